@@ -1,0 +1,1 @@
+"""Measuring spaces and concept models."""

@@ -1,0 +1,63 @@
+"""Writing files so that a reader sees the old one or the new one, never half of either."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lcm_cli.errors import LcmError, NotFoundError, UsageError
+
+
+@contextmanager
+def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`.
+
+    Raises UsageError if `path` exists and `force` is false, NotFoundError if its folder does not
+    exist, LcmError if the disk is full. On any error `path` stays as it was.
+    """
+    if not path.parent.is_dir():
+        raise NotFoundError(f"no such folder: {path.parent}", f"create it: mkdir -p {path.parent}")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already", "choose another name, or add --force")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        # mkstemp makes private files; give the result the permissions of any new file.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: Path) -> LcmError:
+    """Put a failed write into words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LcmError(f"no space left while writing {path}", "free some space and run it again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UsageError(f"cannot write {path}: {error.strerror}", "choose another folder")
+    return LcmError(f"cannot write {path}: {error.strerror or error}")
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

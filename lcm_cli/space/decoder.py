@@ -1,0 +1,152 @@
+"""SONAR's text decoder: a concept to the logits of a sentence in any language, in plain torch.
+
+Equal to sonar-space's decoder. Its cross-attention sees exactly one vector, the concept, so its
+softmax is over one entry and every position receives output_proj(v_proj(concept)): that is computed
+once a sentence, and the attention's q, k and norm weights, which cannot matter, are left out.
+
+Shapes: R rows (one sentence in one language), T tokens of a packed batch, P past positions,
+M model dim, D concept dim, H heads, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lcm_cli.space.layers import Embedding, FeedForward, SelfAttention, Stack, positions
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shapes of a text decoder; `max_length` counts tokens, start and language token included."""
+
+    layers: int
+    model_dim: int
+    heads: int
+    ffn_dim: int
+    vocabulary: int
+    concept_dim: int
+    max_length: int = 512
+
+
+class Cache:
+    """Keys and values of the tokens so far, one buffer a layer, grown as needed."""
+
+    GROWTH = 32
+
+    def __init__(self, layers: int) -> None:
+        self.length = 0
+        self._kv: list[Tensor | None] = [None] * layers
+
+    def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
+        """Add one position to a layer; returns its keys and values (R, H, P + 1, d)."""
+        new = torch.stack([k_RHd, v_RHd])
+        kv = self._kv[layer]
+        if kv is None or kv.shape[3] == self.length:
+            room = new.new_empty(*new.shape[:3], self.length + self.GROWTH, new.shape[3])
+            if kv is not None:
+                room[:, :, :, : self.length] = kv
+            self._kv[layer] = kv = room
+        kv[:, :, :, self.length] = new
+        k, v = kv[:, :, :, : self.length + 1]
+        return k, v
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep `rows` (R',) in that order, with repeats where a beam has branched."""
+        for layer, kv in enumerate(self._kv):
+            if kv is not None:
+                self._kv[layer] = kv.index_select(1, rows)
+
+
+class CrossAttention(nn.Module):
+    """Attention to a single vector: two linear maps."""
+
+    def __init__(self, dim: int, concept_dim: int) -> None:
+        super().__init__()
+        self.v_proj = nn.Linear(concept_dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+
+    def forward(self, concepts_RD: Tensor) -> Tensor:
+        """Return what every position of a row receives, (R, M)."""
+        return self.output_proj(self.v_proj(concepts_RD))
+
+
+class DecoderLayer(nn.Module):
+    """One pre-norm Transformer decoder layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(config.model_dim)
+        self.self_attn = SelfAttention(config.model_dim, config.heads)
+        self.encoder_decoder_attn = CrossAttention(config.model_dim, config.concept_dim)
+        self.ffn_layer_norm = nn.LayerNorm(config.model_dim)
+        self.ffn = FeedForward(config.model_dim, config.ffn_dim)
+
+    def forward(self, x_TM: Tensor, lengths: Sequence[int], cross_TM: Tensor) -> Tensor:
+        """Map packed tokens (T, M) to (T, M)."""
+        x_TM = x_TM + self.self_attn(self.self_attn_layer_norm(x_TM), lengths, causal=True)
+        x_TM = x_TM + cross_TM
+        return x_TM + self.ffn(self.ffn_layer_norm(x_TM))
+
+    def step(self, x_RM: Tensor, cross_RM: Tensor, cache: Cache, index: int) -> Tensor:
+        """Map the newest token of each row, (R, M) to (R, M)."""
+        attention = self.self_attn
+        y_RM = self.self_attn_layer_norm(x_RM)
+        shape = (len(y_RM), attention.heads, -1)
+        q, k, v = (
+            p(y_RM).view(shape) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        k, v = cache.append(index, k, v)
+        y_RHd = F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2)
+        x_RM = x_RM + attention.output_proj(y_RHd.reshape(len(y_RM), -1)) + cross_RM
+        return x_RM + self.ffn(self.ffn_layer_norm(x_RM))
+
+
+class TextDecoder(nn.Module):
+    """Concepts to token logits."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder_frontend = Embedding(config.vocabulary, config.model_dim, config.max_length)
+        layers = (DecoderLayer(config) for _ in range(config.layers))
+        self.decoder = Stack(layers, norm_dim=config.model_dim)
+        self.output: nn.Module | None = None
+
+    def cross(self, concepts_RD: Tensor) -> list[Tensor]:
+        """Return each layer's folded cross-attention, (R, M) a layer."""
+        return [layer.encoder_decoder_attn(concepts_RD) for layer in self._layers()]
+
+    def forward(self, concepts_RD: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Return the last hidden state of each token, packed (T, M), under teacher forcing.
+
+        `rows` are the input ids of each concept's sentence; sort them by length for speed.
+        """
+        device = concepts_RD.device
+        lengths = [len(row) for row in rows]
+        ids_T = torch.tensor([token for row in rows for token in row], device=device)
+        owner_T = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)).to(device)
+        x_TM = self.decoder_frontend(ids_T, positions(lengths, device))
+        for layer, cross_RM in zip(self._layers(), self.cross(concepts_RD), strict=True):
+            x_TM = layer(x_TM, lengths, cross_RM[owner_T])
+        return self.decoder.layer_norm(x_TM)
+
+    def step(self, ids_R: Tensor, cross: Sequence[Tensor], cache: Cache) -> Tensor:
+        """Feed one token to each row; returns the logits of the next one, (R, V)."""
+        x_RM = self.decoder_frontend(ids_R, torch.full_like(ids_R, cache.length))
+        for index, (layer, cross_RM) in enumerate(zip(self._layers(), cross, strict=True)):
+            x_RM = layer.step(x_RM, cross_RM, cache, index)
+        cache.length += 1
+        return self.project(self.decoder.layer_norm(x_RM))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V): `output` if a faster one was set, else the embedding."""
+        if self.output is not None:
+            return self.output(hidden)
+        return F.linear(hidden, self.decoder_frontend.embed.weight)
+
+    def _layers(self) -> list[DecoderLayer]:
+        return cast(list[DecoderLayer], list(self.decoder.layers))

@@ -1,0 +1,83 @@
+"""Faster matrix products for inference on the CPU: packed float32, and dynamic int8.
+
+Both replace the linear maps of a loaded network. Packing pays for the decoder, whose products have
+few rows and where BLAS would repack the weights at every call; the encoder's many rows hardly gain,
+and unpacked its weights stay memory-mapped.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lcm_cli.errors import UsageError
+from lcm_cli.space.decoder import TextDecoder
+
+Network = TypeVar("Network", bound=nn.Module)
+MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
+
+
+class PackedLinear(nn.Module):
+    """A linear map whose weight lies in the layout that oneDNN computes with."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (R, in) to (R, out)."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
+
+
+class Int8Linear(nn.Module):
+    """A linear map with int8 weights (one scale a row); inputs are quantised as they come."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(quantized, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (R, in) to (R, out), float32."""
+        y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed)
+        return y
+
+
+def pack(network: Network) -> Network:
+    """Pack the linear maps of a float32 network on the CPU; others are returned as they are."""
+    weight = next(network.parameters())
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _can_pack():
+        return network
+    return _replace(network, PackedLinear)
+
+
+def quantize(network: Network) -> Network:
+    """Turn the linear maps of a float32 network on the CPU into int8 ones.
+
+    Raises UsageError where this build of torch has no int8 kernels.
+    """
+    if torch.backends.quantized.engine == "none":
+        raise UsageError("this build of torch has no int8 kernels", "use --precision float32")
+    return _replace(network, Int8Linear)
+
+
+def _can_pack() -> bool:
+    # Both operators serve torch.compile; they are not documented, so do without if they go.
+    ops = torch.ops.mkldnn
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(ops, name) for name in names)
+
+
+def _replace(network: Network, make: MakeLinear) -> Network:
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, make(child.weight, child.bias))
+    if isinstance(network, TextDecoder):
+        network.output = make(network.decoder_frontend.embed.weight, None)
+    return network

@@ -1,0 +1,49 @@
+"""SONAR's tokenizer: a sentencepiece model plus one token for each language.
+
+Ids: 0 <pad>, 1 <unk>, 2 <s>, 3 </s>, then the pieces (sentencepiece id + 1, for the <pad> that its
+model lacks), the languages in the order of the space's card, and three mining tags.
+A source is [lang] x </s>; a target is </s> [lang] x </s>.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lcm_cli.errors import IntegrityError
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+_TAGS = 3  # <MINED_DATA>, <MMT_BT_DATA>, <SMT_BT_DATA>: only training of NLLB used them
+
+
+class Tokenizer:
+    """Text to token ids and back, for the languages of one space."""
+
+    def __init__(self, path: Path, languages: Sequence[str]) -> None:
+        """Load the sentencepiece model at `path`. Raises IntegrityError if it is not one."""
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self._pieces = SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise IntegrityError(f"{path} is not a sentencepiece model: {error}") from error
+        self.first_language = self._pieces.get_piece_size() + 1
+        self._languages = {code: self.first_language + i for i, code in enumerate(languages)}
+        self.vocabulary = self.first_language + len(languages) + _TAGS
+
+    def knows(self, code: str) -> bool:
+        """Return whether `code` is one of the languages."""
+        return code in self._languages
+
+    def language(self, code: str) -> int:
+        """Return the id of a language's token."""
+        return self._languages[code]
+
+    def encode(self, texts: Sequence[str], lang: str) -> list[list[int]]:
+        """Return the source ids of each text: [lang] x </s>."""
+        prefix = self.language(lang)
+        rows = self._pieces.encode(list(texts))
+        return [[prefix, *(piece + 1 for piece in row), EOS] for row in rows]
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each row of ids; control and language tokens say nothing."""
+        kept = [[i - 1 for i in row if i == UNK or EOS < i < self.first_language] for row in rows]
+        return list(self._pieces.decode(kept))

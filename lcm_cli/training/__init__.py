@@ -1,0 +1,1 @@
+"""Training spaces and concept models."""

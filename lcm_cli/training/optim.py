@@ -1,0 +1,99 @@
+"""Optimizer and learning-rate schedule: Muon for matrices, AdamW for the rest."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lcm_cli.training.recipe import SpaceTraining
+
+# Quintic Newton-Schulz coefficients of Muon (Jordan et al. 2024): fast rather than exact.
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
+    """Return the nearest semi-orthogonal matrices to `update` (N, rows, columns), about.
+
+    `update` may be bfloat16 (the usual choice) where the hardware has it; on CPUs without those
+    instructions float32 is up to ten times faster.
+    """
+    a, b, c = _NEWTON_SCHULZ
+    tall = update.shape[1] > update.shape[2]
+    x = update.transpose(1, 2) if tall else update
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.transpose(1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.transpose(1, 2) if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz, for the weight matrices of hidden layers.
+
+    The step is scaled to AdamW's usual size, 0.2 sqrt(max(rows, columns)) (Liu et al. 2025), so
+    that one learning rate serves both. Matrices of one shape are orthogonalised together.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, params in shapes.items():
+                stacked = torch.stack([self._momentum(p, group) for p in params])
+                updates = orthogonalize(stacked.to(self.dtype))
+                scale = -group["lr"] * 0.2 * max(shape) ** 0.5
+                for p, update in zip(params, updates, strict=True):
+                    p.add_(update, alpha=scale)
+
+    def _momentum(self, p: nn.Parameter, group: dict[str, float]) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        assert p.grad is not None
+        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+        return p.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
+
+
+def split_parameters(
+    modules: Iterable[nn.Module],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return (matrices of linear layers, everything else), each parameter once."""
+    linear = {id(m.weight) for net in modules for m in net.modules() if isinstance(m, nn.Linear)}
+    unique = {id(p): p for net in modules for p in net.parameters()}
+    matrices = [p for key, p in unique.items() if key in linear]
+    return matrices, [p for key, p in unique.items() if key not in linear]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float) -> float:
+    """Warm up linearly, hold, then fall linearly to 0 over the last `decay` share of the steps."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    fall = max(1, int(steps * decay))
+    return peak * min(1.0, (steps - step) / fall)
+
+
+def make_optimizers(
+    matrices: list[nn.Parameter], others: list[nn.Parameter], options: SpaceTraining
+) -> list[torch.optim.Optimizer]:
+    """Return Muon for `matrices` and AdamW for `others`, or AdamW for all, as the recipe says."""
+
+    def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)
+
+    if options.optimizer == "adamw":
+        return [adamw(matrices + others)]
+    return [Muon(matrices, lr=0.0, dtype=getattr(torch, options.precision)), adamw(others)]
