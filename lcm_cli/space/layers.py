@@ -83,13 +83,11 @@ class FeedForward(nn.Module):
 class Embedding(nn.Module):
     """Token embedding scaled by sqrt(M), plus sinusoidal positions."""
 
-    table: Tensor
-
     def __init__(self, vocabulary: int, dim: int, max_length: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, dim)
         self.max_length = max_length
-        self.register_buffer("table", torch.empty(0), persistent=False)
+        self._table: Tensor | None = None
 
     def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """Embed token ids (T,) at positions (T,) as (T, M)."""
@@ -97,11 +95,11 @@ class Embedding(nn.Module):
         return (x.float() + self._sinusoids()[positions_T]).to(x.dtype)
 
     def _sinusoids(self) -> Tensor:
-        # Built on first use: models are created on the meta device, where a table has no content.
-        if self.table.numel() == 0:
-            weight = self.embed.weight
-            self.table = sinusoids(self.max_length, weight.shape[1], weight.device)
-        return self.table
+        # Built on first use: networks are created on the meta device, where it has no content.
+        weight = self.embed.weight
+        if self._table is None or self._table.device != weight.device:
+            self._table = sinusoids(self.max_length, weight.shape[1], weight.device)
+        return self._table
 
 
 class Stack(nn.Module):

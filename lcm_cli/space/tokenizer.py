@@ -38,12 +38,22 @@ class Tokenizer:
         return self._languages[code]
 
     def encode(self, texts: Sequence[str], lang: str) -> list[list[int]]:
-        """Return the source ids of each text: [lang] x </s>."""
+        """Return the source ids of each text: [lang] x </s>.
+
+        Raises IntegrityError for half of a surrogate pair.
+        """
         prefix = self.language(lang)
-        rows = self._pieces.encode(list(texts))
+        try:
+            rows = self._pieces.encode(list(texts))
+        except (TypeError, UnicodeEncodeError) as error:  # by its version
+            raise IntegrityError(f"not Unicode text: {_first_bad(texts)!r}") from error
         return [[prefix, *(piece + 1 for piece in row), EOS] for row in rows]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the text of each row of ids; control and language tokens say nothing."""
         kept = [[i - 1 for i in row if i == UNK or EOS < i < self.first_language] for row in rows]
         return list(self._pieces.decode(kept))
+
+
+def _first_bad(texts: Sequence[str]) -> str:
+    return next(text for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text))

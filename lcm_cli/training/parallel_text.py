@@ -39,7 +39,7 @@ def read_translations(paths: Sequence[Path]) -> Iterator[Translations]:
 def _open(path: Path) -> TextIO:
     openers = {".gz": gzip.open, ".xz": lzma.open}
     opener = openers.get(path.suffix, open)
-    return opener(path, "rt", encoding="utf-8")  # type: ignore[operator, no-any-return]
+    return opener(path, "rt", encoding="utf-8")  # type: ignore[operator]
 
 
 def _parse(line: str, where: str) -> Translations:

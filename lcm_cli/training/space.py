@@ -158,7 +158,7 @@ class SpaceTrainer:
         weight = self.decoder.decoder_frontend.embed.weight
         if torch.is_autocast_enabled(device.type):
             hidden_TM, weight = hidden_TM.bfloat16(), weight.bfloat16()
-        loss: Tensor = _TiedCrossEntropy.apply(hidden_TM[kept], weight, wanted_T[kept])
+        loss: Tensor = _TiedCrossEntropy.apply(hidden_TM[kept], weight, wanted_T[kept])  # type: ignore[no-untyped-call]
         return loss / len(kept)
 
     def _batch(self) -> list[Item]:
@@ -315,6 +315,7 @@ def train_tokenizer(path: Path, lines: Iterable[Translations], vocabulary: int) 
             model_writer=model,
             vocab_size=vocabulary,
             character_coverage=0.9999,
+            hard_vocab_limit=False,  # little text has fewer pieces
             byte_fallback=True,  # any text can be encoded, in bytes if need be
             unk_id=0,
             bos_id=1,

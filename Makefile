@@ -1,0 +1,42 @@
+# Every target sets up .venv by itself, once; after that it installs again only when
+# pyproject.toml has changed. All it needs is make and Python 3.11 or newer:
+# `make demo PYTHON=python3.12` if python3 is older.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test check bench docs clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: $(READY) ## summarize examples/*.txt into three languages, offline
+	$(BIN)/lcm summarize examples/*.txt --to French --to German --to Spanish --offline
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(READY) ## measure the space against sonar-space
+	$(BIN)/python benchmarks/space.py
+
+docs: $(READY) ## write the commands' --help into the documentation
+	$(BIN)/python docs/update_help.py
+
+clean: ## remove caches and build products (.venv stays)
+	rm -rf build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "lcm needs Python 3.11 or newer, and this is: $$($(PYTHON) --version 2>&1)"; \
+	  echo "if you have a newer one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Setting up .venv: several GB for PyTorch, some minutes, this once."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

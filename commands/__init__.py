@@ -1,0 +1,1 @@
+"""The subcommands of lcm, one module each; installed as lcm_cli.commands."""

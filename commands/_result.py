@@ -1,0 +1,70 @@
+"""What the commands on documents print, to standard output or into a file."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcm_cli import __version__, console
+from lcm_cli.files import atomic_path
+from lcm_cli.languages import language
+from lcm_cli.pipeline import Embedded
+
+if TYPE_CHECKING:
+    from lcm_cli.space import Space
+
+
+class Result:
+    """Where the text or JSON of a command goes."""
+
+    def __init__(self, text: Callable[[str], None], emit: Callable[[Any], None]) -> None:
+        self.text = text
+        self.emit = emit
+        self._begun = False
+
+    def document(self, heading: str, blocks: Mapping[str, Sequence[str]], several: bool) -> None:
+        """Write the lines of a document in each language, by code.
+
+        It gets its heading if there are several documents, and each language its name if there are
+        several languages.
+        """
+        if several:
+            gap = "\n" if self._begun else ""
+            self.text(f"{gap}==> {heading} <==")
+        self._begun = True
+        labels = {code: [f"{language(code).name} ({code}):"] for code in blocks if len(blocks) > 1}
+        parts = [[*labels.get(code, []), *lines] for code, lines in blocks.items()]
+        self.text("\n\n".join("\n".join(part) for part in parts))
+
+
+@contextmanager
+def result(output: str | None, force: bool) -> Iterator[Result]:
+    """Open the output: a file that appears when all is done, or standard output."""
+    if output is None or output == "-":
+        yield Result(console.out, console.emit)
+        return
+    with atomic_path(Path(output), force=force) as temporary, temporary.open("wb") as file:
+
+        def text(line: str) -> None:
+            file.write(f"{line}\n".encode())
+
+        yield Result(text, lambda obj: text(json.dumps(obj, ensure_ascii=False)))
+
+
+def provenance(space: "Space", seed: int | None = None) -> dict[str, Any]:
+    """Return what JSON results say of how they were made; without `seed` no chance was in it."""
+    return {
+        "space": space.name,
+        "fingerprint": space.fingerprint,
+        "device": str(space.device),
+        "precision": space.precision,
+        "seed": seed,
+        "version": __version__,
+    }
+
+
+def truncations(embedded: Embedded) -> list[dict[str, int]]:
+    """Return the sentences over the token limit for JSON, counted from 1."""
+    return [asdict(cut) | {"index": cut.index + 1} for cut in embedded.truncated]

@@ -1,0 +1,133 @@
+"""The road of documents through a command: all that is cheap first, then windows of many."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from lcm_cli import console
+from lcm_cli.documents import Document, check_space, read, read_concepts
+from lcm_cli.errors import LcmError
+from lcm_cli.pipeline import Decoded, Embedded, Prepared, Progress, decode, embed, prepare
+from lcm_cli.segment import MAX_CHARACTERS
+from lcm_cli.windows import stdin_pauses, windows
+
+from ._options import input_paths
+from ._place import Place, Problems
+
+if TYPE_CHECKING:
+    from lcm_cli.space import Space
+
+SENTENCES = 4096  # most that are encoded together
+ROWS = 1024  # most that are decoded together: sentences times languages
+SHOWN = 10  # warnings of one kind
+
+
+class Road:
+    """The documents of one call on their way to concepts; made before anything heavy is loaded.
+
+    `ahead` documents are read at once; `several` tells whether there is more than one. Ends the
+    command if there is none.
+    """
+
+    def __init__(
+        self,
+        inputs: list[str] | None,
+        place: Place,
+        source: str,
+        one_per_line: bool,
+        ahead: int = 1,
+    ) -> None:
+        self.problems = Problems()
+        self._place = place
+        self._lang = place.language(source)
+        self._one_per_line = one_per_line
+        paths = input_paths(inputs)
+        prepared = self._prepare(read(paths, on_error=self.problems))
+        head = list(islice(prepared, ahead))
+        if not head:
+            self.problems.finish(any_done=False)
+        self.several = len(paths) > 1 or len(head) > 1
+        self._prepared = chain(head, prepared)
+        self._live = "-" in paths
+        self._truncated = self._pieces = 0
+
+    def embedded(
+        self, space: "Space", progress: Progress, most: int = SENTENCES
+    ) -> Iterator[list[Embedded]]:
+        """Yield the documents with their concepts, in windows of about `most` sentences."""
+        parts = windows(
+            self._prepared,
+            lambda prepared: len(prepared.document.sentences),
+            most,
+            pausing=stdin_pauses if self._live else None,
+        )
+        for window in parts:
+            done = embed(window, space, progress)
+            self._tell(done)
+            yield done
+
+    def finish(self) -> None:
+        """Tell what was done to long sentences, and end with exit code 1 if there were problems."""
+        if self._pieces:
+            what = f"sentences over {MAX_CHARACTERS} characters"
+            console.warn(f"{what} were cut into pieces, {self._pieces} in all")
+        if self._truncated > SHOWN:
+            console.warn(f"{self._truncated} sentences in all were over the token limit")
+        self.problems.finish()
+
+    def _prepare(self, documents: Iterator[Document]) -> Iterator[Prepared]:
+        languages, where = self._place.languages, self._place.name
+        for document in documents:
+            try:
+                yield prepare(document, languages, where, self._lang, self._one_per_line)
+            except LcmError as error:
+                self.problems(error)
+
+    def _tell(self, window: Sequence[Embedded]) -> None:
+        for each in window:
+            self._pieces += len(each.split)
+            for cut in each.truncated:
+                self._truncated += 1
+                if self._truncated <= SHOWN:
+                    what = (
+                        f"{each.document.label}: sentence {cut.index + 1} has {cut.tokens} tokens"
+                    )
+                    console.warn(f"{what}, and only the first {cut.limit} count")
+
+
+class ConceptRoad:
+    """The concepts of one call on their way to text. See `Road`."""
+
+    def __init__(self, inputs: list[str] | None, ahead: int = 1) -> None:
+        self.problems = Problems()
+        paths = input_paths(inputs)
+        try:
+            self._info, documents = read_concepts(paths, on_error=self.problems)
+        except LcmError:
+            self.problems.finish(any_done=False)  # it was said already why there are none
+            raise
+        head = list(islice(documents, ahead))
+        self.several = len(paths) > 1 or len(head) > 1
+        self._documents = chain(head, documents)
+        self._live = "-" in paths
+
+    def decoded(
+        self, space: "Space", to: Sequence[str], search: Mapping[str, Any], progress: Progress
+    ) -> Iterator[Decoded]:
+        """Yield the documents with their texts; `search` holds fields of DecodeOptions."""
+        from lcm_cli.space import DecodeOptions
+
+        options = DecodeOptions(**search)
+        check_space(self._info, space)
+        parts = windows(
+            self._documents,
+            lambda document: len(to) * _size(document),
+            ROWS,
+            pausing=stdin_pauses if self._live else None,
+        )
+        for window in parts:
+            yield from decode(window, to, space, options, progress)
+
+
+def _size(document: Document) -> int:
+    return 0 if document.concepts is None else len(document.concepts)

@@ -1,0 +1,109 @@
+"""lcm embed: documents to concepts, in a file or a pipe."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lcm_cli import console
+from lcm_cli.errors import UsageError
+
+from . import _options as options
+
+if TYPE_CHECKING:
+    from lcm_cli.documents import Document, SpaceInfo
+
+EPILOG = """\
+lcm embed story.txt -o story.safetensors
+
+lcm embed corpus.jsonl texts/ -o corpus/ --from auto
+
+lcm embed story.txt -o - | lcm decode - --to nld
+
+lcm embed story.txt --json | jq '.concepts | length'
+"""
+Dtype = Literal["float16", "float32"]
+
+
+def main(
+    inputs: options.Inputs = None,
+    source: options.From = "auto",
+    output: options.Output = None,
+    json: options.Json = False,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Number format of the concepts on disk.")
+    ] = "float16",
+    force: options.Force = False,
+    one_per_line: options.OnePerLine = False,
+    space: options.Space = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    batch_tokens: options.BatchTokens = None,
+) -> None:
+    """Turn documents into concepts, one vector a sentence.
+
+    The name after -o chooses the format: .parquet, .arrow, .jsonl, .safetensors (one document), a
+    folder (shards of Parquet), or - for a pipe (Arrow IPC stream).
+    """
+    from lcm_cli.pipeline import space_info
+
+    from ._place import Place
+    from ._road import Road
+
+    target = None if json and output in (None, "-") else output
+    _check(target, json, force)
+    place = Place(space)
+    road = Road(inputs, place, source, one_per_line)
+    loaded = place.load(device, precision, batch_tokens)
+    documents = sentences = 0
+    start = time.perf_counter()
+    with (
+        _writer(target, space_info(loaded), dtype, force) as write,
+        console.progress("embedding (sentences)") as advance,
+    ):
+        for window in road.embedded(loaded, advance):
+            for each in window:
+                write(each.document)
+                documents += 1
+                sentences += len(each.document.sentences)
+    seconds = time.perf_counter() - start
+    console.info(
+        f"embedded {sentences} sentences of {documents} documents in {seconds:.1f} s"
+        f" ({sentences / seconds:.1f} sentences/s)"
+    )
+    road.finish()
+
+
+def _check(target: str | None, json: bool, force: bool) -> None:
+    from lcm_cli.documents import check_target
+
+    if target is None and not json:
+        raise UsageError("no place for the concepts", "name a file: -o FILE, or add --json")
+    if json and target is not None and not target.endswith(".jsonl"):
+        raise UsageError(f"--json does not fit {target}", "name a file that ends in .jsonl")
+    if target == "-":
+        console.out_bytes(())  # a terminal is refused before any work
+    elif target is not None:
+        check_target(target, force=force)
+
+
+@contextmanager
+def _writer(
+    target: str | None, info: "SpaceInfo", dtype: Dtype, force: bool
+) -> Iterator[Callable[["Document"], None]]:
+    """Yield what takes the documents with their concepts; no target means JSON Lines to stdout."""
+    from lcm_cli.documents import open_writer, to_json
+
+    if target is None:
+        yield lambda document: console.emit(to_json(_as_written(document, info, dtype)))
+        return
+    with open_writer(target, info, dtype=dtype, force=force) as writer:
+        yield writer.write
+
+
+def _as_written(document: "Document", info: "SpaceInfo", dtype: Dtype) -> "Document":
+    assert document.concepts is not None
+    return replace(document, concepts=document.concepts.astype(dtype), space=info)

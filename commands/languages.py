@@ -1,0 +1,61 @@
+"""lcm languages: which languages there are, what they are called, and which spaces have them."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lcm_cli import console
+
+from ._options import Json
+
+if TYPE_CHECKING:
+    from lcm_cli.languages import Language
+
+EPILOG = """\
+lcm languages
+lcm languages kurdish
+lcm languages Devanagari
+lcm languages --json > languages.jsonl
+"""
+
+
+def main(
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="Part of a name or code.", show_default=False)
+    ] = "",
+    json: Json = False,
+) -> None:
+    """List the languages: codes, names, script, and the spaces that have them.
+
+    Wherever a language is asked for, any of its names will do: fr, fra, fra_Latn, French,
+    français, fr-CA.
+    """
+    from lcm_cli.languages import find, search, spaces_with
+
+    # What is no part of any name is no name either: `find` says so, with what comes near it.
+    for_each = [(one, spaces_with(one.code)) for one in search(query) or [find(query)]]
+    if json:
+        for one, spaces in for_each:
+            console.emit(_facts(one) | {"spaces": spaces})
+        return
+    columns = ("code", "name", "own name", "script", "ISO 639", "spaces")
+    console.table("", columns, [_row(one, spaces) for one, spaces in for_each])
+
+
+def _facts(one: "Language") -> dict[str, str]:
+    return {
+        "code": one.code,
+        "name": one.name,
+        "autonym": one.autonym,
+        "script": one.script,
+        "script_name": one.script_name,
+        "iso639_3": one.iso639_3,
+        "iso639_1": one.iso639_1,
+    }
+
+
+def _row(one: "Language", spaces: list[str]) -> tuple[str, ...]:
+    codes = " ".join(filter(None, (one.iso639_3, one.iso639_1)))
+    # A table has no room for the variants of a space (sonar-robust), and they have what it has.
+    main = [name for name in spaces if not any(name.startswith(f"{other}-") for other in spaces)]
+    return one.code, one.name, one.autonym, one.script_name, codes, " ".join(main)

@@ -1,0 +1,79 @@
+"""lcm translate: every sentence to a concept, and on into other languages."""
+
+from typing import TYPE_CHECKING, Any
+
+from lcm_cli import console
+
+from . import _options as options
+
+if TYPE_CHECKING:
+    from lcm_cli.pipeline import Decoded, Embedded
+    from lcm_cli.space import Space
+
+EPILOG = """\
+echo "The cat sleeps." | lcm translate - --to fr
+
+lcm translate letter.txt --to German --to es -o letters.txt
+
+lcm translate lines.txt --one-per-line --from fra --to eng
+"""
+
+
+def main(
+    inputs: options.Inputs = None,
+    to: options.To = None,
+    source: options.From = "auto",
+    json: options.Json = False,
+    output: options.Output = None,
+    force: options.Force = False,
+    one_per_line: options.OnePerLine = False,
+    space: options.Space = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    batch_tokens: options.BatchTokens = None,
+) -> None:
+    """Translate documents, sentence by sentence, through concepts."""
+    from lcm_cli.pipeline import decode
+
+    from ._place import Place
+    from ._result import result
+    from ._road import ROWS, Road
+
+    with result(output, force) as out:
+        place = Place(space)
+        codes = place.targets(to)
+        road = Road(inputs, place, source, one_per_line, ahead=1 if json else 2)
+        loaded = place.load(device, precision, batch_tokens)
+        with console.progress("translating (sentences)") as advance:
+            for window in road.embedded(loaded, lambda n: None, max(1, ROWS // len(codes))):
+                documents = [each.document for each in window]
+                texts = decode(documents, codes, loaded, progress=advance)
+                for each, decoded in zip(window, texts, strict=True):
+                    if json:
+                        out.emit(_record(each, decoded, one_per_line, loaded))
+                    else:
+                        blocks = {code: [decoded.text(code, one_per_line)] for code in codes}
+                        out.document(each.document.label, blocks, road.several)
+    road.finish()
+
+
+def _record(
+    each: "Embedded", decoded: "Decoded", one_per_line: bool, space: "Space"
+) -> dict[str, Any]:
+    from ._result import provenance, truncations
+
+    return {
+        "id": each.document.id,
+        "lang": each.document.lang,
+        "sentences": [
+            {
+                "index": i + 1,
+                "text": text,
+                "texts": {code: texts[i][0].text for code, texts in decoded.texts.items()},
+            }
+            for i, text in enumerate(each.document.sentences)
+        ],
+        "translations": {code: decoded.text(code, one_per_line) for code in decoded.texts},
+        "truncated": truncations(each),
+        **provenance(space),
+    }

@@ -1,0 +1,130 @@
+"""The program `lcm`: finds the commands by name, and turns what goes wrong into words.
+
+The commands' modules are imported when they are needed: all of them for the list in `lcm --help`
+and for shell completion, else only the one that was called.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from lcm_cli import __version__, console
+from lcm_cli.errors import LcmError, NotFoundError, UsageError
+
+COMMANDS = (  # in the order of the help
+    "summarize",
+    "translate",
+    "embed",
+    "decode",
+    "inspect",
+    "train",
+    "languages",
+    "pull",
+    "doctor",
+)
+INTERRUPTED = 130  # what a shell reports for a program stopped by Ctrl-C
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `lcm` with `args`, else with those of the process, and return its exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    console.use_utf8()
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        known = _explained(error)
+        if os.environ.get("LCM_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
+        console.show_error(known)
+        return known.exit_code
+
+
+def _run(args: list[str]) -> int:
+    called = args[:1] if args[:1] and args[0] in COMMANDS else COMMANDS
+    app = _build(called)
+    # Not standalone: errors come to us, and what comes back is the code of a typer.Exit or None.
+    return app(args, prog_name="lcm", standalone_mode=False, obj=COMMANDS) or 0
+
+
+def _build(names: Iterable[str]) -> typer.Typer:
+    app = typer.Typer(
+        name="lcm",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    # Not imported in the usual way: the core knows its commands by name only.
+    with_common = import_module("lcm_cli.commands._options").with_common
+    for name in names:
+        module = import_module(f"lcm_cli.commands.{name}")
+        app.command(name, epilog=_examples(module.EPILOG))(with_common(module.main))
+    return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.out(f"lcm {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            *("-V", "--version"), is_eager=True, callback=_show_version, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Language modelling in concept space: a sentence is a vector, a text a path of them.
+
+    Summarize, translate and embed text in many languages, and train the models that do it.
+    """
+    if ctx.invoked_subcommand is None:
+        if not sys.stdout.isatty():
+            raise UsageError("no command given", "see the commands: lcm --help")
+        console.out(ctx.get_help())
+
+
+def _examples(epilog: str) -> str:
+    """Put the lines of a command's examples under a heading; the mark keeps them as they are."""
+    lines = (f"  {line}" for line in epilog.splitlines() if line.strip())
+    return "\n".join(["\b", "Examples:", *lines])
+
+
+def _explained(error: Exception) -> LcmError:
+    """Put any error into words."""
+    if isinstance(error, LcmError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return _usage(error)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return NotFoundError(f"no such file: {os.fsdecode(error.filename)}")
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return LcmError(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    if isinstance(error, typer.Abort):
+        return LcmError("aborted")
+    summary = f"unexpected {type(error).__name__}: {error}".strip(": \n").replace("\n", " ")
+    return LcmError(f"{summary}, run again with LCM_DEBUG=1 for the traceback")
+
+
+def _usage(error: typer.TyperException) -> LcmError:
+    """Make a parser's complaint one of ours; it says which file or variable a bad value is from."""
+    ctx: Any = getattr(error, "ctx", None)
+    param: Any = getattr(error, "param", None)
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = message[:1].lower() + message[1:]
+    if ctx is not None and param is not None:
+        source = getattr(ctx.get_parameter_source(param.name), "name", "")
+        if source == "DEFAULT_MAP":
+            message = f"{ctx.meta.get('lcm.config')}: {message}"
+    hint = f"see the options: {ctx.command_path} --help" if ctx is not None else ""
+    return UsageError(message, hint)

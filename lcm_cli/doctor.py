@@ -1,0 +1,168 @@
+"""What lcm finds on this machine: versions, devices, places, checkpoints, and what is broken.
+
+torch and sonar-space are tried in processes of their own: a broken one may crash, or take forever.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lcm_cli import __version__, settings
+from lcm_cli.errors import LcmError, NotFoundError
+from lcm_cli.paths import cache_dir
+
+NEEDED = (
+    *("torch", "numpy", "safetensors", "sentencepiece", "huggingface-hub", "pyarrow"),
+    *("pydantic", "typer", "rich"),
+)
+OPTIONAL = ("sonar-space", "fairseq2")
+TIMEOUT = 120.0  # seconds for one import; a cold disk needs most of a minute
+
+Report = dict[str, Any]
+
+
+def examine() -> Report:
+    """Look at everything; `problems` in the report lists what keeps lcm from working."""
+    with ThreadPoolExecutor() as pool:
+        devices = pool.submit(_in_process, "devices")
+        sonar = pool.submit(_in_process, "try_sonar")
+    versions = {name: _version(name) for name in NEEDED + OPTIONAL}
+    caches = [_cache(what, path) for what, path in _cache_places().items()]
+    spaces, broken_spaces = _checkpoints()
+    problems = [f"{name} is not installed" for name in NEEDED if versions[name] is None]
+    if "error" in devices.result():
+        problems.append(f"torch cannot be imported: {devices.result()['error']}")
+    problems += [f"cannot write to {cache['path']}" for cache in caches if not cache["writable"]]
+    config = settings.find()
+    return {
+        "lcm": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+        "memory": _memory(),
+        "devices": devices.result().get("devices", []),
+        "caches": caches,
+        "offline": _offline(),
+        "config": str(config) if config else None,
+        "checkpoints": spaces,
+        "sonar_space": {"works": "error" not in sonar.result(), **sonar.result()},
+        "problems": problems + broken_spaces,
+    }
+
+
+def devices() -> Report:
+    """List what torch can compute on. Memory is in bytes."""
+    import torch
+
+    found: list[Report] = [{"device": "cpu", "threads": torch.get_num_threads()}]
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        memory = {"memory": facts.total_memory, "free": torch.cuda.mem_get_info(number)[0]}
+        found.append({"device": f"cuda:{number}", "name": facts.name, **memory})
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": "Apple GPU"})
+    return {"devices": found}
+
+
+def try_sonar() -> Report:
+    """Import sonar-space; {"error": why} if that cannot be done."""
+    if _version("sonar-space") is None:
+        return {"error": "not installed"}
+    from lcm_cli.space.official import import_sonar
+
+    try:
+        import_sonar()
+    except LcmError as error:
+        return {"error": error.message}
+    return {}
+
+
+def _in_process(function: str) -> Mapping[str, Any]:
+    """Run a function of this module in a new Python; {"error": why} if it does not come back."""
+    code = f"import json; from lcm_cli import doctor; print(json.dumps(doctor.{function}()))"
+    here = Path(__file__).resolve().parent.parent  # a checkout need not be installed
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no end after {TIMEOUT:.0f} s"}
+    if done.returncode < 0:
+        return {"error": f"it crashed with signal {-done.returncode}"}
+    if done.returncode:
+        return {"error": _last_line(done.stderr)}
+    result: Mapping[str, Any] = json.loads(_last_line(done.stdout))
+    return result
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no output"])[-1]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> Mapping[str, int | None]:
+    """Return the machine's memory in bytes, None where the system does not tell."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total: int | None = page * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        total = None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        known = dict(line.split(":") for line in lines)
+        available: int | None = int(known["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        available = None
+    return {"total": total, "available": available}
+
+
+def _cache_places() -> Mapping[str, Path]:
+    from lcm_cli.snapshot import hub_cache
+
+    return {"lcm": cache_dir(), "hub": hub_cache()}
+
+
+def _cache(what: str, path: Path) -> Report:
+    """Describe a folder that need not exist yet: then its nearest parent decides."""
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK)
+    free = shutil.disk_usage(there).free
+    return {"what": what, "path": str(path), "writable": writable, "free": free}
+
+
+def _checkpoints() -> tuple[Sequence[Report], list[str]]:
+    """Return the checkpoints that lcm knows, and what is wrong with those that are here."""
+    from lcm_cli import hub
+
+    found, problems = [], []
+    for name, card in hub.cards().items():
+        present = False
+        try:
+            hub.locate_space(name)
+            present = True
+        except NotFoundError as error:
+            problems += [f"{name}: {error.message}"] if card.files else []
+        except LcmError as error:
+            problems.append(f"{name}: {error.message}")
+        found.append({"name": name, "kind": card.kind, "licence": card.licence, "present": present})
+    return found, problems
+
+
+def _offline() -> bool:
+    from lcm_cli.download import offline
+
+    return offline()

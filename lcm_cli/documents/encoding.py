@@ -1,0 +1,110 @@
+"""Bytes to text: UTF-8 or an error that says where it ends being that, and what it probably is."""
+
+import codecs
+import re
+import shlex
+
+from lcm_cli.errors import IntegrityError
+
+STDIN = "stdin"  # the name of standard input in messages
+
+_BOMS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_SAMPLE = 1 << 16
+# Signs that make up a good part of any text in their language, and of nothing else.
+_KANA = re.compile(r"[\u3041-\u30fe]")
+_HANGUL = re.compile(r"[\uac00-\ud7a3]")
+_COMMON_HAN = re.compile(r"[的一是了不在有人我他這这\u3001\u3002\uff0c]")
+_CYRILLIC = re.compile(r"[\u0430-\u044f]")  # lower case: KOI8-R and CP1251 swap the cases
+# (name for iconv, Python's codec, sign, share of the non-ASCII characters that it must have)
+_GUESSES = (
+    ("SHIFT_JIS", "cp932", _KANA, 0.25),
+    ("EUC-JP", "euc_jp", _KANA, 0.25),
+    ("EUC-KR", "cp949", _HANGUL, 0.8),
+    ("GB18030", "gb18030", _COMMON_HAN, 0.05),
+    ("BIG5", "big5", _COMMON_HAN, 0.05),
+    ("CP1251", "cp1251", _CYRILLIC, 0.7),
+    ("KOI8-R", "koi8_r", _CYRILLIC, 0.7),
+)
+
+
+def decode(data: bytes, name: str, offset: int = 0, line: int = 0) -> str:
+    """Return `data` as text with `\\n` line ends and no byte order mark.
+
+    `name` is the file's; `offset` is where in it `data` begins, `line` which line it is, if it is
+    one. Raises IntegrityError with the offset of the first byte that is not UTF-8, or of a NUL.
+    """
+    place = f"{name} line {line}" if line else name
+    if not offset:
+        _refuse_wide(data, name)
+    body = data if offset else data.removeprefix(codecs.BOM_UTF8)
+    offset += len(data) - len(body)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data" and error.start >= len(body) - 3:
+            raise IntegrityError(
+                f"{place} ends at byte {offset + error.start}, in the middle of a UTF-8 character",
+                "the file was cut off: get it again",
+            ) from error
+        encoding = guess(body, error.start)
+        raise _not_utf8(name, place, offset + error.start, encoding) from error
+    if (nul := body.find(b"\0")) >= 0:
+        raise IntegrityError(
+            f"{place} is not text: it has a NUL byte at offset {offset + nul}",
+            "if that byte is a mistake, take it out: tr -d '\\000' < FILE > NEW",
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise IntegrityError if `text` holds a NUL or (from a JSON escape) what no UTF-8 text can."""
+    if bad := re.search(r"[\ud800-\udfff\0]", text):
+        what = "a NUL" if bad[0] == "\0" else f"half of a surrogate pair (\\u{ord(bad[0]):04x})"
+        raise IntegrityError(
+            f"{name}: its text has {what} at character {bad.start()}",
+            "write the file again with a program that escapes whole characters",
+        )
+
+
+def _refuse_wide(data: bytes, name: str) -> None:
+    """Raise if `data` is UTF-16 or UTF-32, which decode as garbage with zeros rather than fail."""
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            raise _not_utf8(name, name, 0, encoding)
+    sample = data[: _SAMPLE & ~1]
+    zeros = [sample[side::2].count(0) / max(1, len(sample) // 2) for side in (0, 1)]
+    # Western text in UTF-16 has a zero in nearly every pair, always on the same side.
+    for side, encoding in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        if zeros[side] > 0.4 and zeros[1 - side] < 0.1:
+            raise _not_utf8(name, name, sample.find(0), encoding)
+
+
+def _not_utf8(name: str, place: str, at: int, encoding: str) -> IntegrityError:
+    file = "" if name == STDIN else f" {shlex.quote(name)} > NEW"
+    return IntegrityError(
+        f"{place} is not UTF-8 at byte {at}; it is probably {encoding}",
+        f"convert it: iconv -f {encoding} -t UTF-8{file}",
+    )
+
+
+def guess(data: bytes, start: int = 0) -> str:
+    """Return the encoding, by its name for iconv, that `data` is most likely in; not UTF-8.
+
+    `start`: where the first byte is that is not ASCII. This is a hint for people, never acted on.
+    """
+    sample = data[max(0, start - _SAMPLE // 2) :][:_SAMPLE]
+    high = sum(byte >= 0x80 for byte in sample)
+    letters = high + sum(chr(byte).isalpha() for byte in sample if byte < 0x80)
+    # Scripts other than Latin write nearly every letter with high bytes.
+    if high > 0.4 * letters:
+        for encoding, codec, sign, share in _GUESSES:
+            text = [c for c in sample.decode(codec, "replace") if ord(c) >= 0x80]
+            if len(sign.findall("".join(text))) > share * len(text):
+                return encoding
+    undefined = {0x81, 0x8D, 0x8F, 0x90, 0x9D}  # in CP1252
+    return "LATIN1" if undefined & set(sample) else "CP1252"

@@ -1,0 +1,110 @@
+"""Which of our formats some bytes are in: content first, the name where content does not tell."""
+
+import re
+from typing import Literal
+
+from lcm_cli.errors import IntegrityError
+
+Kind = Literal["text", "jsonl", "parquet", "arrow", "safetensors"]
+
+HEAD = 4096  # bytes of a file that are looked at
+STREAM_HEAD = 16  # of a stream, whose writer may wait long after its first few bytes
+
+NAMES: dict[Kind, str] = {
+    "text": "text",
+    "jsonl": "JSON Lines",
+    "parquet": "Parquet",
+    "arrow": "Arrow IPC",
+    "safetensors": "safetensors",
+}
+_SUFFIXES: dict[str, Kind] = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+    ".safetensors": "safetensors",
+}
+_UNPACK = "unpack it first: {} FILE"
+_FOREIGN = (
+    (b"%PDF", "a PDF", "take its text out first: pdftotext FILE"),
+    (b"PK\x03\x04", "a zip archive or an office document", "save its text in a .txt file"),
+    (b"\xd0\xcf\x11\xe0", "an office document", "save its text in a .txt file"),
+    (b"{\\rtf", "an RTF document", "save its text in a .txt file"),
+    (b"\x1f\x8b", "packed with gzip", _UNPACK.format("gunzip")),
+    (b"\xfd7zXZ\x00", "packed with xz", _UNPACK.format("unxz")),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd", _UNPACK.format("unzstd")),
+    (b"BZh", "packed with bzip2", _UNPACK.format("bunzip2")),
+    (b"\x93NUMPY", "a NumPy array", "put it into one of the formats of docs/formats.md"),
+    (b"\x89HDF", "an HDF5 file", "put it into one of the formats of docs/formats.md"),
+    (b"SQLite format 3\x00", "an SQLite database", ""),
+    (b"\x89PNG", "a PNG image", ""),
+    (b"\xff\xd8\xff", "a JPEG image", ""),
+    (b"GIF8", "a GIF image", ""),
+    (b"RIFF", "a media file", ""),
+    (b"ID3", "an MP3 file", ""),
+    (b"\x7fELF", "a program", ""),
+)
+# Control characters that no text has; NUL is among them, but UTF-16 is full of NULs.
+_CONTROL = bytes([*range(9), *range(14, 27), *range(28, 32), 127])
+
+
+def sniff(head: bytes, name: str, suffix: str = "") -> Kind:
+    """Return the format of a file or stream that begins with `head`.
+
+    `suffix` is that of its name ("" for a stream). Raises IntegrityError if it is empty, if it is
+    in no format of ours, or if its name promises a binary format that it is not in.
+    """
+    kind = _magic(head)
+    if kind is not None:
+        return kind
+    promised = _SUFFIXES.get(suffix.lower())
+    if not head:
+        raise IntegrityError(f"{name} is empty", "nothing was read: check how it was made")
+    if promised not in (None, "text", "jsonl"):
+        raise IntegrityError(
+            f"{name} is not {NAMES[promised]} data, in spite of its name",
+            "it is damaged, or another kind of file: make it again, or rename it",
+        )
+    _refuse_foreign(head, name)
+    if promised is not None:
+        return promised
+    return "jsonl" if re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"', head) else "text"
+
+
+def is_concept_kind(kind: Kind) -> bool:
+    """Return whether files of this kind are there to hold concepts."""
+    return kind not in ("text", "jsonl")
+
+
+def _magic(head: bytes) -> Kind | None:
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"\xff\xff\xff\xff", b"ARROW1")):
+        return "arrow"
+    # Eight bytes of length, then a JSON object; text there would be a length beyond all bounds.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+        return "safetensors"
+    return None
+
+
+def _refuse_foreign(head: bytes, name: str) -> None:
+    for magic, what, hint in _FOREIGN:
+        if head.startswith(magic):
+            raise IntegrityError(f"{name} is {what}, not a document", hint)
+    controls = len(head) - len(head.translate(None, _CONTROL))
+    if controls > 0.05 * len(head) and not _may_be_utf16(head):
+        raise IntegrityError(f"{name} is binary data, not a document")
+
+
+def _may_be_utf16(head: bytes) -> bool:
+    """Whether to leave it to the text decoder, which says what to do about UTF-16 and UTF-32."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+        return True
+    zeros = sorted(head[side::2].count(0) / max(1, len(head) // 2) for side in (0, 1))
+    return zeros[1] > 0.4 and zeros[0] < 0.1

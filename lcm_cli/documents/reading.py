@@ -1,0 +1,140 @@
+"""Reading documents, whatever they are in, and refusing what would be wrong further on."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import BinaryIO
+
+from lcm_cli.documents.document import Document, SpaceInfo
+from lcm_cli.documents.encoding import check_text
+from lcm_cli.documents.sources import Report, Source, expand, opened
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
+
+
+def read(
+    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: Report | None = None
+) -> Iterator[Document]:
+    """Return the documents in `paths`, for their text: `concepts` is not read.
+
+    `paths` holds files, folders, globs and - (`stdin`); nothing means -. Each document has either
+    `text` or `sentences`. Missing files and foreign ones are found before this returns, the rest
+    as the documents are taken. A problem goes to `on_error`, and reading continues with the next
+    document or file; without `on_error` it is raised (NotFoundError, IntegrityError, UsageError).
+    """
+    report = on_error or _raise
+    sources = list(expand(paths or ["-"], report))
+    return _read(sources, stdin, report)
+
+
+def read_concepts(
+    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: Report | None = None
+) -> tuple[SpaceInfo, Iterator[Document]]:
+    """Return the space of the concepts in `paths`, and the documents, all with concepts.
+
+    Like `read`, and every document has finite concepts (S >= 1, D) of one width and one space, one
+    for each sentence (if it has sentences). Waits for the first document. Raises IntegrityError if
+    there is none, UsageError for text that was not embedded.
+    """
+    from lcm_cli.documents.checks import space_of
+
+    report = on_error or _raise
+    sources = list(expand(paths or ["-"], report))
+    documents = _read_concepts(sources, stdin, report)
+    first = next(documents, None)
+    if first is None or first.concepts is None:
+        names = ", ".join(paths) or "stdin"
+        raise IntegrityError(f"there are no documents with concepts in {names}")
+    return space_of(first), chain([first], documents)
+
+
+def raw(source: Source, concepts: bool, stdin: BinaryIO | None) -> Iterator[Document | LcmError]:
+    """Yield what a source holds as it is, and an error in place of each document that is broken."""
+    with opened(source, stdin) as (file, kind):
+        if kind == "text":
+            from lcm_cli.documents.text import read_text
+
+            yield from read_text(file, source)
+        elif kind == "jsonl":
+            from lcm_cli.documents.text import read_jsonl
+
+            yield from read_jsonl(file, source, concepts)
+        elif kind == "safetensors":
+            from lcm_cli.documents.tensors import read_safetensors
+
+            yield from read_safetensors(file, source, concepts)
+        else:
+            from lcm_cli.documents import tables
+
+            reader = tables.read_parquet if kind == "parquet" else tables.read_arrow
+            yield from reader(file, source, concepts)
+
+
+def _raise(error: LcmError) -> None:
+    raise error
+
+
+def _read(sources: list[Source], stdin: BinaryIO | None, report: Report) -> Iterator[Document]:
+    for document in _all(sources, False, stdin, report):
+        document.concepts = document.space = None
+        try:
+            _check_has_text(document)
+        except LcmError as error:
+            report(error)
+            continue
+        yield document
+
+
+def _read_concepts(
+    sources: list[Source], stdin: BinaryIO | None, report: Report
+) -> Iterator[Document]:
+    from lcm_cli.documents.checks import check_concepts, space_of
+
+    space = None
+    for document in _all(sources, True, stdin, report):
+        try:
+            if document.concepts is None and document.text:
+                raise _not_embedded(document)
+            check_concepts(document, space)
+        except LcmError as error:
+            report(error)
+            continue
+        space = space or space_of(document)
+        yield document
+
+
+def _all(
+    sources: list[Source], concepts: bool, stdin: BinaryIO | None, report: Report
+) -> Iterator[Document]:
+    """Yield the documents of all sources, sending problems to `report`."""
+    for source in sources:
+        empty = True
+        for item in _items(source, concepts, stdin):
+            empty = False
+            if isinstance(item, LcmError):
+                report(item)
+            else:
+                yield item
+        if empty:
+            report(IntegrityError(f"{source.name} has no documents in it"))
+
+
+def _items(source: Source, concepts: bool, stdin: BinaryIO | None) -> Iterator[Document | LcmError]:
+    try:
+        yield from raw(source, concepts, stdin)
+    except LcmError as error:
+        yield error
+
+
+def _check_has_text(document: Document) -> None:
+    if not document.text.strip() and not any(map(str.strip, document.sentences)):
+        raise IntegrityError(
+            f"{document.label} has no text in it",
+            "if it holds concepts, decode them: lcm decode FILE --to LANG",
+        )
+    for text in (document.text, *document.sentences):
+        check_text(text, document.label)
+
+
+def _not_embedded(document: Document) -> UsageError:
+    return UsageError(
+        f"{document.label} is text, not concepts", "embed it first: lcm embed FILE -o NEW.parquet"
+    )

@@ -1,0 +1,198 @@
+"""From what a user names (files, folders, globs, -) to the files and streams to read."""
+
+import glob
+import io
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from lcm_cli.documents.encoding import STDIN
+from lcm_cli.documents.kinds import HEAD, STREAM_HEAD, Kind, sniff
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+
+Report = Callable[[LcmError], None]
+_LISTED = 10  # files named in one message
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file or stream of documents."""
+
+    name: str  # for messages
+    id: str  # of its document, if it has one without an id of its own
+    path: Path | None = None  # None: standard input
+    kind: Kind | None = None  # None: a stream, to be looked at when it is opened
+
+
+def expand(paths: Sequence[str], report: Report) -> Iterator[Source]:
+    """Yield what `paths` stand for: in their order, what is in a folder or glob sorted by name.
+
+    Hidden files in folders are left out. Every file is looked at here, so that what cannot be read
+    is known before anything is loaded or computed; problems go to `report`.
+    """
+    if list(paths).count("-") > 1:
+        raise UsageError("- (standard input) is named twice", "it can be read only once")
+    for path in paths:
+        try:
+            yield from _expand(path, report)
+        except LcmError as error:
+            report(error)
+
+
+@contextmanager
+def opened(source: Source, stdin: BinaryIO | None = None) -> Iterator[tuple[BinaryIO, Kind]]:
+    """Open a source; yields its bytes from the beginning, and the format that they are in."""
+    if source.kind is not None and source.path is not None:
+        with _open(source.path) as file:
+            yield file, source.kind
+        return
+    with ExitStack() as stack:
+        if source.path is None:
+            stream = stdin or sys.stdin.buffer
+        else:
+            stream = stack.enter_context(_open(source.path))
+        head = stream.read(STREAM_HEAD)
+        yield io.BufferedReader(_Rejoined(head, stream)), sniff(head, source.name)
+
+
+class _Rejoined(io.RawIOBase):
+    """A stream with the bytes that were taken from its head put back; never waits to fill up."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self._head = head
+        self._stream = stream
+        self._read = getattr(stream, "read1", stream.read)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._head[: len(buffer)] or self._read(len(buffer))
+        self._head = self._head[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _expand(path: str, report: Report) -> Iterator[Source]:
+    if path == "-":
+        yield Source(STDIN, STDIN)
+    elif os.path.isdir(path):  # noqa: PTH112 (a glob may not be a valid path)
+        yield from _folder(Path(path), report)
+    elif os.path.exists(path):  # noqa: PTH110
+        yield _file(Path(path), Path(path).name)
+    elif glob.has_magic(path):
+        yield from _glob(path, report)
+    else:
+        raise _missing(Path(path))
+
+
+def _file(path: Path, id: str) -> Source:
+    id = os.fsencode(id).decode("utf-8", "replace")  # a name may be any bytes, an id is text
+    if not stat.S_ISREG(path.stat().st_mode):
+        return Source(str(path), id, path)  # a pipe such as <(command): readable only once
+    with _open(path) as file:
+        kind = sniff(file.read(HEAD), str(path), path.suffix)
+    return Source(str(path), id, path, kind)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", f"see: ls -l {path}") from error
+
+
+def _missing(path: Path) -> NotFoundError:
+    from lcm_cli.schema import nearest
+
+    folder = path.parent
+    if not folder.is_dir():
+        return NotFoundError(f"no such file: {path} (there is no folder {folder})")
+    near = nearest(path.name, (entry.name for entry in folder.iterdir()))
+    hint = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else ""
+    return NotFoundError(f"no such file: {path}", hint)
+
+
+def _glob(pattern: str, report: Report) -> Iterator[Source]:
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    files = [Path(name) for name in found if Path(name).is_file()]
+    # With ** a folder's files are matched themselves; a plain * may match data set folders.
+    folders = [] if "**" in pattern else [Path(name) for name in found if Path(name).is_dir()]
+    if not files and not folders:
+        raise NotFoundError(f"no file matches {pattern}")
+    if files:
+        common = os.path.commonpath([path.parent for path in files])
+        ids = {path: path.relative_to(common).as_posix() for path in files}
+        yield from _sources(ids, Path(common), report)
+    for folder in folders:
+        yield from _folder(folder, report)
+
+
+def _folder(folder: Path, report: Report) -> Iterator[Source]:
+    """Yield what is in a folder: the shards of a data set, or every file below it."""
+    files: dict[Path, str] = {}
+    shards: list[Source] = []
+    for path, folders, names in _walk(folder):
+        found = _shards(path)
+        if found is not None:
+            shards += found
+            folders.clear()  # what else lies in a data set is not walked
+            continue
+        files |= {path / name: (path / name).relative_to(folder).as_posix() for name in names}
+    if not files and not shards:
+        raise NotFoundError(f"no documents in the folder {folder}", "hidden files are not read")
+    yield from shards
+    yield from _sources(files, folder, report)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    def fail(error: OSError) -> None:
+        raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for name, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        yield Path(name), folders, sorted(each for each in files if not each.startswith("."))
+
+
+def _shards(folder: Path) -> list[Source] | None:
+    """Return the shards of the data set in `folder`, None if there is none."""
+    from lcm_cli.documents import dataset
+
+    manifest = dataset.read_manifest(folder)
+    if manifest is None:
+        dataset.refuse_unfinished(folder)
+        return None
+    paths = dataset.check_shards(folder, manifest)
+    return [Source(str(path), path.name, path, "parquet") for path in paths]
+
+
+def _sources(files: dict[Path, str], folder: Path, report: Report) -> Iterator[Source]:
+    """Yield the sources among files (path to id); those that are none go into one report."""
+    sources, problems = [], []
+    for path, id in files.items():
+        try:
+            sources.append(_file(path, id))
+        except LcmError as error:
+            problems.append(error)
+    if problems:
+        report(_listing(problems, len(files), folder))
+    yield from sources
+
+
+def _listing(problems: list[LcmError], among: int, folder: Path) -> LcmError:
+    if len(problems) == 1:
+        return problems[0]
+    lines = [error.message for error in problems[:_LISTED]]
+    if len(problems) > _LISTED:
+        lines.append(f"and {len(problems) - _LISTED} more")
+    return IntegrityError(
+        f"{len(problems)} of {among} files in {folder} cannot be read:\n" + "\n".join(lines),
+        f"move them away, or name the documents alone, as in {folder / '*.txt'}",
+    )

@@ -1,0 +1,94 @@
+"""One document as a .safetensors file: the tensor `concepts` (S, D), the rest in the metadata."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from lcm_cli.documents.document import Document, check_alignment
+from lcm_cli.documents.sources import Source
+from lcm_cli.documents.tables import space_info
+from lcm_cli.errors import IntegrityError
+
+TENSOR = "concepts"
+HEADER_LIMIT = 100 << 20  # bytes; the safetensors library has the same
+_DTYPES = ("F16", "F32")
+
+
+def read_header(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes of a safetensors header and what it says: a dict of name to entry.
+
+    Raises IntegrityError if it is cut off or no JSON.
+    """
+    length = file.read(8)
+    size = int.from_bytes(length, "little")
+    header = file.read(size) if size <= HEADER_LIMIT else b""
+    try:
+        entries = json.loads(header)
+    except ValueError as error:
+        raise _damaged(name, "its header is not whole") from error
+    if len(length) < 8 or not isinstance(entries, dict):
+        raise _damaged(name, "its header is not an object")
+    return length + header, entries
+
+
+def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document]:
+    """Yield the one document in a .safetensors file."""
+    header, entries = read_header(file, source.name)
+    metadata = entries.get("__metadata__") or {}
+    entry = entries.get(TENSOR)
+    if entry is None:
+        raise IntegrityError(
+            f"{source.name} has no tensor {TENSOR!r}, so it is no document",
+            f"see what is in it: lcm inspect {source.name}",
+        )
+    if entry.get("dtype") not in _DTYPES or len(entry.get("shape", ())) != 2:
+        raise IntegrityError(
+            f"{source.name}: {TENSOR} is {entry.get('dtype')} {entry.get('shape')},"
+            " and should be F16 or F32 with shape [sentences, dimensions]"
+        )
+    document = Document(
+        id=metadata.get("id", source.id),
+        lang=metadata.get("lang", ""),
+        sentences=_list(metadata, "sentences", str, source.name),
+        paragraphs=_list(metadata, "paragraphs", int, source.name),
+        concepts=_load(header + file.read(), source.name)[TENSOR] if concepts else None,
+        origin=source.name,
+        space=space_info(metadata, source.name),
+    )
+    check_alignment(document, has_sentences="sentences" in metadata)
+    yield document
+
+
+def write_safetensors(document: Document, about: dict[str, str], path: Path) -> None:
+    """Write a document with concepts; `about` is what all our formats say of the space."""
+    assert document.concepts is not None
+    metadata = about | {"id": document.id, "lang": document.lang}
+    for key in ("sentences", "paragraphs"):
+        if value := getattr(document, key):
+            metadata[key] = json.dumps(value, ensure_ascii=False)
+    path.write_bytes(save({TENSOR: document.concepts}, metadata))
+
+
+def _load(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        return load(data)
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(name, str(error)) from error
+
+
+def _list(metadata: dict[str, str], key: str, kind: type, name: str) -> list[Any]:
+    try:
+        values = json.loads(metadata.get(key, "[]"))
+    except ValueError as error:
+        raise IntegrityError(f"{name}: {key} in its metadata is not valid JSON: {error}") from error
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise IntegrityError(f"{name}: {key} in its metadata is not a list of {kind.__name__}")
+    return values
+
+
+def _damaged(name: str, reason: str) -> IntegrityError:
+    return IntegrityError(f"{name} is damaged or cut off: {reason}", "copy or make the file again")

@@ -1,0 +1,138 @@
+"""Documents as text: plain text files, one document each, and JSON Lines, one a line."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from lcm_cli.documents.document import Concepts, Document, SpaceInfo, check_alignment
+from lcm_cli.documents.encoding import decode
+from lcm_cli.documents.sources import Source
+from lcm_cli.errors import IntegrityError, LcmError
+
+_FORM = 'a line is an object such as {"id": "a", "text": "One. Two."} or {"sentences": ["One."]}'
+
+
+def read_text(file: BinaryIO, source: Source) -> Iterator[Document]:
+    """Yield the one document in a text file."""
+    yield Document(source.id, text=decode(file.read(), source.name), origin=source.name)
+
+
+def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
+    """Yield the documents in a JSON Lines file, each as soon as its line has come.
+
+    A bad line is yielded as its error. Raises IntegrityError if the file is not UTF-8.
+    """
+    offset = 0
+    for number, data in enumerate(file, start=1):
+        line = decode(data, source.name, offset, number)
+        offset += len(data)
+        if not line.strip():
+            continue
+        try:
+            origin = f"{source.name} line {number}"
+            yield _document(_object(line, origin), f"{source.id}:{number}", origin, concepts)
+        except LcmError as error:
+            yield error
+
+
+def to_json(document: Document, *, concepts: bool = True) -> dict[str, Any]:
+    """Return a document as an object for a line of JSON; what is unknown or empty is left out.
+
+    A concept's numbers are the shortest decimals that give the same float16 or float32 again.
+    """
+    record: dict[str, Any] = {"id": document.id}
+    for key in ("lang", "text", "sentences", "paragraphs"):
+        if value := getattr(document, key):
+            record[key] = value
+    if not concepts or document.concepts is None:
+        return record
+    if document.space is not None:
+        record |= {"space": document.space.name, "fingerprint": document.space.fingerprint}
+    matrix = document.concepts
+    record["dtype"] = str(matrix.dtype)
+    # By way of text: 0.1 as a float16 would print as 0.0999755859375.
+    record["concepts"] = matrix.astype(str).astype(float).tolist()
+    return record
+
+
+def _object(line: str, origin: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(
+            f"{origin} is not valid JSON: {error}",
+            f"{_FORM}; JSON spread over lines becomes that with: jq -c . FILE",
+        ) from error
+    if not isinstance(record, dict):
+        raise IntegrityError(f"{origin} is {type(record).__name__}, not an object", _FORM)
+    return record
+
+
+def _document(record: dict[str, Any], id: str, origin: str, concepts: bool) -> Document:
+    def get(key: str, kind: str, fits: Callable[[Any], bool]) -> Any:
+        value = record.get(key)
+        if value is not None and not fits(value):
+            raise IntegrityError(f"{origin}: {key!r} is {_shown(value)}, not {kind}", _FORM)
+        return value
+
+    given = get("id", "a string or whole number", lambda v: _is_string(v) or _is_integer(v))
+    sentences = get("sentences", "a list of strings", lambda v: _is_list(v, _is_string))
+    document = Document(
+        id=id if given is None else str(given),
+        lang=get("lang", "a string", _is_string) or "",
+        text=get("text", "a string", _is_string) or "",
+        sentences=sentences or [],
+        paragraphs=get("paragraphs", "a list of numbers", lambda v: _is_list(v, _is_integer)) or [],
+        origin=origin,
+    )
+    if not {"text", "sentences", "concepts"} & record.keys():
+        keys = ", ".join(record) or "nothing"
+        raise IntegrityError(f"{origin} has neither 'text' nor 'sentences'; it has {keys}", _FORM)
+    if concepts and record.get("concepts") is not None:
+        document.concepts = _matrix(record, document)
+        document.space = _space(record, document.concepts.shape[1])
+    check_alignment(document, has_sentences=sentences is not None)
+    return document
+
+
+def _matrix(record: dict[str, Any], document: Document) -> Concepts:
+    import numpy as np
+
+    dtype = record.get("dtype", "float32")
+    if dtype not in ("float16", "float32"):
+        raise IntegrityError(f"{document.label}: dtype {dtype!r} is not float16 or float32")
+    try:
+        matrix = np.array(record["concepts"], dtype=float)
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(
+            f"{document.label}: its concepts are not lists of numbers of one width",
+            "embed its sentences again: lcm embed FILE -o NEW.jsonl",
+        ) from error
+    if matrix.ndim != 2:
+        raise IntegrityError(f"{document.label}: its concepts are not a list of lists of numbers")
+    with np.errstate(over="ignore"):  # what becomes infinite is reported where it is checked
+        return matrix.astype(dtype)
+
+
+def _space(record: dict[str, Any], width: int) -> SpaceInfo | None:
+    name, fingerprint = record.get("space"), record.get("fingerprint")
+    if not isinstance(name, str) or not isinstance(fingerprint, str):
+        return None
+    return SpaceInfo(name, fingerprint, width)
+
+
+def _is_string(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,164 @@
+"""What `lcm inspect` tells: of documents and concepts, spaces, cards, and weights in general."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lcm_cli import documents
+from lcm_cli.documents.kinds import HEAD, sniff
+from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.schema import nearest
+
+# safetensors' names, their size in bytes, and the exponent bits that are all set in NaN and inf
+_FLOATS = {"F64": (8, 0x7FF << 52), "F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
+_BLOCK = 1 << 24  # numbers looked at in one go
+
+
+def inspect(target: str) -> dict[str, Any]:
+    """Return what `target` is and holds, as plain data; `kind` says which keys there are.
+
+    `target`: a file or folder of documents or concepts, a data set, a space folder, the name of a
+    card, or a .safetensors file of weights. Raises NotFoundError if there is nothing of that name,
+    IntegrityError if it is cut off.
+    """
+    path = Path(target)
+    if path.is_dir() and (path / "config.json").is_file():
+        return _space(target)
+    if path.is_file() and path.suffix == ".toml":
+        return _card(target)
+    if path.is_file() and _is_weights(path):
+        return _weights(path)
+    try:
+        return _with_licence(documents.inspect(target))
+    except NotFoundError as error:
+        return _named(target, error)
+
+
+def _named(name: str, error: NotFoundError) -> dict[str, Any]:
+    """Describe the checkpoint called `name`; `error` says that no file is."""
+    from lcm_cli.hub import cards
+
+    known = cards()
+    if name in known:
+        return _card(name)
+    near = nearest(name, known)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"checkpoints: {', '.join(known)}"
+    raise NotFoundError(f"{error.message}, and no checkpoint is called so", error.hint or hint)
+
+
+def _with_licence(report: dict[str, Any]) -> dict[str, Any]:
+    """Add the licence of the weights that made the concepts, if their space has a card."""
+    from lcm_cli.hub import card
+
+    try:
+        name = (report["space"] or {}).get("name")
+        licence = card(name).licence if name else None
+    except NotFoundError:
+        licence = None
+    return report | {"licence": licence}
+
+
+def _card(name: str) -> dict[str, Any]:
+    """Describe a checkpoint by its card, and by its files if they are on this machine."""
+    from lcm_cli.hub import card
+
+    found = card(name)
+    about = {
+        "path": name,
+        "kind": found.kind,
+        "name": found.name,
+        "summary": found.summary,
+        "licence": found.licence,
+        "licence_note": found.licence_note,
+    }
+    if found.kind == "space":
+        try:
+            return _space(name) | about | {"present": True}
+        except NotFoundError:
+            pass
+    shapes = {"encoder": found.encoder, "decoder": found.decoder}
+    return about | {"present": False, "languages": found.languages, **shapes}
+
+
+def _space(source: str) -> dict[str, Any]:
+    from lcm_cli.hub import locate_space
+    from lcm_cli.space import load_space
+
+    files = locate_space(source)
+    parts = {"encoder": files.encoder, "decoder": files.decoder}
+    weights = {name: _weights(path) for name, path in parts.items()}
+    return {
+        "path": source,
+        "kind": "space",
+        "name": files.name,
+        "licence": files.licence,
+        "fingerprint": load_space(source, device="cpu").fingerprint,
+        "dim": files.config["encoder"]["model_dim"],
+        "languages": list(files.config["languages"]),
+        "bytes": sum(path.stat().st_size for path in (*parts.values(), files.tokenizer)),
+        "parameters": {name: found["parameters"] for name, found in weights.items()},
+        "dtypes": sorted({dtype for found in weights.values() for dtype in found["dtypes"]}),
+        "non_finite": {k: n for found in weights.values() for k, n in found["non_finite"].items()},
+        **{name: files.config[name] for name in parts},
+    }
+
+
+def _is_weights(path: Path) -> bool:
+    """Tell a .safetensors file of weights from one of concepts."""
+    from lcm_cli.documents.tensors import TENSOR, read_header
+
+    with path.open("rb") as file:
+        if sniff(file.read(HEAD), str(path), path.suffix) != "safetensors":
+            return False
+        file.seek(0)
+        return TENSOR not in read_header(file, str(path))[1]
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """Describe a .safetensors file of any tensors."""
+    import numpy as np
+
+    from lcm_cli.documents.tensors import read_header
+
+    with path.open("rb") as file:
+        header, entries = read_header(file, str(path))
+    metadata = entries.pop("__metadata__", {})
+    ends = [len(header), *(len(header) + entry["data_offsets"][1] for entry in entries.values())]
+    size = path.stat().st_size
+    if size != max(ends):
+        raise IntegrityError(
+            f"{path} is damaged or cut off: it has {size} bytes and should have {max(ends)}",
+            "copy or make the file again",
+        )
+    data = np.memmap(path, np.uint8, "r", len(header)) if size > len(header) else np.empty(0)
+    broken = {name: _non_finite(data, entry) for name, entry in entries.items()}
+    counts = {name: math.prod(entry["shape"]) for name, entry in entries.items()}
+    dtypes: Counter[str] = Counter()
+    for name, entry in entries.items():
+        dtypes[entry["dtype"]] += counts[name]
+    return {
+        "path": str(path),
+        "kind": "checkpoint",
+        "format": "safetensors",
+        "bytes": size,
+        "tensors": {name: entry["shape"] for name, entry in entries.items()},
+        "parameters": sum(counts.values()),
+        "dtypes": dict(dtypes),
+        "metadata": metadata,
+        "licence": metadata.get("licence") or metadata.get("license"),
+        "non_finite": {name: count for name, count in broken.items() if count},
+    }
+
+
+def _non_finite(data: Any, entry: dict[str, Any]) -> int:
+    """Count the values of a tensor that are NaN or infinite: in those all exponent bits are set."""
+    if entry["dtype"] not in _FLOATS:
+        return 0
+    import numpy as np
+
+    size, mask = _FLOATS[entry["dtype"]]
+    start, end = entry["data_offsets"]
+    values = data[start:end].view(f"<u{size}")
+    blocks = (values[at : at + _BLOCK] for at in range(0, len(values), _BLOCK))
+    return sum(int(np.count_nonzero((block & mask) == mask)) for block in blocks)

@@ -1,0 +1,188 @@
+"""The road of every document: language, sentences, concepts, and text again.
+
+Many documents go along it together, so that short ones share batches too. Nothing here imports
+torch: a `Space` is brought by the caller.
+
+Shapes: S sentences, D concept dim.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lcm_cli.documents import Document, SpaceInfo
+from lcm_cli.errors import LcmError
+from lcm_cli.languages import find, language
+
+if TYPE_CHECKING:
+    from lcm_cli.space import DecodeOptions, Space, Text, Truncation
+
+Progress = Callable[[int], None]
+
+_NO_GAP = ("Hans", "Hant", "Jpan")  # scripts that put nothing between sentences
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A document whose language and sentences are known.
+
+    `split` holds the indices of sentences that are pieces of one that was too long.
+    """
+
+    document: Document
+    split: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A document with its concepts, and what had to be done to its sentences."""
+
+    document: Document
+    split: list[int]
+    truncated: "list[Truncation]"
+
+    @property
+    def concepts(self) -> np.ndarray:
+        """The concepts (S, D) float32."""
+        assert self.document.concepts is not None
+        return np.asarray(self.document.concepts, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A document and its sentences in other languages: code -> sentence -> n best texts."""
+
+    document: Document
+    texts: "dict[str, list[list[Text]]]"
+
+    def text(self, lang: str, one_per_line: bool = False) -> str:
+        """Return the best text in one language, in the paragraphs of the document."""
+        best = [texts[0].text for texts in self.texts[lang]]
+        return prose(best, lang, self.document.paragraphs, one_per_line)
+
+
+def space_info(space: "Space") -> SpaceInfo:
+    """Return what a concept file has to say of `space`."""
+    return SpaceInfo(space.name, space.fingerprint, space.dim)
+
+
+def find_languages(wanted: Sequence[str], within: Sequence[str], where: str) -> list[str]:
+    """Return the codes of the languages in `wanted`, each once; `all` stands for all of `within`.
+
+    `within` holds the codes of the space called `where`. Raises NotFoundError.
+    """
+    if any(name.casefold() == "all" for name in wanted):
+        return list(within)
+    return list(dict.fromkeys(find(name, within, where).code for name in wanted))
+
+
+def prepare(
+    document: Document,
+    languages: Sequence[str],
+    where: str,
+    source: str = "auto",
+    one_per_line: bool = False,
+) -> Prepared:
+    """Find out a document's language and its sentences, as far as it does not say them.
+
+    `languages` are the codes of the space called `where`, `source` the code to take where the
+    document names none, or auto. Raises an LcmError that names the document: for a language that
+    the space lacks, or one that cannot be told.
+    """
+    from lcm_cli.segment import segment
+
+    try:
+        lang = _language(document, languages, where, source)
+        if document.sentences:
+            return Prepared(replace(document, lang=lang))
+        pieces = segment(document.text, lang, one_per_line=one_per_line)
+    except LcmError as error:
+        raise type(error)(f"{document.label}: {error.message}", error.hint) from error
+    found = replace(
+        document,
+        lang=lang,
+        text="",
+        sentences=[piece.text for piece in pieces],
+        paragraphs=[piece.paragraph for piece in pieces],
+    )
+    return Prepared(found, [i for i, piece in enumerate(pieces) if piece.split])
+
+
+def embed(
+    window: Sequence[Prepared], space: "Space", progress: Progress | None = None
+) -> list[Embedded]:
+    """Encode documents, all their sentences together.
+
+    `progress` is told the number of sentences done.
+    """
+    documents = [each.document for each in window]
+    sentences = [sentence for document in documents for sentence in document.sentences]
+    codes = [document.lang for document in documents for _ in document.sentences]
+    encoded = space.encode(sentences, codes, progress)
+    done, start = [], 0
+    for each in window:
+        end = start + len(each.document.sentences)
+        document = replace(each.document, concepts=encoded.concepts[start:end])
+        cut = [t for t in encoded.truncated if start <= t.index < end]
+        cut = [replace(t, index=t.index - start) for t in cut]
+        done.append(Embedded(document, each.split, cut))
+        start = end
+    return done
+
+
+def decode(
+    documents: Sequence[Document],
+    to: Sequence[str],
+    space: "Space",
+    options: "DecodeOptions | None" = None,
+    progress: Progress | None = None,
+) -> list[Decoded]:
+    """Decode the concepts of documents into each language of `to`, all of them together.
+
+    `progress` is told the number of sentences done, each language counted.
+    """
+    concepts = [np.asarray(d.concepts, dtype=np.float32) for d in documents]
+    limits = [limit for document in documents for limit in _limits(document, space, options)]
+    found = space.decode(np.concatenate(concepts), to, options, limits=limits, progress=progress)
+    done, start = [], 0
+    for document, rows in zip(documents, concepts, strict=True):
+        end = start + len(rows)
+        done.append(Decoded(document, {lang: texts[start:end] for lang, texts in found.items()}))
+        start = end
+    return done
+
+
+def prose(
+    sentences: Sequence[str], lang: str, paragraphs: Sequence[int] = (), one_per_line: bool = False
+) -> str:
+    """Return sentences as running text, or each on a line; a blank line parts paragraphs.
+
+    `paragraphs` is the paragraph number of each sentence; without it all are in one.
+    """
+    gap = "" if language(lang).script in _NO_GAP else " "
+    gap = "\n" if one_per_line else gap
+    numbered = zip(paragraphs or [0] * len(sentences), sentences, strict=True)
+    parts = groupby(numbered, key=lambda pair: pair[0])
+    return "\n\n".join(gap.join(sentence for _, sentence in part) for _, part in parts)
+
+
+def _language(document: Document, languages: Sequence[str], where: str, source: str) -> str:
+    if document.lang:
+        return find(document.lang, languages, where).code
+    if source != "auto":
+        return source
+    from lcm_cli.detect import detect
+
+    return detect(document.text or " ".join(document.sentences), languages)
+
+
+def _limits(document: Document, space: "Space", options: "DecodeOptions | None") -> list[int]:
+    """Return the most tokens that each sentence may become; fewer where the source is known."""
+    if document.sentences and document.lang:
+        return space.limits(document.sentences, space.find_language(document.lang))
+    assert document.concepts is not None
+    most = 256 if options is None else options.max_tokens
+    return [most] * len(document.concepts)

@@ -1,0 +1,98 @@
+"""Turning what a file says (TOML, JSON) into frozen dataclasses, with errors to act on."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+from lcm_cli.errors import IntegrityError, LcmError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
+
+
+def nearest(word: str, candidates: Iterable[str], n: int = 3) -> list[str]:
+    """Return up to `n` candidates that look like `word`, the closest first; case is ignored."""
+    spelled = {candidate.casefold(): candidate for candidate in candidates}
+    return [spelled[match] for match in get_close_matches(word.casefold(), spelled, n)]
+
+
+def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
+    """Make a `cls`, a dataclass (pydantic's or the standard library's), from `data`.
+
+    Types are checked strictly, as JSON has them: "12" is no number, a whole number is a float.
+    Raises IntegrityError with `source` (a file name), key and value for every key that is unknown,
+    missing or of a wrong type, and what the class itself raises, with `source` before it.
+    """
+    from pydantic import ValidationError
+
+    try:
+        text = json.dumps([dict(data)], default=str)
+        parsed: tuple[T] = _adapter(cls).validate_json(text, strict=True)
+        return parsed[0]
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        hints = dict.fromkeys(filter(None, (_hint(cls, problem) for problem in problems)))
+        message = "; ".join(dict.fromkeys(map(_describe, problems)))
+        raise IntegrityError(f"{source}: {message}", "; ".join(hints)) from error
+    except LcmError as error:
+        raise type(error)(f"{source}: {error.message}", error.hint) from error
+
+
+def _adapter(cls: Any) -> "TypeAdapter[Any]":
+    from pydantic import ConfigDict, TypeAdapter
+
+    # A dataclass takes no config from outside, but inherits that of what it is nested in.
+    return TypeAdapter(tuple[cls], config=ConfigDict(extra="forbid"))
+
+
+def _describe(problem: "ErrorDetails") -> str:
+    path = problem["loc"][1:]
+    key = ".".join(str(step) for step in path)
+    if _is_unknown(problem):
+        return f"unknown key {key!r}"
+    if problem["type"].startswith("missing"):
+        return f"missing key {key!r}"
+    reason = problem["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    return f"{key} = {problem['input']!r}: {reason}" if key else reason
+
+
+def _hint(cls: type, problem: "ErrorDetails") -> str:
+    if not _is_unknown(problem):
+        return ""
+    *path, key = problem["loc"][1:]
+    known = sorted(_fields_at(cls, path))
+    near = nearest(str(key), known)
+    return f"did you mean {' or '.join(near)}?" if near else f"known keys: {', '.join(known)}"
+
+
+def _is_unknown(problem: "ErrorDetails") -> bool:
+    return problem["type"] == "unexpected_keyword_argument"
+
+
+def _fields_at(cls: type, path: Sequence[int | str]) -> set[str]:
+    """Return the field names of the dataclasses that can stand at `path` below `cls`."""
+    found = {cls}
+    for step in path:
+        # pydantic puts the class name into the path where a union leaves a choice.
+        named = {kind for kind in found if kind.__name__ == step}
+        found = named or {inner for kind in found for inner in _inside(kind, step)}
+    return {field.name for kind in found for field in dataclasses.fields(kind)}
+
+
+def _inside(kind: type, step: int | str) -> Iterator[type]:
+    """Yield the dataclasses behind a field; a list's position or a dict's key leads to `kind`."""
+    hints = get_type_hints(kind)
+    yield from _dataclasses_in(hints.get(str(step), kind))
+
+
+def _dataclasses_in(hint: Any) -> Iterator[type]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+    for inner in get_args(hint):
+        yield from _dataclasses_in(inner)

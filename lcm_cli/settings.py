@@ -1,0 +1,117 @@
+"""The config file: defaults of the commands' options.
+
+    device = "cpu"              # flat keys: options that commands share
+    [summarize]                 # a table: options of that command
+    length = "20%"
+
+Keys are the long option names, with `-` or `_`. A flag and an environment variable go before it.
+"""
+
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.paths import user_config_file
+from lcm_cli.schema import nearest
+
+LOCAL = Path("lcm.toml")
+
+
+def find(chosen: Path | None = None) -> Path | None:
+    """Return the config file that counts: `chosen`, else ./lcm.toml, else the user's, else None.
+
+    Raises NotFoundError if `chosen` is given and is no file.
+    """
+    if chosen is not None and not chosen.is_file():
+        raise NotFoundError(f"no such config file: {chosen}")
+    candidates = (chosen, LOCAL, user_config_file())
+    return next((path for path in candidates if path is not None and path.is_file()), None)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a config file. Raises IntegrityError if it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not valid TOML: {error}") from error
+
+
+def defaults(
+    path: Path,
+    command: str,
+    options: Collection[str],
+    shared: Collection[str],
+    commands: Collection[str],
+) -> dict[str, Any]:
+    """Return what the file at `path` says for `command`, as {option: value}.
+
+    `options` are those of the command, `shared` those that may stand flat in the file; all names
+    have `_` for `-`. Raises IntegrityError for a key that is none of these.
+    """
+    data = _underscored(read(path))
+    tables = {key for key, value in data.items() if isinstance(value, dict)}
+    _check(path, "command", tables, commands)
+    _check(path, "option", data.keys() - tables, shared)
+    own = _underscored(data.get(command, {}))
+    _check(path, f"option of {command}", own, options)
+    return {key: data[key] for key in options if key in data and key not in tables} | own
+
+
+def set_user_default(key: str, value: str) -> Path:
+    """Write `key` = `value` into the user's config file, all else in it kept; returns its path.
+
+    Raises IntegrityError for a file that cannot be read, or is laid out so that one line cannot be
+    put into it safely.
+    """
+    path = user_config_file()
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    expected = (_underscored(read(path)) if old else {}) | {key: value}
+    line = f"{key} = {_quoted(value)}"
+    text = _with_line(old, key, line)
+    if not _says(text, expected):
+        raise IntegrityError(f"cannot change {path} safely", f"write into it: {line}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    with atomic_path(path, force=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _with_line(text: str, key: str, new: str) -> str:
+    """Put the line `new` for `key` at the old one's place, else before everything else."""
+    lines = text.splitlines()
+    names = [line.partition("=")[0].strip().replace("-", "_") for line in lines]
+    table = next((i for i, name in enumerate(names) if name.startswith("[")), len(names))
+    if key in names[:table]:
+        lines[names.index(key)] = new
+    else:
+        lines.insert(0, new)
+    return "\n".join(lines) + "\n"
+
+
+def _says(text: str, expected: Mapping[str, Any]) -> bool:
+    try:
+        return _underscored(tomllib.loads(text)) == expected
+    except tomllib.TOMLDecodeError:
+        return False
+
+
+def _underscored(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def _check(path: Path, what: str, found: Collection[str], known: Collection[str]) -> None:
+    for key in sorted(set(found) - set(known)):
+        near = nearest(key, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        raise IntegrityError(f"{path}: {key!r} is no {what}", hint)
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

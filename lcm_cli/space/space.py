@@ -1,0 +1,330 @@
+"""The encoder, the decoder and the tokenizer of a space, joined, and how they are loaded.
+
+Shapes: S sentences, D concept dim.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
+from lcm_cli.hub import SpaceFiles, locate_space
+from lcm_cli.languages import find
+from lcm_cli.space.decoder import DecoderConfig, TextDecoder
+from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.kernels import pack, quantize
+from lcm_cli.space.search import DecodeOptions, search
+from lcm_cli.space.tokenizer import EOS, Tokenizer
+from lcm_cli.space.weights import load_weights
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """A sentence over the encoder's token limit: only its first `limit` tokens were encoded."""
+
+    index: int
+    tokens: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Concepts (S, D) float32, one row a sentence in order, and the sentences that were cut."""
+
+    concepts: np.ndarray
+    truncated: list[Truncation]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A decoded sentence and its length-normalised log probability."""
+
+    text: str
+    score: float
+
+
+def load_space(
+    source: str = "tiny",
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_tokens: int | None = None,
+) -> "Space":
+    """Load a space by card name, folder or ORG/REPO; weights are read when first needed.
+
+    `batch_tokens`: how many tokens to process (encoder) or keep (decoder) at once.
+    Raises NotFoundError if it is not on this machine, UsageError for an unknown device or
+    precision.
+    """
+    files = locate_space(source)
+    chosen = pick_device(device)
+    return Space(files, chosen, _pick_precision(precision, chosen), batch_tokens)
+
+
+class Space:
+    """An encoder, a decoder and a tokenizer that agree on what a concept is."""
+
+    def __init__(
+        self,
+        files: SpaceFiles,
+        device: torch.device,
+        precision: str,
+        batch_tokens: int | None,
+    ) -> None:
+        self.files = files
+        self.device = device
+        self.precision = precision
+        self.batch_tokens = batch_tokens
+        self.name = files.name
+        self.licence = files.licence
+        self.languages: tuple[str, ...] = tuple(files.config["languages"])
+        self.dim: int = files.config["encoder"]["model_dim"]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this space from others: a digest of its encoder and tokenizer, 16 hex digits.
+
+        Two spaces that share them (sonar and sonar-robust, say) share their concepts. Large files
+        are sampled: that tells versions apart, it does not vouch for every byte.
+        """
+        digest = hashlib.sha256()
+        for path in (self.files.encoder, self.files.tokenizer):
+            for block in _sample(path):
+                digest.update(block)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises IntegrityError if it does not fit the weights."""
+        tokenizer = Tokenizer(self.files.tokenizer, self.languages)
+        wanted = self.files.config["encoder"]["vocabulary"]
+        if tokenizer.vocabulary != wanted:
+            message = f"{self.files.tokenizer} has {tokenizer.vocabulary} ids, the weights {wanted}"
+            raise IntegrityError(message, "take tokenizer and weights from the same space")
+        return tokenizer
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The encoder's network, in this space's precision."""
+        config = EncoderConfig(**self.files.config["encoder"])
+        encoder = load_weights(TextEncoder, config, self.files.encoder, self.device, self._dtype)
+        return quantize(encoder) if self.precision == "int8" else encoder
+
+    @cached_property
+    def decoder(self) -> TextDecoder:
+        """The decoder's network, in this space's precision, its matrices packed for few rows."""
+        config = DecoderConfig(**self.files.config["decoder"])
+        decoder = load_weights(TextDecoder, config, self.files.decoder, self.device, self._dtype)
+        return quantize(decoder) if self.precision == "int8" else pack(decoder)
+
+    def find_language(self, query: str) -> str:
+        """Return the code that `query` means here. Raises NotFoundError with the nearest names."""
+        return find(query, self.languages, self.name).code
+
+    def tokenize(self, sentences: Sequence[str], lang: str | Sequence[str]) -> list[list[int]]:
+        """Return the source token ids of each sentence; `lang` is one code, or one a sentence."""
+        codes = [lang] * len(sentences) if isinstance(lang, str) else lang
+        rows: list[list[int]] = [[]] * len(sentences)
+        for code in dict.fromkeys(codes):
+            places = [i for i, c in enumerate(codes) if c == code]
+            encoded = self.tokenizer.encode([sentences[i] for i in places], code)
+            for place, row in zip(places, encoded, strict=True):
+                rows[place] = row
+        return rows
+
+    def encode(
+        self,
+        sentences: Sequence[str],
+        lang: str | Sequence[str],
+        progress: Progress | None = None,
+    ) -> Encoded:
+        """Encode sentences; order and count are kept, equal sentences are computed once.
+
+        `progress` is told the number of sentences done.
+        """
+        rows = self.tokenize(sentences, lang)
+        limit = self.encoder.config.max_length
+        cut = [Truncation(i, len(r), limit) for i, r in enumerate(rows) if len(r) > limit]
+        keys = [tuple(r) if len(r) <= limit else (*r[: limit - 1], EOS) for r in rows]
+        counts: dict[tuple[int, ...], int] = {}
+        for key in keys:
+            counts[key] = counts.get(key, 0) + 1
+        found: dict[tuple[int, ...], np.ndarray] = {}
+        for batch in self._batches(sorted(counts, key=len)):
+            found.update(zip(batch, self._encode(batch), strict=True))
+            if progress:
+                progress(sum(counts[key] for key in batch))
+        empty = np.empty((0, self.dim), dtype=np.float32)
+        return Encoded(np.stack([found[key] for key in keys]) if keys else empty, cut)
+
+    def decode(
+        self,
+        concepts: np.ndarray,
+        to: Sequence[str],
+        options: DecodeOptions | None = None,
+        *,
+        limits: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, list[list[Text]]]:
+        """Decode concepts (S, D) into each language of `to`: code -> sentence -> n best texts.
+
+        All sentences and languages share batches. `limits`: most tokens of each sentence (default
+        options.max_tokens); `progress` is told the number of sentences done.
+        Raises IntegrityError for concepts of another width or not finite.
+        """
+        options = options or DecodeOptions()
+        self._check(concepts)
+        sentence_limits = [options.max_tokens] * len(concepts) if limits is None else limits
+        jobs = [(s, lang) for lang in to for s in range(len(concepts))]
+        jobs.sort(key=lambda job: sentence_limits[job[0]])
+        out: dict[str, list[list[Text]]] = {lang: [[] for _ in concepts] for lang in to}
+        draws = options.n_best if options.sample else 1
+        size = max(1, self._rows_in_flight() // (draws if options.sample else options.beam))
+        for start in range(0, len(jobs), size):
+            part = jobs[start : start + size]
+            rows = torch.from_numpy(concepts[[s for s, _ in part]].astype(np.float32))
+            found = self._search(rows, part, sentence_limits, options, progress)
+            for (s, lang), texts in zip(part, found, strict=True):
+                out[lang][s] = texts
+        return out
+
+    def limits(self, sentences: Sequence[str], lang: str | Sequence[str]) -> list[int]:
+        """Return generous decoding limits for texts that should mean the same as `sentences`."""
+        # Languages differ up to threefold in tokens for the same content.
+        return [3 * len(row) + 16 for row in self.tokenize(sentences, lang)]
+
+    def _check(self, concepts: np.ndarray) -> None:
+        if concepts.ndim != 2 or concepts.shape[1] != self.dim:
+            message = (
+                f"concepts of shape {concepts.shape}; {self.name} takes (sentences, {self.dim})"
+            )
+            raise IntegrityError(message, "use the space that made them: lcm inspect FILE, --space")
+        bad = np.flatnonzero(~np.isfinite(concepts).all(axis=1))
+        if len(bad):
+            raise IntegrityError(f"concept {bad[0]} is not finite", "embed its sentence again")
+
+    def _batches(self, keys: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Cut sorted rows into batches under the token budget."""
+        budget = self.batch_tokens or (32_768 if self.device.type != "cpu" else 2_048)
+        batch: list[tuple[int, ...]] = []
+        used = 0
+        for key in keys:
+            if batch and used + len(key) > budget:
+                yield batch
+                batch, used = [], 0
+            batch.append(key)
+            used += len(key)
+        if batch:
+            yield batch
+
+    def _encode(self, batch: list[tuple[int, ...]]) -> np.ndarray:
+        with torch.inference_mode(), self._memory_errors():
+            return self.encoder(batch).float().cpu().numpy()
+
+    def _search(
+        self,
+        rows: Tensor,
+        jobs: Sequence[tuple[int, str]],
+        limits: Sequence[int],
+        options: DecodeOptions,
+        progress: Progress | None,
+    ) -> list[list[Text]]:
+        """Decode one batch: `rows` (R, D) are the concepts of the (sentence, language) jobs."""
+        draws = options.n_best if options.sample else 1
+        repeated = [job for job in jobs for _ in range(draws)]
+        languages = [self.tokenizer.language(lang) for _, lang in repeated]
+        # A draw's random stream depends on its sentence, language and number, not on the batch.
+        streams = [
+            (s * len(self.languages) + self.languages.index(lang)) * draws + i % draws
+            for i, (s, lang) in enumerate(repeated)
+        ]
+        with self._memory_errors():
+            found = search(
+                self.decoder,
+                rows.repeat_interleave(draws, dim=0).to(self.device, self._dtype),
+                languages,
+                [limits[s] for s, _ in repeated],
+                options,
+                streams=streams,
+                finished=progress or (lambda rows: None),
+            )
+        best = [h for hypotheses in found for h in hypotheses[: options.n_best]]
+        texts = self.tokenizer.decode([h.ids for h in best])
+        pairs = iter([Text(t, h.score) for t, h in zip(texts, best, strict=True)])
+        flat = [[next(pairs) for _ in hypotheses[: options.n_best]] for hypotheses in found]
+        groups = [flat[i : i + draws] for i in range(0, len(flat), draws)]
+        return [sorted(chain(*group), key=lambda t: -t.score) for group in groups]
+
+    def _rows_in_flight(self) -> int:
+        """How many hypotheses to advance together: products like many, their cache takes room."""
+        config = self.files.config["decoder"]
+        typical = 64  # tokens of a long sentence
+        if self.batch_tokens:
+            return max(1, self.batch_tokens // typical)
+        room = 4 << 30 if self.device.type == "cpu" else 16 << 30
+        row_bytes = 2 * 4 * config["layers"] * config["model_dim"] * typical
+        return min(max(room // row_bytes, 8), 1024)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if self.precision == "int8" else getattr(torch, self.precision)
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            hint = "give a smaller --batch-tokens, or --precision float16"
+            raise LcmError(f"{self.device} is out of memory", hint) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called `name`; auto: CUDA, else Apple's MPS, else the CPU.
+
+    Raises UsageError if it does not exist here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"no device {name!r} here: {reason}", "see: lcm doctor") from error
+    return device
+
+
+def _pick_precision(name: str, device: torch.device) -> str:
+    if name not in PRECISIONS:
+        raise UsageError(f"unknown precision {name!r}", f"one of {', '.join(PRECISIONS)}")
+    if name == "int8" and device.type != "cpu":
+        raise UsageError(f"int8 runs on the CPU only, not on {device}", "use float16 or bfloat16")
+    if name == "auto":
+        return "float32" if device.type == "cpu" else "float16"
+    return name
+
+
+def _sample(path: Path, blocks: int = 64, size: int = 16_384) -> Iterator[bytes]:
+    """Yield a file's length and evenly spaced blocks of it (all of a small file)."""
+    length = path.stat().st_size
+    yield str(length).encode()
+    with path.open("rb") as file:
+        if length <= blocks * size:
+            yield file.read()
+            return
+        for i in range(blocks):
+            file.seek(i * (length - size) // (blocks - 1))
+            yield file.read(size)

@@ -1,0 +1,134 @@
+"""lcm inspect, from files to spaces."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lcm_cli.documents import Document, SpaceInfo, open_writer
+
+
+@pytest.fixture
+def report(lcm):
+    """Run lcm inspect --json; return what it says."""
+
+    def run(target):
+        result = lcm("inspect", target, "--json")
+        assert result.code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return run
+
+
+def rows(result):
+    """The table's rows as a dict."""
+    pairs = (line.split("  ", 1) for line in result.stdout.splitlines())
+    return {what: found.strip() for what, found in pairs}
+
+
+def embed(path, name="tiny", value=0.5):
+    document = Document("x", "eng_Latn", sentences=["One.", "Two."])
+    document.concepts = np.full((2, 4), value, np.float32)
+    with open_writer(str(path), SpaceInfo(name, "0123456789abcdef", 4)) as writer:
+        writer.write(document)
+    return path
+
+
+def test_concepts_as_a_table(lcm, tmp_path):
+    result = lcm("inspect", embed(tmp_path / "a.parquet"))
+    assert (result.code, result.stderr) == (0, "")
+    found = rows(result)
+    assert found["kind"] == "concepts, parquet"
+    assert found["concepts"] == "2 x 4 float16"
+    assert found["space"] == "tiny, weights 0123456789abcdef"
+    assert found["licence of the space"].startswith("CC-BY")
+    assert found["languages"] == "eng_Latn 1"
+    assert found["norm of a concept"] == "1 to 1, 1 on average"
+    assert found["NaN or infinite"] == "0 concepts"
+
+
+def test_a_space_that_nobody_knows_has_no_licence(report, tmp_path):
+    assert report(embed(tmp_path / "a.parquet", name="mine"))["licence"] is None
+
+
+def test_text_and_problems(lcm, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "T."}\noops\n')
+    result = lcm("inspect", tmp_path / "a.jsonl")
+    assert result.code == 0
+    assert rows(result)["problems"] == "1"
+    assert "line 2 is not valid JSON" in result.stderr
+
+
+def test_data_set(lcm, tmp_path):
+    found = rows(lcm("inspect", embed(tmp_path / "set")))
+    assert found["kind"] == "dataset, 1 shards of parquet"
+
+
+def test_the_bundled_space(lcm, report):
+    found = report("tiny")
+    assert (found["kind"], found["name"], found["present"]) == ("space", "tiny", True)
+    assert found["parameters"]["encoder"] > 1e6
+    assert found["encoder"]["layers"] > 0
+    assert "eng_Latn" in found["languages"]
+    assert found["non_finite"] == {}
+    assert found["licence"].startswith("CC-BY")
+    assert rows(lcm("inspect", "tiny"))["fingerprint"] == found["fingerprint"]
+
+
+def test_a_card_whose_files_are_elsewhere(lcm, report):
+    found = report("sonar")
+    assert (found["present"], found["languages"]) == (False, 202)
+    assert found["licence"] == "CC-BY-NC-4.0"
+    assert "lcm pull sonar" in rows(lcm("inspect", "sonar"))["on this machine"]
+
+
+def test_weights(lcm, report, tmp_path):
+    path = tmp_path / "w.safetensors"
+    bad = np.ones((2, 3), np.float32)
+    bad[0] = np.nan
+    half = np.array([1, np.inf], np.float16)
+    tensors = {"a": bad, "b": half, "c": np.array([1, 2])}
+    save_file(tensors, path, {"licence": "MIT"})
+    found = report(path)
+    assert (found["kind"], found["parameters"], found["licence"]) == ("checkpoint", 10, "MIT")
+    assert found["dtypes"] == {"F16": 2, "F32": 6, "I64": 2}
+    assert found["tensors"]["a"] == [2, 3]
+    assert found["non_finite"] == {"a": 3, "b": 1}
+    assert rows(lcm("inspect", path))["NaN or infinite"] == "a 3, b 1"
+
+
+def test_bfloat16_weights(report, tmp_path):
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}}).encode()
+    values = np.array([0x3F80, 0x7FC0, 0xFF80], "<u2")  # 1, NaN, -inf
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + values.tobytes())
+    assert report(path)["non_finite"] == {"w": 2}
+    assert report(path)["dtypes"] == {"BF16": 3}
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.safetensors", "w.safetensors"])
+def test_cut_off(lcm, tmp_path, name):
+    path = tmp_path / name
+    if name.startswith("w"):
+        save_file({"a": np.ones(9)}, path)
+    else:
+        embed(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    result = lcm("inspect", path)
+    assert result.code == 5
+    assert str(path) in result.stderr
+    assert "hint: " in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("tinny", "did you mean tiny?"), ("nosuch.parquet", "checkpoints: ")],
+)
+def test_nothing_of_that_name(lcm, tmp_path, monkeypatch, name, hint):
+    monkeypatch.chdir(tmp_path)
+    result = lcm("inspect", name)
+    assert result.code == 3
+    assert f"no such file: {name}, and no checkpoint is called so" in result.stderr
+    assert f"hint: {hint}" in result.stderr

@@ -1,0 +1,133 @@
+"""lcm pull, as a user meets it."""
+
+import io
+import tomllib
+
+import pytest
+
+from lcm_cli.app import main
+
+FILES = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.model"}
+
+
+@pytest.fixture(autouse=True)
+def config_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "config"
+
+
+@pytest.fixture
+def card(cache, official, tmp_path):
+    urls = {role: {"url": (official.folder / file).as_uri()} for role, file in FILES.items()}
+    return official.card(tmp_path / "small.toml", urls)
+
+
+def terminal(monkeypatch, answer):
+    """Make standard input and error look like a terminal at which somebody types `answer`."""
+    typed = io.StringIO(f"{answer}\n")
+    typed.isatty = lambda: True
+    shown = io.StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", typed)
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setenv("TERM", "dumb")
+    return shown
+
+
+def test_prints_the_path_alone(cache, card, capsys):
+    assert main(["pull", str(card), "--accept-licence"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{cache / 'spaces' / 'small'}\n"
+    assert "licence: CC-BY-NC-4.0 (not for sale)" in shown.err
+    assert "to download: 0.3 MB" in shown.err
+    assert main(["pull", str(card)]) == 0  # it is there: nothing to accept any more
+    assert capsys.readouterr().out == shown.out
+
+
+def test_quiet(card, capsys):
+    assert main(["pull", str(card), "--accept-licence", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_the_licence_must_be_accepted(cache, card, capsys):
+    assert main(["pull", str(card)]) == 4
+    shown = capsys.readouterr()
+    assert "error: small is under CC-BY-NC-4.0: not for sale" in shown.err
+    assert "--accept-licence" in shown.err
+    assert shown.out == ""
+    assert not (cache / "spaces").exists()
+
+
+def test_asks_at_a_terminal(cache, card, capsys, monkeypatch):
+    shown = terminal(monkeypatch, "y")
+    assert main(["pull", str(card)]) == 0
+    assert shown.getvalue().count("Use small under CC-BY-NC-4.0?") == 1
+    assert capsys.readouterr().out == f"{cache / 'spaces' / 'small'}\n"
+
+
+def test_no_is_an_answer(cache, card, monkeypatch):
+    shown = terminal(monkeypatch, "n")
+    assert main(["pull", str(card)]) == 4
+    assert "was not accepted" in shown.getvalue()
+    assert not (cache / "spaces").exists()
+
+
+def test_dry_run(cache, card, official, capsys):
+    assert main(["pull", str(card), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    for role, file in FILES.items():
+        size = (official.folder / file).stat().st_size
+        line = next(line for line in shown.out.splitlines() if line.startswith(role))
+        assert line.split() == [role, (official.folder / file).as_uri(), str(size)]
+    assert "licence: CC-BY-NC-4.0" in shown.err
+    assert not cache.exists()
+
+
+def test_dry_run_of_the_official_space(cache, capsys):
+    assert main(["pull", "sonar", "--dry-run", "--offline"]) == 0
+    shown = capsys.readouterr()
+    assert "sonar_text_encoder.pt" in shown.out
+    assert "about 3064365056" in shown.out
+    assert "to download: about 6.53 GB" in shown.err
+    assert "not for commercial" in shown.err
+
+
+def test_set_default(card, config_home):
+    assert main(["pull", str(card), "--accept-licence", "--set-default"]) == 0
+    assert tomllib.loads((config_home / "lcm" / "lcm.toml").read_text())["space"] == "small"
+
+
+def test_force_replaces(cache, card):
+    assert main(["pull", str(card), "--accept-licence"]) == 0
+    target = cache / "spaces" / "small" / "encoder.safetensors"
+    whole = target.read_bytes()
+    target.write_bytes(b"")
+    assert main(["pull", str(card), "--accept-licence", "--force"]) == 0
+    assert target.read_bytes() == whole
+
+
+def test_unknown_name(cache, capsys):
+    assert main(["pull", "sonr"]) == 3
+    assert "did you mean sonar" in capsys.readouterr().err
+
+
+def test_offline(cache, capsys):
+    assert main(["pull", "sonar", "--offline", "--accept-licence"]) == 3
+    shown = capsys.readouterr().err
+    assert "sonar_text_encoder.pt is not on this machine" in shown
+    assert "run lcm pull sonar without --offline" in shown
+
+
+def test_broken_weights(cache, card, official, tmp_path, capsys):
+    (tmp_path / "cut.pt").write_bytes((official.folder / "decoder.pt").read_bytes()[:5000])
+    cut = (tmp_path / "cut.pt").as_uri()
+    card.write_text(card.read_text().replace((official.folder / "decoder.pt").as_uri(), cut))
+    assert main(["pull", str(card), "--accept-licence"]) == 5
+    assert f"{cut} is not a whole torch file" in capsys.readouterr().err
+
+
+def test_name_that_would_write_elsewhere(card, capsys):
+    card.write_text(card.read_text().replace('name = "small"', 'name = "../../x"'))
+    assert main(["pull", str(card), "--accept-licence"]) == 5
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,338 @@
+"""Shared by the tests: a cache of their own, a server that misbehaves, small official weights."""
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run of `lcm` ended."""
+
+    code: int
+    output: bytes  # what came on stdout
+    stderr: str
+
+    @property
+    def stdout(self) -> str:
+        return self.output.decode("utf-8")
+
+
+@pytest.fixture
+def surroundings(tmp_path: Path) -> dict[str, str]:
+    """An environment for `lcm` without the settings of whoever runs the tests."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(("LCM_", "HF_"))}
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        ours.pop(name, None)
+    homes = {"XDG_CONFIG_HOME": tmp_path / "config", "HF_HOME": tmp_path / "hf"}
+    return ours | {"COLUMNS": "80"} | {name: str(path) for name, path in homes.items()}
+
+
+@pytest.fixture
+def lcm(surroundings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run `lcm` in this process: lcm("decode", "-", input=b"...", LCM_DEVICE="cpu")."""
+    from lcm_cli.app import main
+
+    def run(*args: str | Path, input: bytes = b"", **variables: str) -> Result:
+        streams = {name: io.TextIOWrapper(io.BytesIO()) for name in ("stdout", "stderr")}
+        streams["stdin"] = io.TextIOWrapper(io.BytesIO(input), encoding="utf-8")
+        variables = surroundings | variables
+        with monkeypatch.context() as patch, mock.patch.dict(os.environ, variables, clear=True):
+            for name, stream in streams.items():
+                patch.setattr(sys, name, stream)
+            try:
+                code = main([str(arg) for arg in args])
+            except SystemExit as end:
+                code = int(end.code or 0)
+        written = {name: stream.detach() for name, stream in streams.items()}
+        out, err = (written[name].getvalue() for name in ("stdout", "stderr"))
+        return Result(code, out, err.decode("utf-8"))
+
+    return run
+
+
+@pytest.fixture
+def lcm_process(surroundings: dict[str, str]) -> Callable[..., Result]:
+    """Run `python -m lcm_cli` as a process of its own, called as `lcm` is."""
+
+    def run(*args: str | Path, input: bytes = b"", **variables: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "lcm_cli", *map(str, args)],
+            cwd=ROOT, env=surroundings | variables, input=input, capture_output=True, timeout=120,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr.decode("utf-8"))
+
+    return run
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; returns lcm's folder in it."""
+    home = tmp_path / "hf"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("FAIRSEQ2_CACHE_DIR", str(tmp_path / "fairseq2"))
+    for name in ("HF_HUB_CACHE", "LCM_CACHE", "LCM_SPACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # --offline sets it: this way it is put back
+    return home / "lcm"
+
+
+@dataclass
+class Fault:
+    """What one request meets. `cut`: the connection dies after so many bytes of the body."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: int | None = None
+    length: int | None = None  # a false Content-Length
+    pause: float = 0.0  # before each block of the body
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` with etags and ranges; each request to a path uses up one of its `faults`."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list[Fault]] = {}
+        self.ranges = True
+        self.chunked = False
+        self.etag: Callable[[bytes], str] = lambda body: f'"{hash(body)}"'
+        self.sent: dict[str, int] = {}
+        self.requests: list[tuple[str, str, str]] = []  # method, path, Range
+        self.headers: dict[str, dict[str, str]] = {}
+
+    def publish(self, repo: str, files: Mapping[str, bytes], commit: str = "c" * 40) -> None:
+        """Serve a Hugging Face repository: its description, and files with the Hub's headers."""
+        digests = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
+        siblings = [
+            {
+                "rfilename": name,
+                "size": len(body),
+                "lfs": {"sha256": digests[name], "size": len(body), "pointerSize": 130},
+            }
+            for name, body in files.items()
+        ]
+        about = {"id": repo, "sha": commit, "siblings": siblings, "tags": [], "private": False}
+        about |= {"cardData": {"license": "cc-by-nc-4.0"}, "downloads": 0, "disabled": False}
+        self.files[f"/api/models/{repo}/revision/main"] = json.dumps(about).encode()
+        for name, body in files.items():
+            path = f"/{repo}/resolve/main/{name}"
+            self.files[path] = body
+            self.headers[path] = {"X-Repo-Commit": commit, "ETag": f'"{digests[name]}"'}
+
+    def fail(self, path: str, *faults: dict[str, Any]) -> None:
+        """Meet the next requests for `path` with these faults, given as fields of Fault."""
+        self.faults[path] = [Fault(**fault) for fault in faults]
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away: the tests make them."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        wanted = self.headers.get("Range", "")
+        self.path = self.path.partition("?")[0]
+        self.server.requests.append((self.command, self.path, wanted))
+        queue = self.server.faults.get(self.path) if with_body else None
+        fault = queue.pop(0) if queue else Fault()
+        body = self.server.files.get(self.path)
+        extra = self.server.headers.get(self.path, {})
+        if fault.status or body is None:
+            return self._status(fault.status or 404, fault.headers)
+        etag = extra.get("ETag") or self.server.etag(body)
+        start = self._start(wanted, etag)
+        if start > len(body) or (start and start == len(body)):
+            return self._status(416, {"Content-Range": f"bytes */{len(body)}"})
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if etag:
+            self.send_header("ETag", etag)
+        if self.server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            length = len(body) - start if fault.length is None else fault.length
+            self.send_header("Content-Length", str(length))
+        for name, value in {**extra, **fault.headers}.items():
+            if name != "ETag":
+                self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self._send(body[start:], fault)
+
+    def _start(self, wanted: str, etag: str) -> int:
+        fresh = self.headers.get("If-Range", etag) == etag
+        if not (wanted and fresh and self.server.ranges):
+            return 0
+        return int(wanted.removeprefix("bytes=").partition("-")[0])
+
+    def _send(self, body: bytes, fault: Fault) -> None:
+        end = len(body) if fault.cut is None else min(fault.cut, len(body))
+        size = 1 << 14
+        for start in range(0, end, size):
+            time.sleep(fault.pause)
+            block = body[start : min(start + size, end)]
+            self.wfile.write(
+                b"%x\r\n%s\r\n" % (len(block), block) if self.server.chunked else block
+            )
+            self.server.sent[self.path] = self.server.sent.get(self.path, 0) + len(block)
+        if self.server.chunked and fault.cut is None:
+            self.wfile.write(b"0\r\n\r\n")
+        if fault.cut is not None or fault.length is not None:
+            self.close_connection = True
+
+    def _status(self, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A file server on loopback that fails as told."""
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield running
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+@dataclass(frozen=True)
+class Official:
+    """Small weights in the layout of the official files: encoder.pt, decoder.pt, spm.model."""
+
+    folder: Path
+    languages: tuple[str, ...]
+    encoder: dict[str, int]
+    decoder: dict[str, int]
+
+    def state(self, role: str) -> dict[str, Any]:
+        import torch
+
+        loaded: dict[str, Any] = torch.load(self.folder / f"{role}.pt", weights_only=True)
+        return loaded["model"]
+
+    def card(self, path: Path, sources: Mapping[str, Mapping[str, str]], **fields: str) -> Path:
+        """Write a card for spaces of these shapes, its parts from `sources`."""
+        top = {"name": "small", "licence": "CC-BY-NC-4.0", "licence_note": "not for sale", **fields}
+        lines = ['kind = "space"', 'summary = "for tests"', f"languages = {list(self.languages)}"]
+        lines += [f'{key} = "{value}"' for key, value in top.items()]
+        for role, shapes in (("encoder", self.encoder), ("decoder", self.decoder)):
+            lines += [f"[{role}]", *(f"{key} = {value}" for key, value in shapes.items())]
+        for role, source in sources.items():
+            values = (f"{k} = {v}" if k == "bytes" else f'{k} = "{v}"' for k, v in source.items())
+            lines += [f"[source.{role}]", *values]
+        path.write_text("\n".join(lines).replace("'", '"'), encoding="utf-8")
+        return path
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
+    """Random weights of two layers; the state dicts have the names of sonar-space's models."""
+    import torch
+
+    from lcm_cli.convert import tensor_shapes
+
+    folder = tmp_path_factory.mktemp("official")
+    languages = ("eng_Latn", "fra_Latn", "deu_Latn", "jpn_Jpan")
+    pieces = train_sentencepiece(folder / "spm.model")
+    encoder = {"layers": 2, "model_dim": 16, "heads": 2, "ffn_dim": 32}
+    encoder |= {"vocabulary": pieces + 1 + len(languages) + 3, "max_length": 34}
+    decoder = encoder | {"concept_dim": 16, "max_length": 32}
+    generator = torch.Generator().manual_seed(0)
+    for role, shapes in (("encoder", encoder), ("decoder", decoder)):
+        wanted = tensor_shapes(role, shapes).items()
+        state = {name: torch.randn(shape, generator=generator) for name, shape in wanted}
+        if role == "decoder":
+            state["final_proj.weight"] = state["decoder_frontend.embed.weight"]
+        torch.save({"model": state}, folder / f"{role}.pt")
+    return Official(folder, languages, encoder, decoder)
+
+
+def train_sentencepiece(path: Path) -> int:
+    """Train a sentencepiece model of SONAR's kind on a little text; returns its size."""
+    import sentencepiece
+
+    text = "the cat sleeps le chat dort die Katze schläft 猫 が 眠る and a dog und ein Hund"
+    words = text.split()
+    lines = [" ".join(words[i:] + words[: i // 2]) for i in range(len(words))]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), vocab_size=60,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    size: int = sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size()
+    return size
+
+
+@pytest.fixture(scope="session")
+def random_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a space with the languages of `tiny`, and weights that know nothing."""
+    import torch
+    from safetensors.torch import save_file
+
+    from lcm_cli.convert import tensor_shapes
+
+    folder = tmp_path_factory.mktemp("random")
+    languages = ("eng_Latn", "deu_Latn", "fra_Latn", "spa_Latn", "nld_Latn")
+    shapes = {"layers": 2, "model_dim": 32, "heads": 4, "ffn_dim": 64, "max_length": 128}
+    shapes["vocabulary"] = _train_on_examples(folder) + 1 + len(languages) + 3
+    config = {"encoder": shapes, "decoder": shapes | {"concept_dim": 32}}
+    generator = torch.Generator().manual_seed(1)
+    for role, sizes in config.items():
+        wanted = tensor_shapes(role, sizes).items()
+        state = {k: torch.randn(shape, generator=generator) / 4 for k, shape in wanted}
+        save_file(state, folder / f"{role}.safetensors")
+    config |= {"kind": "space", "name": "random", "licence": "MIT", "languages": languages}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _train_on_examples(folder: Path) -> int:
+    """Train a sentencepiece model on the examples; returns its size."""
+    import sentencepiece
+
+    stories = sorted((ROOT / "examples").glob("*.txt"))
+    lines = [line for story in stories for line in story.read_text("utf-8").splitlines()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), vocab_size=300,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    path = folder / "tokenizer.model"
+    size: int = sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size()
+    return size

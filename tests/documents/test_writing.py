@@ -1,0 +1,496 @@
+"""Every format gives back what was put in; a writer that fails leaves no trace."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcm_cli.documents import (
+    Document,
+    SpaceInfo,
+    as_written,
+    check_target,
+    inspect,
+    open_writer,
+    read,
+    read_concepts,
+    to_json,
+)
+from lcm_cli.documents.dataset import read_manifest
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+
+INFO = SpaceInfo("small", "0123456789abcdef", 4)
+FORMATS = ["a.parquet", "a.arrow", "a.jsonl", "a.safetensors", "folder"]
+
+
+def document(id="x", rows=2, value=0.5, **more):
+    return Document(id, concepts=np.full((rows, 4), value, np.float32), **more)
+
+
+def write(path, *docs, **options):
+    with open_writer(str(path), INFO, **options) as writer:
+        for each in docs:
+            writer.write(each)
+    return str(path)
+
+
+def loaded(path):
+    return list(read_concepts([str(path)])[1])
+
+
+def left_over(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name != ".lock")
+
+
+# --- round trips
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+
+
+@st.composite
+def documents(draw, dtype):
+    rows = draw(st.integers(1, 5))
+    size = rows * 4 * np.dtype(dtype).itemsize
+    values = np.frombuffer(draw(st.binary(min_size=size, max_size=size)), dtype)
+    values = np.where(np.isfinite(values), values, values.dtype.type(-0.0))
+    has_sentences = draw(st.booleans())
+    return Document(
+        id=draw(texts),
+        lang=draw(st.sampled_from(["", "eng_Latn", "zho_Hans"])),
+        sentences=[draw(texts) for _ in range(rows)] if has_sentences else [],
+        paragraphs=draw(st.sampled_from([[], sorted(range(rows))])),
+        concepts=values.reshape(rows, 4),
+    )
+
+
+def same(a, b):
+    for key in ("id", "lang", "sentences", "paragraphs"):
+        assert getattr(a, key) == getattr(b, key)
+    assert a.concepts.dtype == b.concepts.dtype
+    # As bytes, so that -0.0 is not 0.0.
+    assert a.concepts.tobytes() == b.concepts.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_round_trip(tmp_path_factory, name, dtype, data):
+    path = tmp_path_factory.mktemp("round") / name
+    most = 1 if name.endswith("safetensors") else 4
+    docs = data.draw(st.lists(documents(dtype), min_size=1, max_size=most))
+    write(path, *docs, dtype=dtype, shard_bytes=60)
+    info, found = read_concepts([str(path)])
+    assert info == INFO
+    for a, b in zip(docs, found, strict=True):
+        same(a, b)
+        assert b.space == INFO
+
+
+@settings(max_examples=15, deadline=None)
+@given(docs=st.lists(documents("float16"), min_size=1, max_size=4))
+def test_round_trip_of_a_stream(docs):
+    stream = io.BytesIO()
+    with open_writer("-", INFO, stdout=stream) as writer:
+        for each in docs:
+            writer.write(each)
+    _, found = read_concepts(["-"], stdin=io.BytesIO(stream.getvalue()))
+    for a, b in zip(docs, found, strict=True):
+        same(a, b)
+
+
+@settings(max_examples=25, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t")))
+def test_round_trip_of_text(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("text") / "a.jsonl"
+    path.write_text(json.dumps({"text": "T" + text}) + "\n", encoding="utf-8")
+    assert next(read([str(path)])).text == "T" + text
+    path.with_suffix(".txt").write_bytes(("T" + text).encode())
+    assert next(read([str(path.with_suffix(".txt"))])).text == "T" + text
+
+
+def test_json_has_the_shortest_numbers():
+    doc = as_written(document(value=0.1, sentences=["a", "b"]), INFO, "float16")
+    assert to_json(doc) == {
+        "id": "x",
+        "sentences": ["a", "b"],
+        "space": "small",
+        "fingerprint": "0123456789abcdef",
+        "dtype": "float16",
+        "concepts": [[0.1] * 4] * 2,
+    }
+    assert to_json(Document("x", lang="eng_Latn", text="T.")) == {
+        "id": "x",
+        "lang": "eng_Latn",
+        "text": "T.",
+    }
+    assert "concepts" not in to_json(doc, concepts=False)
+
+
+def test_the_files_say_what_they_are(tmp_path):
+    write(tmp_path / "a.parquet", document(), dtype="float32")
+    schema = pq.read_schema(tmp_path / "a.parquet")
+    about = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+    about.pop("lcm.version")
+    assert about == {
+        "lcm.space": "small",
+        "lcm.fingerprint": "0123456789abcdef",
+        "lcm.dim": "4",
+        "lcm.dtype": "float32",
+    }
+    assert schema.field("concepts").type == pa.list_(pa.list_(pa.float32(), 4))
+
+
+def test_row_groups_are_small(tmp_path, monkeypatch):
+    monkeypatch.setattr("lcm_cli.documents.writing.GROUP_BYTES", 100)
+    write(tmp_path / "a.parquet", *(document(str(i), rows=7) for i in range(6)))  # 56 bytes each
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 3
+    assert [d.id for d in loaded(tmp_path / "a.parquet")] == list("012345")
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Document("x"), "has no concepts"),
+        (document(rows=0), "has no concepts"),
+        (document(value=np.nan), "NaN"),
+        (document(value=np.inf), "infinite"),
+        (document(value=70000.0), "range of float16"),
+        (document(sentences=["a"]), "1 sentences and 2 concepts"),
+        (document(paragraphs=[1]), "paragraph numbers"),
+        (document(sentences=["a", "b\ud800"]), "surrogate"),
+        (Document("x", concepts=np.ones((2, 5), np.float32)), "5 dimensions"),
+    ],
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_no_reader_would_take_is_not_written(tmp_path, name, bad, message):
+    with pytest.raises(IntegrityError, match=message):
+        write(tmp_path / name, bad)
+    assert [path for path in left_over(tmp_path) if path != "folder"] == []
+
+
+def test_too_large_for_float16_names_the_flag(tmp_path):
+    with pytest.raises(IntegrityError) as error:
+        write(tmp_path / "a.parquet", document(value=1e5))
+    assert "--dtype float32" in error.value.hint
+    write(tmp_path / "a.parquet", document(value=1e5), dtype="float32")
+
+
+def test_safetensors_holds_one_document(tmp_path):
+    with pytest.raises(UsageError, match=r"one document, and 'y' is the second"):
+        write(tmp_path / "a.safetensors", document("x"), document("y"))
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_to_write(tmp_path, name):
+    with pytest.raises(UsageError, match="no documents"):
+        write(tmp_path / name)
+    assert [path for path in left_over(tmp_path) if path != "folder"] == []
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.txt", "a.parquet.gz"])
+def test_unknown_suffix(tmp_path, name):
+    with pytest.raises(UsageError, match="unknown suffix"):
+        write(tmp_path / name, document())
+    with pytest.raises(UsageError, match="unknown suffix"):
+        check_target(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_existing_target_needs_force(tmp_path, name):
+    path = write(tmp_path / name, document("old"))
+    for attempt in (lambda: write(path, document("new")), lambda: check_target(path)):
+        with pytest.raises(UsageError, match="exists already") as error:
+            attempt()
+        assert "--force" in error.value.hint
+    assert [d.id for d in loaded(path)] == ["old"]
+    check_target(path, force=True)
+    write(path, document("new"), force=True)
+    assert [d.id for d in loaded(path)] == ["new"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_missing_folder(tmp_path, name):
+    for attempt in (lambda p: write(p, document()), check_target):
+        with pytest.raises(NotFoundError, match="no such folder"):
+            attempt(str(tmp_path / "no" / name))
+
+
+def test_only_a_data_set_can_be_extended(tmp_path):
+    with pytest.raises(UsageError, match="cannot be extended"):
+        write(tmp_path / "a.parquet", document(), extend=True)
+
+
+def test_a_file_without_suffix_is_no_data_set(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        check_target(str(tmp_path / "a"))
+
+
+def test_no_binary_on_a_terminal():
+    main, side = os.openpty()
+    terminal = os.fdopen(side, "wb", buffering=0)
+    with terminal, pytest.raises(UsageError, match="terminal"):
+        write("-", document(), stdout=terminal)
+    os.close(main)
+
+
+# --- failures on the way
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_error_leaves_no_trace(tmp_path, name):
+    old = write(tmp_path / name, document("old"))
+    before = left_over(tmp_path)
+    with pytest.raises(RuntimeError), open_writer(old, INFO, force=True, shard_bytes=20) as writer:
+        writer.write(document("new"))
+        raise RuntimeError
+    assert left_over(tmp_path) == before
+    assert [d.id for d in loaded(old)] == ["old"]
+
+
+def test_a_stream_that_was_broken_off_has_no_end_mark():
+    stream = io.BytesIO()
+    with pytest.raises(RuntimeError), open_writer("-", INFO, stdout=stream) as writer:
+        writer.write(document())
+        raise RuntimeError
+    problems = []
+    _, found = read_concepts(["-"], stdin=io.BytesIO(stream.getvalue()), on_error=problems.append)
+    assert len(list(found)) == 1
+    assert "cut off after 1 documents" in problems[0].message
+
+
+PREFIX = """
+    import os, sys, resource, signal
+    import numpy as np
+    from lcm_cli.documents import Document, SpaceInfo, open_writer
+    from lcm_cli.errors import LcmError
+    info = SpaceInfo("small", "0123456789abcdef", 4)
+    rng = np.random.default_rng(0)
+    def document(id, rows=2000):
+        return Document(id, concepts=rng.standard_normal((rows, 4)).astype(np.float32))
+    target = sys.argv[1]
+"""
+
+
+def run(script, *args, **options):
+    code = textwrap.dedent(PREFIX) + textwrap.dedent(script)
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_killed_half_way(tmp_path, name):
+    old = write(tmp_path / name, document("old"))
+    script = """
+        with open_writer(target, info, force=True, shard_bytes=10_000) as writer:
+            writer.write(document("new"))
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert run(script, old).returncode == -signal.SIGKILL
+    assert [d.id for d in loaded(old)] == ["old"]
+    if name == "folder":
+        assert (tmp_path / "folder" / "part-00001.parquet").exists()  # whole, and not in force
+    else:
+        assert [p for p in left_over(tmp_path) if not p.startswith(".")] == [name]
+        assert [d.id for d in loaded(tmp_path)] == ["old"]
+    write(old, document("new"), force=True)
+    assert [d.id for d in loaded(old)] == ["new"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_full_disk(tmp_path, name):
+    old = write(tmp_path / name, document("old"))
+    before = left_over(tmp_path)
+    script = """
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        try:
+            with open_writer(target, info, force=True, shard_bytes=10_000) as writer:
+                writer.write(document("new", rows=9000))
+        except LcmError as error:
+            print(type(error).__name__, error.message)
+    """
+    done = run(script, old)
+    assert done.stdout.startswith(f"LcmError cannot write {old}"), done.stdout + done.stderr
+    assert left_over(tmp_path) == before
+    assert [d.id for d in loaded(old)] == ["old"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
+def test_full_disk_behind_standard_output():
+    script = """
+        try:
+            with open_writer("-", info) as writer:
+                writer.write(document("new"))
+        except LcmError as error:
+            print(error.message, file=sys.stderr)
+            os._exit(error.exit_code)
+    """
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        code = textwrap.dedent(PREFIX) + textwrap.dedent(script)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "-"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, "no space left while writing stdout\n")
+
+
+def test_the_reader_of_the_stream_goes_away():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb", buffering=0) as pipe, pytest.raises(BrokenPipeError):
+        write("-", document(), stdout=pipe)
+
+
+def test_two_processes_write_the_same_file(tmp_path):
+    script = """
+        with open_writer(target, info, force=True) as writer:
+            writer.write(document(sys.argv[2], rows=5000))
+            print("ready", flush=True)
+            sys.stdin.readline()
+    """
+    code = textwrap.dedent(PREFIX) + textwrap.dedent(script)
+    path = tmp_path / "a.parquet"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path), id],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for id in "ab"
+    ]  # fmt: skip
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.communicate("\n")
+    assert [process.returncode for process in processes] == [0, 0]
+    (found,) = loaded(path)
+    assert found.id in "ab"
+    assert len(found.concepts) == 5000
+    assert left_over(tmp_path) == ["a.parquet"]
+
+
+# --- data sets
+
+
+def test_shards_and_manifest(tmp_path):
+    docs = [document(str(i), rows=i + 1) for i in range(5)]
+    write(tmp_path / "set", *docs, shard_bytes=40)
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert manifest["kind"] == "dataset"
+    assert manifest["space"] == {"name": "small", "fingerprint": "0123456789abcdef", "dim": 4}
+    assert (manifest["dtype"], manifest["documents"], manifest["concepts"]) == ("float16", 5, 15)
+    assert [s["documents"] for s in manifest["shards"]] == [3, 2]
+    assert [s["file"] for s in manifest["shards"]] == [f"part-0000{i}.parquet" for i in range(2)]
+    assert [d.id for d in loaded(tmp_path / "set")] == list("01234")
+
+
+def test_extending(tmp_path):
+    path = write(tmp_path / "set", document("a"))
+    write(path, document("b"), extend=True)
+    assert [d.id for d in loaded(path)] == ["a", "b"]
+    assert read_manifest(tmp_path / "set").documents == 2
+    with pytest.raises(UsageError, match="holds float16"):
+        write(path, document("c"), dtype="float32", extend=True)
+    with pytest.raises(IntegrityError), open_writer(path, SpaceInfo("o", "f", 4), extend=True):
+        pass
+    assert [d.id for d in loaded(path)] == ["a", "b"]
+
+
+def test_replacing_keeps_the_old_until_the_new_is_whole(tmp_path):
+    path = write(tmp_path / "set", document("a"), document("b"), shard_bytes=1)
+    with open_writer(path, INFO, force=True, shard_bytes=1) as writer:
+        writer.write(document("c"))
+        assert [d.id for d in loaded(path)] == ["a", "b"]
+    assert [d.id for d in loaded(path)] == ["c"]
+    assert left_over(tmp_path / "set") == ["manifest.json", "part-00002.parquet"]
+
+
+def test_killed_before_the_manifest(tmp_path):
+    script = """
+        with open_writer(target, info, shard_bytes=10) as writer:
+            writer.write(document("a"))
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    path = tmp_path / "set"
+    run(script, path)
+    with pytest.raises(IntegrityError, match="cut off") as error:
+        read([str(path)])
+    assert "--force" in error.value.hint
+    with pytest.raises(UsageError, match="cut off"):
+        write(path, document())
+    write(path, document("b"), force=True)
+    assert [d.id for d in loaded(path)] == ["b"]
+
+
+def test_one_writer_at_a_time(tmp_path):
+    path = str(tmp_path / "set")
+    with open_writer(path, INFO) as writer:
+        writer.write(document("a"))
+        with pytest.raises(LcmError, match="being written"), open_writer(path, INFO):
+            pass
+    assert [d.id for d in loaded(path)] == ["a"]
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "photo.png").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"photo\.png"):
+        write(tmp_path, document(), force=True)
+    assert left_over(tmp_path) == ["photo.png"]
+
+
+def test_data_sets_below_a_folder(tmp_path):
+    write(tmp_path / "one", document("a"))
+    write(tmp_path / "two", document("b"))
+    assert [d.id for d in loaded(tmp_path)] == ["a", "b"]
+    assert [d.id for d in loaded(tmp_path / "*")] == ["a", "b"]
+
+
+def test_damaged_data_sets(tmp_path):
+    path = tmp_path / "set"
+    write(path, document("a"), document("b"), shard_bytes=1)
+    shard = path / "part-00001.parquet"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1])
+    with pytest.raises(IntegrityError, match=r"part-00001\.parquet has \d+ bytes"):
+        loaded(path)
+    shard.unlink()
+    with pytest.raises(IntegrityError, match=r"lacks part-00001\.parquet"):
+        loaded(path)
+    shard.write_bytes(data)
+    manifest = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(manifest.replace('"dtype"', '"dtypo"'))
+    with pytest.raises(IntegrityError, match="unknown key 'dtypo'"):
+        loaded(path)
+    (path / "manifest.json").write_text(manifest.replace('"version": 1', '"version": 9'))
+    with pytest.raises(IntegrityError, match="version 9"):
+        loaded(path)
+    (path / "manifest.json").write_text(manifest[:50])
+    with pytest.raises(IntegrityError, match="not valid JSON"):
+        loaded(path)
+
+
+def test_what_inspect_says_of_a_data_set(tmp_path):
+    path = tmp_path / "set"
+    write(path, document("a"), document("b"), shard_bytes=1)
+    (path / "part-00007.parquet").write_bytes((path / "part-00000.parquet").read_bytes())
+    report = inspect(str(path))
+    assert (report["kind"], report["shards"], report["documents"]) == ("dataset", 2, 2)
+    assert report["unlisted"] == ["part-00007.parquet"]
+    assert report["problems"] == []
+    manifest = (path / "manifest.json").read_text().replace('"sha256": "', '"sha256": "0')
+    (path / "manifest.json").write_text(manifest.replace('"documents": 2', '"documents": 3'))
+    report = inspect(str(path))
+    assert report["problem_count"] == 3  # two checksums, one count

@@ -1,0 +1,186 @@
+"""The official route at its full size, with random weights: files as sonar-space publishes them.
+
+24 + 24 layers and 256,206 ids, where fairseq2 would have put its downloads. `lcm pull sonar` makes
+the space from them without a network; encoding and decoding give what sonar-space gives.
+"""
+
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcm_cli import hub
+from lcm_cli.convert import tensor_shapes
+from lcm_cli.languages import SONAR
+from lcm_cli.plan import make_plan
+from lcm_cli.pull import pull
+from lcm_cli.space import DecodeOptions, load_space
+from lcm_cli.space import official as bridge
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("sonar") is None, reason="sonar-space is not installed"),
+]
+
+FOLDERS = {  # of fairseq2's cache: they are made from the addresses in sonar-space's cards
+    "encoder": "43e937cce6a6a5cd5730cf66/sonar_text_encoder.pt",
+    "decoder": "dd6b263a791ecff9b7dd5bff/sonar_text_decoder.pt",
+    "tokenizer": "538cc2c5593d2eec13df5a8f/sentencepiece.source.256000.model",
+}
+TEXTS = ["the cat sleeps", "die Katze schläft und ein Hund", "猫 が 眠る", "a dog"]
+GIGABYTE = 1_000_000_000
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """Official files at full size. They are big: they go when the test ends, however it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="lcm-full-size-"))
+    if shutil.disk_usage(folder).free < 15 * GIGABYTE:
+        pytest.skip("needs 15 GB of disk")
+    monkeypatch.setenv("FAIRSEQ2_CACHE_DIR", str(folder / "fairseq2"))
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    paths = {role: folder / "fairseq2" / name for role, name in FOLDERS.items()}
+    for path in paths.values():
+        path.parent.mkdir(parents=True)
+    try:
+        pool = torch.empty(256_206 * 1024)
+        pool.normal_(0, 0.03, generator=torch.Generator().manual_seed(0))
+        for role in ("encoder", "decoder"):
+            save_random(role, paths[role], pool)
+        del pool
+        make_tokenizer(paths["tokenizer"])
+        yield paths
+    finally:
+        shutil.rmtree(folder)
+
+
+def save_random(role: str, path: Path, pool: torch.Tensor) -> None:
+    """Write weights of the official shapes, taken from `pool`: drawing all anew takes a minute."""
+    state: dict[str, torch.Tensor] = {}
+    start = 0
+    for name, shape in tensor_shapes(role, getattr(hub.card("sonar"), role)).items():
+        size = torch.Size(shape).numel()
+        start = (start + 1_000_003) % (len(pool) - size + 1)
+        tensor = pool[start : start + size].view(shape)
+        # Views of one tensor would be stored once: a file of the full size needs copies.
+        state[name] = tensor + 1 if "norm.weight" in name else tensor.clone()
+    if role == "decoder":
+        state["final_proj.weight"] = state["decoder_frontend.embed.weight"]
+    torch.save({"model": state}, path)
+
+
+def make_tokenizer(path: Path) -> None:
+    """Train a small sentencepiece model and fill it up to the official 256,000 pieces."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 9), model_prefix=str(path.with_suffix("")), vocab_size=60,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    path.with_suffix(".vocab").unlink()
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    for number in range(len(model.pieces), 256_000):
+        model.pieces.add(piece=f"▁unused{number}", score=-100.0)
+    path.write_bytes(model.SerializeToString())
+
+
+def own_memory() -> int:
+    """Return the bytes of this process that are no memory-mapped files."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024
+
+
+def theirs(sonar_text, role: str, path: Path) -> torch.nn.Module:
+    """Load weights into sonar-space's own model, its config and converter; memory-mapped too."""
+    from fairseq2.data.tokenizers import VocabularyInfo
+
+    fields = {
+        "model_dim": 1024,
+        "max_seq_len": 512,
+        "vocab_info": VocabularyInfo(256_206, unk_idx=1, bos_idx=2, eos_idx=3, pad_idx=1),
+        "num_encoder_layers": 24,
+        "num_decoder_layers": 24,
+        "num_encoder_attn_heads": 16,
+        "num_decoder_attn_heads": 16,
+        "ffn_inner_dim": 8192,
+    }
+    if role == "encoder":
+        config = sonar_text.SonarTextEncoderConfig(**fields, pooling="mean", _from_fairseq=True)
+        factory, convert = (
+            sonar_text.SonarTextEncoderFactory,
+            sonar_text._convert_sonar_text_encoder_checkpoint,
+        )
+    else:
+        flags = ("no_scale_embedding", "no_token_positional_embeddings", "learned_pos")
+        rates = ("emb_dropout_p", "attention_dropout_p", "activation_dropout_p")
+        fields |= dict.fromkeys(flags, False) | dict.fromkeys(rates, 0.1)
+        config = sonar_text.SonarTextDecoderConfig(
+            **fields, activation_fn="ReLU", normalize_before=True
+        )
+        factory, convert = (
+            sonar_text.SonarTextDecoderFactory,
+            sonar_text._convert_sonar_text_decoder_checkpoint,
+        )
+    with torch.device("meta"):
+        model = factory(config).create_model()
+    state = convert(torch.load(path, weights_only=True, mmap=True), config)
+    model.load_state_dict(state, strict=True, assign=True)
+    for module in model.modules():  # the position tables have no content yet
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
+            module.reset_non_persistent_buffers()
+    return model.eval()
+
+
+def test_official_route_at_full_size(downloads):
+    plan = make_plan("sonar")
+    assert [part.here for part in plan.parts] == list(downloads.values())
+    before = own_memory()
+    files = pull(plan, accept_licence=True)
+    assert own_memory() - before < GIGABYTE / 2
+    assert files.config["languages"] == list(SONAR)
+    assert files.encoder.stat().st_size > 3 * GIGABYTE
+
+    bridge.import_sonar()
+    from fairseq2.models.nllb.tokenizer import NllbTokenizerConfig, load_nllb_tokenizer
+    from sonar.models import sonar_text
+
+    settings = NllbTokenizerConfig(langs=list(SONAR), default_lang="eng_Latn")
+    tokenizer = load_nllb_tokenizer(downloads["tokenizer"], settings)
+    concepts = encode_as_sonar_space(sonar_text, tokenizer, downloads["encoder"])
+    decode_as_sonar_space(sonar_text, tokenizer, downloads["decoder"], concepts)
+
+
+def encode_as_sonar_space(sonar_text, tokenizer, weights: Path) -> torch.Tensor:
+    from sonar.inference_pipelines.text import TextToEmbeddingModelPipeline
+
+    before = own_memory()
+    found = load_space("sonar", precision="float32", device="cpu").encode(TEXTS, "jpn_Jpan")
+    assert own_memory() - before < GIGABYTE  # the weights are mapped, not read
+    encoder = theirs(sonar_text, "encoder", weights)
+    expected = TextToEmbeddingModelPipeline(encoder, tokenizer).predict(TEXTS, "jpn_Jpan")
+    assert (torch.from_numpy(found.concepts) - expected).abs().max() <= 1e-5
+    return expected
+
+
+def decode_as_sonar_space(sonar_text, tokenizer, weights: Path, concepts: torch.Tensor) -> None:
+    from sonar.inference_pipelines.text import EmbeddingToTextModelPipeline
+
+    space = load_space("sonar", precision="float32", device="cpu")
+    limits = [8] * len(concepts)
+    found = space.decode(concepts.numpy(), ["fra_Latn"], DecodeOptions(beam=5), limits=limits)
+    del space
+    decoder = theirs(sonar_text, "decoder", weights)
+    texts = EmbeddingToTextModelPipeline(decoder, tokenizer).predict(
+        concepts, target_lang="fra_Latn", beam_size=5, max_seq_len=10
+    )
+    assert [best[0].text for best in found["fra_Latn"]] == texts
+    assert len(set(texts)) > 1

@@ -1,0 +1,280 @@
+"""The space as commands use it, on the bundled one."""
+
+import json
+import shutil
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.space import DecodeOptions, Space, Text, load_space
+
+SENTENCES = [
+    "The cat sleeps.",
+    "Tom went to school, but he forgot his books at home.",
+    "Yes.",
+    "The cat sleeps.",
+    "Where is the river?",
+    "I would like to know what you are doing here tonight.",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Space:
+    return load_space("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def concepts(tiny: Space) -> np.ndarray:
+    return tiny.encode(SENTENCES, "eng_Latn").concepts
+
+
+def copy_of_tiny(tiny: Space, folder: Path) -> Path:
+    """Write the bundled space as a folder of its own."""
+    files = tiny.files
+    for path, name in (
+        (files.encoder, "encoder.safetensors"),
+        (files.decoder, "decoder.safetensors"),
+        (files.tokenizer, "tokenizer.model"),
+    ):
+        shutil.copyfile(path, folder / name)
+    (folder / "config.json").write_text(json.dumps(dict(files.config)))
+    return folder
+
+
+def test_order_and_count_are_kept_and_duplicates_are_equal(tiny, concepts):
+    alone = np.concatenate([tiny.encode([s], "eng_Latn").concepts for s in SENTENCES])
+    assert concepts.shape == (6, tiny.dim) and concepts.dtype == np.float32
+    assert np.abs(concepts - alone).max() <= 1e-5
+    assert np.array_equal(concepts[0], concepts[3])
+
+
+def test_small_batches_change_nothing(tiny, concepts):
+    narrow = load_space("tiny", device="cpu", batch_tokens=8)
+    assert np.abs(narrow.encode(SENTENCES, "eng_Latn").concepts - concepts).max() <= 1e-5
+    wide, small = (s.decode(concepts, ["fra_Latn"]) for s in (tiny, narrow))
+    assert texts(wide) == texts(small)
+
+
+def test_each_sentence_may_have_its_language(tiny):
+    both = tiny.encode(["The cat sleeps.", "Le chat dort."], ["eng_Latn", "fra_Latn"]).concepts
+    assert np.allclose(both[1], tiny.encode(["Le chat dort."], "fra_Latn").concepts[0], atol=1e-5)
+
+
+def test_translations_are_near(tiny, concepts):
+    french = tiny.encode(["Le chat dort.", "Oui."], "fra_Latn").concepts
+    similarity = french @ concepts.T
+    similarity /= np.linalg.norm(french, axis=1)[:, None] * np.linalg.norm(concepts, axis=1)
+    assert similarity.argmax(axis=1).tolist() in ([0, 2], [3, 2])
+
+
+def test_progress_counts_every_sentence(tiny, concepts):
+    encoded, decoded = [], []
+    tiny.encode(SENTENCES, "eng_Latn", encoded.append)
+    tiny.decode(concepts, ["fra_Latn", "deu_Latn"], progress=decoded.append)
+    assert sum(encoded) == len(SENTENCES) and sum(decoded) == 2 * len(SENTENCES)
+
+
+def test_nothing_gives_nothing(tiny):
+    empty = tiny.encode([], "eng_Latn")
+    assert empty.concepts.shape == (0, tiny.dim) and empty.truncated == []
+    assert tiny.decode(empty.concepts, ["fra_Latn"]) == {"fra_Latn": []}
+
+
+def test_a_sentence_over_the_limit_is_reported(tiny):
+    limit = tiny.encoder.config.max_length
+    long = "cat " * 2 * limit
+    encoded = tiny.encode(["Yes.", long], "eng_Latn")
+    (cut,) = encoded.truncated
+    assert cut.index == 1 and cut.limit == limit and cut.tokens > limit
+    assert np.isfinite(encoded.concepts).all()
+
+
+def test_one_pass_decodes_into_several_languages(tiny, concepts):
+    together = tiny.decode(concepts, ["deu_Latn", "spa_Latn"])
+    for lang in ("deu_Latn", "spa_Latn"):
+        assert texts(tiny.decode(concepts, [lang])) == texts({lang: together[lang]})
+
+
+def test_n_best_come_best_first(tiny, concepts):
+    found = tiny.decode(concepts, ["eng_Latn"], DecodeOptions(beam=4, n_best=3))["eng_Latn"]
+    for row in found:
+        assert len(row) == 3 and len({t.text for t in row}) == 3
+        assert [t.score for t in row] == sorted((t.score for t in row), reverse=True)
+
+
+def test_limits_hold_for_each_sentence(tiny, concepts):
+    limits = [2, 5, 3, 2, 9, 4]
+    found = tiny.decode(concepts, ["eng_Latn"], limits=limits)["eng_Latn"]
+    for (best, *_), limit in zip(found, limits, strict=True):
+        assert len(tiny.tokenize([best.text], "eng_Latn")[0]) - 2 < limit
+
+
+def test_sampling_is_of_the_seed_not_of_the_batch(tiny, concepts):
+    options = DecodeOptions(sample=True, top_k=20, n_best=2, seed=0, max_tokens=20)
+    whole = tiny.decode(concepts, ["eng_Latn"], options)["eng_Latn"]
+    first = tiny.decode(concepts[:2], ["eng_Latn"], options)["eng_Latn"]
+    assert [[t.text for t in row] for row in whole[:2]] == [[t.text for t in r] for r in first]
+    other = DecodeOptions(sample=True, top_k=20, n_best=2, seed=1, max_tokens=20)
+    assert texts({"e": whole}) != texts(tiny.decode(concepts, ["eng_Latn"], other))
+
+
+def test_sampling_the_likeliest_token_is_greedy(tiny, concepts):
+    greedy = tiny.decode(concepts, ["fra_Latn"], DecodeOptions(beam=1))
+    for cut in ({"top_k": 1}, {"top_p": 1e-9}):
+        assert texts(tiny.decode(concepts, ["fra_Latn"], DecodeOptions(sample=True, **cut))) == (
+            texts(greedy)
+        )
+
+
+def test_no_repeated_ngrams(tiny):
+    noise = 3 * np.random.default_rng(0).standard_normal((12, tiny.dim)).astype(np.float32)
+    options = DecodeOptions(beam=2, max_tokens=40, no_repeat_ngram=2)
+    rows = tiny.tokenize(texts(tiny.decode(noise, ["eng_Latn"], options)), "eng_Latn")
+    free = tiny.tokenize(
+        texts(tiny.decode(noise, ["eng_Latn"], DecodeOptions(beam=2, max_tokens=40))), "eng_Latn"
+    )
+    assert sum(map(repeats, rows)) < sum(map(repeats, free))
+
+
+def test_min_tokens_holds(tiny, concepts):
+    found = tiny.decode(concepts, ["eng_Latn"], DecodeOptions(beam=1, min_tokens=12))
+    for text in texts(found):
+        assert len(tiny.tokenize([text], "eng_Latn")[0]) >= 11
+
+
+def test_int8_is_close(tiny, concepts):
+    int8 = load_space("tiny", device="cpu", precision="int8")
+    found = int8.encode(SENTENCES, "eng_Latn").concepts
+    cosine = (found * concepts).sum(1)
+    cosine /= np.linalg.norm(found, axis=1) * np.linalg.norm(concepts, axis=1)
+    assert (1 - cosine).max() < 5e-3
+    assert len(texts(int8.decode(concepts, ["fra_Latn"]))) == len(SENTENCES)
+
+
+def test_bfloat16_is_close(concepts):
+    lower = load_space("tiny", device="cpu", precision="bfloat16")
+    found = lower.encode(SENTENCES, "eng_Latn").concepts
+    assert np.abs(found - concepts).max() < 0.1
+    assert all(texts(lower.decode(concepts, ["fra_Latn"])))
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same_concepts_and_texts(tiny, concepts):
+    cuda = load_space("tiny", device="cuda", precision="float32")
+    assert np.abs(cuda.encode(SENTENCES, "eng_Latn").concepts - concepts).max() <= 1e-3
+    assert texts(cuda.decode(concepts, ["fra_Latn"])) == texts(tiny.decode(concepts, ["fra_Latn"]))
+
+
+def test_the_fingerprint_is_of_encoder_and_tokenizer(tiny, tmp_path):
+    copy = copy_of_tiny(tiny, tmp_path)
+    assert load_space(str(copy)).fingerprint == tiny.fingerprint
+    with (copy / "decoder.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert load_space(str(copy)).fingerprint == tiny.fingerprint
+    with (copy / "encoder.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert load_space(str(copy)).fingerprint != tiny.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.zeros((2, 7), np.float32), "shape"),
+        (np.full((1, 256), np.nan, np.float32), "not finite"),
+        (np.zeros(256, np.float32), "shape"),
+    ],
+)
+def test_bad_concepts(tiny, values, words):
+    with pytest.raises(IntegrityError, match=words):
+        tiny.decode(values, ["eng_Latn"])
+
+
+def test_half_a_surrogate_pair(tiny):
+    with pytest.raises(IntegrityError):
+        tiny.encode(["bad \ud800 text"], "eng_Latn")
+
+
+def test_what_does_not_exist(tiny):
+    with pytest.raises(NotFoundError, match="frx"):
+        tiny.find_language("frx")
+    with pytest.raises(NotFoundError, match="tinny"):
+        load_space("tinny")
+    with pytest.raises(UsageError, match="float8"):
+        load_space("tiny", precision="float8")
+    with pytest.raises(UsageError, match="device"):
+        load_space("tiny", device="quantum")
+
+
+def test_a_damaged_space(tiny, tmp_path):
+    copy = copy_of_tiny(tiny, tmp_path)
+    weights = copy / "encoder.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(IntegrityError, match=r"encoder\.safetensors"):
+        load_space(str(copy)).encode(["Hello."], "eng_Latn")
+
+
+def test_weights_of_another_shape(tiny, tmp_path):
+    copy = copy_of_tiny(tiny, tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    config["encoder"]["layers"] += 1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match="lacks"):
+        _ = load_space(str(copy)).encoder
+
+
+def test_a_tokenizer_of_another_space(tiny, tmp_path):
+    copy = copy_of_tiny(tiny, tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    config["languages"] = config["languages"][:-1]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match="ids"):
+        load_space(str(copy)).encode(["Hello."], "eng_Latn")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"beam": 0}, {"n_best": 6}, {"min_tokens": 9, "max_tokens": 3}, {"temperature": 0.0}],
+)
+def test_options_out_of_range(values):
+    with pytest.raises(UsageError):
+        DecodeOptions(**values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_float32_weights_stay_memory_mapped(tmp_path):
+    from safetensors.torch import save_file
+
+    from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+    from lcm_cli.space.weights import load_weights
+
+    config = EncoderConfig(layers=1, model_dim=256, heads=2, ffn_dim=32, vocabulary=200_000)
+    path = tmp_path / "encoder.safetensors"
+    save_file(TextEncoder(config).state_dict(), path)
+    before = private_memory()
+    loaded = load_weights(TextEncoder, config, path, torch.device("cpu"), torch.float32)
+    assert loaded([[5, 6, 7, 3]]).isfinite().all()
+    # Some of it is torch's own: its thread pools start at the first product.
+    assert private_memory() - before < path.stat().st_size / 2
+
+
+def private_memory() -> int:
+    """Return the bytes of this process that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def texts(found: dict[str, list[list[Text]]]) -> list[str]:
+    """Return the best text of each sentence."""
+    return [row[0].text for rows in found.values() for row in rows]
+
+
+def repeats(row: list[int]) -> int:
+    """Count the bigrams of a row that it has had before."""
+    pairs = list(pairwise(row))
+    return len(pairs) - len(set(pairs))

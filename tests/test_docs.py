@@ -1,0 +1,34 @@
+"""The pages say what the program says."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lcm_cli.app import COMMANDS
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+@pytest.fixture(scope="module")
+def update_help() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("update_help", DOCS / "update_help.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_the_help_in_a_page_is_the_programs(
+    page: Path, update_help: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1")  # is set by the script, and put back here
+    text = page.read_text(encoding="utf-8")
+    assert update_help.updated(text) == text, "run: make docs"
+
+
+def test_every_command_has_its_block(update_help: ModuleType) -> None:
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    assert update_help.commands(page) == ["lcm", *(f"lcm {name}" for name in COMMANDS)]

@@ -1,0 +1,61 @@
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcm_cli import doctor
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let a probe run this code in its process, and return what the report would have."""
+
+    def probe(code: str) -> Mapping[str, Any]:
+        def run(args: list[str], **options: Any) -> Any:
+            return real([sys.executable, "-c", code], **options)
+
+        real = subprocess.run
+        monkeypatch.setattr(doctor.subprocess, "run", run)
+        return doctor._in_process("devices")
+
+    return probe
+
+
+def test_a_probe_that_answers(process: Any) -> None:
+    assert process("print('noise'); print('{\"a\": 1}')") == {"a": 1}
+
+
+def test_a_probe_that_fails_says_why(process: Any) -> None:
+    assert process("raise ImportError('no libfoo')") == {"error": "ImportError: no libfoo"}
+
+
+def test_a_probe_that_crashes(process: Any) -> None:
+    crash = process("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert crash == {"error": "it crashed with signal 9"}
+
+
+def test_a_probe_that_hangs(process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "TIMEOUT", 0.1)
+    assert process("import time; time.sleep(60)") == {"error": "no end after 0 s"}
+
+
+def test_a_cache_that_does_not_exist_yet(tmp_path: Path) -> None:
+    found = doctor._cache("lcm", tmp_path / "not" / "yet")
+    assert found["writable"]
+    assert found["free"] > 0
+    (tmp_path / "file").touch()
+    assert not doctor._cache("lcm", tmp_path / "file" / "below")["writable"]
+
+
+def test_devices() -> None:
+    assert doctor.devices()["devices"][0]["device"] == "cpu"
+
+
+@pytest.mark.slow
+def test_examine_tries_torch_and_sonar_space_for_real() -> None:
+    report = doctor.examine()
+    assert report["devices"][0]["device"] == "cpu"
+    assert report["sonar_space"]["works"] or report["sonar_space"]["error"]

@@ -1,0 +1,190 @@
+"""Cards, and finding a space's files: by name, card, folder and repository, without a network."""
+
+import json
+
+import pytest
+
+from lcm_cli import hub
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.files import sha256
+
+URLS = {role: {"url": f"https://example.org/{role}"} for role in hub.ROLES}
+
+
+def make_space(folder, official, name="mine"):
+    """Write a folder that has all that a space has, as far as its place is concerned."""
+    folder.mkdir(parents=True)
+    config = {
+        "kind": "space",
+        "name": name,
+        "licence": "MIT",
+        "languages": list(official.languages),
+    }
+    config |= {"encoder": official.encoder, "decoder": official.decoder}
+    (folder / "config.json").write_text(json.dumps(config))
+    for file in hub.FILES.values():
+        (folder / file).write_bytes(b"weights")
+    return folder
+
+
+def test_every_card_that_comes_with_lcm():
+    cards = hub.cards()
+    assert {"sonar", "sonar-robust", "sonar-hub"} <= cards.keys()
+    for name, card in cards.items():
+        assert card.name == name == hub.card(name).name
+        assert card.summary
+        assert card.licence
+        assert bool(card.files) != bool(card.source)
+        assert (hub._folder() / f"{name}.md").is_file()
+
+
+def test_official_cards_promise_no_checksum_and_show_the_licence():
+    for name in ("sonar", "sonar-robust", "sonar-hub"):
+        card = hub.card(name)
+        assert hub.is_non_commercial(card.licence)
+        assert "not for commercial" in card.licence_note
+        assert card.languages == 202
+        assert {(s.bytes, s.sha256) for s in card.source.values()} == {(None, "")}
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"), [("CC-BY-NC-4.0", True), ("cc-by-nc-sa-4.0", True), ("MIT", False)]
+)
+def test_non_commercial(licence, expected):
+    assert hub.is_non_commercial(licence) is expected
+
+
+def test_unknown_name_offers_the_nearest():
+    with pytest.raises(NotFoundError, match="'sonr'") as caught:
+        hub.card("sonr")
+    assert "did you mean sonar" in caught.value.hint
+
+
+def test_card_from_a_path(official, tmp_path):
+    card = hub.card(str(official.card(tmp_path / "c.toml", URLS)))
+    assert card.name == "small"
+    assert card.languages == official.languages
+    assert card.encoder == official.encoder
+    assert card.source["decoder"].url == "https://example.org/decoder"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("summary", "sumary", "sumary"),
+        ('kind = "space"', 'kind = "spaceship"', "spaceship"),
+        ('name = "small"', 'name = "../x"', r"\.\./x"),
+        ("[source.encoder]", "[source.encodr]", "encodr"),
+        ("url =", "from =", "from"),
+        ('url = "https://example.org/encoder"', "", "url or repo"),
+        ("[encoder]", '[files]\nconfig = "../c.json"\n[encoder]', "beside the card"),
+        ("[encoder]", "[[encoder]", "not valid TOML"),
+    ],
+)
+def test_malformed_card_is_named(official, tmp_path, old, new, complaint):
+    path = official.card(tmp_path / "c.toml", URLS)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(IntegrityError, match=complaint) as caught:
+        hub.card(str(path))
+    assert str(path) in caught.value.message
+
+
+def test_no_such_card_file():
+    with pytest.raises(NotFoundError, match=r"no such card: none\.toml"):
+        hub.card("none.toml")
+
+
+def test_card_that_is_not_pulled_names_file_and_command(cache):
+    with pytest.raises(NotFoundError) as caught:
+        hub.locate_space("sonar")
+    assert str(cache / "spaces" / "sonar" / "encoder.safetensors") in caught.value.message
+    assert caught.value.hint == "run: lcm pull sonar"
+
+
+def test_pulled_space_is_found_by_name_and_by_card(cache, official, tmp_path):
+    folder = make_space(cache / "spaces" / "small", official)
+    card = official.card(tmp_path / "c.toml", URLS)
+    assert hub.pulled() == ["small"]
+    for source in ("small", str(card)):
+        space = hub.locate_space(source)
+        assert space.encoder == folder / "encoder.safetensors"
+        assert space.config["languages"] == list(official.languages)
+    with pytest.raises(NotFoundError) as caught:
+        hub.locate_space("smal")
+    assert "small" in caught.value.hint
+
+
+def test_half_made_folder_is_no_space(cache, official):
+    make_space(cache / "spaces" / ".small.77.new", official)
+    assert hub.pulled() == []
+
+
+def test_folder(official, tmp_path):
+    space = hub.locate_space(str(make_space(tmp_path / "mine", official)))
+    assert (space.name, space.licence) == ("mine", "MIT")
+    assert space.tokenizer == tmp_path / "mine" / "tokenizer.model"
+
+
+@pytest.mark.parametrize("file", ["config.json", *hub.FILES.values()])
+def test_folder_that_lacks_a_file(official, tmp_path, file):
+    (make_space(tmp_path / "mine", official) / file).unlink()
+    with pytest.raises(NotFoundError, match=file):
+        hub.locate_space(str(tmp_path / "mine"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "model"}'])
+def test_config_of_something_else(official, tmp_path, text):
+    (make_space(tmp_path / "mine", official) / "config.json").write_text(text)
+    with pytest.raises(IntegrityError, match=r"config\.json"):
+        hub.locate_space(str(tmp_path / "mine"))
+
+
+def test_port_says_how_to_convert_it(official, tmp_path):
+    (make_space(tmp_path / "p", official) / "config.json").write_text('{"model_type": "m2m_100"}')
+    with pytest.raises(LcmError, match="M2M-100 layout") as caught:
+        hub.locate_space(str(tmp_path / "p"))
+    assert "lcm pull" in caught.value.hint
+
+
+def test_card_with_its_files_beside_it(official, tmp_path):
+    """As the bundled space has them; the package itself may lie in a zip."""
+    folder = make_space(tmp_path / "flat", official, "flat")
+    files = {"config": "config.json", **hub.FILES}
+    for role, file in files.items():
+        (folder / file).rename(folder / f"flat.{role}")
+    card = official.card(folder / "flat.toml", {}, name="flat", licence="MIT")
+    lines = [f'{role} = "flat.{role}"' for role in files]
+    card.write_text("\n".join([card.read_text(), "[files]", *lines]))
+    space = hub.locate_space(str(card))
+    assert space.decoder == folder / "flat.decoder"
+    assert sha256(space.decoder)
+    (folder / "flat.decoder").unlink()
+    with pytest.raises(NotFoundError, match=r"flat\.decoder"):
+        hub.locate_space(str(card))
+
+
+def test_model_is_no_space(official, tmp_path):
+    card = official.card(tmp_path / "c.toml", URLS)
+    card.write_text(card.read_text().replace('kind = "space"', 'kind = "model"'))
+    with pytest.raises(UsageError, match="is a model"):
+        hub.locate_space(str(card))
+
+
+def test_repository_from_the_hubs_own_cache(cache, official):
+    repo = cache.parent / "hub" / "models--org--space"
+    commit = "a" * 40
+    make_space(repo / "snapshots" / commit, official)
+    with pytest.raises(NotFoundError, match="org/space") as caught:
+        hub.locate_space("org/space")
+    assert caught.value.hint == "run: lcm pull org/space"
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    assert hub.locate_space("org/space").encoder.parent == repo / "snapshots" / commit
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("org/space", True), ("a/b/c", False), ("./x", False), ("x", False), ("d/c.toml", False)],
+)
+def test_what_a_repository_looks_like(source, expected):
+    assert hub.is_repository(source) is expected
