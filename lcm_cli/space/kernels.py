@@ -5,6 +5,7 @@ few rows and where BLAS would repack the weights at every call; the encoder's ma
 and unpacked its weights stay memory-mapped.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -39,7 +40,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         zeros = torch.zeros(len(weight), dtype=torch.long)
-        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        with warnings.catch_warnings():  # from torch 2.13 on it is said to go some day
+            warnings.simplefilter("ignore", UserWarning)
+            quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(quantized, bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from lcm_cli.training.loop import Run
 from lcm_cli.training.optim import learning_rate, orthogonalize
 from lcm_cli.training.parallel_text import ParallelText, read_translations
 from lcm_cli.training.recipe import load_recipe
-from lcm_cli.training.space import SpaceTrainer, _TiedCrossEntropy, make_trainer
+from lcm_cli.training.space import SpaceTrainer, _TiedCrossEntropy, center, make_trainer
 
 NAMES = ["Tom", "Mary", "the cat", "the dog", "my friend"]
 NOMS = ["Tom", "Marie", "le chat", "le chien", "mon ami"]
@@ -94,6 +94,25 @@ def test_it_learns_to_say_and_to_translate(recipe, tmp_path):
     space = load_space(str(tmp_path / "run" / "space"))
     found = space.decode(space.encode(["the cat sings."], "eng_Latn").concepts, ["fra_Latn"])
     assert found["fra_Latn"][0][0].text == "le chat chante."
+    concepts = space.encode([line["eng_Latn"] for line in LINES], "eng_Latn").concepts
+    assert np.linalg.norm(concepts.mean(0)) < 0.5 * np.linalg.norm(concepts, axis=1).mean()
+
+
+def test_centring_changes_no_text(recipe, tmp_path):
+    trainer = start(recipe, tmp_path / "run")
+    for _ in range(5):
+        trainer.train_step()
+    encoder, decoder = trainer.encoder, trainer.decoder
+    rows = [trainer.data.example(item).left for item in trainer.data.batches(0, 0, 120, 0.0)[0]]
+    with torch.no_grad():
+        before = decoder.project(decoder(encoder(rows), rows))
+        states = encoder.state_dict(), decoder.state_dict()
+        center(*states, encoder(rows).mean(dim=0))
+        encoder.load_state_dict(states[0])
+        decoder.load_state_dict(states[1])
+        assert encoder(rows).mean(dim=0).abs().max() < 1e-5
+        after = decoder.project(decoder(encoder(rows), rows))
+    assert torch.allclose(before, after, atol=1e-4)
 
 
 @pytest.mark.parametrize("stopped_at", [7, 10])
