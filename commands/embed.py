@@ -1,10 +1,11 @@
 """lcm embed: documents to concepts, in a file or a pipe."""
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
 
 import typer
 
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
 EPILOG = """\
 lcm embed story.txt -o story.safetensors
 
-lcm embed corpus.jsonl texts/ -o corpus/ --from auto
+lcm embed corpus.jsonl texts/ -o corpus/ --from eng
 
 lcm embed story.txt -o - | lcm decode - --to nld
-
-lcm embed story.txt --json | jq '.concepts | length'
 """
 Dtype = Literal["float16", "float32"]
 
@@ -97,13 +96,25 @@ def _writer(
     """Yield what takes the documents with their concepts; no target means JSON Lines to stdout."""
     from lcm_cli.documents import open_writer, to_json
 
+    def emit(document: "Document") -> None:
+        assert document.concepts is not None
+        concepts = document.concepts.astype(dtype)
+        console.emit(to_json(replace(document, concepts=concepts, space=info)))
+
     if target is None:
-        yield lambda document: console.emit(to_json(_as_written(document, info, dtype)))
+        yield emit
         return
-    with open_writer(target, info, dtype=dtype, force=force) as writer:
+    pipe = cast(BinaryIO, _Pipe())
+    with open_writer(target, info, dtype=dtype, force=force, stdout=pipe) as writer:
         yield writer.write
 
 
-def _as_written(document: "Document", info: "SpaceInfo", dtype: Dtype) -> "Document":
-    assert document.concepts is not None
-    return replace(document, concepts=document.concepts.astype(dtype), space=info)
+class _Pipe(io.RawIOBase):
+    """Standard output for binary data, through the console, which knows of readers that leave."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        console.out_bytes((data,))
+        return len(data)

@@ -47,7 +47,7 @@ def main(
 def _documents(report: dict[str, Any]) -> Rows:
     shards = f"{report['shards']:,} shards of " if "shards" in report else ""
     yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
-    yield "size", _size(report["bytes"])
+    yield "size", _size(report["bytes"]) if report["bytes"] else "not known"
     yield "documents", f"{report['documents']:,}"
     yield "languages", _pairs(report["languages"])
     if report["sentences"]:

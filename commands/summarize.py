@@ -47,10 +47,10 @@ def main(
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
 ) -> None:
-    """Summarize documents in their own language, or in any that the space has.
+    """Summarize documents, in any language of the space.
 
-    The sentences that stand best for a document are chosen by their concepts. In its own language
-    they are quoted, in others decoded.
+    The sentences that stand best for a document are chosen by their concepts. In its own language,
+    which is the default, they are quoted; in others they are decoded.
     """
     from lcm_cli.pipeline import find_languages
     from lcm_cli.summarize import Length, summarize_all

@@ -37,7 +37,7 @@ def main(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train or finetune a space: an encoder and a decoder for text in several languages."""
+    """Train or finetune a space, as a recipe says."""
     from lcm_cli.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, changes or ())
@@ -53,14 +53,10 @@ def main(
     console.info(f"reading {', '.join(loaded.data.train)}")
     trainer = make_trainer(loaded, folder, chosen)
     size = sum(p.numel() for p in trainer.parameters)
-    data = trainer.data
-    console.info(
-        f"{size / 1e6:.1f} M parameters on {chosen}, {len(data)} lines of text"
-        + (
-            f", {data.skipped} sentences over {loaded.train.max_tokens} tokens left out"
-            * bool(data.skipped)
-        )
-    )
+    console.info(f"{size / 1e6:.1f} M parameters on {chosen}, {len(trainer.data)} lines of text")
+    if trainer.data.skipped:
+        most = loaded.train.max_tokens
+        console.warn(f"{trainer.data.skipped} sentences over {most} tokens are left out")
     run = Run(trainer, folder, max_minutes, console.emit if json else _show)
     if resume:
         run.resume()

@@ -103,7 +103,9 @@ _PLAIN = str.maketrans(
 
 # A language tag (RFC 5646): language, script, region, variants. The last two say nothing here.
 _VARIANT = "( [a-z0-9]{5,8}| [0-9][a-z0-9]{3})"
-_TAG = re.compile(rf"([a-z]{{2,3}}( [a-z]{{3}})?( [a-z]{{4}})?)( [a-z]{{2}}| [0-9]{{3}})?{_VARIANT}*")
+_TAG = re.compile(
+    rf"([a-z]{{2,3}}( [a-z]{{3}})?( [a-z]{{4}})?)( [a-z]{{2}}| [0-9]{{3}})?{_VARIANT}*"
+)
 
 
 def _candidates(query: str) -> list[str]:

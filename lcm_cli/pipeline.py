@@ -176,7 +176,7 @@ def _language(document: Document, languages: Sequence[str], where: str, source: 
         return source
     from lcm_cli.detect import detect
 
-    return detect(document.text or " ".join(document.sentences), languages)
+    return detect(document.text or " ".join(document.sentences), languages, where)
 
 
 def _limits(document: Document, space: "Space", options: "DecodeOptions | None") -> list[int]:

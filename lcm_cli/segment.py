@@ -98,9 +98,7 @@ _TITLES = {
     "nl": re.compile(r"(?<!\w)(?:Mevr|Mw)\.\s*$"),
 }
 _DOTTED = re.compile(r"(?<!\w)(?:[^\W\d]\.[-\s]?)+$")  # "p. m.", "o.a.", "J.-C."
-_NUMBER = re.compile(
-    r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\s*"
-)  # of a list: "2." belongs to what follows
+_NUMBER = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\s*")  # "2." of a list
 _CLOSED = re.compile(r"[\"'”’»“]\s*$")  # '"Stop!" cried the hen.'
 _OPENER = re.compile(r"(?<=\s)[«„“‘(\[]\s*$")
 _REPORTED = re.compile(r"と|って|など|という")  # 「……」と言いました is one sentence

@@ -56,7 +56,7 @@ def test_language_of_the_document_goes_before_the_given_one() -> None:
 
 
 def test_errors_name_the_document() -> None:
-    with pytest.raises(NotFoundError, match=r"b\.jsonl line 3: space here has no Dutch"):
+    with pytest.raises(NotFoundError, match=r"b\.jsonl line 3 \('x'\): space here has no Dutch"):
         prepare(Document("x", lang="nl", text="Ja.", origin="b.jsonl line 3"), CODES, "here")
     with pytest.raises(UsageError, match="tell the language") as error:
         prepare(Document("x", text="12345 678", origin="b.txt"), CODES, "here")

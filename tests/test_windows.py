@@ -20,7 +20,8 @@ def test_windows_grow_up_to_the_largest_and_lose_nothing() -> None:
 
 
 def test_size_counts_not_the_number_of_items() -> None:
-    assert [len(window) for window in windows([100] * 5, lambda size: size, 200)] == [1, 1, 1, 1, 1]
+    found = list(windows([100, 100, 100, 50, 200, 1], lambda size: size, 150))
+    assert found == [[100], [100], [100, 50], [200], [1]]
     assert list(windows([], _one, 10)) == []
 
 

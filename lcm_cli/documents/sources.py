@@ -3,7 +3,6 @@
 import glob
 import io
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -93,7 +92,9 @@ def _expand(path: str, report: Report) -> Iterator[Source]:
 
 def _file(path: Path, id: str) -> Source:
     id = os.fsencode(id).decode("utf-8", "replace")  # a name may be any bytes, an id is text
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not path.exists():
+        raise _missing(path)
+    if not path.is_file():
         return Source(str(path), id, path)  # a pipe such as <(command): readable only once
     with _open(path) as file:
         kind = sniff(file.read(HEAD), str(path), path.suffix)
@@ -115,7 +116,7 @@ def _missing(path: Path) -> NotFoundError:
     folder = path.parent
     if not folder.is_dir():
         return NotFoundError(f"no such file: {path} (there is no folder {folder})")
-    near = nearest(path.name, (entry.name for entry in folder.iterdir()))
+    near = nearest(path.name, (entry.name for entry in folder.iterdir() if entry.exists()))
     hint = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else ""
     return NotFoundError(f"no such file: {path}", hint)
 
@@ -156,7 +157,12 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     def fail(error: OSError) -> None:
         raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    for name, folders, files in os.walk(folder, onerror=fail):
+    seen = set()
+    for name, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(name)) in seen:  # a link may lead back to where it is
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         yield Path(name), folders, sorted(each for each in files if not each.startswith("."))
 
@@ -178,7 +184,10 @@ def _sources(files: dict[Path, str], folder: Path, report: Report) -> Iterator[S
     sources, problems = [], []
     for path, id in files.items():
         try:
-            sources.append(_file(path, id))
+            source = _file(path, id)
+            if source.kind is None:  # reading from a pipe might never end
+                raise IntegrityError(f"{path} is not a regular file")
+            sources.append(source)
         except LcmError as error:
             problems.append(error)
     if problems:

@@ -1,10 +1,13 @@
 """Faster matrix products for inference on the CPU: packed float32, and dynamic int8.
 
-Both replace the linear maps of a loaded network. Packing pays for the decoder, whose products have
-few rows and where BLAS would repack the weights at every call; the encoder's many rows hardly gain,
-and unpacked its weights stay memory-mapped.
+Both replace the linear maps of a loaded network with copies in another layout, one at a time, and
+let go of the memory-mapped originals: what is resident stays about the size of the weights.
+Packing pays most where products have few rows, as in decoding, because BLAS would repack the
+weights at every call.
 """
 
+import ctypes
+import sys
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -81,6 +84,18 @@ def _replace(network: Network, make: MakeLinear) -> Network:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, make(child.weight, child.bias))
+                _page_out(child.weight)
     if isinstance(network, TextDecoder):
         network.output = make(network.decoder_frontend.embed.weight, None)
     return network
+
+
+def _page_out(weight: Tensor) -> None:
+    """Tell the system that a weight's pages may leave memory; its content stays what it is."""
+    if sys.platform != "linux":
+        return
+    page, advice = 4096, 21  # MADV_PAGEOUT
+    start = -(-weight.data_ptr() // page) * page
+    size = (weight.data_ptr() + weight.nbytes - start) // page * page
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)

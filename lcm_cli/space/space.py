@@ -116,14 +116,14 @@ class Space:
 
     @cached_property
     def encoder(self) -> TextEncoder:
-        """The encoder's network, in this space's precision."""
+        """The encoder's network, in this space's precision and the layout that computes fastest."""
         config = EncoderConfig(**self.files.config["encoder"])
         encoder = load_weights(TextEncoder, config, self.files.encoder, self.device, self._dtype)
-        return quantize(encoder) if self.precision == "int8" else encoder
+        return quantize(encoder) if self.precision == "int8" else pack(encoder)
 
     @cached_property
     def decoder(self) -> TextDecoder:
-        """The decoder's network, in this space's precision, its matrices packed for few rows."""
+        """The decoder's network, likewise."""
         config = DecoderConfig(**self.files.config["decoder"])
         decoder = load_weights(TextDecoder, config, self.files.decoder, self.device, self._dtype)
         return quantize(decoder) if self.precision == "int8" else pack(decoder)

@@ -68,6 +68,25 @@ def test_folder_is_read_in_order_and_without_hidden_files(tmp_path):
     assert ids(tmp_path) == ["a.txt", "b.txt", "sub/c.md"]
 
 
+def test_links_in_a_folder_are_followed_once(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.txt").write_text("Text.")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "b.txt").symlink_to(tmp_path / "out" / "a.txt")
+    assert ids(tmp_path / "in") == ["b.txt", "link/a.txt"]
+
+
+def test_what_cannot_be_opened_in_a_folder(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "nowhere")
+    assert isinstance(caught([tmp_path]), NotFoundError)
+    os.mkfifo(tmp_path / "pipe")
+    error = caught([tmp_path])
+    assert "2 of 2 files" in error.message
+    assert "pipe is not a regular file" in error.message
+
+
 def test_glob(tmp_path):
     for name in ("a.txt", "b.txt", "c.md", "sub/a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,0 +1,89 @@
+"""lcm translate."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcm_cli.space import load_space
+
+Run = Callable[..., Any]
+
+
+def test_prints_just_the_text(road: Run, random_space: Path) -> None:
+    done = road("translate", "-", "--to", "fr", "--from", "en", input=b"The hen ran.")
+    space = load_space(str(random_space), device="cpu")
+    concepts = space.encode(["The hen ran."], "eng_Latn").concepts
+    limits = space.limits(["The hen ran."], "eng_Latn")
+    text = space.decode(concepts, ["fra_Latn"], limits=limits)["fra_Latn"][0][0].text
+    assert (done.code, done.stdout, done.stderr) == (0, f"{text}\n", "")
+
+
+def test_paragraphs_are_kept(road: Run) -> None:
+    text = "The hen ran. It was late.\n\nThe eagle\nflew.\n"
+    done = road("translate", "--to", "de", "--from", "en", input=text.encode())
+    assert len(done.stdout.strip().split("\n\n")) == 2
+    record = json.loads(road("translate", "--to", "de", "--json", input=text.encode()).stdout)
+    assert record["translations"]["deu_Latn"] == done.stdout.removesuffix("\n")
+    assert [s["text"] for s in record["sentences"]] == [
+        "The hen ran.",
+        "It was late.",
+        "The eagle flew.",
+    ]
+
+
+def test_one_per_line_gives_as_many_lines(road: Run) -> None:
+    text = "The hen ran. It was late.\nThe eagle\n\nflew.\n"
+    arguments = ("translate", "--to", "de", "--from", "en", "--one-per-line")
+    done = road(*arguments, input=text.encode())
+    lines = done.stdout.split("\n")
+    assert len(lines) == len(text.split("\n"))
+    assert [bool(line) for line in lines] == [bool(line) for line in text.split("\n")]
+
+
+def test_several_languages_and_documents(road: Run, story: Path, german: Path) -> None:
+    done = road("translate", story, german, "--to", "nl", "--to", "spa", "--to", "nld")
+    assert done.code == 0
+    lines = done.stdout.split("\n")
+    marks = [line for line in lines if line.endswith((":", "<=="))]
+    labels = ["Dutch (nld_Latn):", "Spanish (spa_Latn):"]
+    assert marks == [f"==> {story} <==", *labels, f"==> {german} <==", *labels]
+
+
+def test_json(road: Run, story: Path, german: Path) -> None:
+    done = road("translate", story, german, "--to", "all", "--json")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert list(first) == [
+        *("id", "lang", "sentences", "translations", "truncated"),
+        *("space", "fingerprint", "device", "precision", "seed", "version"),
+    ]
+    assert [first["lang"], second["lang"]] == ["eng_Latn", "deu_Latn"]
+    assert len(first["translations"]) == 5
+    assert [sentence["index"] for sentence in first["sentences"]] == list(range(1, 16))
+    assert list(second["sentences"][0]) == ["index", "text", "texts"]
+
+
+def test_document_language_goes_before_from(road: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "Ja.", "lang": "nl"}\n{"text": "Yes."}\n{"text": "X", "lang": "zu"}')
+    done = road("translate", path, "--to", "fr", "--from", "English", "--json")
+    assert done.code == 1
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["lang"] for record in records] == ["nld_Latn", "eng_Latn"]
+    assert "line 3" in done.stderr and "has no Zulu" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "no target language"),
+        (["--to", "frx"], 3, "did you mean French (fra_Latn)"),
+        (["--to", "fr", "-o", "nosuch/out.txt"], 3, "no such folder: nosuch"),
+    ],
+)
+def test_errors(road: Run, arguments: list[str], code: int, message: str) -> None:
+    done = road("translate", "-", *arguments, input=b"The hen ran.")
+    assert (done.code, done.stdout) == (code, "")
+    assert message in done.stderr
