@@ -33,7 +33,7 @@ class DecoderConfig:
 
 
 class Cache:
-    """Keys and values of the tokens so far, one buffer a layer, grown as needed."""
+    """Keys and values of the tokens so far: a buffer (room, 2, R, H, d) a layer, oldest first."""
 
     GROWTH = 32
 
@@ -45,20 +45,23 @@ class Cache:
         """Add one position to a layer; returns its keys and values (R, H, P + 1, d)."""
         new = torch.stack([k_RHd, v_RHd])
         kv = self._kv[layer]
-        if kv is None or kv.shape[3] == self.length:
-            room = new.new_empty(*new.shape[:3], self.length + self.GROWTH, new.shape[3])
+        if kv is None or len(kv) == self.length:
+            room = new.new_empty(self.length + self.GROWTH, *new.shape)
             if kv is not None:
-                room[:, :, :, : self.length] = kv
+                room[: self.length] = kv
             self._kv[layer] = kv = room
-        kv[:, :, :, self.length] = new
-        k, v = kv[:, :, :, : self.length + 1]
+        kv[self.length] = new
+        k, v = kv[: self.length + 1].permute(1, 2, 3, 0, 4)
         return k, v
 
     def reorder(self, rows: Tensor) -> None:
         """Keep `rows` (R',) in that order, with repeats where a beam has branched."""
         for layer, kv in enumerate(self._kv):
             if kv is not None:
-                self._kv[layer] = kv.index_select(1, rows)
+                # One position more than is copied: a beam search reorders at every step.
+                room = kv.new_empty(self.length + 1, 2, len(rows), *kv.shape[3:])
+                torch.index_select(kv[: self.length], 2, rows, out=room[: self.length])
+                self._kv[layer] = room
 
 
 class CrossAttention(nn.Module):

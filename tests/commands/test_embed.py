@@ -32,8 +32,8 @@ def test_every_format_holds_the_document(
     (document,) = documents
     assert (info.name, info.fingerprint, info.dim) == ("random", space.fingerprint, 32)
     assert (document.id, document.lang) == (story.name, "eng_Latn")
-    assert document.sentences[0] == "My little brother sleeps very late."
-    assert document.paragraphs[:3] == [0, 0, 1]
+    assert document.sentences[0] == "Tom lives in a small house near the river."
+    assert document.paragraphs[:4] == [0, 0, 0, 1]
     concepts = space.encode(document.sentences, "eng_Latn").concepts
     assert document.concepts is not None and document.concepts.dtype == np.float32
     assert np.abs(document.concepts - concepts).max() <= 1e-5
