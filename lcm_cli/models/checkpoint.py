@@ -1,0 +1,179 @@
+"""Checkpoints: a folder with config.json and model.safetensors, the normalizer among the weights.
+
+Weights are memory-mapped and take the place of the model's own without a copy. Nothing is ever
+unpickled here.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.files import atomic_path
+from lcm_cli.models.base_lcm import BaseLCM
+from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, from_dict, to_dict
+from lcm_cli.models.interface import ConceptModel
+from lcm_cli.models.one_tower import OneTowerLCM
+from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
+from lcm_cli.models.sonar_llm import SonarLLM
+from lcm_cli.models.two_tower import TwoTowerLCM
+from lcm_cli.space.kernels import pack
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KINDS: dict[str, type[nn.Module]] = {
+    "base": BaseLCM,
+    "two_tower": TwoTowerLCM,
+    "one_tower": OneTowerLCM,
+    "quant": QuantLCM,
+    "sonar_llm": SonarLLM,
+    "quantizer": ResidualQuantizer,
+}
+# Numbers that are not rounded when a model runs in half precision.
+FULL_PRECISION = ("normalizer.", "quantizer.", "codebooks")
+LISTED = 3  # tensors named in a message
+
+
+def build(config: AnyConfig | QuantizerConfig) -> nn.Module:
+    """Return a new model of `config` with random weights and a normalizer that does nothing."""
+    return KINDS[config.architecture](config)
+
+
+def load_model(
+    path: Path | str, *, device: str = "cpu", dtype: str = "auto", packed: bool = False
+) -> ConceptModel:
+    """Load a concept model, ready to generate.
+
+    `dtype` is a torch name such as "bfloat16"; "auto" keeps what the file has. `packed` lays
+    float32 weights out for the few rows of generation on a CPU: up to twice as fast, but such a
+    model can neither be trained nor saved. Raises NotFoundError if a file is missing,
+    IntegrityError if one is damaged or does not fit the config.
+    """
+    model = load(Path(path))
+    if not isinstance(model, ConceptModel):
+        raise IntegrityError(f"{path} is a {model.config.architecture}, not a concept model")  # type: ignore[union-attr]
+    if dtype != "auto":
+        for name, parameter in model.named_parameters():
+            if not name.startswith(FULL_PRECISION):
+                parameter.data = parameter.data.to(getattr(torch, dtype))
+    model = model.to(device).eval()
+    return pack(model) if packed else model
+
+
+def load_quantizer(path: Path | str) -> ResidualQuantizer:
+    """Load a quantizer; raises as `load_model` does."""
+    quantizer = load(Path(path))
+    if not isinstance(quantizer, ResidualQuantizer):
+        raise IntegrityError(f"{path} is no quantizer", "make one: lcm train quantizer")
+    return quantizer
+
+
+def load(folder: Path) -> nn.Module:
+    """Load whatever a checkpoint folder holds."""
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = build(config)
+    state = read_weights(folder / WEIGHTS)
+    check_state(model, state, str(folder / WEIGHTS))
+    full = {
+        key: tensor.float() if key.startswith(FULL_PRECISION) else tensor
+        for key, tensor in state.items()
+    }
+    model.load_state_dict(full, assign=True)
+    return model
+
+
+def read_config(folder: Path) -> AnyConfig | QuantizerConfig:
+    """Read a checkpoint's config.json; raises NotFoundError or IntegrityError."""
+    file = folder / CONFIG
+    if not file.is_file():
+        raise NotFoundError(
+            f"no model at {folder}: {CONFIG} is missing",
+            "list what there is: lcm checkpoints list",
+        )
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise IntegrityError(f"{file} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise IntegrityError(f"{file} holds no object")
+    return from_dict(data, str(file))
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Map a safetensors file into memory; raises NotFoundError, or IntegrityError if damaged."""
+    if not file.is_file():
+        raise NotFoundError(f"no such file: {file}", "the checkpoint is incomplete: pull it again")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise IntegrityError(
+            f"{file} is damaged: {error}", "it may be cut short: pull or copy it again"
+        ) from error
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Raise IntegrityError, naming tensors, unless `state` is exactly what `model` needs."""
+    wanted = model.state_dict()
+    problems = [
+        _named("missing tensors", [key for key in wanted if key not in state]),
+        _named("unknown tensors", [key for key in state if key not in wanted]),
+        _named(
+            "wrong shapes",
+            [
+                f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
+                for key, tensor in wanted.items()
+                if key in state and state[key].shape != tensor.shape
+            ],
+        ),
+    ]
+    if any(problems):
+        raise IntegrityError(
+            f"{source} does not fit its {CONFIG}: {'; '.join(filter(None, problems))}"
+        )
+
+
+def _named(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{what}: {', '.join(names[:LISTED])}{more}"
+
+
+def save(model: nn.Module, folder: Path, *, force: bool = False) -> None:
+    """Write a checkpoint folder, made if needed; the config comes last, so that it means complete.
+
+    Raises UsageError if there is one already and `force` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config: Any = model.config
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    with atomic_path(folder / WEIGHTS, force=force) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    text = json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
+    with atomic_path(folder / CONFIG, force=force) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_space(config: AnyConfig | QuantizerConfig, space: SpaceRef, dim: int) -> None:
+    """Raise IntegrityError unless `config` is of this space, whose concepts have width `dim`.
+
+    A config without a space fits any of its width.
+    """
+    if config.concept_dim != dim:
+        raise IntegrityError(
+            f"the model reads concepts of width {config.concept_dim}, "
+            f"the space {space.name!r} makes them {dim} wide",
+            f"use the space it was trained in: --space {config.space.name or 'NAME'}",
+        )
+    if config.space.fingerprint and config.space.fingerprint != space.fingerprint:
+        raise IntegrityError(
+            f"the model was trained in the space {config.space.name!r} "
+            f"({config.space.fingerprint}), not in {space.name!r} ({space.fingerprint})",
+            f"use that space: --space {config.space.name}",
+        )

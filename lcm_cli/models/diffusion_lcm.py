@@ -1,0 +1,176 @@
+"""What the One-Tower and the Two-Tower share: their loss, and drawing a concept out of noise.
+
+A tower is reduced to two things: `forward`, which denoises all concepts of a document at once for
+training, and a `Predict` function, which denoises against a context that is already read.
+
+Shapes: B documents, S concepts, D concept dim, N targets.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lcm_cli.models.config import OneTowerConfig, TwoTowerConfig
+from lcm_cli.models.diffusion import (
+    Denoised,
+    DiffusionOptions,
+    Draws,
+    Levels,
+    Predict,
+    Schedule,
+    dropped_rows,
+    sample,
+)
+from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
+from lcm_cli.models.layers import Cache
+from lcm_cli.models.normalizer import Normalizer
+
+PROBES = 8  # noise levels at which `likelihood` looks
+
+
+@dataclass
+class DiffusionState(State):
+    """The context so far; `watch` sees every denoising step."""
+
+    options: DiffusionOptions
+    cache: Cache
+    watch: Callable[[Denoised], None] | None = field(default=None, kw_only=True)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.cache.keep(rows)
+
+
+class DiffusionLCM(ConceptModel):
+    """A model that denoises the next concept."""
+
+    Options = DiffusionOptions
+    config: OneTowerConfig | TwoTowerConfig
+
+    def __init__(self, config: OneTowerConfig | TwoTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.normalizer = Normalizer(config.normalizer, config.concept_dim)
+        self.schedule = Schedule(config.schedule)
+        self.levels = Levels(config.objective, self.schedule)
+
+    @abstractmethod
+    def forward(
+        self,
+        x_BSD: Tensor,
+        noisy_BSD: Tensor,
+        timesteps_BS: Tensor,
+        places_BS: Tensor | None = None,
+        dropped_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Denoise every concept of a document against those before it.
+
+        `x_BSD` are the clean normalized concepts; `noisy_BSD` the same noised at `timesteps_BS`,
+        or only those of them that stand at `places_BS`. Positions in `dropped_BS` see no context.
+        """
+
+    @abstractmethod
+    def reader(self, state: DiffusionState) -> Predict:
+        """Return the denoiser of the concept after each row's context, for x of shape (B, D)."""
+
+    @abstractmethod
+    def teacher(self, x_BSD: Tensor, options: DiffusionOptions) -> Predict:
+        """Return the denoiser of concepts 1 .. S - 1, each against the true ones before it.
+
+        Its x has the shape (B, S - 1, D).
+        """
+
+    def draw(self, x0_BSD: Tensor, generator: torch.Generator | None, *, shared: bool) -> Draws:
+        """Draw noise, levels and who learns without context, for targets `x0_BSD`.
+
+        `shared` concerns the official dropping only: the same positions in all documents.
+        """
+        objective, shape = self.config.objective, x0_BSD.shape[:2]
+        # A generator on the CPU gives the same numbers on every device, one on the GPU is faster.
+        device = x0_BSD.device if generator is None else generator.device
+        noise_BSD = torch.randn(x0_BSD.shape, generator=generator, device=device)
+        timesteps_BS = self.levels.draw(shape, device, generator)
+        dropped_BS = None
+        if objective.condition_dropping > 0 and (self.training or objective.dropping == "official"):
+            dropped_BS = dropped_rows(objective, shape, device, generator, shared=shared)
+        return Draws(noise_BSD, timesteps_BS, dropped_BS).to(x0_BSD.device)
+
+    def loss(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+    ) -> Loss:
+        """Return the weighted squared error of every concept, each at its own noise (eq. 16).
+
+        `draws` replaces what `generator` would give.
+        """
+        x_BSD = self.normalized(batch.concepts_BSD)
+        x0_BSD, target_BS = batch.targets(x_BSD)
+        if draws is None:
+            draws = self.draw(x0_BSD, generator, shared=batch.sources_B is None)
+        noise_BSD, t_BS = draws.noise_BSD.to(x_BSD.dtype), draws.timesteps_BS
+        noisy_BSD = self.schedule.noised(x0_BSD, noise_BSD, t_BS).to(x_BSD.dtype)
+        places_BS = None if batch.sources_B is None else batch.places()
+        out_BSD = self(x_BSD, noisy_BSD, t_BS, places_BS, draws.dropped_BS)
+        goal_BSD = self.schedule.target(x0_BSD, noise_BSD, t_BS)
+        return self._weigh(out_BSD[target_BS], goal_BSD[target_BS], t_BS[target_BS])
+
+    def _weigh(self, out_ND: Tensor, goal_ND: Tensor, timesteps_N: Tensor) -> Loss:
+        root = self.config.objective.root
+        errors_N, weights_N = squared_error(out_ND, goal_ND, root), self.levels.weights(timesteps_N)
+        raw_ND, raw_goal_ND = map(self.normalizer.denormalize, (out_ND.detach(), goal_ND))
+        terms = {"unnormalized": squared_error(raw_ND, raw_goal_ND, root).sum()}
+        value = errors_N.sum() if weights_N is None else (errors_N * weights_N).sum()
+        return Loss(value, errors_N.detach(), timesteps_N, terms)
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch, options: DiffusionOptions, noise: Noise) -> Tensor:
+        """Predict concepts 1 .. S - 1 from the true ones before, all at once, (B, S - 1, D)."""
+        x_BSD = self.normalized(batch.concepts_BSD)
+        if x_BSD.shape[1] == 1:
+            return x_BSD[:, 1:].float()
+        shape = x_BSD.shape[1] - 1, x_BSD.shape[2]
+        return self._denoise(self.teacher(x_BSD, options), options, noise, shape)
+
+    @torch.inference_mode()
+    def next(self, state: DiffusionState, noise: Noise) -> Tensor:
+        """Denoise one concept a row, from noise, (B, D)."""
+        shape = (self.config.concept_dim,)
+        return self._denoise(self.reader(state), state.options, noise, shape, state.watch)
+
+    def _denoise(
+        self,
+        predict: Predict,
+        options: DiffusionOptions,
+        noise: Noise,
+        shape: tuple[int, ...],
+        watch: Callable[[Denoised], None] | None = None,
+    ) -> Tensor:
+        def draw() -> Tensor:
+            return noise.normal(*shape)
+
+        x0 = sample(self.schedule, options, draw(), predict, draw, watch)
+        return self.normalizer.denormalize(x0)
+
+    @torch.inference_mode()
+    def likelihood(self, state: DiffusionState, concepts_BD: Tensor) -> Tensor:
+        """Return minus the denoising error at a few noise levels, the same noise for all rows.
+
+        This is the variational bound of diffusion models, coarsely sampled and unweighted.
+        """
+        x0_BD, total = self.normalizer.normalize(concepts_BD), self.config.schedule.steps
+        noise, predict = Noise([0], self.device), self.reader(state)
+        error_B = x0_BD.new_zeros(len(x0_BD))
+        for probe in range(PROBES):
+            t = (2 * probe + 1) * total // (2 * PROBES)
+            e_BD = noise.normal(x0_BD.shape[-1]).expand_as(x0_BD)
+            level = torch.tensor(t, device=self.device)
+            x_BD = self.schedule.noised(x0_BD, e_BD, level)
+            output_BD, _ = predict(x_BD, t, False)
+            guess_BD = self.schedule.clean(output_BD, x_BD, t, self.config.schedule.prediction)
+            error_B = error_B + squared_error(guess_BD, x0_BD)
+        return -error_B / PROBES

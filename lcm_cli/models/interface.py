@@ -1,0 +1,195 @@
+"""What every concept model takes and gives: batches, losses, states of generation, noise.
+
+Shapes: B documents, S concepts, D concept dim, N positions that are predicted.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcm_cli.models.config import AnyConfig
+from lcm_cli.models.normalizer import Normalizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of raw concepts, padded on the right."""
+
+    concepts_BSD: Tensor
+    lengths_B: Tensor
+    sources_B: Tensor | None = None  # how many concepts of each document are given, not learned
+
+    @classmethod
+    def of(cls, documents: Sequence[Tensor], sources: Sequence[int] | None = None) -> "Batch":
+        """Pad `documents`, (S, D) each; `sources` counts the leading concepts that are given."""
+        device = documents[0].device
+        padded_BSD = nn.utils.rnn.pad_sequence(list(documents), batch_first=True)
+        lengths_B = torch.tensor([len(document) for document in documents], device=device)
+        given_B = None if sources is None else torch.tensor(list(sources), device=device)
+        return cls(padded_BSD, lengths_B, given_B)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the same batch on `device`."""
+        sources_B = None if self.sources_B is None else self.sources_B.to(device)
+        return Batch(self.concepts_BSD.to(device), self.lengths_B.to(device), sources_B)
+
+    def positions(self) -> Tensor:
+        """Return 0, 1, ... S - 1."""
+        return torch.arange(self.concepts_BSD.shape[1], device=self.concepts_BSD.device)
+
+    def learned(self, first: int = 0) -> Tensor:
+        """Return which positions are learned, (B, S): from `first` on, or after the source."""
+        positions_S = self.positions()
+        real_BS = positions_S < self.lengths_B[:, None]
+        if self.sources_B is None:
+            return real_BS & (positions_S >= first)
+        return real_BS & (positions_S >= self.sources_B[:, None])
+
+    def places(self) -> Tensor:
+        """Return where in its document each concept to learn stands, (B or 1, S).
+
+        Without a source these are all of a document's concepts, else those after the source, as
+        many as the longest target has: rows with fewer name places that are not theirs.
+        """
+        if self.sources_B is None:
+            return self.positions()[None]
+        positions_S = self.positions()
+        count = int((self.lengths_B - self.sources_B).max())
+        return (self.sources_B[:, None] + positions_S[:count]).clamp(max=len(positions_S) - 1)
+
+    def targets(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of `x_BSD` (this batch's concepts, somehow processed) that stand at
+        `places`, and which of them are real, (B, S)."""
+        if self.sources_B is None:
+            return x_BSD, self.learned()
+        places_BS = self.places()
+        rows_B1 = torch.arange(len(x_BSD), device=x_BSD.device)[:, None]
+        steps_S = self.positions()[: places_BS.shape[1]]
+        return x_BSD[rows_B1, places_BS], steps_S < (self.lengths_B - self.sources_B)[:, None]
+
+
+@dataclass
+class Loss:
+    """A summed loss, and what it was summed over."""
+
+    value: Tensor  # differentiable sum over the targets, weighted
+    errors_N: Tensor  # unweighted loss of each target, detached
+    timesteps_N: Tensor | None = None  # the noise level of each target, for diffusion
+    terms: dict[str, Tensor] = field(default_factory=dict)  # further sums, to log
+
+    @property
+    def targets(self) -> int:
+        """Number of concepts predicted."""
+        return len(self.errors_N)
+
+    @property
+    def mean(self) -> Tensor:
+        """The loss a target; zero when there is no target."""
+        return self.value / max(self.targets, 1)
+
+    def buckets(self, steps: int, count: int = 10) -> list[tuple[float, int]]:
+        """Return sum and number of `errors_N` by noise level: [0, T/10), [T/10, 2T/10) ..."""
+        assert self.timesteps_N is not None, "only diffusion losses have noise levels"
+        which_N = self.timesteps_N * count // steps
+        sums = self.errors_N.new_zeros(count).index_add(0, which_N, self.errors_N)
+        return list(zip(sums.tolist(), which_N.bincount(minlength=count).tolist(), strict=True))
+
+
+def squared_error(prediction: Tensor, target: Tensor, root: bool = False) -> Tensor:
+    """Return the squared distance of each pair, summed over channels; or the distance itself."""
+    error = ((prediction.float() - target.float()) ** 2).sum(dim=-1)
+    return (error + 1e-5).sqrt() if root else error
+
+
+class Noise:
+    """Random numbers for generation, every row from a generator of its own.
+
+    A row's numbers depend on its seed and on how many it has drawn, never on its neighbours, the
+    device or the batch.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = device
+        self.generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw standard Gaussians, (rows, *shape)."""
+        draws = [torch.randn(shape, generator=generator) for generator in self.generators]
+        return torch.stack(draws).to(self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Draw numbers in [0, 1), (rows, *shape)."""
+        draws = [torch.rand(shape, generator=generator) for generator in self.generators]
+        return torch.stack(draws).to(self.device)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        self.generators = [self.generators[row] for row in rows]
+
+
+class State(ABC):
+    """What a model remembers of the documents it continues: one row each."""
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may be named twice."""
+
+
+class ConceptModel(nn.Module, ABC):
+    """A model of the next concept.
+
+    All public methods take and give raw concepts; normalizing is the model's own affair.
+    """
+
+    config: AnyConfig
+    normalizer: Normalizer
+    Options: type[Any]  # of this model's way of generating; made without arguments: the paper's
+    end_similarity = 0.9  # cosine to the end-of-text concept at which a document ends (s_eot)
+    reencodes = False  # whether a prediction is to be decoded and encoded before it is read again
+
+    @abstractmethod
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
+        """Return the training loss of a batch."""
+
+    @abstractmethod
+    def predict(self, batch: Batch, options: Any, noise: Noise) -> Tensor:
+        """Predict concepts 1 .. S - 1 of each document from the true ones before, (B, S - 1, D)."""
+
+    @abstractmethod
+    def begin(self, prompts: Batch, capacity: int, options: Any) -> Any:
+        """Read the prompts; return the state from which `next` goes on.
+
+        `capacity` is the greatest length a document may reach.
+        """
+
+    @abstractmethod
+    def next(self, state: Any, noise: Noise) -> Tensor:
+        """Propose the next concept of each row, (B, D)."""
+
+    @abstractmethod
+    def extend(self, state: Any, concepts_BD: Tensor) -> None:
+        """Append the chosen concepts, (B, D), to the documents."""
+
+    @abstractmethod
+    def likelihood(self, state: Any, concepts_BD: Tensor) -> Tensor:
+        """Return how well each concept continues its row, (B,): a log density up to a constant,
+        or a stand-in for one. It ranks candidates for the same place, nothing else.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
+
+    def normalized(self, concepts: Tensor) -> Tensor:
+        """Return normalized concepts in the precision of the weights."""
+        return self.normalizer.normalize(concepts.to(self.device)).to(self.dtype)

@@ -1,0 +1,186 @@
+"""One-Tower diffusion LCM (paper 2.3.3): clean and noisy concepts in one backbone.
+
+    input  = PreNet([x | embed(t)]) + position       t = 0 for clean concepts
+    x0_n   = PostNet(Transformer(clean x_<n, noisy x_n))
+
+Training denoises every sentence of a document at once. Who sees whom (figure 7):
+- every position sees the clean concepts of earlier sentences;
+- a clean one also sees itself, a noisy one itself too; nobody else sees a noisy one;
+- a noisy one that learns without context sees itself only.
+
+The paper interleaves clean and noisy ones; here all clean ones stand first, then all noisy ones,
+which is the same computation since positions are given explicitly: a sentence's place in the
+document, for its clean and its noisy form alike. While generating, the clean ones are read once and
+cached; the noisy one is written behind them at every step and never counted.
+
+Quant-LCM (paper 2.3.5) is the same backbone with other tags than time: `Interleaved` serves both.
+
+Shapes: B documents, S concepts, K clean concepts, D concept dim, E tag dim, M model dim.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lcm_cli.models.config import OneTowerConfig, QuantConfig
+from lcm_cli.models.diffusion import DiffusionOptions, Predict
+from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
+from lcm_cli.models.interface import Batch
+from lcm_cli.models.layers import Cache, Frontend, Projection, TimeEmbedding, Transformer
+
+
+class Interleaved(nn.Module):
+    """A Transformer over clean concepts and unfinished ones, each with a tag that says which."""
+
+    def __init__(self, config: OneTowerConfig | QuantConfig) -> None:
+        super().__init__()
+        dim, stack = config.model_dim, config.transformer
+        self.frontend = Frontend(config.concept_dim + dim, dim, stack, config.max_length)
+        self.transformer = Transformer(dim, stack)
+
+    def forward(
+        self,
+        clean: tuple[Tensor, Tensor],
+        noisy: tuple[Tensor, Tensor],
+        places_BS: Tensor,
+        dropped_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Contextualize the noisy concepts of whole documents, (B, S, M).
+
+        `clean` and `noisy` are concepts (B, K, D) and (B, S, D) with tags that broadcast to
+        (B, K, E) and (B, S, E); the noisy ones stand at `places_BS`, (B or 1, S), in the document.
+        """
+        x_BKD, x_BSD = clean[0], noisy[0]
+        rows, known = x_BKD.shape[:2]
+        places_BK = torch.arange(known, device=x_BKD.device).expand(rows, known)
+        places_BS = places_BS.expand(rows, -1)
+        h_BSM = torch.cat([self.embed(*clean, places_BK), self.embed(*noisy, places_BS)], dim=1)
+        mask = training_mask(known, places_BS, dropped_BS)
+        positions = torch.cat([places_BK, places_BS], dim=1)
+        out_BSM = self.transformer(h_BSM, positions, mask)
+        return out_BSM[:, -x_BSD.shape[1] :]
+
+    def embed(self, x_BSD: Tensor, tags: Tensor, places_BS: Tensor) -> Tensor:
+        """Return the PreNet of concepts with their tags, at their places."""
+        tags_BSE = tags.expand(*x_BSD.shape[:-1], -1)
+        return self.frontend(torch.cat([x_BSD, tags_BSE], dim=-1), places_BS)
+
+    def read(self, x_BKD: Tensor, tag_E: Tensor, cache: Cache) -> None:
+        """Write clean concepts behind those in `cache`; the caller advances it."""
+        places = cache.lengths_B[:, None] + torch.arange(x_BKD.shape[1], device=x_BKD.device)
+        self.transformer(self.embed(x_BKD, tag_E, places), places, cache=cache)
+
+    def try_next(self, x_BD: Tensor, tag_E: Tensor, cache: Cache, guided: bool) -> Tensor:
+        """Contextualize one unfinished concept a row, (B, M); if `guided`, (2 B, M): the second
+        half without context."""
+        places = cache.lengths_B[:, None]
+        h_BSM = self.embed(x_BD[:, None], tag_E, places)
+        if guided:
+            h_BSM, places = torch.cat([h_BSM, h_BSM]), torch.cat([places, places])
+        out_BSM = self.transformer(h_BSM, places, cache=cache)
+        return out_BSM[:, 0]
+
+    def try_all(self, x_BSD: Tensor, tag_E: Tensor, cache: Cache, guided: bool) -> Tensor:
+        """Like `try_next`, for concepts 1 .. S at once, each against the clean ones before it."""
+        count = x_BSD.shape[1]
+        places = torch.arange(1, count + 1, device=x_BSD.device).expand(len(x_BSD), count)
+        h_BSM = self.embed(x_BSD, tag_E, places)
+        mask = _noisy_mask(count, places[:1])
+        if guided:
+            h_BSM, places = torch.cat([h_BSM, h_BSM]), torch.cat([places, places])
+        return self.transformer(h_BSM, places, mask, cache)
+
+
+def training_mask(known: int, places_BS: Tensor, dropped_BS: Tensor | None) -> Tensor:
+    """Return who sees whom, (B, 1, K + S, K + S), with the clean concepts before the noisy ones."""
+    rows, count = places_BS.shape
+    clean = torch.ones(known, known, dtype=torch.bool, device=places_BS.device).tril()
+    clean = nn.functional.pad(clean, (0, count)).expand(rows, 1, known, known + count)
+    noisy = _noisy_mask(known, places_BS, dropped_BS)
+    return torch.cat([clean, noisy], dim=2)
+
+
+def _noisy_mask(known: int, places_BS: Tensor, dropped_BS: Tensor | None = None) -> Tensor:
+    """Return what noisy concepts see: clean ones strictly before them, and themselves."""
+    rows, count = places_BS.shape
+    earlier = torch.arange(known, device=places_BS.device) < places_BS[..., None]
+    if dropped_BS is not None:
+        earlier = earlier & ~dropped_BS[..., None]
+    own = torch.eye(count, dtype=torch.bool, device=places_BS.device).expand(rows, count, count)
+    return torch.cat([earlier, own], dim=-1)[:, None]
+
+
+class OneTowerLCM(DiffusionLCM):
+    """A single tower that reads clean concepts and denoises the next."""
+
+    config: OneTowerConfig
+
+    def __init__(self, config: OneTowerConfig) -> None:
+        super().__init__(config)
+        self.embed_time = TimeEmbedding(config.model_dim)
+        self.backbone = Interleaved(config)
+        self.postnet = Projection(config.model_dim, config.concept_dim)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        noisy_BSD: Tensor,
+        timesteps_BS: Tensor,
+        places_BS: Tensor | None = None,
+        dropped_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Denoise every concept against those before it; see DiffusionLCM.forward."""
+        # The last clean concept would be seen by nobody.
+        clean = x_BSD[:, :-1], self._tag(0)
+        noisy = noisy_BSD, self.embed_time(timesteps_BS)
+        if places_BS is None:
+            places_BS = torch.arange(x_BSD.shape[1], device=x_BSD.device)[None]
+        h_BSM = self.backbone(clean, noisy, places_BS, dropped_BS)
+        return self.postnet(h_BSM)
+
+    def _tag(self, t: int) -> Tensor:
+        return self.embed_time(torch.tensor(t, device=self.device))
+
+    @torch.inference_mode()
+    def begin(self, prompts: Batch, capacity: int, options: DiffusionOptions) -> DiffusionState:
+        """Read the prompts in one pass; see ConceptModel.begin."""
+        rows = len(prompts.lengths_B)
+        # One place more than the documents need: the noisy concept stands there.
+        cache = Cache(self.config.transformer.layers, rows, capacity + 1, self.device)
+        self.backbone.read(self.normalized(prompts.concepts_BSD), self._tag(0), cache)
+        cache.advance(prompts.lengths_B)
+        return DiffusionState(options, cache)
+
+    @torch.inference_mode()
+    def extend(self, state: DiffusionState, concepts_BD: Tensor) -> None:
+        """Append one concept to each row; see ConceptModel.extend."""
+        self.backbone.read(self.normalized(concepts_BD)[:, None], self._tag(0), state.cache)
+        state.cache.advance(1)
+
+    def reader(self, state: DiffusionState) -> Predict:
+        """Return the denoiser of one concept a row; see DiffusionLCM.reader."""
+
+        def predict(x_BD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
+            x_BD = x_BD.to(self.dtype)
+            h_BM = self.backbone.try_next(x_BD, self._tag(t), state.cache, guided)
+            return self._split(h_BM, guided)
+
+        return predict
+
+    def teacher(self, x_BSD: Tensor, options: DiffusionOptions) -> Predict:
+        """Return the denoiser of all positions at once; see DiffusionLCM.teacher."""
+        known = x_BSD.shape[1] - 1
+        layers = self.config.transformer.layers
+        cache = Cache(layers, len(x_BSD), 2 * known, self.device)
+        self.backbone.read(x_BSD[:, :-1], self._tag(0), cache)
+        cache.advance(known)
+
+        def predict(x_BSD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
+            x_BSD = x_BSD.to(self.dtype)
+            return self._split(self.backbone.try_all(x_BSD, self._tag(t), cache, guided), guided)
+
+        return predict
+
+    def _split(self, h: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
+        out = self.postnet(h).float()
+        half = len(out) // 2
+        return (out[:half], out[half:]) if guided else (out, None)

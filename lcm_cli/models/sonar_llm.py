@@ -1,0 +1,61 @@
+"""SONAR-LLM (Dragunov et al. 2025, arXiv 2508.05305): Llama blocks, trained through the decoder.
+
+    x^_n = W_out Llama(W_in x_<n) + b          raw concepts, no normalizer
+    loss = cross-entropy of sentence n's tokens, decoded from x^_n by SONAR's frozen decoder
+
+It is Base-LCM's computation with other blocks and another loss. What it predicts need not be a
+concept that SONAR would encode, so every prediction is decoded and re-encoded before it is read
+again: pass `reencode` to `generate`.
+
+Shapes: B documents, S concepts, D concept dim, N targets.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
+from lcm_cli.models.config import SonarLLMConfig
+from lcm_cli.models.interface import Batch, Loss, Noise
+
+# Predicted concepts (N, D), and of which document and sentence each is (N, 2): the cross-entropy of
+# those sentences' tokens, (N,).
+TokenLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class SonarLLM(BaseLCM):
+    """A causal Llama over raw concepts."""
+
+    config: SonarLLMConfig
+    end_similarity = 0.98
+    reencodes = True
+
+    def __init__(self, config: SonarLLMConfig) -> None:
+        super().__init__(config)
+
+    def loss(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        token_loss: TokenLoss | None = None,
+    ) -> Loss:
+        """Return the token loss of every next sentence, or, without `token_loss`, squared error."""
+        if token_loss is None:
+            return super().loss(batch, generator)
+        chosen_BS = batch.learned(first=self.config.objective.min_context)[:, 1:]
+        prediction_ND = self(self.normalized(batch.concepts_BSD))[:, :-1][chosen_BS]
+        document_N, before_N = chosen_BS.nonzero(as_tuple=True)
+        sentences_N2 = torch.stack([document_N, before_N + 1], dim=1)
+        errors_N = token_loss(prediction_ND.float(), sentences_N2)
+        return Loss(errors_N.sum(), errors_N.detach())
+
+    def spread(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
+        """Return points around the predictions: temperature counts in their root mean square.
+
+        Raw concepts have no unit deviation as normalized ones do.
+        """
+        if options.temperature == 0:
+            return mean
+        size = (mean**2).mean(dim=-1, keepdim=True).sqrt()
+        return mean + options.temperature * size * noise.normal(*mean.shape[1:])

@@ -1,0 +1,317 @@
+"""Two-Tower diffusion LCM (paper 2.3.4): one tower reads, the other denoises.
+
+    context   = Contextualizer(PreNet(normalize(x_<n)))           causal, rotary positions
+    x0_n      = Denoiser(x_t, t | 0, context_<n)                  cross-attention, AdaLN
+    AdaLN:  [shift, scale, gate] = SiLU(embed(t)) W + c           eq. 21
+            y = x + gate Block((1 + scale) norm(x) + shift)       eq. 22
+    loss      = E_t [ w(t) |x0 - Denoiser(a_t x0 + s_t e, t)|^2 ] eq. 16
+
+A zero vector stands before the context, so that the first concept, and the unconditional model of
+guidance, have something to look at.
+
+What is done otherwise than in the official code, with the same numbers:
+- a denoiser position sees itself only, so its self-attention is output_proj(v_proj(x)); the q and k
+  projections exist in the state dict and are frozen;
+- position n sees the zero vector and what lies before n: against [0, context] that is plain causal
+  attention, without a mask;
+- positions that learn without context see one key, so they get that key's value;
+- while generating, keys and values of the context are computed once a concept, modulators once a
+  run, and the unconditional cross-attention is one vector a layer.
+
+Shapes: B documents, S concepts, K keys, D concept dim, M model dim, H heads, W head width,
+N targets, T steps of the schedule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lcm_cli.models.config import TransformerConfig, TwoTowerConfig
+from lcm_cli.models.diffusion import DiffusionOptions, Predict, timesteps
+from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
+from lcm_cli.models.interface import Batch
+from lcm_cli.models.layers import (
+    Attention,
+    Cache,
+    FeedForward,
+    Frontend,
+    Projection,
+    TimeEmbedding,
+    Transformer,
+    norm_layer,
+)
+
+
+@dataclass
+class Memory:
+    """What a denoiser layer's cross-attention looks at: keys and values of [0, context].
+
+    Rows of the denoiser beyond those of the memory are unconditional: they see the zero vector.
+    """
+
+    k_BHKW: Tensor
+    v_BHKW: Tensor
+    nothing_M: Tensor  # what looking at the zero vector alone gives
+    mask: Tensor | None = None  # True where a position may look
+    causal: bool = False  # position n sees keys 0 .. n
+    dropped_BS: Tensor | None = None  # positions that see the zero vector only
+
+
+class CrossAttention(Attention):
+    """Attention of noisy concepts to the context."""
+
+    def nothing(self, like: Tensor) -> Tensor:
+        """Return what looking at the zero vector alone gives, (M,)."""
+        return self.alone(like.new_zeros(like.shape[-1]))
+
+    def look(self, x_BSM: Tensor, memory: Memory) -> Tensor:
+        """Attend to `memory`, (B, S, M) to (B, S, M)."""
+        rows = len(memory.k_BHKW)
+        q = self.queries(x_BSM[:rows])
+        y = self.attend(q, memory.k_BHKW, memory.v_BHKW, memory.mask, memory.causal)
+        y_BSM = self.output_proj(y)
+        if memory.dropped_BS is not None:
+            y_BSM = torch.where(memory.dropped_BS[..., None], memory.nothing_M, y_BSM)
+        if rows < len(x_BSM):
+            rest = memory.nothing_M.expand(len(x_BSM) - rows, *y_BSM.shape[1:])
+            y_BSM = torch.cat([y_BSM, rest])
+        return y_BSM
+
+
+class Modulator(nn.Module):
+    """AdaLN: shift, scale and gate of a layer's three parts, from the timestep (eq. 21)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(dim, 9 * dim)
+        # A new denoiser begins as the identity.
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Map (..., M) to (..., 9 M): shift, 1 + scale, gate of each part."""
+        parts = self.fc(nn.functional.silu(time)).view(*time.shape[:-1], 3, 3, -1)
+        shift, scale, gate = parts.unbind(dim=-2)
+        return torch.stack((shift, 1 + scale, gate), dim=-2).flatten(-3)
+
+
+class DenoiserLayer(nn.Module):
+    """Self, cross-attention and feed-forward, each modulated by the timestep."""
+
+    def __init__(self, dim: int, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attn_layer_norm = norm_layer(config.norm, dim)
+        self.self_attn = Attention(dim, config)
+        self.cross_attention_layer_norm = norm_layer(config.norm, dim)
+        self.cross_attention = CrossAttention(dim, config)
+        self.ffn_layer_norm = norm_layer(config.norm, dim)
+        self.ffn = FeedForward(dim, config)
+        self.modulator = Modulator(dim)
+        self.dropout = nn.Dropout(config.dropout)
+        for unused in (self.self_attn.q_proj, self.self_attn.k_proj):
+            unused.requires_grad_(False)
+
+    def forward(self, x_BSM: Tensor, modulation: Tensor, memory: Memory) -> Tensor:
+        """Return the stream after the layer; `modulation` broadcasts to (B, S, 9 M)."""
+        own, cross, ffn = modulation.chunk(3, dim=-1)
+        x = self._part(x_BSM, own, self.self_attn_layer_norm, self.self_attn.alone)
+        look = partial(self.cross_attention.look, memory=memory)
+        x = self._part(x, cross, self.cross_attention_layer_norm, look)
+        return self._part(x, ffn, self.ffn_layer_norm, self.ffn)
+
+    def _part(
+        self, x: Tensor, modulation: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Equation 22: x + gate Block(scale norm(x) + shift)."""
+        shift, scale, gate = modulation.chunk(3, dim=-1)
+        h = block(torch.addcmul(shift, norm(x), scale))
+        return torch.addcmul(x, gate, self.dropout(h))
+
+
+class Denoiser(nn.Module):
+    """The second tower."""
+
+    def __init__(self, config: TwoTowerConfig) -> None:
+        super().__init__()
+        dim, stack = config.model_dim, config.denoiser
+        self.embed_time = TimeEmbedding(dim)
+        self.initial_proj = Projection(config.concept_dim, dim)
+        self.layers = nn.ModuleList(DenoiserLayer(dim, stack) for _ in range(stack.layers))
+        self.layer_norm = norm_layer(stack.norm, dim) if stack.final_norm else nn.Identity()
+        self.dropout = nn.Dropout(stack.final_dropout)
+        self.final_proj = Projection(dim, config.concept_dim)
+
+    def modulations(self, timesteps: Tensor) -> list[Tensor]:
+        """Return each layer's modulation at `timesteps` (...), (..., 9 M)."""
+        time = self.embed_time(timesteps)
+        return [layer.modulator(time) for layer in self.layers]  # type: ignore[operator]
+
+    def cross_attentions(self) -> list[CrossAttention]:
+        """Return the cross-attention of every layer."""
+        return [layer.cross_attention for layer in self.layers]  # type: ignore[misc]
+
+    def forward(
+        self, x_BSD: Tensor, modulations: Sequence[Tensor], memories: Sequence[Memory]
+    ) -> Tensor:
+        """Denoise (B, S, D), given each layer's modulation and memory."""
+        x_BSM = self.initial_proj(x_BSD)
+        for layer, modulation, memory in zip(self.layers, modulations, memories, strict=True):
+            x_BSM = layer(x_BSM, modulation, memory)
+        return self.final_proj(self.dropout(self.layer_norm(x_BSM)))
+
+
+@dataclass
+class TwoTowerState(DiffusionState):
+    """The context so far, for both towers, and the modulations of a whole run."""
+
+    memory: Cache  # of the denoiser's cross-attention: [0, context]
+    nothing: list[Tensor]  # what each layer's cross-attention gives without context, (M,)
+    modulations: dict[int, list[Tensor]]  # timestep -> one a layer, (9 M,)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+        super().keep(rows)
+        self.memory.keep(rows)
+
+
+class TwoTowerLCM(DiffusionLCM):
+    """A contextualizer and a denoiser."""
+
+    config: TwoTowerConfig
+
+    def __init__(self, config: TwoTowerConfig) -> None:
+        super().__init__(config)
+        dim, stack = config.model_dim, config.contextualizer
+        self.encoder_frontend = Frontend(config.concept_dim, dim, stack, config.max_length)
+        self.context_encoder = Transformer(dim, stack)
+        self.denoiser = Denoiser(config)
+
+    def contextualize(self, x_BSD: Tensor, cache: Cache | None = None) -> Tensor:
+        """Map normalized concepts (B, S, D) to their context vectors (B, S, M)."""
+        count = x_BSD.shape[1]
+        positions = torch.arange(count, device=x_BSD.device)
+        if cache is not None:
+            positions = cache.positions(count)
+        x_BSM = self.encoder_frontend(x_BSD, positions)
+        return self.context_encoder(x_BSM, positions, cache=cache)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        noisy_BSD: Tensor,
+        timesteps_BS: Tensor,
+        places_BS: Tensor | None = None,
+        dropped_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Denoise every concept against those before it; see DiffusionLCM.forward."""
+        context_BSM = self.contextualize(x_BSD)
+        # Without places it is the causal mask.
+        mask = None if places_BS is None else sees(places_BS, x_BSD.shape[1])
+        memories = self._memories(context_BSM, mask, dropped_BS)
+        return self.denoiser(noisy_BSD, self._modulations_everywhere(timesteps_BS), memories)
+
+    def _modulations_everywhere(self, timesteps_BS: Tensor) -> list[Tensor]:
+        """Return each layer's modulations with a timestep a position, (B, S, 9 M)."""
+        total = self.config.schedule.steps
+        if timesteps_BS.numel() < total:
+            return self.denoiser.modulations(timesteps_BS)
+        # There are fewer timesteps than positions: compute each once, then look it up.
+        tables = self.denoiser.modulations(torch.arange(total, device=timesteps_BS.device))
+        return [nn.functional.embedding(timesteps_BS, table) for table in tables]
+
+    def _memories(
+        self, context_BSM: Tensor, mask: Tensor | None, dropped_BS: Tensor | None = None
+    ) -> list[Memory]:
+        """Return each layer's memory of [0, context]; nobody comes after the last concept."""
+        memory_BKM = after_zero(context_BSM[:, :-1])
+        return [
+            Memory(
+                *part.keys_values(memory_BKM),
+                part.nothing(memory_BKM),
+                mask,
+                mask is None,
+                dropped_BS,
+            )
+            for part in self.denoiser.cross_attentions()
+        ]
+
+    @torch.inference_mode()
+    def begin(self, prompts: Batch, capacity: int, options: DiffusionOptions) -> TwoTowerState:
+        """Read the prompts in one pass; see ConceptModel.begin."""
+        rows, config = len(prompts.lengths_B), self.config
+        cache = Cache(config.contextualizer.layers, rows, capacity, self.device)
+        memory = Cache(config.denoiser.layers, rows, capacity + 1, self.device)
+        context_BSM = self.contextualize(self.normalized(prompts.concepts_BSD), cache)
+        nothing = [part.nothing(context_BSM) for part in self.denoiser.cross_attentions()]
+        state = TwoTowerState(options, cache, memory, nothing, self._modulations_of_run(options))
+        cache.advance(prompts.lengths_B)
+        self._remember(state, after_zero(context_BSM), prompts.lengths_B + 1)
+        return state
+
+    def _modulations_of_run(self, options: DiffusionOptions) -> dict[int, list[Tensor]]:
+        visited = timesteps(self.config.schedule.steps, options)
+        layers = self.denoiser.modulations(torch.tensor(visited, device=self.device))
+        return {t: [layer[index] for layer in layers] for index, t in enumerate(visited)}
+
+    def _remember(self, state: TwoTowerState, context_BSM: Tensor, counts: Tensor | int) -> None:
+        """Compute the denoiser's keys and values of new context, once for all its steps."""
+        for number, part in enumerate(self.denoiser.cross_attentions()):
+            state.memory.put(number, *part.keys_values(context_BSM))
+        state.memory.advance(counts)
+
+    @torch.inference_mode()
+    def extend(self, state: TwoTowerState, concepts_BD: Tensor) -> None:
+        """Append one concept to each row; see ConceptModel.extend."""
+        context_BSM = self.contextualize(self.normalized(concepts_BD)[:, None], state.cache)
+        state.cache.advance(1)
+        self._remember(state, context_BSM, 1)
+
+    def reader(self, state: DiffusionState) -> Predict:
+        """Return the denoiser of one concept a row; see DiffusionLCM.reader."""
+        assert isinstance(state, TwoTowerState)
+        filled = state.memory.filled()
+        memories = [
+            Memory(*state.memory.read(layer), nothing_M, filled)
+            for layer, nothing_M in enumerate(state.nothing)
+        ]
+        predict = self.predictor(memories, state.modulations)
+
+        def single(x_BD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
+            with_context, without = predict(x_BD[:, None], t, guided)
+            return with_context[:, 0], None if without is None else without[:, 0]
+
+        return single
+
+    def teacher(self, x_BSD: Tensor, options: DiffusionOptions) -> Predict:
+        """Return the denoiser of all positions at once; see DiffusionLCM.teacher."""
+        count = x_BSD.shape[1]
+        places_BS = torch.arange(1, count, device=x_BSD.device)[None]
+        memories = self._memories(self.contextualize(x_BSD), sees(places_BS, count))
+        return self.predictor(memories, self._modulations_of_run(options))
+
+    def predictor(self, memories: list[Memory], modulations: dict[int, list[Tensor]]) -> Predict:
+        """Return the denoiser against `memories`; modulations that lack are added."""
+
+        def predict(x_BSD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
+            if t not in modulations:
+                modulations[t] = self.denoiser.modulations(torch.tensor(t, device=self.device))
+            x_BSD = x_BSD.to(self.dtype)
+            # The unconditional prediction is further rows of the same pass.
+            both = torch.cat([x_BSD, x_BSD]) if guided else x_BSD
+            out = self.denoiser(both, modulations[t], memories).float()
+            return (out[: len(x_BSD)], out[len(x_BSD) :]) if guided else (out, None)
+
+        return predict
+
+
+def sees(places_BS: Tensor, keys: int) -> Tensor:
+    """Return which of `keys` entries of [0, context] a concept at each place sees, (B, 1, S, K)."""
+    return (torch.arange(keys, device=places_BS.device) <= places_BS[..., None])[:, None]
+
+
+def after_zero(context_BSM: Tensor) -> Tensor:
+    """Put the zero vector before the context."""
+    return nn.functional.pad(context_BSM, (0, 0, 1, 0))

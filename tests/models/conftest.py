@@ -1,0 +1,107 @@
+"""The official implementation's numbers (tests/golden), and proof that all were compared."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+FOLDER = Path(__file__).parent.parent / "golden"
+
+
+@dataclass
+class Golden:
+    """One fixture file: its tensors, what its json says, and what the tests did with them."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    inputs: set[str] = field(default_factory=set)
+    compared: set[str] = field(default_factory=set)
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Return a tensor that is fed to our code."""
+        self.inputs.add(key)
+        return self.tensors[key].clone()
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """Return all inputs below `prefix`, which is taken off their names."""
+        keys = [key for key in self.tensors if key.startswith(prefix)]
+        return {key.removeprefix(prefix): self[key] for key in keys}
+
+    def listed(self, prefix: str) -> list[Tensor]:
+        """Return the inputs prefix0, prefix1, ... in order."""
+        found = self.under(prefix)
+        return [found[key] for key in sorted(found, key=int)]
+
+    def check(
+        self,
+        key: str,
+        ours: Tensor,
+        where: Tensor | None = None,
+        atol: float = 1e-5,
+        rtol: float = 1e-5,
+    ) -> None:
+        """Compare with our number, on `where` only: padding has no meaning."""
+        theirs = self.tensors[key]
+        comparable = where is None or bool(where.any())  # some official tensors are all NaN
+        (self.compared if comparable else self.inputs).add(key)
+        assert ours.shape == theirs.shape, f"{key}: {tuple(ours.shape)} for {tuple(theirs.shape)}"
+        if where is not None:
+            ours, theirs = ours[where], theirs[where]
+        message = f"{self.name}/{key}"
+        torch.testing.assert_close(
+            ours.to(theirs.dtype),
+            theirs,
+            atol=atol,
+            rtol=rtol,
+            msg=lambda text: f"{message}: {text}",
+        )
+
+
+_loaded: dict[str, Golden] = {}
+
+
+def _load(name: str) -> Golden:
+    if name not in _loaded:
+        facts = json.loads((FOLDER / f"{name}.json").read_text())
+        file = FOLDER / f"{name}.safetensors"
+        _loaded[name] = Golden(name, load_file(file) if file.is_file() else {}, facts)
+    return _loaded[name]
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Golden]:
+    """Load a fixture file by name, once a session."""
+    return _load
+
+
+@pytest.fixture
+def assert_complete(request: pytest.FixtureRequest) -> Callable[[Sequence[str], int], None]:
+    """Return a check, for the last test of a module, that no tensor of its files was forgotten.
+
+    It needs all tests of the module to have run in this process, and skips otherwise.
+    """
+    module = request.node.getparent(pytest.Module)
+    ran = {item.nodeid for item in request.session.items}
+    if "PYTEST_XDIST_WORKER" in os.environ or any(t.nodeid not in ran for t in module.collect()):
+        pytest.skip("only a part of the module was run")
+
+    def check(names: Sequence[str], count: int) -> None:
+        files = [_load(name) for name in names]
+        forgotten = {
+            f"{file.name}/{key}"
+            for file in files
+            for key in file.tensors
+            if key not in file.compared | file.inputs
+        }
+        assert not forgotten
+        assert sum(len(file.compared) for file in files) == count
+
+    return check

@@ -1,0 +1,124 @@
+"""What differs from the official diffusion code on purpose, and the paper's own formulas."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from lcm_cli.errors import UsageError
+from lcm_cli.models.config import DiffusionObjective, ScheduleConfig
+from lcm_cli.models.diffusion import (
+    DiffusionOptions,
+    Levels,
+    Schedule,
+    guide,
+    limit,
+    timesteps,
+    walk,
+)
+
+NAMES = ["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("zero", [True, False])
+def test_signal_falls_to_nothing(name: str, zero: bool) -> None:
+    schedule = Schedule(ScheduleConfig(name=name, zero_terminal_snr=zero))  # type: ignore[arg-type]
+    assert bool((schedule.alphas_T.diff() < 1e-7).all())
+    assert bool(((schedule.alphas_T >= 0) & (schedule.alphas_T <= 1)).all())
+    assert (schedule.alphas_T[-1] == 0) == zero
+
+
+def test_equation_12() -> None:
+    schedule = Schedule(ScheduleConfig(zero_terminal_snr=False))
+    signal = [math.cos((u / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for u in range(101)]
+    expected = torch.tensor([value / signal[0] for value in signal[1:99]])
+    torch.testing.assert_close(schedule.alphas_T[:98], expected, atol=1e-5, rtol=0)
+
+
+def test_equation_13() -> None:
+    """The paper's Quadratic-2."""
+    config = ScheduleConfig(
+        name="quadratic", beta_start=0.02, beta_end=0.022, zero_terminal_snr=False
+    )
+    low, high = math.sqrt(0.02), math.sqrt(0.022)
+    expected = torch.tensor([(low + t / 100 * (high - low)) ** 2 for t in range(1, 101)])
+    torch.testing.assert_close(Schedule(config).betas_T, expected)
+
+
+def test_equation_14() -> None:
+    config = ScheduleConfig(name="sigmoid", gamma=0.8, delta=-1.0, zero_terminal_snr=False)
+    alphas = Schedule(config).alphas_T
+    for t in (1, 30, 60, 97):
+        u = (t + 1) / 100
+        expected = 1 / (1 + math.exp(1 + 0.8 * math.log(u / (1 - u))))
+        assert alphas[t].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_forty_steps_are_forty() -> None:
+    """The paper's round(flip(arange(T, 0, -T / S))); the official code makes 50."""
+    ours = timesteps(100, DiffusionOptions())
+    assert ours == [round(100 - 2.5 * i) - 1 for i in range(40)]
+    assert len(timesteps(100, DiffusionOptions(exact_steps=False))) == 50
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_walk_hangs_together(exact: bool) -> None:
+    for steps in (1, 7, 30, 40, 100):
+        pairs = walk(100, DiffusionOptions(steps=steps, exact_steps=exact))
+        assert pairs[-1][1] == -1
+        for (_, s), (t, _) in itertools.pairwise(pairs):
+            assert s == t
+
+
+def test_more_steps_than_trained() -> None:
+    with pytest.raises(UsageError, match="101 denoising steps, but the model was trained with 100"):
+        timesteps(100, DiffusionOptions(steps=101))
+
+
+@pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
+def test_a_perfect_network_leads_back(prediction: str) -> None:
+    """Told the truth at every step, the sampler arrives at x0, with and without fresh noise."""
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 5, 8, generator=generator)
+    schedule = Schedule(ScheduleConfig(prediction=prediction, zero_terminal_snr=False))  # type: ignore[arg-type]
+    t = torch.full((5,), 80)
+    x = schedule.noised(x0, noise, t)
+    output = schedule.target(x0, noise, t)
+    torch.testing.assert_close(schedule.epsilon(output, x, 80), noise, atol=1e-4, rtol=1e-4)
+    options = DiffusionOptions(epsilon_scaling=1.0)
+    previous, guess = schedule.step(output, x, 80, 40, options)
+    torch.testing.assert_close(guess, x0, atol=1e-4, rtol=1e-4)
+    expected = schedule.noised(x0, noise, torch.full((5,), 40))
+    torch.testing.assert_close(previous, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_guidance() -> None:
+    conditional, unconditional = torch.randn(2, 4, 16)
+    plain = DiffusionOptions(guidance=3.0, guidance_rescale=0.0)
+    expected = -2 * unconditional + 3 * conditional  # (1 - g) uncond + g cond
+    torch.testing.assert_close(guide(conditional, unconditional, plain), expected)
+    full = DiffusionOptions(guidance=3.0, guidance_rescale=1.0)
+    rescaled = guide(conditional, unconditional, full)
+    torch.testing.assert_close(rescaled.std(dim=-1), conditional.std(dim=-1))
+
+
+def test_bounds() -> None:
+    x = torch.tensor([[0.1, -5.0, 2.0, 0.5]])
+    assert limit(x, DiffusionOptions()) is x
+    assert limit(x, DiffusionOptions(clip_x0=1.0)).tolist() == [[pytest.approx(0.1), -1, 1, 0.5]]
+    bounded = limit(x, DiffusionOptions(threshold=1.0, threshold_max=4.0))
+    assert bounded.abs().max() == 1
+    torch.testing.assert_close(bounded[0, 2], torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("b", [0.3, 0.8, 1.0, 2.0])
+def test_beta_levels_are_finite(b: float) -> None:
+    objective = DiffusionObjective(timesteps="beta", beta_b=b)
+    levels = Levels(objective, Schedule(ScheduleConfig()))
+    assert bool(levels.probabilities_T.isfinite().all())
+    assert levels.probabilities_T.sum().item() == pytest.approx(1)
+    drawn = levels.draw(torch.Size([2000]))
+    assert 0 <= drawn.min() <= drawn.max() < 100
+    assert levels.draw(torch.Size([0, 3])).shape == (0, 3)

@@ -1,0 +1,310 @@
+"""Continuing documents: stopping, randomness, candidates, and what is refused."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
+from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
+from lcm_cli.models.checkpoint import build
+from lcm_cli.models.config import ScheduleConfig, preset
+from lcm_cli.models.diffusion import Denoised, DiffusionOptions
+from lcm_cli.models.generate import GenerateOptions, generate
+from lcm_cli.models.interface import Batch, ConceptModel, Noise
+from lcm_cli.models.quant_lcm import QuantOptions
+
+KINDS = ["base", "two_tower", "one_tower", "quant", "sonar_llm"]
+DIM = 12
+ON = GenerateOptions(max_concepts=4, repeat_similarity=None)  # nothing stops it but length
+
+
+def _model(architecture: str, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    model = build(preset(architecture, "nano", concept_dim=DIM, max_length=24, **changes)).eval()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if "modulator" in name or "codebooks" in name:
+            nn.init.normal_(tensor, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> ConceptModel:
+    made: ConceptModel = _model(request.param)
+    return made
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseLCM:
+    made: BaseLCM = _model("base")
+    return made
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(length, DIM, generator=generator) for length in (5, 2, 7, 2)]
+
+
+def _sampled(model: ConceptModel) -> GenerateOptions:
+    """Options under which every kind of model draws random numbers."""
+    name = model.config.architecture
+    samplers: dict[str, Any] = {"base": BaseOptions(1.0), "sonar_llm": BaseOptions(1.0)}
+    samplers |= {"quant": QuantOptions(top_k=8)}
+    sampler = samplers.get(name, DiffusionOptions(steps=5))
+    return GenerateOptions(max_concepts=4, repeat_similarity=None, sampler=sampler)
+
+
+def _made(model: ConceptModel, prompts: list[Tensor], options: GenerateOptions) -> list[Tensor]:
+    return [continuation.concepts_SD for continuation in generate(model, prompts, options)]
+
+
+def _with(options: GenerateOptions, **changes: Any) -> GenerateOptions:
+    return GenerateOptions(**(vars(options) | changes))
+
+
+def test_a_row_does_not_depend_on_the_batch(model: ConceptModel, prompts: list[Tensor]) -> None:
+    options = _sampled(model)
+    together = _made(model, prompts, options)
+    turned = _made(model, prompts[::-1], options)[::-1]
+    alone = [_made(model, [prompt], options)[0] for prompt in prompts]
+    for first, second, third in zip(together, turned, alone, strict=True):
+        assert first.shape == (4, DIM)
+        torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(first, third, atol=1e-4, rtol=1e-4)
+
+
+def test_seeds(model: ConceptModel, prompts: list[Tensor]) -> None:
+    """The same seed gives the same concepts, 0 is a seed like any other."""
+    options = _sampled(model)
+    made = {seed: _made(model, prompts, _with(options, seed=seed)) for seed in (0, 1)}
+    again = _made(model, prompts, _with(options, seed=0))
+    assert all(torch.equal(a, b) for a, b in zip(made[0], again, strict=True))
+    assert not any(torch.allclose(a, b) for a, b in zip(made[0], made[1], strict=True))
+
+
+def test_temperature_zero_is_deterministic(model: ConceptModel, prompts: list[Tensor]) -> None:
+    options = _with(ON, sampler=model.Options(temperature=0.0))
+    first, second = (_made(model, prompts, _with(options, seed=seed)) for seed in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_base_is_deterministic_by_default(base: BaseLCM, prompts: list[Tensor]) -> None:
+    first, second = (_made(base, prompts, _with(ON, seed=seed)) for seed in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_one_thread_or_two(model: ConceptModel, prompts: list[Tensor]) -> None:
+    before, made = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        made.append(_made(model, prompts, _sampled(model)))
+    torch.set_num_threads(before)
+    for a, b in zip(*made, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_long_continuation_is_the_short_one_and_more(
+    model: ConceptModel, prompts: list[Tensor]
+) -> None:
+    options = _sampled(model)
+    short = _made(model, prompts, _with(options, max_concepts=2))
+    for a, b in zip(short, _made(model, prompts, options), strict=True):
+        torch.testing.assert_close(a, b[:2])
+
+
+def test_the_end_concept_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
+    """The minimum counts the concept that stops: at 1 the first one may."""
+    full = generate(base, prompts[:1], ON)[0].concepts_SD
+    for place in range(4):
+        options = _with(ON, end_similarity=0.99999)
+        (made,) = generate(base, prompts[:1], options, end=full[place])
+        assert made.reason == "end"
+        torch.testing.assert_close(made.concepts_SD, full[:place])
+        kept = _with(options, keep_stop=True)
+        (made,) = generate(base, prompts[:1], kept, end=full[place])
+        torch.testing.assert_close(made.concepts_SD, full[: place + 1])
+        later = _with(options, min_concepts=place + 2, max_concepts=5)
+        (made,) = generate(base, prompts[:1], later, end=full[place])
+        assert len(made.concepts_SD) > place
+
+
+def test_each_model_has_its_own_idea_of_the_end(base: BaseLCM, prompts: list[Tensor]) -> None:
+    full = generate(base, prompts[:1], ON)[0].concepts_SD
+    length, across = full[1].norm(), torch.randn(DIM)
+    across = across - (across @ full[1]) * full[1] / length**2
+    for cosine, reason in ((0.91, "end"), (0.89, "length")):
+        slope = (1 / cosine**2 - 1) ** 0.5
+        end = full[1] + across / across.norm() * length * slope
+        (made,) = generate(base, prompts[:1], _with(ON, min_concepts=2, max_concepts=2), end=end)
+        assert made.reason == reason
+    assert _model("sonar_llm").end_similarity == 0.98
+
+
+def test_repetition_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
+    """Base-LCM drawn to a fixed point: cosines to the concept before rise."""
+    full = generate(base, prompts[:1], _with(ON, max_concepts=12))[0].concepts_SD
+    whole = torch.cat([prompts[0][-1:], full])
+    near = nn.functional.cosine_similarity(whole[1:], whole[:-1])
+    threshold = near.max().item() - 1e-6
+    place = int((near >= threshold).nonzero()[0])
+    options = _with(ON, max_concepts=12, repeat_similarity=threshold)
+    (made,) = generate(base, prompts[:1], options)
+    assert made.reason == "repetition"
+    assert len(made.concepts_SD) == place
+
+
+def test_finished_rows_leave(base: BaseLCM, prompts: list[Tensor]) -> None:
+    full = generate(base, prompts, ON)
+    rows: list[int] = []
+    plain = base.extend
+    base.extend = lambda state, x: (rows.append(len(x)), plain(state, x))[1]  # type: ignore[method-assign]
+    options = _with(ON, end_similarity=0.99999)
+    made = generate(base, prompts, options, end=full[2].concepts_SD[1])
+    del base.extend
+    assert [m.reason for m in made] == ["length", "length", "end", "length"]
+    assert rows == [4, 3, 3]
+    for number in (0, 1, 3):
+        torch.testing.assert_close(made[number].concepts_SD, full[number].concepts_SD)
+
+
+def test_told_as_they_come(model: ConceptModel, prompts: list[Tensor]) -> None:
+    for options in (
+        _sampled(model),
+        _with(_sampled(model), candidates=2, rerank="step"),
+        _with(_sampled(model), candidates=2),
+    ):
+        told: dict[int, list[Tensor]] = {number: [] for number in range(4)}
+        made = generate(
+            model, prompts, options, on_concept=lambda n, x, told=told: told[n].append(x)
+        )
+        for number, continuation in enumerate(made):
+            assert torch.equal(torch.stack(told[number]), continuation.concepts_SD)
+
+
+@pytest.mark.parametrize("rerank", ["step", "document"])
+def test_candidates_by_likelihood(model: ConceptModel, prompts: list[Tensor], rerank: str) -> None:
+    options = _with(_sampled(model), candidates=3, rerank=rerank)
+    made = generate(model, prompts, options)
+    assert all(m.concepts_SD.shape == (4, DIM) and m.score is not None for m in made)
+    (alone,) = generate(model, prompts[2:3], options)
+    torch.testing.assert_close(alone.concepts_SD, made[2].concepts_SD, atol=1e-4, rtol=1e-4)
+    if rerank == "document":  # the best of the three that single runs give
+        singles = [_seeded(model, prompts[:1], options, candidate) for candidate in range(3)]
+        assert any(torch.allclose(made[0].concepts_SD, s, atol=1e-4) for s in singles)
+
+
+def _seeded(model: Any, prompts: list[Tensor], options: GenerateOptions, candidate: int) -> Tensor:
+    return _made(model, prompts, _with(options, candidates=1, seed=candidate << 32))[0]
+
+
+def test_candidates_by_round_trip(prompts: list[Tensor]) -> None:
+    """A space that keeps only positive numbers prefers candidates that have few others."""
+    model = _model("two_tower")
+
+    def reencode(x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    options = _with(ON, candidates=4, rerank="step", judge="roundtrip", max_concepts=1)
+    made = generate(model, prompts, options, reencode=reencode)
+    single = generate(model, prompts, _with(options, candidates=1))
+    for best, first in zip(made, single, strict=True):
+        trip = nn.functional.cosine_similarity
+        assert best.score == pytest.approx(
+            trip(reencode(best.concepts_SD), best.concepts_SD).item(), abs=1e-5
+        )
+        assert best.score >= trip(reencode(first.concepts_SD), first.concepts_SD).item() - 1e-5
+    with pytest.raises(UsageError, match="round trip"):
+        generate(model, prompts, options)
+
+
+def test_likelihood_prefers_what_the_model_says(prompts: list[Tensor]) -> None:
+    for name in ("base", "sonar_llm", "two_tower", "one_tower"):
+        model = _model(name)
+        state = model.begin(Batch.of(prompts[:2]), 12, model.Options(temperature=0.0))
+        said = model.next(state, Noise([0, 0]))
+        other = said + torch.randn_like(said)
+        assert bool((model.likelihood(state, said) > model.likelihood(state, other)).all())
+
+
+def test_sonar_llm_reads_what_was_encoded_again(prompts: list[Tensor]) -> None:
+    model = _model("sonar_llm")
+    made = generate(model, prompts, ON, reencode=lambda x: x.round(decimals=1))
+    for continuation in made:
+        x = continuation.concepts_SD
+        assert torch.equal(x, x.round(decimals=1))
+
+
+def test_watching_the_noise_go(prompts: list[Tensor], base: BaseLCM) -> None:
+    for name in ("two_tower", "one_tower"):
+        model, seen = _model(name), list[Denoised]()
+        options = _with(ON, max_concepts=2, sampler=DiffusionOptions(steps=5))
+        (made,) = generate(model, prompts[:1], options, watch=seen.append)
+        assert [step.t for step in seen] == [99, 79, 59, 39, 19] * 2
+        torch.testing.assert_close(model.normalizer.denormalize(seen[4].x0), made.concepts_SD[:1])
+    with pytest.raises(UsageError, match="no denoising steps"):
+        generate(base, prompts, ON, watch=print)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1, 5, 20, 100])
+def test_always_finite(prompts: list[Tensor], prediction: str, eta: float, steps: int) -> None:
+    """Zero terminal SNR, any prediction, DDPM noise: cases in which the official code gives NaN."""
+    model = _model("two_tower", schedule=ScheduleConfig(prediction=prediction))  # type: ignore[arg-type]
+    sampler = DiffusionOptions(steps=steps, eta=eta)
+    (made,) = generate(model, prompts[:1], _with(ON, max_concepts=1, sampler=sampler))
+    assert bool(made.concepts_SD.isfinite().all())
+
+
+BAD: list[tuple[Callable[[], tuple[list[Tensor], dict[str, Any]]], type[LcmError], str]] = [
+    (lambda: ([torch.zeros(0, DIM)], {}), UsageError, "prompt 1 holds no concept"),
+    (lambda: ([torch.zeros(DIM)], {}), UsageError, "prompt 1 holds no concept"),
+    (lambda: ([torch.ones(2, DIM), torch.ones(2, 9)], {}), IntegrityError, "prompt 2 .* width 9"),
+    (lambda: ([torch.full((2, DIM), torch.nan)], {}), IntegrityError, "prompt 1 holds NaN"),
+    (lambda: ([torch.ones(21, DIM)], {}), UsageError, "21 concepts; with 4 more"),
+    (lambda: ([torch.ones(2, DIM)], {"sampler": 3}), UsageError, "takes BaseOptions, not int"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD)
+def test_refused(base: BaseLCM, make: Any, error: type[LcmError], message: str) -> None:
+    given, changes = make()
+    with pytest.raises(error, match=message):
+        generate(base, given, _with(ON, **changes))
+
+
+def test_refused_options(prompts: list[Tensor]) -> None:
+    with pytest.raises(UsageError, match="101 denoising steps"):
+        generate(_model("two_tower"), prompts, _with(ON, sampler=DiffusionOptions(steps=101)))
+    for bad in (
+        {"max_concepts": 0}, {"min_concepts": 0}, {"candidates": 0}, {"end_similarity": 1.5},
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            GenerateOptions(**bad)
+    for bad in ({"steps": 0}, {"eta": 2.0}, {"guidance": -1.0}, {"threshold": 0.0}):
+        with pytest.raises(UsageError):
+            DiffusionOptions(**bad)
+
+
+def test_options_do_not_stay(prompts: list[Tensor]) -> None:
+    """A run leaves nothing of its options in the model."""
+    model = _model("two_tower")
+    plain = _with(ON, sampler=DiffusionOptions(steps=5))
+    before = _made(model, prompts, plain)
+    other = DiffusionOptions(steps=9, threshold=0.9, clip_x0=0.1, eta=1.0, initial_noise=2.0)
+    _made(model, prompts, _with(ON, sampler=other))
+    for a, b in zip(before, _made(model, prompts, plain), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nothing_to_continue(base: BaseLCM) -> None:
+    assert generate(base, []) == []
+
+
+@pytest.fixture(autouse=True)
+def _seeded_torch() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield

@@ -1,0 +1,162 @@
+"""Base-LCM against the official implementation: forward, cache, losses, gradients, training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lcm_cli.models.base_lcm import BaseLCM
+from lcm_cli.models.config import SquaredError
+from lcm_cli.models.interface import Batch
+from lcm_cli.models.layers import Cache
+from lcm_cli.models.official import official_config, official_state
+
+FILES = ["base_model", "base_forward", "base_losses", "base_train8_final_weights", "base_variants"]
+COMPARED = 111
+CASES = [
+    f"{kind}_{reduction}_rmse{root}_ctx{context}"
+    for kind, contexts in (("next_sentence_mse", (1, 3)), ("target_mse", (1,)))
+    for reduction in ("sum", "mean")
+    for root in (0, 1)
+    for context in contexts
+]
+
+
+@pytest.fixture
+def model(golden: Callable[[str], Any]) -> BaseLCM:
+    file = golden("base_model")
+    return _model(file.facts["config"], file.under(""))
+
+
+def _model(config: dict[str, Any], state: dict[str, Tensor], **changes: Any) -> BaseLCM:
+    ours = official_config(config, **changes)
+    model = BaseLCM(ours)  # type: ignore[arg-type]
+    model.load_state_dict(official_state(state))
+    return model.eval()
+
+
+def _documents(golden: Callable[[str], Any], supervised: bool = False) -> Batch:
+    file = golden("base_losses")
+    sources, targets = file.listed("source/"), file.listed("target/")
+    if not supervised:
+        return Batch.of(sources)
+    pairs = zip(sources, targets, strict=True)
+    return Batch.of([torch.cat(pair) for pair in pairs], [len(source) for source in sources])
+
+
+def test_forward_and_every_intermediate(model: BaseLCM, golden: Callable[[str], Any]) -> None:
+    file = golden("base_forward")
+    real = file["padding_mask"]
+    batch = Batch(file["seqs"], file["seq_lens"])
+    assert torch.equal(batch.learned(), real)
+    seen = _watch(
+        model,
+        {
+            "frontend": "frontend_out",
+            "lcm.layers.0.self_attn": "layer0_self_attn_out",
+            "lcm.layers.0.ffn": "layer0_ffn_out",
+            "lcm.layers.0": "layer0_out",
+            "lcm.layers.1": "layer1_out",
+            "lcm.layers.2": "layer2_out",
+            "lcm": "decoder_out",
+        },
+    )
+    x_BSD = model.normalizer.normalize(batch.concepts_BSD)
+    out_BSD = model(x_BSD)
+    file.check("normalized", x_BSD, real)
+    file.check("forward_out_normalized_space", out_BSD, real)
+    file.check("predict_next_sentence_out", model.normalizer.denormalize(out_BSD), real)
+    for name, tensor in seen.items():
+        file.check(name, tensor, real)
+
+
+def _watch(model: torch.nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
+    """Collect what modules answer."""
+    seen: dict[str, Tensor] = {}
+    for module, key in names.items():
+        model.get_submodule(module).register_forward_hook(
+            lambda _, __, out, key=key: seen.__setitem__(key, out.detach())
+        )
+    return seen
+
+
+def test_alone_and_step_by_step(model: BaseLCM, golden: Callable[[str], Any]) -> None:
+    file = golden("base_forward")
+    x_BSD = model.normalizer.normalize(file["seqs"][1:2])
+    file.check("forward_nopad_doc1", model(x_BSD))
+    cache = Cache(3, rows=1, capacity=9)
+    parts = []
+    for part in torch.split(x_BSD, [4, 1, 1, 1, 1, 1], dim=1):
+        parts.append(model(part, cache))
+        cache.advance(part.shape[1])
+    file.check("forward_incremental_doc1", torch.cat(parts, dim=1))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss(golden: Callable[[str], Any], case: str) -> None:
+    """The official reductions are our sum and our mean; the mask tells what is predicted."""
+    file, weights = golden("base_losses"), golden("base_model")
+    facts = next(entry for entry in file.facts["cases"] if entry["key"] == case)
+    objective = SquaredError(root="rmse1" in case, min_context=int(case[-1]))
+    model = _model(weights.facts["config"], weights.under(""), objective=objective)
+    batch = _documents(golden, supervised="target" in case)
+    loss = model.loss(batch)
+    value = loss.mean if "_mean_" in case else loss.value
+    file.check(f"loss/{case}", value.detach())
+    file.check(f"target_mask/{case}", batch.learned(first=objective.min_context))
+    assert loss.targets == facts["num_target_elements"]
+    value.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = (
+        torch.nn.utils.get_total_norm(gradients)
+        if hasattr(torch.nn.utils, "get_total_norm")
+        else torch.stack([g.norm() for g in gradients]).norm()
+    )
+    assert norm.item() == pytest.approx(facts["grad_norm"], rel=1e-5)
+    for key in [key for key in file.tensors if key.startswith(f"grad/{case}/")]:
+        ours = model.get_parameter(key.removeprefix(f"grad/{case}/")).grad
+        file.check(key, ours)
+
+
+def test_eight_training_steps(golden: Callable[[str], Any]) -> None:
+    file, weights = golden("base_train8_final_weights"), golden("base_model")
+    model = _model(weights.facts["config"], weights.under(""))
+    batch = _documents(golden)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1
+    )
+    for step in file.facts["log"]:
+        for group in optimizer.param_groups:
+            group["lr"] = step["lr_used"]
+        optimizer.zero_grad()
+        loss = model.loss(batch)
+        loss.mean.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        assert loss.value.item() == pytest.approx(step["loss_sum"], rel=1e-5)
+        assert loss.targets == step["num_targets"]
+        assert norm.item() == pytest.approx(step["grad_norm"], rel=1e-5)
+    for key in file.tensors:
+        file.check(key, model.get_parameter(key).detach())
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "learned_relu_std",
+        "sine_gelu_normformer_qknorm",
+        "post_unit_wnorm",
+        "rope_scale_residual_finalpost",
+    ],
+)
+def test_architecture_variants(golden: Callable[[str], Any], variant: str) -> None:
+    file = golden("base_variants")
+    model = _model(file.facts[variant]["config"], file.under(f"{variant}/sd/"))
+    batch = Batch(file["seqs"], file["seq_lens"])
+    file.check(f"{variant}/out", model(batch.concepts_BSD), batch.learned())
+
+
+def test_nothing_is_left_out(assert_complete: Callable[[list[str], int], None]) -> None:
+    assert_complete(FILES, COMPARED)

@@ -1,0 +1,85 @@
+"""The cache, whatever the rows' lengths, and what grouped heads and rotations do."""
+
+import pytest
+import torch
+
+from lcm_cli.models.config import RopeScaling, TransformerConfig
+from lcm_cli.models.layers import Attention, Cache, Transformer, rope, rope_rates, rotate
+
+DIM = 16
+
+
+@pytest.fixture(params=[{}, {"kv_heads": 2}, {"positions": "none", "qk_norm": True}])
+def stack(request: pytest.FixtureRequest) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(DIM, TransformerConfig(**request.param)).eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("lengths", [[3, 3, 3], [5, 1, 3]])
+def test_cached_rows_are_as_whole_ones(stack: Transformer, lengths: list[int]) -> None:
+    """Prompts of any lengths in one pass, then concept by concept; rows leave and change places."""
+    x = torch.randn(3, 9, DIM)
+    whole = stack(x)
+    cache = Cache(2, rows=3, capacity=9)
+    first = stack(x[:, : max(lengths)], cache=cache)
+    cache.advance(torch.tensor(lengths))
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(first[row, :length], whole[row, :length])
+    rows = [0, 1, 2]
+    for step in range(4):
+        at = torch.tensor([lengths[row] + step for row in rows])
+        torch.testing.assert_close(cache.lengths_B, at)
+        given = x[torch.tensor(rows), at][:, None]
+        out = stack(given, cache=cache)
+        torch.testing.assert_close(out[:, 0], whole[torch.tensor(rows), at])
+        cache.advance(1)
+        if step == 1:
+            rows = [2, 0]
+            cache.keep(torch.tensor(rows))
+
+
+@torch.inference_mode()
+def test_what_is_not_counted_leaves_no_trace(stack: Transformer) -> None:
+    x = torch.randn(2, 6, DIM)
+    cache = Cache(2, rows=2, capacity=6)
+    stack(x[:, :4], cache=cache)
+    cache.advance(4)
+    for _ in range(3):
+        stack(torch.randn(2, 1, DIM), cache=cache)
+    torch.testing.assert_close(stack(x[:, 4:5], cache=cache), stack(x[:, :5])[:, 4:])
+
+
+@torch.inference_mode()
+def test_rows_beyond_the_cache_see_themselves(stack: Transformer) -> None:
+    x, new = torch.randn(2, 4, DIM), torch.randn(2, 1, DIM)
+    cache = Cache(2, rows=2, capacity=6)
+    stack(x, cache=cache)
+    cache.advance(4)
+    out = stack(torch.cat([new, new]), torch.full((4, 1), 4), cache=cache)
+    torch.testing.assert_close(out[:2], stack(torch.cat([x, new], dim=1))[:, -1:])
+    torch.testing.assert_close(out[2:], stack(new, torch.full((2, 1), 4)))
+
+
+def test_alone_is_attention_to_one_key() -> None:
+    for config in (TransformerConfig(), TransformerConfig(kv_heads=1, head_dim=6)):
+        attention, x = Attention(DIM, config), torch.randn(3, 1, DIM)
+        torch.testing.assert_close(attention(x), attention.alone(x))
+
+
+def test_rotation_keeps_angles_between_positions() -> None:
+    q, k = torch.randn(2, 8)
+    rates = rope_rates(8, 10_000.0)
+    scores = []
+    for shift in (0, 7, 100):
+        turned = rotate(torch.stack([q, k]), rope(torch.tensor([3.0 + shift, 1.0 + shift]), rates))
+        scores.append((turned[0] * turned[1]).sum())
+    torch.testing.assert_close(torch.stack(scores), scores[0].expand(3), atol=1e-4, rtol=0)
+
+
+def test_llama_scaling_slows_slow_rotations_only() -> None:
+    plain, scaled = (rope_rates(64, 500_000.0, s) for s in (None, RopeScaling()))
+    ratio = plain / scaled
+    assert ratio[0] == 1
+    assert ratio[-1].item() == pytest.approx(32)
+    assert bool((ratio.diff() >= -1e-4).all())
