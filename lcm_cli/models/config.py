@@ -176,6 +176,8 @@ class ModelConfig:
     space: SpaceRef = field(default_factory=SpaceRef)
     normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
     end_text: str = "End of text."  # the sentence whose concept closes a document
+    # task -> the sentence between a source and the answer to it: {"summarize": "[SUMMARY]:"}
+    prompts: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _positive(self, "concept_dim", "model_dim", "max_length")
