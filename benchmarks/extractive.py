@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lcm_cli.errors import NotFoundError
 from lcm_cli.languages import find
+from lcm_cli.length import count_words
 from lcm_cli.models.extractive import opening_weights, rank
 from lcm_cli.segment import segment
 from lcm_cli.space import Space, load_space
-from lcm_cli.summarize import count_words
 
 
 @dataclass

@@ -11,7 +11,7 @@ from . import _options as options
 if TYPE_CHECKING:
     from lcm_cli.pipeline import Embedded
     from lcm_cli.space import Space
-    from lcm_cli.summarize import Summary
+    from lcm_cli.summary import Summary
 
 EPILOG = """\
 lcm summarize story.txt
@@ -52,8 +52,9 @@ def main(
     The sentences that stand best for a document are chosen by their concepts. In its own language,
     which is the default, they are quoted; in others they are decoded.
     """
+    from lcm_cli.length import Length
     from lcm_cli.pipeline import find_languages
-    from lcm_cli.summarize import Length, summarize_all
+    from lcm_cli.summary import summarize_all
 
     from ._place import Place
     from ._result import result

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
     from lcm_cli.languages import Language
     from lcm_cli.space import DecodeOptions, Space, load_space
+    from lcm_cli.summary import summarize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Space",
     "UsageError",
     "load_space",
+    "summarize",
 ]
 
 # In a checkout that is not installed the commands and checkpoints lie beside this package; the
@@ -33,6 +35,7 @@ if (_checkout / "commands" / "__init__.py").is_file() and (_checkout / "pyprojec
 _HOMES = {
     "Document": "documents",
     "Language": "languages",
+    "summarize": "summary",
     **dict.fromkeys(("DecodeOptions", "Space", "load_space"), "space"),
 }
 

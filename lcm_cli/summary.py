@@ -1,49 +1,18 @@
 """Summaries: the sentences that stand best for a document, in its own language and in others."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from math import ceil
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lcm_cli.documents import Document
-from lcm_cli.errors import UsageError
+from lcm_cli.length import Length, count_words, taken
 from lcm_cli.models.extractive import METHOD, opening_weights, rank
 from lcm_cli.pipeline import Embedded, Progress, embed, find_languages, prepare, prose
 
 if TYPE_CHECKING:
     from lcm_cli.space import Space
-
-Unit = Literal["sentences", "percent", "words"]
-
-_UNITS: dict[str | None, Unit] = {None: "sentences", "%": "percent", "w": "words"}
-_WORD = re.compile(r"\w+(?:['’-]\w+)*")
-# Scripts written without spaces, and how many of their characters make a word.
-_UNSPACED = (
-    (re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"), 2),
-    (re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 5),
-)
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a summary should be: so many sentences, percent of the sentences, or words."""
-
-    amount: int
-    unit: Unit
-
-    @classmethod
-    def parse(cls, text: str) -> "Length":
-        """Read `3` (sentences), `20%` (of the sentences) or `120w` (words). Raises UsageError."""
-        found = re.fullmatch(r"(\d+)([%w])?", text.strip())
-        length = cls(int(found[1]), _UNITS[found[2]]) if found else cls(0, "words")
-        if not length.amount or (length.unit == "percent" and length.amount > 100):
-            hint = "say 3 for sentences, 20% for a part of them, or 120w for words"
-            raise UsageError(f"{text!r} is not a length", hint)
-        return length
 
 
 @dataclass(frozen=True)
@@ -141,36 +110,7 @@ def choose(embedded: Embedded, length: Length) -> list[int]:
     # What has no words (a line of stars, say) is nothing to quote.
     weights = opening_weights(len(words)) * (np.array(words) > 0)
     ranking = rank(embedded.concepts, weights)
-    if length.unit == "words":
-        return sorted(_within(ranking, words, length.amount))
-    count = length.amount
-    if length.unit == "percent":
-        count = ceil(len(words) * length.amount / 100)
-    return sorted(islice(ranking, count))
-
-
-def count_words(text: str) -> int:
-    """Count the words in `text`: runs of letters and digits.
-
-    Where nothing stands between words, two characters count as one (Chinese, Japanese) or five do
-    (Thai, Lao, Khmer, Burmese); what is left over counts as one too.
-    """
-    count = 0
-    for character, per_word in _UNSPACED:
-        text, found = character.subn(" ", text)
-        count += ceil(found / per_word)
-    return count + len(_WORD.findall(text))
-
-
-def _within(ranking: Iterator[int], words: Sequence[int], budget: int) -> Iterator[int]:
-    """Yield sentences, the best first, as long as they fit; the first does in any case."""
-    left, least = budget, max(1, min(words))
-    for place, i in enumerate(ranking):
-        if place == 0 or words[i] <= left:
-            yield i
-            left -= words[i]
-        if left < least:
-            return
+    return taken(ranking, words, length)
 
 
 @dataclass

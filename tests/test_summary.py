@@ -7,9 +7,10 @@ import pytest
 
 from lcm_cli.documents import Document
 from lcm_cli.errors import NotFoundError, UsageError
+from lcm_cli.length import Length, count_words
 from lcm_cli.pipeline import Embedded, Prepared, embed
 from lcm_cli.space import Space, load_space
-from lcm_cli.summarize import Length, choose, count_words, summarize, summarize_all
+from lcm_cli.summary import choose, summarize, summarize_all
 
 STORY = [
     "Once upon a time, Hen and Eagle were friends.",

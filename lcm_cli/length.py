@@ -1,0 +1,75 @@
+"""How long a summary should be, and which sentences make one of that length."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from typing import Literal
+
+from lcm_cli.errors import UsageError
+
+Unit = Literal["sentences", "percent", "words"]
+
+_UNITS: dict[str | None, Unit] = {None: "sentences", "%": "percent", "w": "words"}
+_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+# Scripts written without spaces, and how many of their characters make a word.
+_UNSPACED = (
+    (re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"), 2),
+    (re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 5),
+)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a summary should be: so many sentences, percent of the sentences, or words."""
+
+    amount: int
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str) -> "Length":
+        """Read `3` (sentences), `20%` (of the sentences) or `120w` (words). Raises UsageError."""
+        found = re.fullmatch(r"(\d+)([%w])?", text.strip())
+        length = cls(int(found[1]), _UNITS[found[2]]) if found else cls(0, "words")
+        if not length.amount or (length.unit == "percent" and length.amount > 100):
+            hint = "say 3 for sentences, 20% for a part of them, or 120w for words"
+            raise UsageError(f"{text!r} is not a length", hint)
+        return length
+
+
+def taken(ranking: Iterable[int], words: Sequence[int], length: Length) -> list[int]:
+    """Return which sentences of a ranking make a text of `length`, in their order; at least one.
+
+    `words` counts those of each sentence.
+    """
+    if length.unit == "words":
+        return sorted(_within(ranking, words, length.amount))
+    count = length.amount
+    if length.unit == "percent":
+        count = ceil(len(words) * length.amount / 100)
+    return sorted(islice(ranking, count))
+
+
+def count_words(text: str) -> int:
+    """Count the words in `text`: runs of letters and digits.
+
+    Where nothing stands between words, two characters count as one (Chinese, Japanese) or five do
+    (Thai, Lao, Khmer, Burmese); what is left over counts as one too.
+    """
+    count = 0
+    for character, per_word in _UNSPACED:
+        text, found = character.subn(" ", text)
+        count += ceil(found / per_word)
+    return count + len(_WORD.findall(text))
+
+
+def _within(ranking: Iterable[int], words: Sequence[int], budget: int) -> Iterator[int]:
+    """Yield sentences, the best first, as long as they fit; the first does in any case."""
+    left, least = budget, max(1, min(words))
+    for place, i in enumerate(ranking):
+        if place == 0 or words[i] <= left:
+            yield i
+            left -= words[i]
+        if left < least:
+            return
