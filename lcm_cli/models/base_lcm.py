@@ -19,7 +19,14 @@ from torch import Tensor
 from lcm_cli.errors import UsageError
 from lcm_cli.models.config import BaseConfig
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
-from lcm_cli.models.layers import Cache, Frontend, Projection, Transformer
+from lcm_cli.models.layers import (
+    Cache,
+    Frontend,
+    Projection,
+    Transformer,
+    packed_mask,
+    standing,
+)
 from lcm_cli.models.normalizer import Normalizer
 
 
@@ -68,16 +75,21 @@ class BaseLCM(ConceptModel):
         self.lcm = Transformer(config.model_dim, config.transformer)
         self.postnet = Projection(config.model_dim, config.concept_dim, config.output_activation)
 
-    def forward(self, x_BSD: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, cache: Cache | None = None, segments_BS: Tensor | None = None
+    ) -> Tensor:
         """Map normalized concepts (B, S, D) to the normalized prediction after each of them.
 
         With a `cache`, the concepts follow those it holds; `cache.advance` makes them count.
+        `segments_BS` numbers the documents of packed rows.
         """
-        count = x_BSD.shape[1]
+        count, mask = x_BSD.shape[1], None
         positions = torch.arange(count, device=x_BSD.device)
         if cache is not None:
             positions = cache.positions(count)
-        h_BSM = self.lcm(self.frontend(x_BSD, positions), positions, cache=cache)
+        elif segments_BS is not None:
+            positions, mask = standing(segments_BS), packed_mask(segments_BS)
+        h_BSM = self.lcm(self.frontend(x_BSD, positions), positions, mask, cache)
         return self.postnet(h_BSM)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
@@ -87,7 +99,7 @@ class BaseLCM(ConceptModel):
         target_BS = batch.learned(first=objective.min_context)
         # The first concept has nothing before it: it is never predicted.
         chosen_BS = target_BS[:, 1:]
-        prediction_ND = self(x_BSD)[:, :-1][chosen_BS]
+        prediction_ND = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1][chosen_BS]
         errors_N = squared_error(prediction_ND, x_BSD[:, 1:][chosen_BS], objective.root)
         return Loss(errors_N.sum(), errors_N.detach())
 

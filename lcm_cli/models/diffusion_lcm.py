@@ -65,11 +65,13 @@ class DiffusionLCM(ConceptModel):
         timesteps_BS: Tensor,
         places_BS: Tensor | None = None,
         dropped_BS: Tensor | None = None,
+        segments_BS: Tensor | None = None,
     ) -> Tensor:
         """Denoise every concept of a document against those before it.
 
         `x_BSD` are the clean normalized concepts; `noisy_BSD` the same noised at `timesteps_BS`,
         or only those of them that stand at `places_BS`. Positions in `dropped_BS` see no context.
+        `segments_BS` numbers the documents of packed rows.
         """
 
     @abstractmethod
@@ -115,7 +117,7 @@ class DiffusionLCM(ConceptModel):
         noise_BSD, t_BS = draws.noise_BSD.to(x_BSD.dtype), draws.timesteps_BS
         noisy_BSD = self.schedule.noised(x0_BSD, noise_BSD, t_BS).to(x_BSD.dtype)
         places_BS = None if batch.sources_B is None else batch.places()
-        out_BSD = self(x_BSD, noisy_BSD, t_BS, places_BS, draws.dropped_BS)
+        out_BSD = self(x_BSD, noisy_BSD, t_BS, places_BS, draws.dropped_BS, batch.segments_BS)
         goal_BSD = self.schedule.target(x0_BSD, noise_BSD, t_BS)
         return self._weigh(out_BSD[target_BS], goal_BSD[target_BS], t_BS[target_BS])
 

@@ -5,23 +5,31 @@ Shapes: B documents, S concepts, D concept dim, N positions that are predicted.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lcm_cli.models.config import AnyConfig
+from lcm_cli.models.layers import standing
 from lcm_cli.models.normalizer import Normalizer
+
+PADDING = -1  # the segment of what stands behind a row's end
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents of raw concepts, padded on the right."""
+    """Documents of raw concepts, padded on the right.
+
+    A row is one document, or several, one behind the other, that see nothing of each other: then
+    `segments_BS` numbers them.
+    """
 
     concepts_BSD: Tensor
     lengths_B: Tensor
-    sources_B: Tensor | None = None  # how many concepts of each document are given, not learned
+    sources_B: Tensor | None = None  # how many concepts of each row are given, not learned
+    segments_BS: Tensor | None = None  # which of its row's documents a concept is of
 
     @classmethod
     def of(cls, documents: Sequence[Tensor], sources: Sequence[int] | None = None) -> "Batch":
@@ -32,28 +40,80 @@ class Batch:
         given_B = None if sources is None else torch.tensor(list(sources), device=device)
         return cls(padded_BSD, lengths_B, given_B)
 
+    @classmethod
+    def packed(
+        cls, rows: Sequence[Sequence[Tensor]], sources: Sequence[int] | None = None
+    ) -> "Batch":
+        """Put several documents, (S, D) each, into each row; one with a source stands alone."""
+        batch = cls.of([torch.cat(list(row)) for row in rows], sources)
+        if all(len(row) == 1 for row in rows):
+            return batch
+        numbers = [
+            torch.arange(len(row)).repeat_interleave(torch.tensor([len(each) for each in row]))
+            for row in rows
+        ]
+        segments_BS = nn.utils.rnn.pad_sequence(numbers, batch_first=True, padding_value=PADDING)
+        return replace(batch, segments_BS=segments_BS.to(batch.lengths_B.device))
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on `device`."""
-        sources_B = None if self.sources_B is None else self.sources_B.to(device)
-        return Batch(self.concepts_BSD.to(device), self.lengths_B.to(device), sources_B)
+        parts = (self.concepts_BSD, self.lengths_B, self.sources_B, self.segments_BS)
+        return Batch(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+
+    def rows(self, numbers: Sequence[int]) -> "Batch":
+        """Return some rows, in this order, without the padding that none of them needs.
+
+        No row at all becomes one of length 0, of which there is nothing to learn.
+        """
+        if not numbers:
+            return Batch(self.concepts_BSD[:1, :1] * 0, self.lengths_B[:1] * 0)
+        chosen = torch.tensor(list(numbers), device=self.lengths_B.device)
+        lengths_B = self.lengths_B[chosen]
+        longest = int(lengths_B.max())
+        sources_B = None if self.sources_B is None else self.sources_B[chosen]
+        segments_BS = None if self.segments_BS is None else self.segments_BS[chosen, :longest]
+        return Batch(self.concepts_BSD[chosen, :longest], lengths_B, sources_B, segments_BS)
+
+    def deal(self, world: int) -> list[list[int]]:
+        """Deal the rows to `world` processes so that each has about as many concepts.
+
+        Returns the numbers of each process's rows; all of them together are all rows.
+        """
+        lengths = self.lengths_B.tolist()
+        hands: list[list[int]] = [[] for _ in range(world)]
+        loads = [0] * world
+        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+            lightest = loads.index(min(loads))
+            hands[lightest].append(row)
+            loads[lightest] += lengths[row]
+        return [sorted(hand) for hand in hands]
+
+    def shard(self, rank: int, world: int) -> "Batch":
+        """Return the rows that process `rank` of `world` computes; see `deal`."""
+        return self if world == 1 else self.rows(self.deal(world)[rank])
 
     def positions(self) -> Tensor:
         """Return 0, 1, ... S - 1."""
         return torch.arange(self.concepts_BSD.shape[1], device=self.concepts_BSD.device)
 
     def learned(self, first: int = 0) -> Tensor:
-        """Return which positions are learned, (B, S): from `first` on, or after the source."""
+        """Return which positions are learned, (B, S).
+
+        These are a document's concepts from number `first` on, and after the source.
+        """
         positions_S = self.positions()
-        real_BS = positions_S < self.lengths_B[:, None]
-        if self.sources_B is None:
-            return real_BS & (positions_S >= first)
-        return real_BS & (positions_S >= self.sources_B[:, None])
+        learned_BS = positions_S < self.lengths_B[:, None]
+        if self.sources_B is not None:
+            learned_BS = learned_BS & (positions_S >= self.sources_B[:, None])
+        if self.segments_BS is not None:
+            return learned_BS & (standing(self.segments_BS) >= first)
+        return learned_BS & (positions_S >= first)
 
     def places(self) -> Tensor:
-        """Return where in its document each concept to learn stands, (B or 1, S).
+        """Return where in its row each concept to learn stands, (B or 1, S).
 
-        Without a source these are all of a document's concepts, else those after the source, as
-        many as the longest target has: rows with fewer name places that are not theirs.
+        Without a source these are all of a row's concepts, else those after the source, as many
+        as the longest target has: rows with fewer name places that are not theirs.
         """
         if self.sources_B is None:
             return self.positions()[None]

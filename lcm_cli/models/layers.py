@@ -100,6 +100,22 @@ def rotate(x_BHSW: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * own, swapped, partner).type_as(x_BHSW)
 
 
+def standing(segments_BS: Tensor) -> Tensor:
+    """Return where in its document each concept of packed rows stands, (B, S).
+
+    `segments_BS` numbers the documents of each row.
+    """
+    places_S = torch.arange(segments_BS.shape[1], device=segments_BS.device)
+    begins_BS = F.pad(segments_BS.diff(dim=1) != 0, (1, 0), value=True)
+    return places_S - torch.where(begins_BS, places_S, 0).cummax(dim=1).values
+
+
+def packed_mask(segments_BS: Tensor) -> Tensor:
+    """Return who sees whom in packed rows, (B, 1, S, S): causally, within a document."""
+    same_BSS = segments_BS[:, :, None] == segments_BS[:, None, :]
+    return same_BSS.tril()[:, None]
+
+
 class Cache:
     """Keys and values of every layer, for rows that grow a concept at a time.
 

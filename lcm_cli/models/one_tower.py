@@ -25,7 +25,15 @@ from lcm_cli.models.config import OneTowerConfig, QuantConfig
 from lcm_cli.models.diffusion import DiffusionOptions, Predict
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
-from lcm_cli.models.layers import Cache, Frontend, Projection, TimeEmbedding, Transformer
+from lcm_cli.models.layers import (
+    Cache,
+    Frontend,
+    Projection,
+    TimeEmbedding,
+    Transformer,
+    packed_mask,
+    standing,
+)
 
 
 class Interleaved(nn.Module):
@@ -43,18 +51,23 @@ class Interleaved(nn.Module):
         noisy: tuple[Tensor, Tensor],
         places_BS: Tensor,
         dropped_BS: Tensor | None = None,
+        segments_BS: Tensor | None = None,
     ) -> Tensor:
         """Contextualize the noisy concepts of whole documents, (B, S, M).
 
         `clean` and `noisy` are concepts (B, K, D) and (B, S, D) with tags that broadcast to
-        (B, K, E) and (B, S, E); the noisy ones stand at `places_BS`, (B or 1, S), in the document.
+        (B, K, E) and (B, S, E); the noisy ones stand at `places_BS`, (B or 1, S), in the row.
+        `segments_BS` numbers the documents of packed rows, those of the last place included.
         """
         x_BKD, x_BSD = clean[0], noisy[0]
         rows, known = x_BKD.shape[:2]
         places_BK = torch.arange(known, device=x_BKD.device).expand(rows, known)
         places_BS = places_BS.expand(rows, -1)
+        mask = training_mask(known, places_BS, dropped_BS, segments_BS)
+        if segments_BS is not None:  # positions begin again with each document, the mask is made
+            stand_BS = standing(segments_BS)
+            places_BK, places_BS = stand_BS[:, :known], stand_BS.gather(1, places_BS)
         h_BSM = torch.cat([self.embed(*clean, places_BK), self.embed(*noisy, places_BS)], dim=1)
-        mask = training_mask(known, places_BS, dropped_BS)
         positions = torch.cat([places_BK, places_BS], dim=1)
         out_BSM = self.transformer(h_BSM, positions, mask)
         return out_BSM[:, -x_BSD.shape[1] :]
@@ -90,19 +103,34 @@ class Interleaved(nn.Module):
         return self.transformer(h_BSM, places, mask, cache)
 
 
-def training_mask(known: int, places_BS: Tensor, dropped_BS: Tensor | None) -> Tensor:
+def training_mask(
+    known: int,
+    places_BS: Tensor,
+    dropped_BS: Tensor | None,
+    segments_BS: Tensor | None = None,
+) -> Tensor:
     """Return who sees whom, (B, 1, K + S, K + S), with the clean concepts before the noisy ones."""
     rows, count = places_BS.shape
     clean = torch.ones(known, known, dtype=torch.bool, device=places_BS.device).tril()
+    if segments_BS is not None:
+        clean = packed_mask(segments_BS[:, :known])
     clean = nn.functional.pad(clean, (0, count)).expand(rows, 1, known, known + count)
-    noisy = _noisy_mask(known, places_BS, dropped_BS)
+    noisy = _noisy_mask(known, places_BS, dropped_BS, segments_BS)
     return torch.cat([clean, noisy], dim=2)
 
 
-def _noisy_mask(known: int, places_BS: Tensor, dropped_BS: Tensor | None = None) -> Tensor:
+def _noisy_mask(
+    known: int,
+    places_BS: Tensor,
+    dropped_BS: Tensor | None = None,
+    segments_BS: Tensor | None = None,
+) -> Tensor:
     """Return what noisy concepts see: clean ones strictly before them, and themselves."""
     rows, count = places_BS.shape
     earlier = torch.arange(known, device=places_BS.device) < places_BS[..., None]
+    if segments_BS is not None:
+        own_BS = segments_BS.gather(1, places_BS)
+        earlier = earlier & (own_BS[..., None] == segments_BS[:, None, :known])
     if dropped_BS is not None:
         earlier = earlier & ~dropped_BS[..., None]
     own = torch.eye(count, dtype=torch.bool, device=places_BS.device).expand(rows, count, count)
@@ -127,6 +155,7 @@ class OneTowerLCM(DiffusionLCM):
         timesteps_BS: Tensor,
         places_BS: Tensor | None = None,
         dropped_BS: Tensor | None = None,
+        segments_BS: Tensor | None = None,
     ) -> Tensor:
         """Denoise every concept against those before it; see DiffusionLCM.forward."""
         # The last clean concept would be seen by nobody.
@@ -134,7 +163,7 @@ class OneTowerLCM(DiffusionLCM):
         noisy = noisy_BSD, self.embed_time(timesteps_BS)
         if places_BS is None:
             places_BS = torch.arange(x_BSD.shape[1], device=x_BSD.device)[None]
-        h_BSM = self.backbone(clean, noisy, places_BS, dropped_BS)
+        h_BSM = self.backbone(clean, noisy, places_BS, dropped_BS, segments_BS)
         return self.postnet(h_BSM)
 
     def _tag(self, t: int) -> Tensor:

@@ -214,7 +214,8 @@ class QuantLCM(ConceptModel):
         partial_BSD, dropped_BS = partial_ND.view_as(x0_BSD), self._dropped(depth_BS, generator)
         clean = self.normalized(raw_BSD[:, :-1]), self.embed_index.weight[0]
         unfinished = self.normalized(partial_BSD), self.embed_index(depth_BS + 1)
-        out_BSV = self.head(self.backbone(clean, unfinished, batch.places(), dropped_BS))
+        h_BSM = self.backbone(clean, unfinished, batch.places(), dropped_BS, batch.segments_BS)
+        out_BSV = self.head(h_BSM)
         out_NV, chosen_N = out_BSV[target_BS].float(), target_BS.flatten()
         if self.config.flavour == "discrete":
             code_N = codes_NC.gather(1, depth_BS.flatten()[:, None])[chosen_N, 0]

@@ -44,7 +44,8 @@ class SonarLLM(BaseLCM):
         if token_loss is None:
             return super().loss(batch, generator)
         chosen_BS = batch.learned(first=self.config.objective.min_context)[:, 1:]
-        prediction_ND = self(self.normalized(batch.concepts_BSD))[:, :-1][chosen_BS]
+        x_BSD = self.normalized(batch.concepts_BSD)
+        prediction_ND = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1][chosen_BS]
         document_N, before_N = chosen_BS.nonzero(as_tuple=True)
         sentences_N2 = torch.stack([document_N, before_N + 1], dim=1)
         errors_N = token_loss(prediction_ND.float(), sentences_N2)

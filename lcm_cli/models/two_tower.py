@@ -42,6 +42,8 @@ from lcm_cli.models.layers import (
     TimeEmbedding,
     Transformer,
     norm_layer,
+    packed_mask,
+    standing,
 )
 
 
@@ -189,14 +191,18 @@ class TwoTowerLCM(DiffusionLCM):
         self.context_encoder = Transformer(dim, stack)
         self.denoiser = Denoiser(config)
 
-    def contextualize(self, x_BSD: Tensor, cache: Cache | None = None) -> Tensor:
+    def contextualize(
+        self, x_BSD: Tensor, cache: Cache | None = None, segments_BS: Tensor | None = None
+    ) -> Tensor:
         """Map normalized concepts (B, S, D) to their context vectors (B, S, M)."""
-        count = x_BSD.shape[1]
+        count, mask = x_BSD.shape[1], None
         positions = torch.arange(count, device=x_BSD.device)
         if cache is not None:
             positions = cache.positions(count)
+        elif segments_BS is not None:
+            positions, mask = standing(segments_BS), packed_mask(segments_BS)
         x_BSM = self.encoder_frontend(x_BSD, positions)
-        return self.context_encoder(x_BSM, positions, cache=cache)
+        return self.context_encoder(x_BSM, positions, mask, cache)
 
     def forward(
         self,
@@ -205,11 +211,14 @@ class TwoTowerLCM(DiffusionLCM):
         timesteps_BS: Tensor,
         places_BS: Tensor | None = None,
         dropped_BS: Tensor | None = None,
+        segments_BS: Tensor | None = None,
     ) -> Tensor:
         """Denoise every concept against those before it; see DiffusionLCM.forward."""
-        context_BSM = self.contextualize(x_BSD)
+        context_BSM = self.contextualize(x_BSD, segments_BS=segments_BS)
+        if places_BS is None and segments_BS is not None:
+            places_BS = torch.arange(x_BSD.shape[1], device=x_BSD.device).expand(len(x_BSD), -1)
         # Without places it is the causal mask.
-        mask = None if places_BS is None else sees(places_BS, x_BSD.shape[1])
+        mask = None if places_BS is None else sees(places_BS, x_BSD.shape[1], segments_BS)
         memories = self._memories(context_BSM, mask, dropped_BS)
         return self.denoiser(noisy_BSD, self._modulations_everywhere(timesteps_BS), memories)
 
@@ -307,9 +316,17 @@ class TwoTowerLCM(DiffusionLCM):
         return predict
 
 
-def sees(places_BS: Tensor, keys: int) -> Tensor:
-    """Return which of `keys` entries of [0, context] a concept at each place sees, (B, 1, S, K)."""
-    return (torch.arange(keys, device=places_BS.device) <= places_BS[..., None])[:, None]
+def sees(places_BS: Tensor, keys: int, segments_BS: Tensor | None = None) -> Tensor:
+    """Return which of `keys` entries of [0, context] a concept at each place sees, (B, 1, S, K).
+
+    In packed rows that is the zero vector, and what is before it in its own document.
+    """
+    seen_BSK = torch.arange(keys, device=places_BS.device) <= places_BS[..., None]
+    if segments_BS is not None:
+        own_BS = segments_BS.gather(1, places_BS)
+        same_BSK = own_BS[..., None] == segments_BS[:, None, : keys - 1]
+        seen_BSK = seen_BSK & nn.functional.pad(same_BSK, (1, 0), value=True)
+    return seen_BSK[:, None]
 
 
 def after_zero(context_BSM: Tensor) -> Tensor:

@@ -1,0 +1,162 @@
+"""Several documents in one row: each has the loss that it has in a row of its own."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lcm_cli.models.checkpoint import build
+from lcm_cli.models.config import preset
+from lcm_cli.models.diffusion import Draws
+from lcm_cli.models.interface import Batch
+from lcm_cli.models.layers import packed_mask, standing
+
+DIM = 12
+
+
+def _build(kind: str) -> Any:
+    config: Any = preset(kind, "nano", concept_dim=DIM, max_length=8)
+    if kind == "quant":  # with one codebook, which one is learned is not random
+        config = dataclasses.replace(config, codebooks=1)
+    torch.manual_seed(0)
+    model = build(config).eval()
+    for parameter in model.parameters():  # AdaLN begins at zero, and would hide the rest
+        torch.nn.init.normal_(parameter, std=0.3)
+    if kind == "quant":
+        torch.nn.init.normal_(model.quantizer.codebooks_CUD)
+    return model
+
+
+@pytest.fixture(params=["base", "two_tower", "one_tower", "quant", "sonar_llm"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return _build(request.param)
+
+
+def _documents(*lengths: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(length, DIM, generator=generator) for length in lengths]
+
+
+def _draws(documents: list[Tensor], given: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """Noise and noise levels for what each document has to learn."""
+    generator = torch.Generator().manual_seed(2)
+    sizes = [len(document) - source for document, source in zip(documents, given, strict=True)]
+    return [
+        (
+            torch.randn(size, DIM, generator=generator),
+            torch.randint(100, (size,), generator=generator),
+        )
+        for size in sizes
+    ]
+
+
+def _errors(model: Any, batch: Batch, draws: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
+    """The loss of each target, with the same randomness for a document wherever it stands."""
+    if not hasattr(model, "schedule"):
+        errors: Tensor = model.loss(batch).errors_N
+        return errors
+    pad = torch.nn.utils.rnn.pad_sequence
+    noise = pad([torch.cat([noise for noise, _ in row]) for row in draws], batch_first=True)
+    steps = pad([torch.cat([t for _, t in row]) for row in draws], batch_first=True)
+    errors = model.loss(batch, draws=Draws(noise, steps, None)).errors_N
+    return errors
+
+
+def test_packing_changes_no_loss(model: Any) -> None:
+    documents = _documents(3, 1, 4, 2, 5)
+    draws = _draws(documents, [0] * 5)
+    alone = torch.cat(
+        [
+            _errors(model, Batch.of([document]), [[draw]])
+            for document, draw in zip(documents, draws, strict=True)
+        ]
+    )
+    a, b, c, d, e = documents
+    packed = Batch.packed([[a, b, c], [d, e]])
+    together = _errors(model, packed, [draws[:3], draws[3:]])
+    assert len(together) == len(alone) >= 10
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_packed_rows_beside_one_with_a_source(model: Any) -> None:
+    documents, given = _documents(2, 3, 6), [0, 0, 4]
+    draws = _draws(documents, given)
+    alone = torch.cat(
+        [
+            _errors(model, Batch.of([document], [source] if source else None), [[draw]])
+            for document, source, draw in zip(documents, given, draws, strict=True)
+        ]
+    )
+    packed = Batch.packed([documents[:2], documents[2:]], [0, 4])
+    together = _errors(model, packed, [draws[:2], draws[2:]])
+    assert len(together) == len(alone) >= 5
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradients_are_the_same_too() -> None:
+    model = _build("base")
+    a, b, c = _documents(3, 4, 2)
+    gradients = []
+    for batch in (Batch.of([a, b, c]), Batch.packed([[a, b], [c]])):
+        model.zero_grad()
+        model.loss(batch).value.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+
+
+def test_segments() -> None:
+    packed = Batch.packed([_documents(2, 1, 2), _documents(3)])
+    assert packed.segments_BS is not None
+    assert packed.segments_BS.tolist() == [[0, 0, 1, 2, 2], [0, 0, 0, -1, -1]]
+    assert standing(packed.segments_BS).tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 0, 1]]
+    mask = packed_mask(packed.segments_BS)[0, 0].int().tolist()
+    assert mask == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+    assert packed.learned(first=1).sum(dim=1).tolist() == [2, 2]
+    assert packed.to("cpu").segments_BS is not None
+    assert Batch.packed([_documents(2), _documents(3)]).segments_BS is None
+
+
+def test_rows_are_dealt_evenly_and_none_is_lost() -> None:
+    lengths = [9, 1, 4, 4, 7, 2, 3]
+    batch = Batch.of(_documents(*lengths), [0, 0, 1, 0, 2, 0, 0])
+    hands = batch.deal(3)
+    assert sorted(row for hand in hands for row in hand) == list(range(7))
+    loads = [sum(lengths[row] for row in hand) for hand in hands]
+    assert max(loads) - min(loads) <= 1
+    shards = [batch.shard(rank, 3) for rank in range(3)]
+    assert [shard.lengths_B.tolist() for shard in shards] == [
+        [lengths[row] for row in hand] for hand in hands
+    ]
+    for shard, hand in zip(shards, hands, strict=True):
+        assert shard.sources_B is not None and shard.concepts_BSD.shape[1] == max(
+            lengths[row] for row in hand
+        )
+        for number, row in enumerate(hand):
+            length = lengths[row]
+            assert torch.equal(
+                shard.concepts_BSD[number, :length], batch.concepts_BSD[row, :length]
+            )
+
+
+def test_the_shards_of_packed_rows_have_the_loss_of_the_whole() -> None:
+    model = _build("base")
+    batch = Batch.packed([_documents(3, 2), _documents(4), _documents(2, 2, 2)])
+    whole = model.loss(batch).value
+    parts = [model.loss(batch.shard(rank, 2)).value for rank in range(2)]
+    torch.testing.assert_close(sum(parts), whole, atol=1e-3, rtol=1e-5)
+
+
+def test_a_process_without_documents_learns_nothing(model: Any) -> None:
+    model.train()
+    empty = Batch.packed([_documents(3, 2)]).shard(1, 2)
+    loss = model.loss(empty)
+    assert (loss.targets, float(loss.value.detach())) == (0, 0.0)
+    loss.value.backward()
