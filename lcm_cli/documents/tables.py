@@ -22,6 +22,8 @@ from lcm_cli.errors import IntegrityError, LcmError
 
 SENTENCES = ("sentences", "text_sentences")
 CONCEPTS = ("concepts", "text_sentences_sonar_emb")
+TARGET_SENTENCES = ("target_sentences",)
+TARGET_CONCEPTS = ("target_concepts",)
 BATCH_BYTES = 16 << 20  # of a Parquet file that are decoded at a time
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # what a whole Arrow IPC stream ends with
 _FILE_MAGIC = b"ARROW1\x00\x00"  # an Arrow IPC file is this, then a stream, then an index

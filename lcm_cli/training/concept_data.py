@@ -1,0 +1,328 @@
+"""Training data of concept models: batches of documents from Parquet files, in a fixed order.
+
+Everything is a function of the options, the seed and a number: `batch(n)` is the n-th batch since
+the start, whatever was asked for before, and however many threads work ahead. Resuming needs no
+saved state.
+
+An epoch takes each data set `weight` times; of a weight of 0.5, one half in one epoch and the other
+half in the next. Its row groups are shuffled, all data sets together, and dealt into windows that
+fit into memory; the documents of a window are shuffled, put together with others of like length and
+cut into batches, whose order is shuffled again.
+
+Shapes: S concepts, D concept dim, P sentences put before or after.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lcm_cli.documents.document import SpaceInfo
+from lcm_cli.errors import IntegrityError, UsageError
+from lcm_cli.models.interface import Batch
+from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
+from lcm_cli.training.rows import Affixes, Corpus, Item, Limits, cut, pack
+from lcm_cli.training.shards import Rows, check_same_space, look
+
+Encode = Callable[[Sequence[str]], Tensor]
+Floats = NDArray[np.float32]
+Groups = dict[tuple[int, int], list[Rows]]  # corpus and group: what was read of it
+Row = tuple[Floats, list[int], int]  # concepts, the length of each document, that of the source
+
+WINDOW_BYTES = 256 << 20  # of concepts that are shuffled together; two windows are held
+WINDOW_BATCHES = 8  # the least number of batches in a window
+AHEAD = 4  # batches made before they are asked for
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A window: which documents, and how many batches they make."""
+
+    epoch: int
+    number: int
+    units: list[tuple[int, int, NDArray[np.int64]]]  # corpus, row group, documents
+    batches: int
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window in memory: the items of each row of each batch, and the groups they are in."""
+
+    batches: list[list[list[Item]]]
+    groups: Groups
+
+
+class ConceptData:
+    """Batches for training, and for validation.
+
+    `documents` counts the training documents, `concepts` those of an epoch with all that is put
+    before and after them, `left_out` what was left out and why, and `cut_sources` the sources that
+    were too long for `max_length` and lost their end. `space` is that of the concepts, if the files
+    say. `batches_per_epoch` is that of the first epoch; others may differ by a few.
+    """
+
+    def __init__(
+        self,
+        options: DataOptions,
+        *,
+        dim: int,
+        max_length: int,
+        seed: int,
+        encode: Encode | None = None,
+        prompts: Mapping[str, str] | None = None,
+        end_text: str = "End of text.",
+        workers: int = 2,
+    ) -> None:
+        """Look through all files; `encode` gives the concepts (P, D) of sentences.
+
+        Raises NotFoundError, UsageError, IntegrityError for what is wrong with options or files.
+        """
+        self.options, self.seed = options, seed
+        self._dim = dim
+        suffix = (end_text,) if options.suffix is None else options.suffix
+        affixes = _Sentences(encode, dim, prompts or {}, options.prefix, suffix)
+        self._wrap = min(options.wrap, max_length)
+        limits = Limits(self._wrap, max_length, options.min_sentences, options.max_sentences)
+
+        def corpora(entries: Sequence[str | DataSet]) -> list[Corpus]:
+            sets = [as_data_set(entry) for entry in entries]
+            return [
+                Corpus(look(each, dim, options.filter), affixes.of(each), limits) for each in sets
+            ]
+
+        self._train, self._validation = corpora(options.train), corpora(options.validation)
+        self.space = _common_space([*self._train, *self._validation])
+        self.documents = sum(len(corpus) for corpus in self._train)
+        self.concepts = round(
+            sum(corpus.concepts * corpus.index.entry.weight for corpus in self._train)
+        )
+        self.left_out = _total([corpus.left_out for corpus in self._train])
+        self.cut_sources = sum(corpus.cut_sources for corpus in self._train)
+        if not self.documents:
+            reasons = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
+            raise IntegrityError(f"no document is left to train on: {reasons}", "check [data]")
+        self._longest = max(corpus.longest for corpus in self._train)
+        self._ends = [0]  # batches before each epoch
+        self._lock = Lock()
+        self._plans = lru_cache(4)(self._plan)
+        self._windows: OrderedDict[tuple[int, int], Future[_Window]] = OrderedDict()
+        self._made: dict[int, Future[Batch]] = {}
+        self._loaders = ThreadPoolExecutor(workers, "load")
+        self._makers = ThreadPoolExecutor(workers, "batch")
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches in the first epoch."""
+        self._epoch(0)
+        return self._ends[1]
+
+    def batch(self, number: int) -> Batch:
+        """Return the number-th batch since the start: concepts (B, S, D) float32 on the CPU."""
+        for ahead in range(number, number + AHEAD):
+            if ahead not in self._made:
+                self._made[ahead] = self._makers.submit(self._make, ahead)
+        for old in [other for other in self._made if not number <= other < number + AHEAD]:
+            self._made.pop(old).cancel()
+        return self._made.pop(number).result()
+
+    def epoch(self, number: int) -> int:
+        """Return in which epoch the number-th batch is."""
+        return self._place(number)[0]
+
+    def validation(self, limit: int | None = None) -> list[Batch]:
+        """Return the validation data, the same at every call; no row holds two documents.
+
+        With a `limit`, so many documents, spread evenly over all of them.
+        """
+        total = sum(len(corpus) for corpus in self._validation)
+        count = total if limit is None else min(limit, total)
+        chosen = np.linspace(0, total, count, endpoint=False).astype(np.int64)
+        rows: list[Row] = []
+        start = 0
+        for number, corpus in enumerate(self._validation):
+            own = chosen[(chosen >= start) & (chosen < start + len(corpus))] - start
+            start += len(corpus)
+            for group, docs in corpus.by_group(own):
+                read = {(number, group): corpus.index.read(group, self._dim)}
+                items = corpus.items(number, docs)
+                rows += [_row([item], self._validation, read) for item in items]
+        rows.sort(key=lambda row: len(row[0]))
+        lengths = np.array([len(row[0]) for row in rows], dtype=np.int64)
+        parts = -(-int(lengths.sum()) // max(self.options.batch_concepts, lengths.max(initial=1)))
+        return [_batch([rows[i] for i in part]) for part in cut(lengths, parts)]
+
+    def close(self) -> None:
+        """Stop working ahead."""
+        for pool in (self._makers, self._loaders):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def _make(self, number: int) -> Batch:
+        epoch, place = self._place(number)
+        plans = self._epoch(epoch)
+        window = 0
+        while place >= plans[window].batches:
+            place -= plans[window].batches
+            window += 1
+        following = (epoch, window + 1) if window + 1 < len(plans) else (epoch + 1, 0)
+        held = self._window(epoch, window)
+        self._window(*following)  # begins to read what will be needed next
+        loaded = held.result()
+        rows = [_row(items, self._train, loaded.groups) for items in loaded.batches[place]]
+        return _batch(rows)
+
+    # --- epochs and windows
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Return the epoch of a batch, and its number there."""
+        while self._ends[-1] <= number:
+            self._epoch(len(self._ends) - 1)
+        epoch = int(np.searchsorted(self._ends, number, side="right")) - 1
+        return epoch, number - self._ends[epoch]
+
+    def _epoch(self, epoch: int) -> list[_Plan]:
+        with self._lock:
+            while len(self._ends) <= epoch + 1:
+                plans = self._plans(len(self._ends) - 1)
+                self._ends.append(self._ends[-1] + sum(plan.batches for plan in plans))
+            return self._plans(epoch)
+
+    def _plan(self, epoch: int) -> list[_Plan]:
+        """Deal the row groups of an epoch into windows, at random."""
+        units = [
+            (number, group, docs)
+            for number, corpus in enumerate(self._train)
+            for docs_of_pass in corpus.passes(epoch, (self.seed, number))
+            for group, docs in corpus.by_group(docs_of_pass)
+        ]
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(units))
+        sizes = np.array([self._train[units[i][0]].size(units[i][2]) for i in order])
+        least = max(WINDOW_BYTES // (2 * self._dim), WINDOW_BATCHES * self.options.batch_concepts)
+        if not len(units):
+            raise IntegrityError(f"epoch {epoch + 1} is empty", "raise the weights in [data]")
+        plans, batch = [], max(self.options.batch_concepts, self._longest)
+        for number, part in enumerate(cut(sizes, max(1, int(sizes.sum()) // least))):
+            batches = -(-int(sizes[part].sum()) // batch)
+            plans.append(_Plan(epoch, number, [units[order[i]] for i in part], batches))
+        return plans
+
+    def _window(self, epoch: int, number: int) -> "Future[_Window]":
+        plan = self._epoch(epoch)[number]
+        with self._lock:
+            found = self._windows.get((epoch, number))
+            if found is None:
+                found = self._loaders.submit(self._load, plan)
+                self._windows[epoch, number] = found
+                while len(self._windows) > 3:  # this one, the next, and one that may be in use
+                    self._windows.popitem(last=False)
+        return found
+
+    def _load(self, plan: _Plan) -> _Window:
+        places = sorted({(corpus, group) for corpus, group, _ in plan.units})
+        groups = {
+            (corpus, group): self._train[corpus].index.read(group, self._dim)
+            for corpus, group in places
+        }
+        return _Window(self._arrange(plan), groups)
+
+    def _arrange(self, plan: _Plan) -> list[list[list[Item]]]:
+        """Put the documents of a window into rows, and those of like length into batches."""
+        rng = np.random.default_rng([self.seed, plan.epoch, plan.number])
+        items = [
+            item
+            for corpus, _, docs in plan.units
+            for item in self._train[corpus].items(corpus, docs)
+        ]
+        items = [items[i] for i in rng.permutation(len(items))]
+        rows = pack(items, self._wrap) if self.options.packing else [[item] for item in items]
+        rows.sort(key=lambda row: sum(item.length for item in row))  # equal ones stay shuffled
+        lengths = np.array([sum(item.length for item in row) for row in rows])
+        batches = [[rows[i] for i in part] for part in cut(lengths, plan.batches)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class _Sentences:
+    """Encodes what is put before, between and after documents, each sentence once."""
+
+    def __init__(
+        self,
+        encode: Encode | None,
+        dim: int,
+        prompts: Mapping[str, str],
+        prefix: Sequence[str],
+        suffix: Sequence[str],
+    ) -> None:
+        self._encode, self._dim, self._prompts = encode, dim, prompts
+        self._known: dict[str, Floats] = {}
+        self._prefix, self._suffix = self._concepts(prefix), self._concepts(suffix)
+
+    def of(self, entry: DataSet) -> Affixes:
+        """Return what is put around the documents of `entry`."""
+        prompt: list[str] = []
+        if entry.task:
+            if entry.task not in self._prompts:
+                known = ", ".join(sorted(self._prompts)) or "none"
+                raise IntegrityError(
+                    f"{entry.path}: the model has no prompt for the task {entry.task!r}",
+                    f"its tasks: {known}; add it to the model's prompts",
+                )
+            prompt = [self._prompts[entry.task]]
+        return Affixes(self._prefix, self._concepts(prompt), self._suffix)
+
+    def _concepts(self, sentences: Sequence[str]) -> Floats:
+        new = [text for text in dict.fromkeys(sentences) if text not in self._known]
+        if new:
+            self._known |= zip(new, self._encoded(new), strict=True)
+        rows = [self._known[text] for text in sentences]
+        return np.stack(rows) if rows else np.zeros((0, self._dim), np.float32)
+
+    def _encoded(self, sentences: list[str]) -> Floats:
+        if self._encode is None:
+            raise UsageError(
+                f"without a space {sentences[0]!r} has no concept",
+                "name a space, or set [data] suffix = []",
+            )
+        concepts: Floats = self._encode(sentences).detach().float().cpu().numpy()
+        if concepts.shape != (len(sentences), self._dim):
+            raise IntegrityError(
+                f"the space's concepts have {concepts.shape[-1]} dimensions, the model's"
+                f" {self._dim}",
+                "the model and its data belong to another space",
+            )
+        return concepts
+
+
+def _row(items: Sequence[Item], corpora: Sequence[Corpus], groups: Groups) -> Row:
+    found = [corpora[item.place[0]].concepts_of(item, groups[item.place]) for item in items]
+    flat_SD = np.concatenate([part for parts in found for part in parts], dtype=np.float32)
+    return flat_SD, [item.length for item in items], items[0].source
+
+
+def _batch(rows: Sequence[Row]) -> Batch:
+    tensors = [torch.from_numpy(flat).split(lengths) for flat, lengths, _ in rows]
+    sources = [source for _, _, source in rows]
+    return Batch.packed(tensors, sources if any(sources) else None)
+
+
+def _common_space(corpora: Sequence[Corpus]) -> SpaceInfo | None:
+    spaces = [corpus.index.space for corpus in corpora if corpus.index.space is not None]
+    for space in spaces[1:]:
+        check_same_space(spaces[0], space, "the data")
+    return spaces[0] if spaces else None
+
+
+def _total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {why: sum(each[why] for each in counts) for why in counts[0]}

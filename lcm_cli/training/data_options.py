@@ -1,0 +1,89 @@
+"""The [data] table of a concept model's recipe: which data sets, and what is made of them."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcm_cli.errors import IntegrityError
+
+_ENTRY = re.compile(r"(?P<path>.+?)(=(?P<split>[^=:/]+))?(:(?P<weight>\d+(\.\d+)?))?")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One entry of `train` or `validation`.
+
+    `path`: a data set, a folder of Parquet files, one such file, or a glob. `split`: take only
+    the rows of this split. `weight`: how often each document comes in an epoch; 0.5 is every other
+    epoch. `task`: which of the model's prompts stands between a source and its target. `concepts`
+    and `target` name the columns of the source's and the target's concepts where they are called
+    otherwise than docs/data.md says.
+    """
+
+    path: str
+    split: str = ""
+    weight: float = 1.0
+    task: str = ""
+    concepts: str = ""
+    target: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for a weight that is no share."""
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise IntegrityError(f"{self.path}: weight {self.weight} must be above 0")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The data of a concept model.
+
+    An entry of `train` and `validation` is PATH[=SPLIT][:WEIGHT], or a table with the keys of
+    `DataSet`. `batch_concepts` counts the concepts of a batch, over all processes. Documents longer
+    than `wrap` are cut into pieces of about equal length; `packing` puts several short ones into
+    one row. Documents with fewer than `min_sentences` or more than `max_sentences` are left out,
+    as are those for which `filter`, a condition on their columns, is not true. `prefix` and
+    `suffix` are sentences put before and after each document; `suffix` is the model's end of text
+    unless it is given.
+    """
+
+    train: tuple[str | DataSet, ...]
+    validation: tuple[str | DataSet, ...] = ()
+    batch_concepts: int = 7168
+    wrap: int = 128
+    packing: bool = False
+    min_sentences: int = 1
+    max_sentences: int | None = None
+    filter: str = ""
+    prefix: tuple[str, ...] = ()
+    suffix: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for values that cannot be."""
+        if not self.train:
+            raise IntegrityError("train names no data", 'train = ["corpus/=train"]')
+        for name, least in (("batch_concepts", 1), ("wrap", 2), ("min_sentences", 1)):
+            if getattr(self, name) < least:
+                raise IntegrityError(f"{name} = {getattr(self, name)} must be at least {least}")
+        if self.max_sentences is not None and self.max_sentences < self.min_sentences:
+            raise IntegrityError(
+                f"max_sentences = {self.max_sentences} is less than"
+                f" min_sentences = {self.min_sentences}"
+            )
+
+
+def as_data_set(entry: str | DataSet) -> DataSet:
+    """Return what an entry stands for: "wiki/=train:4" is the split train of wiki/, four times.
+
+    What exists under the whole name is that file or folder, whatever is in its name.
+    """
+    if isinstance(entry, DataSet):
+        return entry
+    if not entry:
+        raise IntegrityError("an entry of the data is empty", 'train = ["corpus/=train"]')
+    if Path(entry).exists():
+        return DataSet(entry)
+    found = _ENTRY.fullmatch(entry)
+    if found is None:  # line breaks
+        return DataSet(entry)
+    return DataSet(found["path"], found["split"] or "", float(found["weight"] or 1))

@@ -1,0 +1,394 @@
+"""Parquet files of concepts as training sees them: what is in each row, and whole row groups.
+
+Looking reads the sentences (a twentieth of the size of the concepts) to learn how long documents
+are; the concepts themselves are read a row group at a time, when training comes to them.
+
+Shapes: R rows, N concepts of all rows, D concept dim.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lcm_cli.documents.checks import finite_rows
+from lcm_cli.documents.document import Concepts, SpaceInfo
+from lcm_cli.documents.sources import Source, expand
+from lcm_cli.documents.tables import (
+    CONCEPTS,
+    SENTENCES,
+    TARGET_CONCEPTS,
+    TARGET_SENTENCES,
+    about,
+    intact,
+    space_info,
+)
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.training.data_options import DataSet
+from lcm_cli.training.filters import Filter
+
+Ints = NDArray[np.int64]
+
+SPLIT = "split"
+_PARTITION = re.compile(r"split=([^/\\]+)")
+_AGAIN = "lcm inspect {} lists every such document; embed its sentences again"
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row group of a file."""
+
+    path: Path
+    number: int
+    first: int  # its first row, in the file
+    columns: tuple[str, ...]  # of the concepts: the source's, and the target's if there is one
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Concepts of the rows of a group: row r has `flat[ends[r] : ends[r + 1]]`."""
+
+    flat_ND: Concepts
+    ends: Ints  # (R + 1,)
+
+    def row(self, number: int) -> Concepts:
+        """Return the concepts of one row, (S, D)."""
+        return self.flat_ND[self.ends[number] : self.ends[number + 1]]
+
+
+@dataclass
+class Index:
+    """The documents of one entry of the recipe: where each is, and how long."""
+
+    entry: DataSet
+    groups: list[Group] = field(default_factory=list)
+    group: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # of each document
+    row: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # in its group
+    length: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # concepts
+    target: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # concepts; 0: no target
+    filtered: int = 0  # rows that the filter left out
+    space: SpaceInfo | None = None
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def read(self, group: int, dim: int) -> list[Rows]:
+        """Read the concepts of a row group: the source's, and the target's if the file has some.
+
+        Raises IntegrityError, naming file and row, for holes, other widths, NaN, infinity, and
+        concepts that are not as many as the sentences.
+        """
+        where = self.groups[group]
+        first, last = np.searchsorted(self.group, [group, group + 1])
+        read = _load(where, dim)
+        for rows, lengths in zip(read, (self.length, self.target), strict=False):
+            expected, own = lengths[first:last], self.row[first:last]
+            found = np.diff(rows.ends)[own]
+            if (bad := np.flatnonzero(found != expected)).size:
+                one = bad[0]
+                raise IntegrityError(
+                    f"{label(where, own[one])} has {expected[one]} sentences"
+                    f" and {found[one]} concepts",
+                    _AGAIN.format(where.path),
+                )
+        return read
+
+
+def look(entry: DataSet, dim: int, condition: str = "") -> Index:
+    """Find the documents of `entry` for which `condition` is true.
+
+    Raises NotFoundError for a missing path or split, UsageError for what is not Parquet,
+    IntegrityError for broken files, concepts of another width or space, or if nothing is left.
+    """
+    index, parts, splits = Index(entry), [], set()
+    wanted = Filter(condition) if condition else None
+    for path in _files(entry.path):
+        with intact(str(path)):
+            partition = _PARTITION.search(str(path.parent))
+            own = partition[1] if partition else None
+            if own is not None:
+                splits.add(own)
+            if entry.split and own not in (None, entry.split):
+                continue
+            file = _File(path, entry, dim, wanted, own)
+            _agree(index, file)
+            for part in file.parts(len(index.groups)):
+                splits |= part.splits
+                parts.append(part)
+                index.groups.append(part.where)
+    _join(index, parts)
+    if not len(index):
+        raise _nothing(entry, splits, index.filtered)
+    return index
+
+
+def _load(group: Group, dim: int) -> list[Rows]:
+    with intact(str(group.path)):
+        file = pq.ParquetFile(group.path, page_checksum_verification=True)
+        table = file.read_row_group(group.number, list(group.columns), use_threads=False)
+        return [_rows(table[name], group, name, dim) for name in group.columns]
+
+
+def label(group: Group, row: int) -> str:
+    """Return what messages call a row."""
+    return f"{group.path} row {group.first + row}"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was found out about a row group."""
+
+    where: Group
+    group: int
+    rows: Ints  # that count
+    lengths: Ints
+    targets: Ints
+    filtered: int
+    splits: set[str]
+
+
+class _File:
+    """A Parquet file that is looked through."""
+
+    def __init__(
+        self, path: Path, entry: DataSet, dim: int, wanted: Filter | None, partition: str | None
+    ) -> None:
+        self._path, self._entry, self._wanted = path, entry, wanted
+        self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        self._layout = self._file.schema_arrow
+        self._partition = partition
+        names = self._layout.names
+        self._concepts = self._column(entry.concepts, CONCEPTS)
+        self._sentences = None if entry.concepts else _first(SENTENCES, names)
+        self._targets = self._column(entry.target, TARGET_CONCEPTS, needed=bool(entry.target))
+        self._target_sentences = None if entry.target else _first(TARGET_SENTENCES, names)
+        if self._concepts is None:
+            raise IntegrityError(
+                f"{path} has no column of concepts; it has {', '.join(names)}",
+                f"embed it: lcm embed {path} -o DATASET/, or name the column: concepts = ...",
+            )
+        for name in filter(None, (self._concepts, self._targets)):
+            _check_type(self._layout.field(name).type, str(path), name, dim)
+        self.space = space_info(about(self._layout.metadata), str(path))
+        self._aliases = {SENTENCES[0]: self._sentences, CONCEPTS[0]: self._concepts}
+        if wanted is not None:
+            known = dict.fromkeys([*names, *(key for key, name in self._aliases.items() if name)])
+            wanted.check([*known, *([SPLIT] if partition else [])], str(path))
+
+    def parts(self, groups: int) -> Iterable[_Part]:
+        """Yield what is in each row group; `groups` were found before."""
+        first = 0
+        for number in range(self._file.num_row_groups):
+            count = self._file.metadata.row_group(number).num_rows
+            columns = tuple(filter(None, (self._concepts, self._targets)))
+            yield self._part(Group(self._path, number, first, columns), groups + number, count)
+            first += count
+
+    def _part(self, where: Group, group: int, count: int) -> _Part:
+        table = self._read(where.number)
+        splits = _strings(table[SPLIT]) if SPLIT in table.column_names else None
+        chosen = np.ones(count, dtype=bool)
+        if self._entry.split and self._partition is None:
+            same = [] if splits is None else pc.equal(splits, self._entry.split).fill_null(False)
+            chosen = np.asarray(same, dtype=bool) if len(same) else np.zeros(count, dtype=bool)
+        of_split = int(chosen.sum())
+        if self._wanted is not None:
+            chosen &= self._wanted.mask(self._named(table, count), count)
+        rows = np.flatnonzero(chosen)
+        lengths = self._lengths(table, self._sentences, self._concepts, where.number)[rows]
+        if (bad := np.flatnonzero(lengths <= 0)).size:
+            what = f"{label(where, rows[bad[0]])} has no concepts"
+            raise IntegrityError(what, _AGAIN.format(self._path))
+        targets = np.zeros(len(rows), np.int64)
+        if self._targets is not None:
+            found = self._lengths(table, self._target_sentences, self._targets, where.number)
+            targets = np.maximum(found[rows], 0)
+        values = set() if splits is None else set(pc.unique(splits).drop_null().to_pylist())
+        return _Part(where, group, rows, lengths, targets, of_split - len(rows), values)
+
+    def _column(self, name: str, usual: Sequence[str], needed: bool = True) -> str | None:
+        """Return the column called `name`, else the first of the `usual` ones."""
+        names = self._layout.names
+        if not name:
+            return _first(usual, names)
+        if name not in names and needed:
+            raise IntegrityError(f"{self._path} has no column {name!r}; it has {', '.join(names)}")
+        return name
+
+    def _read(self, number: int) -> pa.Table:
+        """Read what tells of the rows, without the concepts if the sentences can tell."""
+        names = {self._sentences or self._concepts, SPLIT}
+        if self._targets is not None:
+            names.add(self._target_sentences or self._targets)
+        if self._wanted is not None:
+            names |= {self._aliases.get(name) or name for name in self._wanted.columns}
+        present = [name for name in self._layout.names if name in names]
+        return self._file.read_row_group(number, present, use_threads=False)
+
+    def _lengths(
+        self, table: pa.Table, sentences: str | None, concepts: str | None, number: int
+    ) -> Ints:
+        """Return how many sentences each row has, or concepts where it has no sentences, (R,)."""
+        found = _counts(table[sentences or concepts])
+        if sentences is not None and (found < 0).any():
+            assert concepts is not None
+            counted = self._file.read_row_group(number, [concepts], use_threads=False)
+            found = np.where(found < 0, _counts(counted[concepts]), found)
+        return found
+
+    def _named(self, table: pa.Table, count: int) -> dict[str, pa.Array]:
+        """Return the columns as the filter names them."""
+        assert self._wanted is not None
+        columns = {}
+        for name in self._wanted.columns:
+            held = self._aliases.get(name) or name
+            if held in table.column_names:
+                columns[name] = _whole(table[held])
+            else:  # only the partition is not a column
+                columns[name] = pa.array([self._partition] * count)
+        return columns
+
+
+def _files(path: str) -> list[Path]:
+    def fail(error: LcmError) -> None:
+        raise error
+
+    sources = list(expand([path], fail))
+    return [_parquet(source) for source in sources]
+
+
+def _parquet(source: Source) -> Path:
+    if source.kind != "parquet" or source.path is None:
+        raise UsageError(
+            f"{source.name} is not Parquet, which training reads",
+            f"make a data set of it: lcm embed {source.name} -o DATASET/",
+        )
+    return source.path
+
+
+def _agree(index: Index, file: _File) -> None:
+    """Take over what the file says of its space, which all files must say alike."""
+    if index.space is not None and file.space is not None:
+        check_same_space(index.space, file.space, index.entry.path)
+    index.space = index.space or file.space
+
+
+def check_same_space(one: SpaceInfo, other: SpaceInfo, where: str) -> None:
+    """Raise IntegrityError if concepts of two files are of two spaces."""
+    if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
+        raise IntegrityError(
+            f"{where}: some concepts are of {one.name} ({one.fingerprint[:12]}), some of"
+            f" {other.name} ({other.fingerprint[:12]})",
+            "embed the text of one of them again",
+        )
+
+
+def _join(index: Index, parts: list[_Part]) -> None:
+    if parts:
+        counts = [len(part.rows) for part in parts]
+        index.group = np.repeat([part.group for part in parts], counts)
+        index.row = np.concatenate([part.rows for part in parts])
+        index.length = np.concatenate([part.lengths for part in parts])
+        index.target = np.concatenate([part.targets for part in parts])
+        index.filtered = sum(part.filtered for part in parts)
+
+
+def _nothing(entry: DataSet, splits: set[str], filtered: int) -> LcmError:
+    if entry.split and entry.split not in splits:
+        there = ", ".join(sorted(splits)) or "none"
+        return NotFoundError(
+            f"{entry.path} has no split {entry.split!r}; its splits: {there}",
+            "the column `split`, or a folder split=NAME/, says of which split a document is",
+        )
+    if filtered:
+        return IntegrityError(
+            f"{entry.path}: the filter leaves none of {filtered} documents", "check [data] filter"
+        )
+    return IntegrityError(f"{entry.path} has no documents in it")
+
+
+def _check_type(kind: pa.DataType, path: str, name: str, dim: int) -> None:
+    inner = kind.value_type if _is_list(kind) else None
+    if inner is None or not _is_list(inner) or not pa.types.is_floating(inner.value_type):
+        raise IntegrityError(
+            f"{path}: the column {name!r} has the type {kind}, not lists of vectors",
+            "docs/data.md lists the columns and their types",
+        )
+    if pa.types.is_fixed_size_list(inner) and inner.list_size != dim:
+        raise IntegrityError(
+            f"{path}: its concepts have {inner.list_size} dimensions, and the model {dim}",
+            "embed the text in the model's space",
+        )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _first(names: Iterable[str], among: Sequence[str]) -> str | None:
+    return next((name for name in names if name in among), None)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _strings(column: pa.ChunkedArray) -> pa.Array:
+    return pc.cast(_whole(column), pa.string())
+
+
+def _counts(column: pa.ChunkedArray) -> Ints:
+    """Return how long each row's list is, -1 for a row without, (R,)."""
+    counts = pc.fill_null(pc.list_value_length(_whole(column)), -1)
+    return np.asarray(counts, dtype=np.int64)
+
+
+def _rows(column: pa.ChunkedArray, group: Group, name: str, dim: int) -> Rows:
+    array = _whole(column)
+    counts = np.maximum(_counts(column), 0)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    rows = _Checked(group, name, ends)
+    vectors = array.flatten()
+    if vectors.null_count:
+        rows.refuse(np.asarray(vectors.is_null()), "a concept that is missing (null)")
+    if not pa.types.is_fixed_size_list(vectors.type):
+        rows.refuse(
+            np.asarray(vectors.value_lengths()) != dim, f"a concept that has not {dim} dimensions"
+        )
+    flat = vectors.flatten()
+    if flat.null_count:
+        holes: Any = np.asarray(flat.is_null()).reshape(-1, dim).any(axis=1)
+        rows.refuse(holes, "a concept with a missing value (null)")
+    values: Any = flat.to_numpy(zero_copy_only=False).reshape(-1, dim)
+    if values.dtype == np.float64:  # the official code's
+        values = values.astype(np.float32)
+    rows.refuse(~finite_rows(values), "a concept with NaN or infinite values")
+    return Rows(values, ends)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Whose concepts are checked."""
+
+    group: Group
+    name: str
+    ends: Ints
+
+    def refuse(self, bad: NDArray[np.bool_], what: str) -> None:
+        """Raise IntegrityError for the first concept that is `bad`, (N,)."""
+        if bad.any():
+            first = int(np.argmax(bad))
+            row = int(np.searchsorted(self.ends, first, side="right")) - 1
+            place = f"{what}: number {first - int(self.ends[row])} of {self.name}"
+            raise IntegrityError(
+                f"{label(self.group, row)} has {place}", _AGAIN.format(self.group.path)
+            )
