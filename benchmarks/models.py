@@ -33,8 +33,8 @@ from lcm_cli.models.config import BaseConfig, TransformerConfig, TwoTowerConfig
 from lcm_cli.models.diffusion import DiffusionOptions, guide, walk
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.models.layers import Cache
+from lcm_cli.models.packed import prepare
 from lcm_cli.models.two_tower import DenoiserLayer, TwoTowerLCM
-from lcm_cli.space.kernels import pack
 
 STACK = TransformerConfig(heads=8, inner_dim=1536)
 BASE = BaseConfig(model_dim=512, transformer=replace(STACK, layers=8))
@@ -173,7 +173,7 @@ def compare_generation(repeats: int) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, config, count in (("two-tower", TWO_TOWER, 3), ("base", BASE, 32)):
         model = build(config)
-        packed = pack(copy.deepcopy(model))
+        packed = prepare(copy.deepcopy(model))
         naive = NaiveTwoTower(model) if name == "two-tower" else NaiveBase(model)
         options = model.Options()
         for rows, context in ((1, 32), (1, 128), (8, 32), (8, 128)):
@@ -234,7 +234,7 @@ def curves(folder: Path, repeats: int) -> None:
     contexts, steps = (8, 32, 128, 512, 1024), (5, 10, 20, 40, 80)
     lines: dict[str, dict[str, list[float]]] = {"context": {}, "steps": {}}
     for name, config in (("two-tower", TWO_TOWER), ("base", BASE)):
-        model = pack(build(config))
+        model = prepare(build(config))
         options = model.Options()
         lines["context"][name] = [cost(model, length, options, repeats) for length in contexts]
         if name == "two-tower":

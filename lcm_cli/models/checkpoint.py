@@ -20,10 +20,10 @@ from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, from_dict, to_dict
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.one_tower import OneTowerLCM
+from lcm_cli.models.packed import prepare
 from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
-from lcm_cli.space.kernels import pack
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KINDS: dict[str, type[nn.Module]] = {
@@ -50,8 +50,8 @@ def load_model(
     """Load a concept model, ready to generate.
 
     `dtype` is a torch name such as "bfloat16"; "auto" keeps what the file has. `packed` lays
-    float32 weights out for the few rows of generation on a CPU: up to twice as fast, but such a
-    model can neither be trained nor saved. Raises NotFoundError if a file is missing,
+    float32 weights out for generating on a CPU: up to twice as fast, but such a model can neither
+    be trained nor saved. Raises NotFoundError if a file is missing,
     IntegrityError if one is damaged or does not fit the config.
     """
     model = load(Path(path))
@@ -62,7 +62,7 @@ def load_model(
             if not name.startswith(FULL_PRECISION):
                 parameter.data = parameter.data.to(getattr(torch, dtype))
     model = model.to(device).eval()
-    return pack(model) if packed else model
+    return prepare(model) if packed else model
 
 
 def load_quantizer(path: Path | str) -> ResidualQuantizer:

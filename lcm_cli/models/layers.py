@@ -235,23 +235,27 @@ class Attention(nn.Module):
 
     def queries(self, x_BSM: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Return what each position asks for, (B, H, S, W)."""
-        q = _heads(self.q_layer_norm(self.q_proj(x_BSM)), self.heads)
+        q = split_heads(self.q_layer_norm(self.q_proj(x_BSM)), self.heads)
         return q if rotation is None else rotate(q, rotation)
 
     def keys_values(self, x_BSM: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
         """Return what each position offers: keys and values, (B, H, S, W) each."""
-        k = _heads(self.k_layer_norm(self.k_proj(x_BSM)), self.kv_heads)
-        v = _heads(self.v_proj(x_BSM), self.kv_heads)
+        k = split_heads(self.k_layer_norm(self.k_proj(x_BSM)), self.kv_heads)
+        v = split_heads(self.v_proj(x_BSM), self.kv_heads)
         return (k, v) if rotation is None else (rotate(k, rotation), v)
+
+    def project(self, x_BSM: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of the same positions, (B, H, S, W) each."""
+        return self.queries(x_BSM, rotation), *self.keys_values(x_BSM, rotation)
 
     def alone(self, x: Tensor) -> Tensor:
         """Return what positions that see themselves only get, (..., M) to (..., M).
 
         With a single key its weight is 1: queries and keys do not matter.
         """
-        return self.output_proj(self._shared(self.v_proj(x)))
+        return self.output_proj(self.share(self.v_proj(x)))
 
-    def _shared(self, v: Tensor) -> Tensor:
+    def share(self, v: Tensor) -> Tensor:
         """Give every query head its value head, (..., kv_heads W) to (..., H W)."""
         groups = self.heads // self.kv_heads
         if groups == 1:
@@ -282,8 +286,7 @@ class Attention(nn.Module):
         Without `mask` and `cache`, causally. With a `cache`, to what it holds and to `x_BSM`
         itself; rows beyond the cache's are unconditional: each of their positions sees itself only.
         """
-        q = self.queries(x_BSM, rotation)
-        k, v = self.keys_values(x_BSM, rotation)
+        q, k, v = self.project(x_BSM, rotation)
         if cache is None:
             y = self.attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1)
         else:
@@ -291,7 +294,7 @@ class Attention(nn.Module):
             cache.put(layer, k[:n], v[:n])
             y = self.attend(q[:n], *cache.read(layer, beyond=q.shape[2]), mask)
             if n < len(x_BSM):
-                y = torch.cat([y, self._shared(_join(v[n:]))])
+                y = torch.cat([y, self.share(_join(v[n:]))])
         return self.output_proj(y)
 
 
@@ -468,7 +471,8 @@ class TimeEmbedding(nn.Module):
         return self.fc2(F.silu(self.fc1(waves)))
 
 
-def _heads(x_BSF: Tensor, heads: int) -> Tensor:
+def split_heads(x_BSF: Tensor, heads: int) -> Tensor:
+    """Return (B, S, H W) as (B, H, S, W)."""
     return x_BSF.view(*x_BSF.shape[:-1], heads, x_BSF.shape[-1] // heads).transpose(1, 2)
 
 

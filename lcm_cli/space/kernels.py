@@ -10,6 +10,7 @@ import ctypes
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -23,11 +24,11 @@ MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
 
 
 class PackedLinear(nn.Module):
-    """A linear map whose weight lies in the layout that oneDNN computes with."""
+    """A linear map whose weight lies in the layout that oneDNN computes with, given `rows`."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int | None = None) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,12 +55,12 @@ class Int8Linear(nn.Module):
         return y
 
 
-def pack(network: Network) -> Network:
-    """Pack the linear maps of a float32 network on the CPU; others are returned as they are."""
-    weight = next(network.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _can_pack():
-        return network
-    return _replace(network, PackedLinear)
+def pack(network: Network, rows: int | None = None) -> Network:
+    """Pack the linear maps of a float32 network on the CPU; others are returned as they are.
+
+    `rows` is how many its products are expected to have.
+    """
+    return _replace(network, partial(PackedLinear, rows=rows)) if can_pack(network) else network
 
 
 def quantize(network: Network) -> Network:
@@ -72,7 +73,11 @@ def quantize(network: Network) -> Network:
     return _replace(network, Int8Linear)
 
 
-def _can_pack() -> bool:
+def can_pack(network: nn.Module) -> bool:
+    """Tell whether `pack` would do anything."""
+    weight = next(network.parameters())
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return False
     # Both operators serve torch.compile; they are not documented, so do without if they go.
     ops = torch.ops.mkldnn
     names = ("_reorder_linear_weight", "_linear_pointwise")
@@ -84,13 +89,13 @@ def _replace(network: Network, make: MakeLinear) -> Network:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, make(child.weight, child.bias))
-                _page_out(child.weight)
+                page_out(child.weight)
     if isinstance(network, TextDecoder):
         network.output = make(network.decoder_frontend.embed.weight, None)
     return network
 
 
-def _page_out(weight: Tensor) -> None:
+def page_out(weight: Tensor) -> None:
     """Tell the system that a weight's pages may leave memory; its content stays what it is."""
     if sys.platform != "linux":
         return
