@@ -1,9 +1,7 @@
 """lcm train: train or finetune what a recipe describes."""
 
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,13 +9,14 @@ from lcm_cli import console
 from lcm_cli.errors import UsageError
 
 from ._options import Device, Json
+from ._training import show, status, stop_on_signal
 
 EPILOG = """\
-lcm train space.toml
+lcm train recipe.toml
 
-lcm train space.toml --set train.steps=500 --max-minutes 10
+lcm train recipe.toml --set train.steps=500 --max-minutes 10
 
-lcm train space.toml --resume
+lcm train recipe.toml --resume
 """
 
 
@@ -37,64 +36,50 @@ def main(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train or finetune a space, as a recipe says."""
-    from lcm_cli.training.recipe import load_recipe
+    """Train or finetune a model, a space, a normalizer or a quantizer, as a recipe says."""
+    from lcm_cli.training.recipe import NormalizerRecipe, QuantizerRecipe, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
     folder = output or Path("runs") / loaded.name
-    _check_folder(folder, resume)
+    _check_folder(folder, resume, loaded.kind)
+    folder.mkdir(parents=True, exist_ok=True)
 
     from lcm_cli.space import pick_device
-    from lcm_cli.training.loop import Run
-    from lcm_cli.training.space import make_trainer
 
     chosen = pick_device(device)
-    folder.mkdir(parents=True, exist_ok=True)
-    console.info(f"reading {', '.join(loaded.data.train)}")
-    trainer = make_trainer(loaded, folder, chosen)
-    size = sum(p.numel() for p in trainer.parameters)
-    console.info(f"{size / 1e6:.1f} M parameters on {chosen}, {len(trainer.data)} lines of text")
-    if trainer.data.skipped:
-        most = loaded.train.max_tokens
-        console.warn(f"{trainer.data.skipped} sentences over {most} tokens are left out")
-    run = Run(trainer, folder, max_minutes, console.emit if json else _show)
+    if isinstance(loaded, NormalizerRecipe | QuantizerRecipe):
+        from lcm_cli.training.fitting import fit_recipe
+
+        fitted = fit_recipe(loaded, folder, chosen, console.progress)
+        (console.emit if json else show)(fitted)
+        return
+
+    from lcm_cli.training.loop import Run
+    from lcm_cli.training.prepare import prepare
+
+    trainer = prepare(loaded, folder, chosen, console.progress)
+    console.info(f"{trainer.summary}, on {chosen}")
+    run = Run(trainer, folder, max_minutes, console.emit if json else show, status)
     if resume:
         run.resume()
-    _stop_on_signal(run)
+    stop_on_signal(run)
     finished = run.train()
-    console.info(
-        f"done: try  lcm translate - --space {folder / 'space'}"
-        if finished
-        else f"stopped at step {trainer.step} of {trainer.steps}; go on with --resume"
-    )
+    result = folder / loaded.kind
+    if finished:
+        console.info(f"done: {result}")
+    else:
+        command = f"lcm train {recipe} -o {folder} --resume"
+        console.info(f"stopped at step {trainer.step} of {trainer.steps}; go on with: {command}")
     if not json:
-        console.out(str(folder / "space"))
+        console.out(str(result))
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    from lcm_cli.training.loop import STATE
+def _check_folder(folder: Path, resume: bool, kind: str) -> None:
+    from lcm_cli.training.states import states
 
-    if (folder / STATE).exists() and not resume:
+    begun = bool(states(folder)) or (folder / kind).exists()
+    if begun and not resume:
         hint = "go on with --resume, or choose another folder with -o"
         raise UsageError(f"there is a run in {folder}", hint)
-    if resume and not (folder / STATE).exists():
-        raise UsageError(f"nothing to resume: no {folder / STATE}", "run without --resume to start")
-
-
-def _stop_on_signal(run: Any) -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        run.stop = True  # the step in hand is finished and saved
-        signal.signal(number, signal.SIG_DFL)  # a second one stops at once
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-
-
-def _show(record: dict[str, Any]) -> None:
-    """Write a log record as one line on stderr."""
-    parts = [f"step {record['step']}", f"{record['minutes']:.1f} min"]
-    if "loss" in record:
-        parts += [f"loss {record['loss']:.3f}", f"align {record['align']:.3f}"]
-        parts += [f"lr {record['lr']:.1e}", f"{record['sentences_per_second']:.0f} sentences/s"]
-    parts += [f"{name} {score:.1f}" for name, score in record.get("eval", {}).items()]
-    console.info(", ".join(parts))
+    if resume and not states(folder):
+        raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")

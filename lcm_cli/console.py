@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 READER_GONE = 141  # what a shell reports for a program stopped by SIGPIPE
+STATUS_EVERY = 0.2  # seconds
 LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CLEAR_LINE = "\r\x1b[K"
+_status_at = 0.0  # when a status line was drawn; 0: there is none
 _level = 0  # -1 quiet, 0 normal, 1 and more verbose
 
 
@@ -114,6 +117,17 @@ def progress(description: str, total: int | None = None) -> Iterator[Advance]:
         yield _lines(description, total)
 
 
+def status(message: str) -> None:
+    """Keep one line at the foot of a terminal up to date; elsewhere, and with -q, nothing."""
+    global _status_at
+    now = time.monotonic()
+    if _level < 0 or not _can_draw(sys.stderr) or now - _status_at < STATUS_EVERY:
+        return
+    width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+    print(_CLEAR_LINE + printable(message)[:width], end="", file=sys.stderr, flush=True)
+    _status_at = now
+
+
 def printable(text: str) -> str:
     """Spell out the control characters in `text`, all but newline and tab."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
@@ -144,6 +158,10 @@ def _leave() -> NoReturn:
 
 
 def _note(message: str) -> None:
+    global _status_at
+    if _status_at:
+        print(_CLEAR_LINE, end="", file=sys.stderr)
+        _status_at = 0.0
     # A line that a file's name breaks off must not pass for one of ours.
     print(printable(message).replace("\n", "\n  "), file=sys.stderr, flush=True)
 

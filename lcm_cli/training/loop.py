@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+from lcm_cli.errors import IntegrityError, LcmError
+from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.training.states import read_state, save_state
 
-from lcm_cli.errors import IntegrityError, LcmError, UsageError
-from lcm_cli.files import atomic_path
-
-STATE = "state.pt"
 LOG = "metrics.jsonl"
 LOG_EVERY = 20  # steps
+BEST = "best"
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -27,9 +26,18 @@ class Trainer(Protocol):
     steps: int
     save_every: int
     eval_every: int
+    sample_every: int  # 0: never
+    keep: int  # saved states
+    patience: int  # evaluations without a better one before the run ends; 0: it goes on
+    unit: str  # what `train_step` counts: "concepts", "sentences"
+    peak_flops: float | None  # of the device, where it is known
+
+    @property
+    def summary(self) -> str:
+        """What is trained, on what, in one line."""
 
     def train_step(self) -> dict[str, float]:
-        """Do one optimizer step; returns what to log, summed or averaged over LOG_EVERY steps."""
+        """Do one optimizer step; returns what to log, averaged over LOG_EVERY steps."""
 
     def state(self) -> dict[str, Any]:
         """Return everything that `restore` needs to go on exactly here."""
@@ -41,69 +49,135 @@ class Trainer(Protocol):
         """Write what is trained, ready for use, below `folder`; returns where."""
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
-        """Export and measure."""
+        """Measure; {"eval": {"loss": ...}} decides which weights are the best."""
+
+    def sample(self) -> dict[str, Any]:
+        """Return something that what is trained made, to look at."""
 
 
 @dataclass
 class Run:
-    """One training run in a folder. `stop` may be set at any time: the step in hand is finished."""
+    """One training run in a folder. `stop` may be set at any time: the step in hand is finished.
+
+    `report` is told every record of the log, `live` every step.
+    """
 
     trainer: Trainer
     folder: Path
     max_minutes: float = math.inf
     report: Report = lambda record: None
+    live: Report = lambda record: None
     stop: bool = False
     _seconds: float = 0.0  # spent in earlier sessions
+    _best: float = math.inf
+    _waited: int = 0  # evaluations since the best one
+    _evaluated: int = -1  # the step of the last evaluation
     _started: float = field(default_factory=time.monotonic)
 
     def train(self) -> bool:
-        """Train to the last step, or until stopped; returns whether the last step was reached.
+        """Train to the last step, or until stopped; returns whether training is done.
 
-        Saves every `save_every` steps, and at the end. Raises LcmError if the loss is not finite.
+        Saves every `save_every` steps, and at the end. Raises LcmError if the loss is not finite
+        or the disk is full; what was saved before stays.
         """
-        trainer, recent = self.trainer, _Recent()
+        trainer, recent = self.trainer, _Recent(self.trainer)
         while True:
             last = trainer.step >= trainer.steps
-            if last or (trainer.step and trainer.step % trainer.eval_every == 0):
-                self._log({"step": trainer.step, **trainer.evaluate(self.folder)})
+            if last or self._due(trainer.eval_every):
+                self._evaluate()
+            if last or self._due(trainer.sample_every):
+                self._log({"step": trainer.step, **trainer.sample()})
+            last = last or 0 < trainer.patience <= self._waited
             if last or self.stop or self._overtime():
                 self._save()
-                trainer.export(self.folder)
                 return last
             metrics = trainer.train_step()
-            if not math.isfinite(metrics["loss"]):
+            if not math.isfinite(metrics.get("loss", 0.0)):  # it lacks where a batch was skipped
                 raise self._diverged(metrics["loss"])
             recent.add(metrics)
+            self.live({"step": trainer.step, **recent.means()})
             if trainer.step % LOG_EVERY == 0:
                 self._log({"step": trainer.step, **recent.take()})
-            if trainer.step % trainer.save_every == 0:
+            if self._due(trainer.save_every):
                 self._save()
 
     def resume(self) -> None:
-        """Go on from the saved state.
+        """Go on from the last saved state.
 
-        Raises UsageError if there is none, IntegrityError if it is damaged.
+        Raises UsageError if there is none, IntegrityError if it is damaged or of another recipe.
         """
-        path = self.folder / STATE
-        if not path.is_file():
-            raise UsageError(f"nothing to resume: no {path}", "run without --resume to start")
+        state = read_state(self.folder)
         try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
             self.trainer.restore(state["trainer"])
-        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
+            self._seconds, self._best = state["seconds"], state["best"]
+            self._waited, self._evaluated = state["waited"], state["evaluated"]
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
             hint = "the recipe must have the shapes the run began with"
-            raise IntegrityError(f"cannot resume from {path}: {error}", hint) from error
-        self._seconds = state["seconds"]
+            raise IntegrityError(
+                f"cannot resume the run in {self.folder}: {error}", hint
+            ) from error
+        self._forget_later_records()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.trainer.step > 0 and self.trainer.step % every == 0
+
+    def _evaluate(self) -> None:
+        step = self.trainer.step
+        if self._evaluated == step:  # before the run was stopped
+            return
+        record = self.trainer.evaluate(self.folder)
+        score = record.get("eval", {}).get("loss", math.nan)
+        self._evaluated = step
+        if score < self._best:
+            self._best, self._waited = score, 0
+            self.trainer.export(self.folder / BEST)
+        elif not math.isnan(score):
+            self._waited += 1
+        self._log({"step": step, **record})
 
     def _save(self) -> None:
-        with atomic_path(self.folder / STATE, force=True) as temporary:
-            torch.save({"trainer": self.trainer.state(), "seconds": self._spent()}, temporary)
+        trainer = self.trainer
+        state = {
+            "trainer": trainer.state(),
+            "seconds": self._spent(),
+            "best": self._best,
+            "waited": self._waited,
+            "evaluated": self._evaluated,
+        }
+        save_state(self.folder, trainer.step, state, trainer.keep)
+        trainer.export(self.folder)
 
     def _log(self, record: dict[str, Any]) -> None:
+        if len(record) == 1:  # nothing but the step
+            return
         record |= {"minutes": round(self._spent() / 60, 2)}
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        path = self.folder / LOG
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise disk_error(error, path) from error
         self.report(record)
+
+    def _forget_later_records(self) -> None:
+        """Cut from the log what a kill left behind the saved state: it will be written again."""
+        path = self.folder / LOG
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        with atomic_path(path, force=True) as temporary:
+            kept = "".join(line for line in lines if self._was_before(line))
+            temporary.write_text(kept, encoding="utf-8")
+
+    def _was_before(self, line: str) -> bool:
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut off by the kill
+            return False
+        step = record.get("step", 0)
+        if {"eval", "sample"} & set(record):
+            return bool(step < self.trainer.step or step == self._evaluated)
+        return bool(step <= self.trainer.step)
 
     def _spent(self) -> float:
         return self._seconds + time.monotonic() - self._started
@@ -119,24 +193,37 @@ class Run:
 
 
 class _Recent:
-    """Means over the steps since the last log line, and the rate."""
+    """Means over the steps since the last log line, the rate, and how long it will take."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
         self._reset()
 
     def _reset(self) -> None:
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
+        self._steps = 0
         self._since = time.monotonic()
 
     def add(self, metrics: dict[str, float]) -> None:
-        self._count += 1
+        self._steps += 1
         for key, value in metrics.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        trainer, seconds = self._trainer, time.monotonic() - self._since
+        means = {key: value / self._counts[key] for key, value in self._sums.items()}
+        means[f"{trainer.unit}_per_second"] = self._sums.get(trainer.unit, 0.0) / seconds
+        flops = self._sums.get("flops", 0.0)
+        means.pop("flops", None)
+        if flops and trainer.peak_flops:
+            means["mfu"] = flops / seconds / trainer.peak_flops
+        left = trainer.steps - trainer.step
+        means["eta_minutes"] = round(left * seconds / self._steps / 60, 2)
+        return means
 
     def take(self) -> dict[str, float]:
-        seconds = time.monotonic() - self._since
-        means = {key: value / self._count for key, value in self._sums.items()}
-        means["sentences_per_second"] = self._sums.get("sentences", 0.0) / seconds
+        means = self.means()
         self._reset()
         return means

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lcm_cli.training.recipe import SpaceTraining
+from lcm_cli.training.recipe import SpaceTraining, Training
 
 # Quintic Newton-Schulz coefficients of Muon (Jordan et al. 2024): fast rather than exact.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -40,8 +40,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
         self.dtype = dtype
 
     @torch.no_grad()
@@ -57,6 +59,7 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalize(stacked.to(self.dtype))
                 scale = -group["lr"] * 0.2 * max(shape) ** 0.5
                 for p, update in zip(params, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=scale)
 
     def _momentum(self, p: nn.Parameter, group: dict[str, float]) -> Tensor:
@@ -97,3 +100,24 @@ def make_optimizers(
     if options.optimizer == "adamw":
         return [adamw(matrices + others)]
     return [Muon(matrices, lr=0.0, dtype=getattr(torch, options.precision)), adamw(others)]
+
+
+def model_optimizers(model: nn.Module, options: Training) -> list[torch.optim.Optimizer]:
+    """Return AdamW for all trainable parameters of a model, or Muon for its matrices."""
+    matrices, others = ([p for p in part if p.requires_grad] for part in split_parameters([model]))
+
+    def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            parameters,
+            lr=0.0,
+            betas=options.betas,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+
+    if options.optimizer == "adamw":
+        return [adamw(matrices + others)]
+    dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
+    muon = Muon(matrices, lr=0.0, dtype=dtype, weight_decay=options.weight_decay)
+    return [muon, adamw(others)]

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.schema import parse
+from lcm_cli.models.config import (
+    AnyConfig,
+    NormalizerConfig,
+    QuantizerConfig,
+    from_dict,
+    preset,
+    to_dict,
+)
+from lcm_cli.schema import nearest, parse
+from lcm_cli.training.data_options import DataOptions
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,160 @@ class SpaceRecipe:
             )
 
 
-def load_recipe(path: Path, changes: Sequence[str] = ()) -> SpaceRecipe:
+@dataclass(frozen=True)
+class Training:
+    """How to train a model. Rates are of the schedules in schedules.py, intervals in steps.
+
+    A batch is cut into `accumulate` parts, one after the other on one process and shared out among
+    several: the numbers do not depend on how many there are.
+    """
+
+    steps: int = 10_000
+    learning_rate: float = 4e-4
+    schedule: Literal["cosine", "wsd", "linear", "inverse_sqrt", "constant"] = "cosine"
+    warmup: int = 200
+    decay: float = 0.5  # share of the steps over which wsd falls
+    initial_rate: float = 1e-7
+    final_rate: float = 1e-6
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of matrices; adamw for the rest
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-5
+    weight_decay: float = 0.1
+    clip: float = 25.0  # greatest norm of the gradient; 0 is no limit
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    ema: float = 0.0  # decay of the average of the weights that is saved; 0 saves the weights
+    checkpointing: bool = False  # recompute activations: less memory, a third more time
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # what several processes do
+    freeze: tuple[str, ...] = ()  # names of parameters, as "frontend.*", that are not trained
+    on_nan: Literal["stop", "skip"] = "stop"
+    save_every: int = 500
+    keep: int = 2  # saved states
+    eval_every: int = 500
+    eval_documents: int = 100
+    patience: int = 0  # evaluations without a better one before the run ends; 0: go on
+    sample_every: int = 0  # decode a sample; 0: never
+    sample_to: str = "eng_Latn"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for numbers that cannot be."""
+        for name in ("steps", "accumulate", "save_every", "keep", "eval_every", "eval_documents"):
+            if getattr(self, name) < 1:
+                raise IntegrityError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "warmup", "clip", "weight_decay", "patience", "sample_every"):
+            if getattr(self, name) < 0:
+                raise IntegrityError(f"train.{name} must not be negative: {getattr(self, name)}")
+        if self.parallel == "fsdp" and self.optimizer == "muon":
+            raise IntegrityError("muon needs whole matrices, and fsdp cuts them", "use adamw")
+        for name in ("ema", "decay"):
+            if not 0 <= getattr(self, name) < 1 + (name == "decay"):
+                raise IntegrityError(f"train.{name} must be in [0, 1), not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """A recipe with kind = "model": a concept model, new or, with `start`, finetuned.
+
+    `model` has `architecture` and `size` (models/config.py: ARCHITECTURES, SIZES) and any field of
+    the model's config. `normalizer` and `quantizer` name checkpoints to take those from; without
+    them a new model's are fitted on the data first.
+    """
+
+    kind: Literal["model"]
+    name: str
+    data: DataOptions
+    licence: str = ""
+    space: str = "tiny"
+    start: str = ""
+    normalizer: str = ""
+    quantizer: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    train: Training = field(default_factory=Training)
+
+    def config(self, given: Mapping[str, Any], start: AnyConfig | None = None) -> AnyConfig:
+        """Return the model's config: that of the preset or of `start`, changed as [model] says.
+
+        `given` are fields that are not the recipe's to choose. Raises UsageError for an unknown
+        architecture or size, IntegrityError for an unknown field, both naming the nearest.
+        """
+        changes = {key: value for key, value in self.model.items() if key not in _PRESET}
+        if taken := sorted(set(changes) & set(given)):
+            raise IntegrityError(f"[model] cannot choose {taken[0]!r}: it follows from the space")
+        if start is None:
+            architecture = str(self.model.get("architecture", ""))
+            start = preset(architecture, str(self.model.get("size", "5M")))
+        elif self.model.get("architecture", start.architecture) != start.architecture:
+            raise IntegrityError(
+                f"{self.start} is a {start.architecture} model, not a {self.model['architecture']}",
+                "leave model.architecture out, or start from another checkpoint",
+            )
+        changed = from_dict(_merged(to_dict(start), changes | dict(given)), "the recipe's [model]")
+        assert not isinstance(changed, QuantizerConfig)
+        return changed
+
+
+_PRESET = ("architecture", "size")
+
+
+def _merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `old` with `changes` in it, tables within tables too."""
+    both = dict(old)
+    for key, value in changes.items():
+        inner = both.get(key)
+        whole = key == "prompts" or not (isinstance(inner, dict) and isinstance(value, Mapping))
+        both[key] = value if whole else _merged(inner, value)  # type: ignore[arg-type]
+    return both
+
+
+@dataclass(frozen=True)
+class NormalizerRecipe:
+    """A recipe with kind = "normalizer": fit one on at most `concepts` concepts of the data."""
+
+    kind: Literal["normalizer"]
+    name: str
+    data: DataOptions
+    licence: str = ""
+    space: str = "tiny"
+    normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
+    concepts: int = 1_000_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizerFit:
+    """Shapes of a quantizer, and how its codebooks are fitted: by k-means on what is left."""
+
+    codebooks: int = 64
+    units: int = 8192
+    iterations: int = 20
+    concepts: int = 1_000_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizerRecipe:
+    """A recipe with kind = "quantizer"."""
+
+    kind: Literal["quantizer"]
+    name: str
+    data: DataOptions
+    licence: str = ""
+    space: str = "tiny"
+    quantizer: QuantizerFit = field(default_factory=QuantizerFit)
+
+
+Recipe = SpaceRecipe | ModelRecipe | NormalizerRecipe | QuantizerRecipe
+KINDS: dict[str, type[Recipe]] = {
+    "model": ModelRecipe,
+    "space": SpaceRecipe,
+    "normalizer": NormalizerRecipe,
+    "quantizer": QuantizerRecipe,
+}
+
+
+def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, or the [recipe] table of a checkpoint's card, and apply `key=value`s.
 
     Raises NotFoundError, UsageError for a malformed change, IntegrityError for what is in the file.
@@ -100,7 +262,12 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> SpaceRecipe:
     data = data.get("recipe", data)
     for change in changes:
         _apply(data, change)
-    return parse(SpaceRecipe, data, str(path))
+    kind = str(data.get("kind", ""))
+    if kind not in KINDS:
+        near = " or ".join(nearest(kind, KINDS)) or ", ".join(KINDS)
+        raise IntegrityError(f"{path}: kind = {kind!r} is no kind of recipe", f"kinds: {near}")
+    recipe: Recipe = parse(KINDS[kind], data, str(path))
+    return recipe
 
 
 def _apply(data: dict[str, Any], change: str) -> None:

@@ -87,6 +87,12 @@ class _TiedCrossEntropy(torch.autograd.Function):
 class SpaceTrainer:
     """Networks, optimizers and data of one run. `step` batches are done."""
 
+    unit = "sentences"
+    sample_every = 0
+    keep = 2
+    patience = 0
+    peak_flops: float | None = None
+
     def __init__(
         self,
         recipe: SpaceRecipe,
@@ -107,6 +113,16 @@ class SpaceTrainer:
         matrices, others = split_parameters(networks)
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
+
+    @property
+    def summary(self) -> str:
+        """What is trained, on what, in one line."""
+        size, left_out = sum(p.numel() for p in self.parameters), self.data.skipped
+        skipped = f"; {left_out} sentences over {self.options.max_tokens} tokens are left out"
+        return (
+            f"{size / 1e6:.1f} M parameters, {len(self.data)} lines of text"
+            f"{skipped if left_out else ''}"
+        )
 
     def train_step(self) -> dict[str, float]:
         """Do one optimizer step; returns its losses and the number of sentences."""
@@ -233,6 +249,10 @@ class SpaceTrainer:
             return {}
         quality = evaluate_space(space, self.dev, limit=self.options.eval_sentences)
         return {"eval": quality.means(), "by_language": asdict(quality)}
+
+    def sample(self) -> dict[str, Any]:
+        """Nothing: the scores tell more of a space than an example does."""
+        return {}
 
 
 def make_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) -> SpaceTrainer:

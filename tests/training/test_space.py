@@ -19,6 +19,7 @@ from lcm_cli.training.optim import learning_rate, orthogonalize
 from lcm_cli.training.parallel_text import ParallelText, read_translations
 from lcm_cli.training.recipe import load_recipe
 from lcm_cli.training.space import SpaceTrainer, _TiedCrossEntropy, center, make_trainer
+from lcm_cli.training.states import read_state, states
 
 NAMES = ["Tom", "Mary", "the cat", "the dog", "my friend"]
 NOMS = ["Tom", "Marie", "le chat", "le chien", "mon ami"]
@@ -56,15 +57,6 @@ eval_every = 100
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-identical runs need the same number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     data = tmp_path / "pairs.jsonl"
@@ -74,7 +66,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def start(recipe: Path, folder: Path, *changes: str) -> SpaceTrainer:
+def begin(recipe: Path, folder: Path, *changes: str) -> SpaceTrainer:
     folder.mkdir(exist_ok=True)
     return make_trainer(load_recipe(recipe, changes), folder, torch.device("cpu"))
 
@@ -84,7 +76,7 @@ def weights(trainer: SpaceTrainer) -> torch.Tensor:
 
 
 def test_it_learns_to_say_and_to_translate(recipe, tmp_path):
-    trainer = start(recipe, tmp_path / "run", "train.steps=200", "train.join=0.0")
+    trainer = begin(recipe, tmp_path / "run", "train.steps=200", "train.join=0.0")
     records = []
     assert Run(trainer, tmp_path / "run", report=records.append).train()
     scores = records[-1]["eval"]
@@ -99,7 +91,7 @@ def test_it_learns_to_say_and_to_translate(recipe, tmp_path):
 
 
 def test_centring_changes_no_text(recipe, tmp_path):
-    trainer = start(recipe, tmp_path / "run")
+    trainer = begin(recipe, tmp_path / "run")
     for _ in range(5):
         trainer.train_step()
     encoder, decoder = trainer.encoder, trainer.decoder
@@ -117,9 +109,9 @@ def test_centring_changes_no_text(recipe, tmp_path):
 
 @pytest.mark.parametrize("stopped_at", [7, 10])
 def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
-    whole = start(recipe, tmp_path / "whole")
+    whole = begin(recipe, tmp_path / "whole")
     Run(whole, tmp_path / "whole").train()
-    half = start(recipe, tmp_path / "half")
+    half = begin(recipe, tmp_path / "half")
     run = Run(half, tmp_path / "half")
     original = half.train_step
 
@@ -132,7 +124,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
     half.train_step = until_then
     with pytest.raises(KeyboardInterrupt):
         run.train()
-    again = start(recipe, tmp_path / "half")
+    again = begin(recipe, tmp_path / "half")
     resumed = Run(again, tmp_path / "half")
     resumed.resume()
     assert again.step == 5 * ((stopped_at - 1) // 5)
@@ -149,7 +141,7 @@ def lcm(*arguments: str) -> subprocess.Popen:
 
 def wait_for_state(folder: Path) -> None:
     deadline = time.monotonic() + 60
-    while not (folder / "state.pt").exists() and time.monotonic() < deadline:
+    while not states(folder) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
@@ -168,31 +160,31 @@ def test_a_stopped_process_goes_on(recipe, tmp_path, how):
     out, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
     assert json.loads(out.splitlines()[-1])["step"] == 150
-    whole = start(recipe, tmp_path / "whole", *steps[1::2])
+    whole = begin(recipe, tmp_path / "whole", *steps[1::2])
     Run(whole, tmp_path / "whole").train()
-    state = torch.load(folder / "state.pt", weights_only=True)["trainer"]
+    state = read_state(folder)["trainer"]
     for key, value in whole.state()["decoder"].items():
         assert torch.equal(value, state["decoder"][key])
 
 
 def test_max_minutes_stops_and_saves(recipe, tmp_path):
-    trainer = start(recipe, tmp_path / "run")
+    trainer = begin(recipe, tmp_path / "run")
     assert not Run(trainer, tmp_path / "run", max_minutes=0).train()
-    assert (tmp_path / "run" / "state.pt").exists()
+    assert states(tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path):
-    trainer = start(recipe, tmp_path / "run")
+    trainer = begin(recipe, tmp_path / "run")
     trainer.train_step()
     trainer.encoder.layer_norm.weight.data.fill_(float("nan"))
     with pytest.raises(LcmError, match="step 2"):
         Run(trainer, tmp_path / "run").train()
-    assert not (tmp_path / "run" / "state.pt").exists()
+    assert not states(tmp_path / "run")
 
 
 def test_finetuning_starts_from_a_space(recipe, tmp_path):
     changes = ('start="tiny"', "train.steps=3", "train.learning_rate=1e-4", "train.warmup=0")
-    trainer = start(recipe, tmp_path / "run", *changes)
+    trainer = begin(recipe, tmp_path / "run", *changes)
     tiny = load_space("tiny")
     before = tiny.encode(["Tom sleeps."], "eng_Latn").concepts
     assert Run(trainer, tmp_path / "run").train()
@@ -233,7 +225,7 @@ def test_the_learning_rate_warms_up_holds_and_falls_to_zero():
 
 
 def test_batches_hold_every_line_once_and_depend_on_the_seed(recipe, tmp_path):
-    trainer = start(recipe, tmp_path / "run")
+    trainer = begin(recipe, tmp_path / "run")
     data: ParallelText = trainer.data
     for join in (0.0, 0.5):
         batches = data.batches(0, 0, 60, join)
@@ -259,7 +251,7 @@ def test_batches_hold_every_line_once_and_depend_on_the_seed(recipe, tmp_path):
 )
 def test_bad_recipes(recipe, tmp_path, change, error, words):
     with pytest.raises(error) as caught:
-        start(recipe, tmp_path / "run", change)
+        begin(recipe, tmp_path / "run", change)
     assert words in caught.value.message + caught.value.hint
 
 
@@ -273,14 +265,14 @@ def test_bad_lines_are_named(tmp_path, line):
 
 def test_a_run_is_not_overwritten(recipe, tmp_path):
     folder = tmp_path / "run"
-    Run(start(recipe, folder), folder).train()
+    Run(begin(recipe, folder), folder).train()
     process = lcm(str(recipe), "-o", str(folder))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "--resume" in errors
 
 
 def test_a_damaged_state_is_refused(recipe, tmp_path):
-    trainer = start(recipe, tmp_path / "run")
-    (tmp_path / "run" / "state.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(IntegrityError, match=r"state\.pt"):
+    trainer = begin(recipe, tmp_path / "run")
+    (tmp_path / "run" / "state-000000005.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(IntegrityError, match=r"state-000000005\.pt"):
         Run(trainer, tmp_path / "run").resume()

@@ -1,0 +1,79 @@
+"""What `lcm train` and its kin show while they run, and how they are stopped."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+from lcm_cli import console
+
+# What a log record shows, in this order: key, words around the number, its format.
+_SHOWN = (
+    ("loss", "loss {:.4g}"),
+    ("align", "align {:.3f}"),
+    ("lr", "lr {:.1e}"),
+    ("concepts_per_second", "{:.0f} concepts/s"),
+    ("sentences_per_second", "{:.0f} sentences/s"),
+    ("mfu", "MFU {:.1%}"),
+)
+
+
+def line(record: dict[str, Any]) -> str:
+    """Return a log record as one line."""
+    parts = [f"step {record['step']}"]
+    parts += [words.format(record[key]) for key, words in _SHOWN if key in record]
+    if record.get("skipped"):
+        parts.append(f"{record['skipped']:.0f} batches skipped")
+    if "eta_minutes" in record:
+        parts.append(f"{duration(record['eta_minutes'])} left")
+    parts += [
+        f"{name} {score:.4g}"
+        for name, score in record.get("eval", {}).items()
+        if not name.startswith("loss_")
+    ]
+    return ", ".join(parts)
+
+
+def duration(minutes: float) -> str:
+    """Return a span of time in words."""
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    if minutes < 120:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
+
+
+def show(record: dict[str, Any]) -> None:
+    """Write a record of the log, or what was fitted, on stderr."""
+    if "sample" in record:
+        for name, sentences in record["sample"].items():
+            console.info(f"step {record['step']}, {name}: {' '.join(sentences)}")
+    elif "path" in record:
+        _show_fit(record)
+    else:
+        console.info(line(record))
+
+
+def _show_fit(record: dict[str, Any]) -> None:
+    if "deviation" in record:
+        console.info(f"deviation of held-out channels: {record['deviation']:.3f} (1 is perfect)")
+    lost = record.get("lost", [])
+    depths = [2**power for power in range(20) if 2**power < len(lost)] + [len(lost)]
+    for depth in depths if lost else ():
+        console.info(f"{depth} codebooks leave {lost[depth - 1]:.1%} of the variance")
+    console.out(record["path"])
+
+
+def status(record: dict[str, Any]) -> None:
+    """Keep the last line of the terminal up to date."""
+    console.status(line(record))
+
+
+def stop_on_signal(run: Any) -> None:
+    """Let SIGTERM and Ctrl-C finish the step in hand; a second one stops at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        run.stop = True
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,54 @@
+"""What training will cost, told before it begins: arithmetic, memory, disk, time."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lcm_cli.models.config import AnyConfig, TransformerConfig
+
+# Dense bfloat16 or float16 FLOP/s by the makers' data sheets; float32 is not told, since it depends
+# on whether TF32 is allowed.
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Return the peak FLOP/s of a GPU, None where it is not known (CPUs, float32)."""
+    if device.type != "cuda" or precision == "float32":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def flops_per_concept(config: AnyConfig, weights: int, length: float) -> float:
+    """Return the FLOPs of a training step for each concept of documents `length` long.
+
+    `weights` counts those of the model's matrices: six FLOPs each (two forward, four backward), and
+    twelve for each channel and visible concept in attention (Chowdhery et al. 2022, appendix B).
+    One-Tower and Quant-LCM carry every concept twice, clean and unfinished.
+    """
+    times = 2 if config.architecture in ("one_tower", "quant") else 1
+    attention = 12 * config.model_dim * _attentions(config) * times * length / 2
+    return times * 6 * weights + attention
+
+
+def matrix_weights(model: nn.Module) -> int:
+    """Return how many weights a model's matrices have."""
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def _attentions(config: Any) -> int:
+    stacks = [part for part in vars(config).values() if isinstance(part, TransformerConfig)]
+    return sum(stack.layers for stack in stacks)

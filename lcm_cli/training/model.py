@@ -1,0 +1,358 @@
+"""Train or finetune a concept model.
+
+A step takes one batch of the data, cut into parts. The random numbers of each part (noise, noise
+levels, dropout) come from a generator seeded with (seed, step, part): a resumed run goes on exactly
+without any saved generator, and several processes that share the parts compute what one would.
+
+Shapes: B documents, S concepts, D concept dim, N targets.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lcm_cli.errors import IntegrityError, LcmError
+from lcm_cli.evaluation.next_concept import next_concept_metrics
+from lcm_cli.models import checkpoint
+from lcm_cli.models.interface import Batch, ConceptModel, Loss
+from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
+from lcm_cli.training.optim import model_optimizers
+from lcm_cli.training.recipe import Training
+from lcm_cli.training.samples import Sampler
+from lcm_cli.training.schedules import rate
+from lcm_cli.training.states import disk_errors
+
+MODEL = "model"
+EXPLODED = 20.0  # times the usual loss
+SETTLING = 100  # steps before the usual loss is known
+MOST_SKIPPED = 20  # batches in a row
+BUCKETS = 10
+
+# What is minimised: swapped for another where a model learns from a teacher.
+Objective = Callable[[ConceptModel, Batch], Loss]
+
+
+class Data(Protocol):
+    """Batches of documents: a function of their number, so that the step stands for the order."""
+
+    def batch(self, number: int) -> Batch:
+        """Return the batch of a step."""
+
+    def validation(self, limit: int) -> list[Batch]:
+        """Return at most `limit` held-out documents."""
+
+
+def own_loss(model: ConceptModel, batch: Batch) -> Loss:
+    """Return the model's own training loss, with random numbers from torch's generators."""
+    return model.loss(batch)
+
+
+class ModelTrainer:
+    """Model, optimizers and data of one run. `step` batches are done."""
+
+    unit = "concepts"
+
+    def __init__(
+        self,
+        model: ConceptModel,
+        data: Data,
+        options: Training,
+        *,
+        objective: Objective = own_loss,
+        sampler: Sampler | None = None,
+    ) -> None:
+        self.model, self.data, self.options = model, data, options
+        self.objective, self.sampler = objective, sampler
+        self.step = self.concepts = self.skipped = 0
+        self.steps, self.save_every = options.steps, options.save_every
+        self.eval_every, self.sample_every = options.eval_every, options.sample_every
+        self.keep, self.patience = options.keep, options.patience
+        self.device = model.device
+        freeze(model, options.freeze)
+        speed_up(model, options)
+        model.train()
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizers = model_optimizers(model, options)
+        self.scaler = torch.amp.grad_scaler.GradScaler(
+            self.device.type, enabled=options.precision == "float16"
+        )
+        self.average = [p.detach().clone() for p in self.parameters] if options.ema else []
+        self.peak_flops = peak_flops(self.device, options.precision)
+        self._weights = matrix_weights(model)
+        self._usual = 0.0  # moving average of the loss
+        self._settled = self._in_a_row = 0
+        self._held_out: list[Batch] | None = None
+
+    @property
+    def summary(self) -> str:
+        """What is trained, in one line."""
+        total = sum(p.numel() for p in self.model.parameters())
+        learned = sum(p.numel() for p in self.parameters)
+        frozen = f" ({learned / 1e6:.1f} M of them trained)" if learned < total else ""
+        return f"{self.model.config.architecture}, {total / 1e6:.1f} M parameters{frozen}"
+
+    def train_step(self) -> dict[str, float]:
+        """Do one optimizer step; returns its mean loss and the number of concepts.
+
+        Raises LcmError, naming the batch, if the loss is not finite or explodes, unless such
+        batches are to be skipped.
+        """
+        batch, o = self.data.batch(self.step), self.options
+        concepts = max(int(batch.lengths_B.sum()), 1)
+        total, targets, levels = 0.0, 0, _Levels()
+        for part, piece in enumerate(cut(batch, o.accumulate)):
+            seed_everything(o.seed, self.step, part)
+            with self.autocast():
+                loss = self.objective(self.model, piece.to(self.device))
+            # The number of targets is known when all parts are done; this one is near it.
+            self.scaler.scale(loss.value / concepts).backward()
+            total, targets = total + float(loss.value.detach()), targets + loss.targets
+            levels.add(loss, self.model)
+        mean, learning_rate = total / max(targets, 1), rate(self.step, o)
+        norm = self._clip(concepts / max(targets, 1))
+        if self._accept(mean, norm, batch):
+            self._update(learning_rate)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        metrics = {"loss": mean, "lr": learning_rate, "grad_norm": norm, **levels.means()}
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        return finite | self._sizes(batch)
+
+    def _clip(self, factor: float) -> float:
+        """Multiply the gradient by `factor` and clip it; returns its norm before that."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        for p in self.parameters:
+            if p.grad is not None:
+                p.grad.mul_(factor)
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.options.clip or math.inf))
+
+    def _update(self, learning_rate: float) -> None:
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate
+            self.scaler.step(optimizer)  # does nothing where float16 overflowed
+        self.scaler.update()
+        if self.average:
+            # The first weights are no average: they are forgotten faster.
+            decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
+
+    def _accept(self, loss: float, norm: float, batch: Batch) -> bool:
+        """Return whether a loss is to be learned from; raises LcmError if that is to be an end."""
+        exploded = self._settled >= SETTLING and loss > EXPLODED * self._usual
+        finite = math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())
+        if finite and not exploded:
+            share = min(self._settled / (self._settled + 1), 0.98)
+            self._usual = share * self._usual + (1 - share) * loss
+            self._settled, self._in_a_row = self._settled + 1, 0
+            return True
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        if self.options.on_nan == "skip" and self._in_a_row <= MOST_SKIPPED:
+            return False
+        raise self._diverged(loss, norm, batch)
+
+    def _diverged(self, loss: float, norm: float, batch: Batch) -> LcmError:
+        rows, concepts = len(batch.lengths_B), int(batch.lengths_B.sum())
+        cause = "" if bool(torch.isfinite(batch.concepts_BSD).all()) else ", not all of them finite"
+        usual = f" (usually {self._usual:.4g})" if math.isfinite(loss) else ""
+        return LcmError(
+            f"the loss is {loss:.4g}{usual}, the gradient's norm {norm:.4g} at step {self.step}, "
+            f"batch {self.step} ({rows} documents, {concepts} concepts{cause}); "
+            "the last saved state is kept",
+            "go on with --resume and a lower train.learning_rate, "
+            'or leave such batches out: --set train.on_nan="skip"',
+        )
+
+    def _sizes(self, batch: Batch) -> dict[str, float]:
+        concepts = int(batch.lengths_B.sum())
+        self.concepts += concepts
+        length = float(batch.lengths_B.float().mean())
+        flops = concepts * flops_per_concept(self.model.config, self._weights, length)
+        return {"concepts": concepts, "flops": flops, "skipped": float(self.skipped)}
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute in the recipe's precision."""
+        lower = self.options.precision != "float32"
+        dtype = getattr(torch, self.options.precision) if lower else None
+        with torch.autocast(self.device.type, dtype, enabled=lower):
+            yield
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that `restore` needs to go on exactly here."""
+        return {
+            "step": self.step,
+            "concepts": self.concepts,
+            "skipped": (self.skipped, self._in_a_row),
+            "usual": (self._usual, self._settled),
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "average": self.average,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        if bool(self.average) != bool(state["average"]):
+            raise ValueError("train.ema cannot be switched on or off within a run")
+        for mine, saved in zip(self.average, state["average"], strict=True):
+            mine.copy_(saved)
+        self.step, self.concepts = state["step"], state["concepts"]
+        self.skipped, self._in_a_row = state["skipped"]
+        self._usual, self._settled = state["usual"]
+
+    def export(self, folder: Path) -> Path:
+        """Write the model, its averaged weights if there are any, into `folder`/model."""
+        path = folder / MODEL
+        with self.averaged(), disk_errors(path / checkpoint.WEIGHTS):
+            checkpoint.save(self.model, path, force=True)
+        return path
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the model for a while."""
+        trained = [p.data for p in self.parameters]
+        for p, average in zip(self.parameters, self.average, strict=False):
+            p.data = average
+        try:
+            yield
+        finally:
+            for p, weights in zip(self.parameters, trained, strict=True):
+                p.data = weights
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Measure held-out documents: the loss, by noise level too, and the paper's metrics."""
+        if self._held_out is None:
+            self._held_out = self.data.validation(self.options.eval_documents)
+        if not self._held_out:
+            return {}
+        self.model.eval()
+        with self.averaged():
+            scores = self._held_out_loss(self._held_out)
+            roundtrip = None if self.sampler is None else self.sampler.reconstruction()
+            metrics = next_concept_metrics(
+                self.model, self._held_out, seed=self.options.seed, reconstruct=roundtrip
+            )
+        self.model.train()
+        return {"eval": scores | metrics.means()}
+
+    @torch.no_grad()
+    def _held_out_loss(self, batches: list[Batch]) -> dict[str, float]:
+        total, targets, levels = 0.0, 0, _Levels()
+        for number, batch in enumerate(batches):
+            seed_everything(self.options.seed, 0, number)
+            with self.autocast():
+                loss = self.model.loss(batch.to(self.device))
+            total, targets = total + float(loss.errors_N.sum()), targets + loss.targets
+            levels.add(loss, self.model)
+        return {"loss": total / max(targets, 1), **levels.means()}
+
+    def sample(self) -> dict[str, Any]:
+        """Return what the model makes of the beginning of a held-out document, as text."""
+        if self.sampler is None or not self.sample_every:
+            return {}
+        if self._held_out is None:
+            self._held_out = self.data.validation(self.options.eval_documents)
+        self.model.eval()
+        with self.averaged():
+            text = self.sampler.sample(self.model, self._held_out, self.step)
+        self.model.train()
+        return {"sample": text} if text else {}
+
+
+class _Levels:
+    """The loss by noise level: loss_0 is that of the lowest tenth of the timesteps."""
+
+    def __init__(self) -> None:
+        self.sums, self.counts = [0.0] * BUCKETS, [0] * BUCKETS
+
+    def add(self, loss: Loss, model: ConceptModel) -> None:
+        if loss.timesteps_N is None or not loss.targets:
+            return
+        steps = model.config.schedule.steps  # type: ignore[union-attr]
+        for number, (sum_, count) in enumerate(loss.buckets(steps, BUCKETS)):
+            self.sums[number] += sum_
+            self.counts[number] += count
+
+    def means(self) -> dict[str, float]:
+        return {
+            f"loss_{number}": total / count
+            for number, (total, count) in enumerate(zip(self.sums, self.counts, strict=True))
+            if count
+        }
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into parts with about as many concepts each; some may be empty."""
+    return [batch.shard(part, parts) for part in range(parts)]
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed torch's generators with a digest of `numbers`."""
+    digest = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(digest) % 2**63)
+
+
+def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Leave the parameters that a pattern (as "frontend.*") names as they are.
+
+    Raises IntegrityError if a pattern names none, or none is left to train.
+    """
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [p for name, p in named.items() if fnmatch(name, pattern)]
+        if not found:
+            tops = sorted({name.split(".")[0] for name in named})
+            raise IntegrityError(
+                f"train.freeze: {pattern!r} names no parameter", f"there are: {', '.join(tops)}"
+            )
+        for p in found:
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in named.values()):
+        raise IntegrityError(f"train.freeze = {list(patterns)} leaves nothing to train")
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """Return the Transformer layers of a model, whatever its architecture."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for stack in stacks for layer in stack]
+
+
+def speed_up(model: nn.Module, options: Training) -> None:
+    """Checkpoint or compile each layer, as the recipe says."""
+    if options.precision != "float32":
+        # Normalization with float32 weights is what is wanted, fused or not.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    for layer in layers(model):
+        if options.checkpointing:
+            layer.forward = _Recomputed(layer.forward)
+        if options.compile:
+            layer.compile()
+
+
+class _Recomputed:
+    """A layer whose activations are not kept for the backward pass but computed again."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        from torch.utils.checkpoint import checkpoint as recompute
+
+        return recompute(self.forward, *args, use_reentrant=False, **kwargs)

@@ -1,0 +1,257 @@
+"""From a recipe to what the loop trains: space, data, model, normalizer, codebooks.
+
+Shapes: N concepts, D concept dim.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.models import checkpoint
+from lcm_cli.models.config import AnyConfig, ModelConfig, QuantizerConfig, SpaceRef
+from lcm_cli.models.interface import ConceptModel
+from lcm_cli.models.normalizer import fit
+from lcm_cli.models.quant_lcm import QuantLCM, fit_quantizer
+from lcm_cli.space import Space, load_space
+from lcm_cli.training.data_options import DataOptions
+from lcm_cli.training.loop import Trainer
+from lcm_cli.training.model import MODEL, Data, ModelTrainer
+from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
+from lcm_cli.training.samples import Sampler
+from lcm_cli.training.states import states
+
+NORMALIZER, QUANTIZER = "normalizer", "quantizer"
+FITTED = 200_000  # concepts that a new model's normalizer and codebooks are fitted on
+
+# Shows how far a long job is: a description and a total give a way to say that more is done.
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+
+
+class EndlessData(Data, Protocol):
+    """Data whose batches go round in epochs."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches after which all documents were seen."""
+
+    def close(self) -> None:
+        """Let go of the files."""
+
+
+@contextmanager
+def no_progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show nothing."""
+    yield lambda done: None
+
+
+def prepare(
+    recipe: ModelRecipe | SpaceRecipe,
+    folder: Path,
+    device: torch.device,
+    progress: Progress = no_progress,
+) -> Trainer:
+    """Prepare a run of any kind that is trained step by step; raises its LcmErrors."""
+    if isinstance(recipe, ModelRecipe):
+        return make_trainer(recipe, folder, device, progress)
+    from lcm_cli.training import space
+
+    return space.make_trainer(recipe, folder, device)
+
+
+def make_trainer(
+    recipe: ModelRecipe,
+    folder: Path,
+    device: torch.device,
+    progress: Progress = no_progress,
+    data: EndlessData | None = None,
+) -> ModelTrainer:
+    """Prepare a run in `folder`: space, data, model. Raises LcmErrors of all three.
+
+    A new model's normalizer, and the codebooks of a Quant-LCM that names no quantizer, are fitted
+    on the data first, unless the run has a state that holds them.
+    """
+    space = load_space(recipe.space, device=str(device))
+    start = None if not recipe.start else load_start(recipe.start)
+    config = model_config(recipe, space, start)
+    data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
+    torch.manual_seed(recipe.train.seed)
+    model = new_model(config, start, recipe.start)
+    if not states(folder):
+        if recipe.normalizer or start is None:
+            set_normalizer(model, recipe.normalizer, data, progress)
+        if isinstance(model, QuantLCM) and (start is None or recipe.quantizer):
+            set_quantizer(model, recipe.quantizer, data, recipe.train.seed, progress)
+    sampler = Sampler(space, recipe.train.sample_to, config.end_text)
+    return ModelTrainer(model.to(device), data, recipe.train, sampler=sampler)
+
+
+def load_start(source: str) -> ConceptModel:
+    """Load the checkpoint to finetune: a folder, or that of a run."""
+    folder = Path(source)
+    inner = folder / MODEL
+    return checkpoint.load_model(inner if (inner / checkpoint.CONFIG).is_file() else folder)
+
+
+def model_config(recipe: ModelRecipe, space: Space, start: ConceptModel | None = None) -> AnyConfig:
+    """Return the config of the model to train, which belongs to `space`."""
+    reference = {"name": space.name, "fingerprint": space.fingerprint}
+    if start is not None:
+        checkpoint.check_space(start.config, SpaceRef(**reference), space.dim)
+    given = {"concept_dim": space.dim, "space": reference}
+    return recipe.config(given, None if start is None else start.config)
+
+
+def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> ConceptModel:
+    """Return a model of `config`, with the weights of `start` if there is one."""
+    model = checkpoint.build(config)
+    assert isinstance(model, ConceptModel)
+    if start is not None:
+        checkpoint.check_state(model, start.state_dict(), f"{source} (changed by [model])")
+        model.load_state_dict(start.state_dict())
+    return model
+
+
+def open_data(
+    options: DataOptions, space: Space, *, seed: int, config: AnyConfig | None = None
+) -> EndlessData:
+    """Open the recipe's data, as a model of `config` reads it or just for its concepts.
+
+    Raises IntegrityError if they are of another space.
+    """
+    from lcm_cli.training.concept_data import ConceptData
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        return torch.from_numpy(space.encode(texts, "eng_Latn").concepts)
+
+    shape = config or ModelConfig()
+    data = ConceptData(
+        options,
+        dim=space.dim,
+        max_length=shape.max_length,
+        seed=seed,
+        encode=encode,
+        prompts=shape.prompts,
+        end_text=shape.end_text,
+    )
+    theirs = data.space
+    if theirs is not None and theirs.fingerprint not in ("", space.fingerprint):
+        raise IntegrityError(
+            f"the data are of the space {theirs.name} ({theirs.fingerprint}), "
+            f"the recipe names {space.name} ({space.fingerprint})",
+            f'set space = "{theirs.name}" in the recipe, or embed the text again',
+        )
+    return data
+
+
+def concepts(data: EndlessData, limit: int) -> Iterator[Tensor]:
+    """Yield the concepts (N, D) of an epoch's batches, about `limit` at most."""
+    seen = 0
+    for number in range(data.batches_per_epoch):
+        batch = data.batch(number)
+        real_BS = batch.positions() < batch.lengths_B[:, None]
+        found_ND = batch.concepts_BSD[real_BS].float()
+        yield found_ND
+        seen += len(found_ND)
+        if seen >= limit:
+            return
+
+
+def set_normalizer(model: ConceptModel, source: str, data: EndlessData, progress: Progress) -> None:
+    """Give a model the normalizer of a checkpoint, or fit it on the data.
+
+    Raises NotFoundError, or IntegrityError if it is of another space or method.
+    """
+    if source:
+        model.normalizer.load_state_dict(read_normalizer(source, model.config))
+        return
+    if model.config.normalizer.method == "none":
+        return
+    with progress("fitting the normalizer", FITTED) as advance:
+        fitted = fit(counted(concepts(data, FITTED), advance), model.config.normalizer)
+    model.normalizer.load_state_dict(fitted.state_dict())
+
+
+def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
+    """Return the numbers of a normalizer that `lcm train` fitted: its folder, or that of the run.
+
+    Raises NotFoundError, or IntegrityError if it does not suit a model of `config`.
+    """
+    folder = Path(source)
+    folder = folder / NORMALIZER if (folder / NORMALIZER).is_dir() else folder
+    file = folder / checkpoint.CONFIG
+    if not file.is_file():
+        raise NotFoundError(f"no normalizer at {source}: {file.name} is missing")
+    try:
+        theirs = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{file} is not the config of a normalizer: {error}") from error
+    fingerprint = theirs.get("space", {}).get("fingerprint")
+    mine = {"kind": NORMALIZER, **asdict(config.normalizer)}
+    if different := [key for key, value in mine.items() if theirs.get(key) != value]:
+        key = different[0]
+        raise IntegrityError(
+            f"{source} has {key} = {theirs.get(key)!r}, the recipe's model {mine[key]!r}",
+            "[model.normalizer] in the recipe says what is wanted",
+        )
+    if fingerprint != config.space.fingerprint:
+        raise IntegrityError(f"{source} was fitted in another space than {config.space.name}")
+    return checkpoint.read_weights(folder / checkpoint.WEIGHTS)
+
+
+def set_quantizer(
+    model: QuantLCM, source: str, data: EndlessData, seed: int, progress: Progress
+) -> None:
+    """Give a Quant-LCM the codebooks of a checkpoint, or fit them.
+
+    Raises IntegrityError if they are of other shapes than the model's.
+    """
+    config = model.quantizer.config
+    if source:
+        folder = Path(source)
+        inner = folder / QUANTIZER
+        found = checkpoint.load_quantizer(inner if inner.is_dir() else folder)
+        theirs = found.config
+        for name in ("concept_dim", "codebooks", "units"):
+            has, wants = getattr(theirs, name), getattr(config, name)
+            if has != wants:
+                raise IntegrityError(
+                    f"{source} has {name} {has}, the model {wants}",
+                    f"set it in the recipe's [model]: {name} = {has}",
+                )
+        if theirs.space.fingerprint not in ("", model.config.space.fingerprint):
+            raise IntegrityError(f"{source} was fitted in another space: {theirs.space.name}")
+        model.quantizer.load_state_dict(found.state_dict())
+        return
+    model.quantizer.load_state_dict(fit_codebooks(config, data, FITTED, 20, seed, progress))
+
+
+def fit_codebooks(
+    config: QuantizerConfig,
+    data: EndlessData,
+    limit: int,
+    iterations: int,
+    seed: int,
+    progress: Progress,
+    device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:
+    """Fit codebooks on at most `limit` concepts of the data; returns the quantizer's state."""
+    x_ND = torch.cat(list(concepts(data, limit)))[:limit].to(device)
+    with progress("fitting the codebooks", config.codebooks) as advance:
+        fitted = fit_quantizer(
+            x_ND, config, iterations=iterations, seed=seed, progress=lambda number: advance(1)
+        )
+    return fitted.state_dict()
+
+
+def counted(parts: Iterator[Tensor], advance: Callable[[int], None]) -> Iterator[Tensor]:
+    """Yield `parts`, telling `advance` how many rows each has."""
+    for part in parts:
+        advance(len(part))
+        yield part

@@ -1,0 +1,77 @@
+"""What a model in training makes, as text: samples, and predictions that go through the decoder.
+
+Shapes: N concepts, D concept dim.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcm_cli.evaluation.next_concept import Reconstruct
+from lcm_cli.models.generate import GenerateOptions, generate
+from lcm_cli.models.interface import Batch, ConceptModel
+from lcm_cli.space import DecodeOptions, Space
+
+PROMPT = 4  # concepts of a document without a source that are given
+LENGTH = 4  # concepts of a sample
+RECONSTRUCTED = 256  # predictions for which l2-r is measured
+
+
+class Sampler:
+    """Decodes with a space, into the language `to`."""
+
+    def __init__(self, space: Space, to: str, end_text: str) -> None:
+        self.space, self.to, self.end_text = space, to, end_text
+
+    def text(self, concepts_ND: Tensor) -> list[str]:
+        """Decode concepts, greedily."""
+        found = self.space.decode(
+            concepts_ND.float().cpu().numpy(), [self.to], DecodeOptions(beam=1)
+        )
+        return [best[0].text for best in found[self.to]]
+
+    def concepts(self, texts: list[str]) -> np.ndarray:
+        """Encode sentences of the language."""
+        return self.space.encode(texts, self.to).concepts
+
+    def reconstruction(self) -> Reconstruct:
+        """Return decoding and encoding again, of the first few concepts; NaN for the others."""
+        left = RECONSTRUCTED
+
+        def reconstruct(concepts_ND: Tensor) -> Tensor:
+            nonlocal left
+            again_ND = torch.full_like(concepts_ND, torch.nan)
+            count = min(left, len(concepts_ND))
+            left -= count
+            if count:
+                texts = self.text(concepts_ND[:count])
+                again_ND[:count] = torch.from_numpy(self.concepts(texts)).to(again_ND.device)
+            return again_ND
+
+        return reconstruct
+
+    def sample(self, model: ConceptModel, batches: list[Batch], number: int) -> dict[str, Any]:
+        """Continue a document, another one for each `number`; returns prompt, text and truth."""
+        rows = [(batch, row) for batch in batches for row in range(len(batch.lengths_B))]
+        if not rows:
+            return {}
+        batch, row = rows[number % len(rows)]
+        length = int(batch.lengths_B[row])
+        given = min(PROMPT, length // 2)
+        if batch.sources_B is not None:
+            given = int(batch.sources_B[row])
+        document_SD = batch.concepts_BSD[row, :length].float()
+        prompt_SD, rest_SD = document_SD[: max(given, 1)], document_SD[max(given, 1) :]
+        end_D = torch.from_numpy(self.concepts([self.end_text])[0])
+        options = GenerateOptions(max_concepts=LENGTH)
+        reencode = None
+        if model.reencodes:
+            reencode = lambda x: torch.from_numpy(self.concepts(self.text(x)))  # noqa: E731
+        made = generate(model, [prompt_SD], options, end=end_D, reencode=reencode)[0].concepts_SD
+        return {
+            "prompt": self.text(prompt_SD),
+            "text": self.text(made) if len(made) else [],
+            "truth": self.text(rest_SD[:LENGTH]) if len(rest_SD) else [],
+        }

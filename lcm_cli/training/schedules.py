@@ -1,0 +1,38 @@
+"""Learning rates: the rate of each step, 0 to `steps` - 1.
+
+All but `constant` warm up linearly from `initial_rate`, reaching `learning_rate` at step `warmup`:
+
+    cosine        half a cosine down to `final_rate` at `steps`
+    linear        a straight line down to it
+    wsd           hold, then fall exponentially to it over the last `decay` share of the steps
+                  (in a straight line where it is 0, which an exponential does not reach)
+    inverse_sqrt  fall as 1 / sqrt(step), without end
+    constant      no warm-up either
+"""
+
+import math
+
+from lcm_cli.training.recipe import Training
+
+
+def rate(step: int, options: Training) -> float:
+    """Return the learning rate of a step."""
+    peak, final = options.learning_rate, options.final_rate
+    if options.schedule == "constant":
+        return peak
+    if step < options.warmup:
+        return options.initial_rate + (peak - options.initial_rate) * step / options.warmup
+    if options.schedule == "inverse_sqrt":
+        return peak * math.sqrt(max(options.warmup, 1) / max(step, 1))
+    if options.schedule == "wsd":
+        return _decay(step, options)
+    done = min(1.0, (step - options.warmup) / max(1, options.steps - options.warmup))
+    left = (1 + math.cos(math.pi * done)) / 2 if options.schedule == "cosine" else 1 - done
+    return final + (peak - final) * left
+
+
+def _decay(step: int, options: Training) -> float:
+    length = max(1, round(options.steps * options.decay))
+    done = min(1.0, max(0.0, (step - (options.steps - length)) / length))
+    peak, final = options.learning_rate, options.final_rate
+    return peak * (final / peak) ** done if final > 0 else peak * (1 - done)

@@ -1,0 +1,236 @@
+"""Training concept models: they learn, stop and go on exactly, and say what is wrong."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
+from lcm_cli.models.checkpoint import load_model
+from lcm_cli.training.loop import Run
+from lcm_cli.training.states import states
+
+ARCHITECTURES = ("base", "one_tower", "two_tower", "quant", "sonar_llm")
+
+
+def weights(trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def train(trainer, folder, **options):
+    records = []
+    run = Run(trainer, folder, report=records.append, **options)
+    finished = run.train()
+    return finished, records
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [(name, ()) for name in ARCHITECTURES]
+    + [("quant", ('model.flavour="continuous"',)), ("base", ('train.optimizer="muon"',))],
+)
+def test_every_model_learns(start, tmp_path, architecture, changes):
+    steps = ("train.steps=80", "train.warmup=0", "train.learning_rate=3e-3", "train.eval_every=80")
+    trainer = start(tmp_path, *steps, *changes, architecture=architecture)
+    finished, records = train(trainer, tmp_path)
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert finished and losses[-1] < 0.8 * losses[0]
+    scores = records[-1]["eval"]
+    assert 0 < scores["loss"] < losses[0] and {"l2", "l2_r", "par", "ca"} <= set(scores)
+    model = load_model(tmp_path / "model")
+    assert model.config.space.name == "tiny" and model.config.space.fingerprint
+    assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), weights(trainer))
+    if architecture != "sonar_llm":
+        assert not torch.equal(model.normalizer.scale, torch.ones(256))  # it was fitted
+    assert log_of(tmp_path) == records
+
+
+@pytest.mark.parametrize("architecture", ["base", "two_tower", "quant"])
+def test_a_resumed_run_is_the_uninterrupted_one(start, tmp_path, architecture):
+    extra = ("train.ema=0.9", "train.accumulate=2", "train.eval_every=7")
+    whole = start(tmp_path / "whole", *extra, architecture=architecture)
+    train(whole, tmp_path / "whole")
+    half = start(tmp_path / "half", *extra, architecture=architecture)
+    step = half.train_step
+
+    def killed():
+        if half.step == 14:
+            raise KeyboardInterrupt  # whatever was not saved is gone
+        return step()
+
+    half.train_step = killed
+    with pytest.raises(KeyboardInterrupt):
+        Run(half, tmp_path / "half").train()
+    again = start(tmp_path / "half", *extra, architecture=architecture)
+    run = Run(again, tmp_path / "half")
+    run.resume()
+    assert again.step == 10 and run.train()
+    assert torch.equal(weights(whole), weights(again))
+    for left, right in zip(whole.average, again.average, strict=True):
+        assert torch.equal(left, right)
+    steps = [
+        [(record["step"], record.get("eval")) for record in log_of(tmp_path / name)]
+        for name in ("whole", "half")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_states_are_few_and_the_best_model_is_kept(start, tmp_path):
+    trainer = start(tmp_path, "train.steps=23", "train.keep=3")
+    train(trainer, tmp_path)
+    assert [path.name[-5:-3] for path in states(tmp_path)] == ["15", "20", "23"]
+    assert load_model(tmp_path / "best" / "model").config == trainer.model.config
+
+
+def test_parts_of_a_batch_add_up(start, tmp_path):
+    """Cut in two, a batch gives the same gradient as whole (where nothing is random)."""
+    dry = ("model.transformer.dropout=0.0", "train.clip=0.0")
+    whole = start(tmp_path / "a", *dry)
+    parts = start(tmp_path / "b", *dry, "train.accumulate=4")
+    for _ in range(3):
+        losses = whole.train_step()["loss"], parts.train_step()["loss"]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lower_precision_trains(start, tmp_path, architecture, precision):
+    full = start(tmp_path / "full", architecture=architecture)
+    half = start(tmp_path / "half", f'train.precision="{precision}"', architecture=architecture)
+    assert half.train_step()["loss"] == pytest.approx(full.train_step()["loss"], rel=0.02)
+    before = weights(half)
+    for _ in range(12):  # the first ones overflow in float16, and its loss is scaled down
+        half.train_step()
+    assert not torch.equal(before, weights(half)) and torch.isfinite(weights(half)).all()
+    assert weights(half).dtype == torch.float32
+
+
+def test_recomputed_activations_change_nothing(start, tmp_path):
+    plain, again = start(tmp_path / "a"), start(tmp_path / "b", "train.checkpointing=true")
+    for _ in range(3):
+        plain.train_step(), again.train_step()
+    assert torch.equal(weights(plain), weights(again))
+
+
+def test_frozen_parameters_stay(start, tmp_path):
+    trainer = start(tmp_path, 'train.freeze=["frontend.*", "lcm.layers.0.*"]')
+    before = weights(trainer).clone()
+    names = [name for name, p in trainer.model.named_parameters() for _ in range(p.numel())]
+    trainer.train_step(), trainer.train_step()
+    moved = (weights(trainer) != before).tolist()
+    still = {name for name, m in zip(names, moved, strict=True) if not m}
+    assert {name for name in names if name.startswith(("frontend.", "lcm.layers.0."))} <= still
+    assert not any(name.startswith(("lcm.layers.1.", "postnet.")) for name in still)
+
+
+def test_freezing_what_is_not_there(start, tmp_path):
+    with pytest.raises(IntegrityError, match="fronted") as caught:
+        start(tmp_path, 'train.freeze=["fronted.*"]')
+    assert "frontend" in caught.value.hint
+    with pytest.raises(IntegrityError, match="nothing to train"):
+        start(tmp_path, 'train.freeze=["*"]')
+
+
+def test_a_run_without_progress_ends_early(start, tmp_path):
+    changes = ("train.learning_rate=0.0", "train.initial_rate=0.0", "train.final_rate=0.0")
+    trainer = start(tmp_path, *changes, "train.eval_every=3", "train.patience=2")
+    finished, _ = train(trainer, tmp_path)
+    assert finished and trainer.step == 9
+
+
+def test_a_bad_batch_stops_the_run_and_is_named(start, tmp_path):
+    trainer = start(tmp_path)
+    trainer.data.poisoned = {7}
+    with pytest.raises(LcmError, match=r"step 7, batch 7 \(8 documents.*not all.*finite") as error:
+        Run(trainer, tmp_path).train()
+    assert "on_nan" in error.value.hint and states(tmp_path)[-1].name == "state-000000005.pt"
+
+
+def test_bad_batches_can_be_skipped(start, tmp_path):
+    trainer = start(tmp_path, 'train.on_nan="skip"')
+    trainer.data.poisoned = {7, 8}
+    assert train(trainer, tmp_path)[0] and trainer.skipped == 2
+    assert torch.isfinite(weights(trainer)).all()
+
+
+def test_nothing_but_bad_batches_is_an_error(start, tmp_path):
+    trainer = start(tmp_path, 'train.on_nan="skip"', "train.steps=60")
+    trainer.data.poisoned = set(range(100))
+    with pytest.raises(LcmError, match="nan"):
+        Run(trainer, tmp_path).train()
+
+
+def test_an_exploding_loss_is_noticed(start, tmp_path):
+    trainer = start(tmp_path, "train.steps=150", "train.eval_every=1000")
+    while trainer.step < 105:
+        trainer.train_step()
+    with torch.no_grad():
+        trainer.model.postnet.fc.weight.mul_(1000)
+    with pytest.raises(LcmError, match="usually"):
+        trainer.train_step()
+
+
+def test_finetuning_goes_on_from_a_run(start, tmp_path):
+    first = start(tmp_path / "first", architecture="two_tower")
+    train(first, tmp_path / "first")
+    changes = (f'start="{tmp_path / "first"}"', 'model.prompts={summarize="[SUMMARY]:"}')
+    tuned = start(tmp_path / "tuned", *changes, architecture="two_tower")
+    assert torch.equal(weights(first), weights(tuned))
+    assert torch.equal(first.model.normalizer.scale, tuned.model.normalizer.scale)
+    train(tuned, tmp_path / "tuned")
+    assert load_model(tmp_path / "tuned" / "model").config.prompts == {"summarize": "[SUMMARY]:"}
+    with pytest.raises(IntegrityError, match="two_tower"):
+        start(tmp_path / "other", changes[0], architecture="base")
+    with pytest.raises(IntegrityError, match="wrong shapes"):
+        wider = "model.denoiser.inner_dim=128"
+        start(tmp_path / "other", changes[0], wider, architecture="two_tower")
+
+
+def test_samples_are_text(start, tmp_path):
+    trainer = start(tmp_path, "train.sample_every=24")
+    _, records = train(trainer, tmp_path)
+    sample = next(record["sample"] for record in records if "sample" in record)
+    assert set(sample) == {"prompt", "text", "truth"} and len(sample["prompt"]) >= 1
+    assert all(isinstance(text, str) for text in sample["text"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ('model.architecture="two_towr"', UsageError, "two_tower"),
+        ('model.size="huge"', UsageError, "39M"),
+        ("model.modl_dim=8", IntegrityError, "model_dim"),
+        ("model.transformer.layrs=8", IntegrityError, "layers"),
+        ("model.concept_dim=8", IntegrityError, "concept_dim"),
+        ("train.stepz=8", IntegrityError, "steps"),
+        ("train.steps=0", IntegrityError, "at least 1"),
+        ("train.ema=1.0", IntegrityError, "ema"),
+        ('kind="modl"', IntegrityError, "model"),
+        ('space="tinny"', LcmError, "tiny"),
+        ('start="nowhere"', LcmError, "nowhere"),
+        ('normalizer="nowhere"', LcmError, "nowhere"),
+    ],
+)
+def test_bad_recipes(start, tmp_path, change, error, words):
+    with pytest.raises(error) as caught:
+        start(tmp_path / "run", change)
+    assert words in caught.value.message + caught.value.hint
+
+
+def test_the_state_of_other_shapes_is_refused(start, tmp_path):
+    train(start(tmp_path), tmp_path)
+    other = start(tmp_path, "model.model_dim=32")
+    with pytest.raises(IntegrityError, match="cannot resume"):
+        Run(other, tmp_path).resume()
+
+
+def test_nan_scores_do_not_reach_the_log(start, tmp_path):
+    _, records = train(start(tmp_path), tmp_path)
+    numbers = [value for record in records for value in record.values()]
+    assert all(math.isfinite(n) for n in numbers if isinstance(n, float))
