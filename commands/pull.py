@@ -1,14 +1,14 @@
 """lcm pull: bring a checkpoint to this machine."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lcm_cli import console, settings
-from lcm_cli.errors import AuthError
+from lcm_cli.errors import UsageError
 
 from ._options import Force
+from ._pull import carry_out, planned, total
 
 if TYPE_CHECKING:
     from lcm_cli.plan import Part, Plan
@@ -20,6 +20,8 @@ lcm pull sonar-robust --dry-run
 
 lcm pull sonar --accept-licence --quiet      # in a script
 
+lcm pull org/model@v1.0                      # a branch, tag or commit of the Hugging Face Hub
+
 lcm pull my-card.toml                        # weights of your own, see checkpoints/sonar-hub.toml
 """
 
@@ -28,11 +30,15 @@ def main(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="A checkpoint, the path of a card, or ORG/REPO.")
     ],
+    revision: Annotated[
+        str,
+        typer.Option(metavar="REV", help="A branch, tag or commit, also as ORG/REPO@REV."),
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be downloaded, and stop.")
     ] = False,
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept a non-commercial licence unasked.")
+        bool, typer.Option("--accept-licence", help="Accept the licence unasked, whatever it is.")
     ] = False,
     set_default: Annotated[
         bool, typer.Option("--set-default", help="Use this space wherever none is named.")
@@ -43,40 +49,17 @@ def main(
 
     Prints the path alone on standard output. What was downloaded before is not downloaded again.
     """
-    from lcm_cli.plan import make_plan
-    from lcm_cli.pull import pull
-
-    plan = make_plan(name, force=force)
-    console.info(f"{plan.name}: {plan.summary}")
-    console.info(f"licence: {plan.licence}" + f" ({plan.licence_note})" * bool(plan.licence_note))
+    plan = planned(name, revision, force)
+    if set_default and plan.kind != "space":
+        raise UsageError(f"--set-default: {name} is a {plan.kind}, not a space")
     if dry_run:
         return _show(plan)
-    if not plan.ready:
-        console.info(f"to download: {_total(plan)}")
-        accept_licence = accept_licence or (plan.non_commercial and _agreed(plan))
-    pull(
-        plan,
-        accept_licence=accept_licence,
-        force=force,
-        progress=console.progress,
-        notice=console.info,
-    )
+    path = carry_out(plan, accept_licence, force)
     if set_default:
-        path = settings.set_user_default("space", plan.name)
-        console.info(f"default space: {plan.name} (in {path})")
-    console.out(str(plan.path))
-
-
-def _agreed(plan: "Plan") -> bool:
-    """Ask whether the licence is accepted, where there is somebody to ask."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    # Not typer.confirm, which writes a space to stdout: that is for the path alone.
-    sys.stderr.write(console.printable(f"Use {plan.name} under {plan.licence}? [y/N] "))
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise AuthError(f"the licence of {plan.name} was not accepted", "nothing was downloaded")
-    return True
+        space = plan.name if plan.revision == "main" else f"{plan.name}@{plan.revision}"
+        config = settings.set_user_default("space", space)
+        console.info(f"default space: {space} (in {config})")
+    console.out(str(path))
 
 
 def _show(plan: "Plan") -> None:
@@ -84,17 +67,10 @@ def _show(plan: "Plan") -> None:
         return console.info(f"on this machine already: {plan.path}")
     rows = [(part.role, part.address, _bytes(part), part.here or "") for part in plan.parts]
     console.table("", ["part", "from", "bytes", "already here"], rows)
-    console.info(f"to download: {_total(plan)}")
+    console.info(f"to download: {total(plan)}")
 
 
 def _bytes(part: "Part") -> str:
     if part.bytes is None:
         return "unknown"
     return f"{part.bytes}" if part.exact else f"about {part.bytes}"
-
-
-def _total(plan: "Plan") -> str:
-    known = sum(part.bytes or 0 for part in plan.parts)
-    unsure = any(part.bytes is None or not part.exact for part in plan.parts)
-    size = f"{known / 1e9:.2f} GB" if known >= 1e8 else f"{known / 1e6:.1f} MB"
-    return f"about {size}" if unsure else size

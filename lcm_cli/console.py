@@ -41,6 +41,11 @@ def configure(quiet: bool = False, verbose: int = 0) -> None:
     _level = -1 if quiet else verbose
 
 
+def is_quiet() -> bool:
+    """Return whether only errors are to be shown."""
+    return _level < 0
+
+
 def out(text: str) -> None:
     """Write a line of the result to stdout."""
     _write(printable(text) if sys.stdout.isatty() else text)

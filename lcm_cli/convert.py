@@ -160,7 +160,7 @@ def _read(role: str, source: Path) -> Weights:
     """Read one half in any of the layouts, under our names."""
     if source.is_dir():
         _check_port(source)
-        state = _read_folder(source)
+        state = read_folder(source)
     else:
         state = _read_pickle(source)
     if f"{role}_frontend.embed.weight" in state:
@@ -282,7 +282,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             f"{path} is broken or holds more than tensors; it was not loaded: {reason[0]}",
             "pull it again; if it repeats, do not trust where it came from",
         ) from error
-    for level in ("model", "state_dict"):
+    for level in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(level), dict):
             content = content[level]
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -303,8 +303,11 @@ def _check_zip(path: Path) -> None:
         raise IntegrityError(f"{path} is compressed, which torch files are not: refused")
 
 
-def _read_folder(folder: Path) -> dict[str, Any]:
-    """Map all weights of an M2M-100 folder, in one file or several."""
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Map all weights of a folder as it lies on the Hub, in one file or several.
+
+    Raises IntegrityError for a file that is damaged, holds more than tensors, or lies elsewhere.
+    """
     state: dict[str, Any] = {}
     for name in _weight_files(folder):
         if Path(name).name != name:

@@ -193,7 +193,8 @@ def _validator(headers: Any) -> str:
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
 
 
-def _retry_after(headers: Any) -> float | None:
+def retry_after(headers: Any) -> float | None:
+    """Return how many seconds a server asks to wait (Retry-After), None if it does not say."""
     value = headers.get("Retry-After") or ""
     if value.isdecimal():
         return float(value)
@@ -327,7 +328,7 @@ class _Download:
             message = f"{url}: access denied ({code} {error.reason})"
             raise AuthError(message, f"the file may have moved; or run {command} again later")
         if code in (408, 429) or code >= 500:
-            raise _Passing(f"{code} {error.reason}", _retry_after(error.headers))
+            raise _Passing(f"{code} {error.reason}", retry_after(error.headers))
         raise LcmError(f"{url}: the server answers {code} {error.reason}")
 
     def _total(self, response: Any, start: int) -> int | None:

@@ -27,6 +27,8 @@ FILES = {
     "decoder": "decoder.safetensors",
     "tokenizer": "tokenizer.model",
 }
+PARTS = {"space": ROLES, "model": ("model",)}
+UNKNOWN_LICENCE = "NOASSERTION"  # SPDX's word for it
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -52,13 +54,25 @@ class Source:
 
 
 @dataclass(frozen=True)
+class File:
+    """A file that lies beside its card. `make cards` writes `bytes` and `sha256`."""
+
+    name: str
+    bytes: int | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
 class Card:
     """What lcm knows of a checkpoint before it is here.
 
-    `files` names the parts of a checkpoint that lie beside the card (role to file name), `source`
-    says where the parts of one that must be pulled come from. `encoder` and `decoder` are the
-    shapes that the weights must have. `languages`: their number, or their codes in id order.
-    `recipe` is what it was trained with (see lcm_cli.training.recipe).
+    `files` are the parts of a checkpoint that lie beside the card, by role, `source` says where the
+    parts of one that must be pulled come from. `checksums` tells where their digests are: in the
+    card, or taken at the first pull (see pins.py). A space has `encoder` and `decoder`, the shapes
+    that its weights must have; a model `architecture`, `config` (see lcm_cli.models.config; empty
+    if it is not known before the pull) and `space`, whose concepts it reads. `languages`: their
+    number, or their codes in id order. `recipe` is what it was trained with, `results` what was
+    measured.
     """
 
     name: str
@@ -67,21 +81,41 @@ class Card:
     licence: str
     licence_note: str
     languages: int | tuple[str, ...]
-    files: dict[str, str] = field(default_factory=dict)
+    checksums: Literal["card", "first pull"] = "first pull"
+    architecture: str = ""
+    space: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
     source: dict[str, Source] = field(default_factory=dict)
     encoder: dict[str, int] = field(default_factory=dict)
     decoder: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise IntegrityError(
                 f"name {self.name!r} is not made of letters, digits, '.', '_', '-'"
             )
-        if foreign := set(self.source) - set(ROLES):
-            raise IntegrityError(f"unknown part {min(foreign)!r}", f"parts: {', '.join(ROLES)}")
-        if outside := [name for name in self.files.values() if Path(name).name != name]:
+        if foreign := set(self.source) - set(self.parts):
+            raise IntegrityError(
+                f"unknown part {min(foreign)!r}", f"parts: {', '.join(self.parts)}"
+            )
+        if outside := [
+            file.name for file in self.files.values() if Path(file.name).name != file.name
+        ]:
             raise IntegrityError(f"{outside[0]!r} does not lie beside the card")
+        if self.checksums == "card" and (bare := self._without_checksum()):
+            raise IntegrityError(f"{bare[0]} has no bytes and sha256, and checksums = 'card'")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it consists of."""
+        return PARTS[self.kind]
+
+    def _without_checksum(self) -> list[str]:
+        every: dict[str, File | Source] = {**self.files, **self.source}
+        return [role for role, part in every.items() if part.bytes is None or not part.sha256]
 
 
 @dataclass(frozen=True)
@@ -99,6 +133,11 @@ class SpaceFiles:
 def is_non_commercial(licence: str) -> bool:
     """Return whether an SPDX licence forbids commercial use."""
     return "NC" in licence.upper().split("-")
+
+
+def must_be_accepted(licence: str) -> bool:
+    """Return whether people are asked before a pull: the licence forbids much or is not known."""
+    return is_non_commercial(licence) or licence in ("", UNKNOWN_LICENCE, "other", "unknown")
 
 
 def cards() -> dict[str, Card]:
@@ -125,8 +164,15 @@ def card_path(source: str) -> Path:
 
 
 def is_repository(source: str) -> bool:
-    """Return whether `source` has the form ORG/REPO."""
-    return bool(re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", source)) and not source.endswith(".toml")
+    """Return whether `source` has the form ORG/REPO or ORG/REPO@REVISION."""
+    form = r"[\w.-]*\w/\w[\w.-]*(@\w[\w./-]*)?"
+    return bool(re.fullmatch(form, source)) and ".." not in source and not source.endswith(".toml")
+
+
+def repository(source: str) -> tuple[str, str]:
+    """Return the name and the revision in ORG/REPO or ORG/REPO@REVISION."""
+    repo, _, revision = source.partition("@")
+    return repo, revision or "main"
 
 
 def space_folder(name: str) -> Path:
@@ -134,9 +180,14 @@ def space_folder(name: str) -> Path:
     return cache_dir() / "spaces" / name
 
 
-def pulled() -> list[str]:
-    """Return the names of the spaces in the cache."""
-    configs = (cache_dir() / "spaces").glob("*/config.json")
+def model_folder(name: str) -> Path:
+    """Return the cache folder of the model called `name`, or ORG/REPO, whether it exists or not."""
+    return cache_dir() / "models" / name.replace("/", "--").replace("@", "--")
+
+
+def pulled(kind: str = "space") -> list[str]:
+    """Return the names of the spaces, or of the models, in the cache."""
+    configs = (cache_dir() / f"{kind}s").glob("*/config.json")
     return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
 
 
@@ -206,7 +257,7 @@ def _of_card(card: Card, entry: Traversable | Path, source: str) -> SpaceFiles:
 
 def _bundled(card: Card, entry: Traversable | Path) -> SpaceFiles:
     beside = entry.parent if isinstance(entry, Path) else _folder()
-    paths = {role: _real_path(beside / card.files[role]) for role in ("config", *ROLES)}
+    paths = {role: _real_path(beside / card.files[role].name) for role in ("config", *ROLES)}
     config_path = paths.pop("config")
     config = read_config(config_path.parent, config_path.name)
     return SpaceFiles(name=card.name, config=config, licence=card.licence, **paths)
@@ -223,12 +274,13 @@ def _real_path(entry: Traversable | Path) -> Path:
     return _unpacked.enter_context(resources.as_file(entry))
 
 
-def _from_hub(repo: str) -> SpaceFiles:
+def _from_hub(source: str) -> SpaceFiles:
     """Find a space in our layout in huggingface_hub's own cache."""
-    folder = local_snapshot(repo, "main", ["config.json"])
+    repo, revision = repository(source)
+    folder = local_snapshot(repo, revision, ["config.json"])
     if folder is None:
         raise NotFoundError(
-            f"{repo} is not on this machine: no config.json", f"run: lcm pull {repo}"
+            f"{source} is not on this machine: no config.json", f"run: lcm pull {source}"
         )
     return read_space(folder)
 

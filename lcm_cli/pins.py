@@ -5,6 +5,7 @@ The publishers of the official weights give no checksums, so the first pull writ
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from lcm_cli.download import locked
 from lcm_cli.errors import IntegrityError
-from lcm_cli.files import atomic_path
+from lcm_cli.files import atomic_path, sha256
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,21 @@ def check(cache: Path, address: str, found: Pin) -> None:
         )
 
 
-def record(cache: Path, address: str, found: Pin) -> None:
-    """Write down what `address` gave; replaces an older record."""
+def record(cache: Path, found: Mapping[str, Pin]) -> None:
+    """Write down what each address gave; replaces older records."""
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / "pins.json"
+    today = datetime.now(UTC).date().isoformat()
     with locked(cache / ".pins.lock", "the record of checksums"):
         entries = _read(path)
-        entries[address] = asdict(found) | {"date": datetime.now(UTC).date().isoformat()}
+        entries |= {address: asdict(pin) | {"date": today} for address, pin in found.items()}
         with atomic_path(path, force=True) as temporary:
             temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def of_file(path: Path, etag: str = "") -> Pin:
+    """Return the pin of a file that is here."""
+    return Pin(path.stat().st_size, sha256(path), etag)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,18 +1,36 @@
 """What pulling a checkpoint would mean: what is missing, where it is, how big, which licence."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lcm_cli import hub
 from lcm_cli.download import offline, remote_size
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub import Card, Source
-from lcm_cli.snapshot import Remote, describe, fetch, local_snapshot
+from lcm_cli.repository import (
+    OURS,
+    Layout,
+    layout_of,
+    licence_in,
+    needed,
+    read_json,
+    weight_files,
+)
+from lcm_cli.snapshot import (
+    Remote,
+    describe,
+    fetch,
+    is_commit,
+    local_commit,
+    local_snapshot,
+    repository_folder,
+)
 
 PORT_TOKENIZER = "sentencepiece.bpe.model"
+ORIGIN = "origin.json"  # beside a converted model: what it was made from
 _PORT_SETTINGS = ("config.json", "tokenizer_config.json", "added_tokens.json")
 
 
@@ -34,7 +52,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What pulling one checkpoint means. `ready`: it is on this machine, at `path`, already."""
+    """What pulling one checkpoint means. `ready`: it is on this machine, at `path`, already.
+
+    `path` is where it will be; one of the Hub in our own layout stays in the Hub's cache. `notes`:
+    what a person should hear about it, such as a tag that has moved.
+    """
 
     name: str
     summary: str
@@ -45,35 +67,60 @@ class Plan:
     ready: bool = False
     parts: tuple[Part, ...] = ()
     card: Card | None = field(default=None, repr=False)
+    kind: str = "space"
+    layout: Layout = "space"
+    revision: str = "main"
+    notes: tuple[str, ...] = ()
 
     @property
-    def non_commercial(self) -> bool:
-        """Whether the licence forbids commercial use."""
-        return hub.is_non_commercial(self.licence)
+    def must_be_accepted(self) -> bool:
+        """Whether the licence is one that people are asked about."""
+        return hub.must_be_accepted(self.licence)
 
 
-def make_plan(source: str, *, force: bool = False) -> Plan:
-    """Find out what pulling `source` would do: a card's name, a card's path, or ORG/REPO.
+def make_plan(source: str, *, revision: str = "", force: bool = False) -> Plan:
+    """Find out what pulling `source` would do: a card's name or path, ORG/REPO, or ORG/REPO@REV.
 
-    Asks servers for sizes where the network may be used; fetches no weights. `force` plans to
-    fetch everything again. Raises NotFoundError, UsageError for a folder or a name that is taken.
+    `revision`: a branch, tag or commit instead of the card's own. Asks servers for sizes where the
+    network may be used; fetches no weights. `force` plans to fetch everything again. Raises
+    NotFoundError, UsageError for a folder or a name that is taken.
     """
-    command = f"lcm pull {source}"
+    command = f"lcm pull {source}" + f" --revision {revision}" * bool(revision)
     if source not in hub.cards() and Path(source).is_dir():
-        found = hub.locate_space(source)
-        raise UsageError(f"{source} is here already (space {found.name})", f"use --space {source}")
+        layout = layout_of(Path(source))
+        option = "--space" if layout == "space" else "--model"
+        raise UsageError(f"{source} is here already", f"use it: {option} {source}")
     if hub.is_repository(source):
-        return _plan_repository(source, command, force)
-    card = hub.card(source)
-    path = hub.space_folder(card.name)
-    plan = Plan(card.name, card.summary, card.licence, card.licence_note, path, command, card=card)
+        repo, named = hub.repository(source)
+        return _plan_repository(repo, revision or named, command, force)
+    card = _at(hub.card(source), revision)
+    place: Callable[[str], Path] = hub.space_folder if card.kind == "space" else hub.model_folder
+    plan = Plan(
+        *(card.name, card.summary, card.licence, card.licence_note, place(card.name), command),
+        card=card,
+        kind=card.kind,
+    )
     if card.files:
         return replace(plan, path=hub.card_path(source), ready=True)
     _check_card(source, card)
-    if not force and card.name in hub.pulled():
+    if not force and card.name in hub.pulled(card.kind):
         _check_origin(plan, card)
         return replace(plan, ready=True)
+    if card.kind == "model":
+        return _plan_model(plan, card.source["model"])
     return replace(plan, parts=tuple(_plan_part(card, role, command, force) for role in hub.ROLES))
+
+
+def _at(card: Card, revision: str) -> Card:
+    """Return a card whose one repository is at another revision."""
+    if not revision:
+        return card
+    repos = {source.repo for source in card.source.values()}
+    if len(repos) != 1 or "" in repos:
+        message = f"--revision: {card.name} does not come from one repository of the Hub"
+        raise UsageError(message, f"pull it as it is: lcm pull {card.name}")
+    sources = {role: replace(one, revision=revision) for role, one in card.source.items()}
+    return replace(card, source=sources)
 
 
 def address(source: Source, role: str) -> str:
@@ -90,33 +137,39 @@ def choose_port(role: str, names: Sequence[str]) -> list[str]:
     """Pick the files of an M2M-100 repository that one part of a space needs."""
     if role == "tokenizer":
         return [name for name in names if name == PORT_TOKENIZER]
-    for kind in (
-        r"model(-.*)?\.safetensors(\.index\.json)?",
-        r"pytorch_model(-.*)?\.bin(\.index\.json)?",
-    ):
-        weights = [name for name in names if re.fullmatch(kind, name)]
-        if weights:
-            return [name for name in _PORT_SETTINGS if name in names] + weights
-    return []
+    weights = weight_files(names)
+    return [name for name in _PORT_SETTINGS if name in names] + weights if weights else []
 
 
 def _check_card(source: str, card: Card) -> None:
     """Refuse an incomplete card, and one that would take the place of a card of lcm's own."""
-    if source.endswith(".toml") and card.name in hub.cards() and hub.card(card.name) != card:
+    known = hub.cards().get(card.name)
+    if source.endswith(".toml") and known and hub.card(source) != known:
         message = f"{source}: {card.name!r} is the name of a checkpoint that lcm knows"
         raise UsageError(message, "give it another name")
-    if missing := set(hub.ROLES) - set(card.source):
+    if missing := set(card.parts) - set(card.source):
         message = f"the card {card.name} does not say where to get: {', '.join(sorted(missing))}"
         raise IntegrityError(message, "add [source.ROLE] with url or repo")
 
 
 def _check_origin(plan: Plan, card: Card) -> None:
-    made_of = hub.read_space(plan.path).config.get("source", {})
+    made_of = origin(plan.path, card.kind)
     for role, source in card.source.items():
         before = made_of.get(role, {}).get("from")
         if before not in (address(source, role), source.url):
             message = f"{plan.path} was made from {before}, not from {address(source, role)}"
             raise UsageError(message, f"replace it: {plan.command} --force")
+        asked, got = source.revision, made_of[role].get("asked", "main")
+        if source.repo and asked not in (got, made_of[role].get("revision")):
+            message = f"{plan.path} was made from {before} at {got}, not at {asked}"
+            raise UsageError(message, f"replace it: {plan.command} --force")
+
+
+def origin(folder: Path, kind: str) -> dict[str, Any]:
+    """Return what a pulled checkpoint was made from, by part; empty if that is not on record."""
+    name = "config.json" if kind == "space" else ORIGIN
+    found = read_json(folder / name).get("source", {})
+    return found if isinstance(found, dict) else {}
 
 
 def _plan_part(card: Card, role: str, command: str, force: bool) -> Part:
@@ -171,21 +224,106 @@ def _converted(card: Card, role: str, origin: str) -> Path | None:
     return None
 
 
-def _plan_repository(repo: str, command: str, force: bool) -> Plan:
-    """Plan a space that lies on the Hub in our own layout; it is used where the Hub's cache is."""
-    names = ["config.json", *hub.FILES.values()]
-    plan = Plan(repo, f"a space from https://huggingface.co/{repo}", "", "", Path(), command)
-    if not force and (folder := local_snapshot(repo, "main", names)):
-        licence = hub.read_space(folder).licence
-        return replace(plan, path=folder, licence=licence, ready=True)
-    remote = describe(repo, "main", command)
-    if missing := set(names) - {file.name for file in remote.files}:
+def _plan_model(plan: Plan, source: Source) -> Plan:
+    """Plan a model that is one repository in a foreign layout, to be converted."""
+    part = Part("model", source.repo)
+    if Path(source.repo).is_dir():
+        layout = layout_of(Path(source.repo))
+        return replace(plan, layout=layout, parts=(replace(part, here=Path(source.repo)),))
+    if offline():
+        here = local_snapshot(source.repo, source.revision, ["config.json"])
+        layout = layout_of(here) if here else "sonar-llm"
+        return replace(plan, layout=layout, parts=(replace(part, here=here, bytes=None),))
+    remote = describe(source.repo, source.revision, plan.command)
+    layout, names = _look(remote, plan.command)
+    part = replace(part, remote=remote, bytes=_missing(remote, names))
+    licence = remote.licence if plan.licence == hub.UNKNOWN_LICENCE else ""
+    return replace(
+        plan,
+        layout=layout,
+        parts=(part,),
+        licence=licence or plan.licence,
+        revision=source.revision,
+    )
+
+
+def _look(remote: Remote, command: str) -> tuple[Layout, list[str]]:
+    """Return the layout of a repository and the files to fetch, after a look at its config."""
+    names = [file.name for file in remote.files]
+    settings = [name for name in names if name == "config.json"]
+    try:
+        layout = layout_of(fetch(remote, lambda _: settings, command))
+    except NotFoundError as error:
         raise NotFoundError(
-            f"{repo} is not a space in lcm's layout: it has no {', '.join(sorted(missing))}",
-            "weights in the M2M-100 layout need a card: see lcm pull sonar-hub",
+            f"{remote.repo} holds no checkpoint that lcm can read", error.hint
+        ) from error
+    if layout == "m2m-100":
+        raise NotFoundError(
+            f"{remote.repo} is not a space in lcm's layout but in that of M2M-100",
+            "it needs a card that names encoder, decoder and tokenizer: see lcm pull sonar-hub",
         )
-    folder = fetch(remote, "main", lambda _: ["config.json"], command)
-    licence = hub.read_config(folder).get("licence") or remote.licence
-    size = _missing(remote, names)
-    part = Part("space", f"{repo}@{remote.commit}", size, remote=remote)
-    return replace(plan, path=folder, licence=licence, parts=(part,))
+    return layout, needed(layout, names, remote.repo)
+
+
+def _plan_repository(repo: str, revision: str, command: str, force: bool) -> Plan:
+    """Plan a checkpoint from the Hub: in our own layout, or one that can be converted."""
+    plan = Plan(repo, "", "", "", Path(), command, revision=revision)
+    if offline() or is_commit(revision):
+        if (here := _here(plan)) and not (force and not offline()):
+            return here
+        if offline():
+            message = f"{repo}@{revision} is not on this machine and lcm is offline"
+            raise NotFoundError(message, f"run {command} without --offline and HF_HUB_OFFLINE")
+    remote = describe(repo, revision, command)
+    notes = _moved(repo, revision, remote.commit)
+    here = None if force or notes else _here(plan)
+    return here or replace(_plan_remote(plan, remote), notes=notes)
+
+
+def _plan_remote(plan: Plan, remote: Remote) -> Plan:
+    layout, names = _look(remote, plan.command)
+    folder = repository_folder(remote.repo) / "snapshots" / remote.commit
+    address = f"{remote.repo}@{remote.commit}"
+    part = Part(_kind(layout), address, _missing(remote, names), remote=remote)
+    licence = read_json(folder / "config.json").get("licence") or remote.licence
+    if layout not in OURS:
+        folder = hub.model_folder(remote.repo)
+    return replace(_found(plan, layout, folder, licence), parts=(part,))
+
+
+def _found(plan: Plan, layout: Layout, folder: Path, licence: str) -> Plan:
+    """Return the plan of a repository of which it is known what it holds."""
+    kind = _kind(layout)
+    summary = f"a {kind} from https://huggingface.co/{plan.name}"
+    return replace(plan, kind=kind, layout=layout, path=folder, licence=licence, summary=summary)
+
+
+def _kind(layout: Layout) -> str:
+    return "space" if layout == "space" else "model"
+
+
+def _moved(repo: str, revision: str, commit: str) -> tuple[str, ...]:
+    before = local_commit(repo, revision)
+    if before in ("", commit):
+        return ()
+    return (f"{repo}@{revision} has moved: it was {before[:12]} and is {commit[:12]} now",)
+
+
+def _here(plan: Plan) -> Plan | None:
+    """Return the plan of a repository that is here, whole, at the plan's revision; or None."""
+    commit = local_commit(plan.name, plan.revision)
+    folder = local_snapshot(plan.name, commit, ["config.json"]) if commit else None
+    if folder is None:
+        return None
+    layout = layout_of(folder)
+    if layout not in OURS:
+        folder = hub.model_folder(plan.name)
+        if origin(folder, "model").get("model", {}).get("revision") != commit:
+            return None
+    try:
+        names = needed(layout, [path.name for path in folder.iterdir()], plan.name)
+    except NotFoundError:  # a pull that was killed
+        return None
+    if layout in OURS and local_snapshot(plan.name, commit, names) is None:
+        return None
+    return replace(_found(plan, layout, folder, licence_in(folder)), ready=True)

@@ -19,13 +19,16 @@ from lcm_cli import hub, pins
 from lcm_cli.convert import check_tokenizer, convert_half
 from lcm_cli.download import Advance, Fetched, Notice, Wanted, download, ignore, locked
 from lcm_cli.errors import AuthError, IntegrityError, NotFoundError
-from lcm_cli.files import atomic_path, disk_error, sha256
-from lcm_cli.hub import Card, SpaceFiles
+from lcm_cli.files import atomic_path, disk_error, sha256, swap
+from lcm_cli.hub import Card
 from lcm_cli.languages import SONAR
 from lcm_cli.paths import cache_dir
 from lcm_cli.plan import PORT_TOKENIZER, Part, Plan, choose_port
-from lcm_cli.snapshot import fetch
+from lcm_cli.pull_model import check_model, pull_model
+from lcm_cli.repository import OURS, needed
+from lcm_cli.snapshot import fetch, keep
 
+UNKNOWN = ("", hub.UNKNOWN_LICENCE)
 Progress = Callable[[str, int | None], AbstractContextManager[Advance]]
 
 
@@ -41,40 +44,62 @@ def pull(
     force: bool = False,
     progress: Progress = no_progress,
     notice: Notice = ignore,
-) -> SpaceFiles:
-    """Carry out a plan; returns the space's files, at once if it is ready.
+) -> Path:
+    """Carry out a plan; returns where the checkpoint is: its folder, or the card of a bundled one.
 
-    Raises AuthError if the licence forbids commercial use and was not accepted, and whatever
+    Raises AuthError if the licence is one that must be accepted and was not, and whatever
     download.py, snapshot.py and convert.py raise. Nothing half-made is left under the name.
     """
     if plan.ready:
-        return hub.locate_space(str(plan.path))
-    if plan.non_commercial and not accept_licence:
+        return plan.path
+    if plan.must_be_accepted and not accept_licence:
         raise AuthError(
-            f"{plan.name} is under {plan.licence}: {plan.licence_note}",
+            f"{plan.name} is under {licence_line(plan)}",
             f"if you agree, run: {plan.command} --accept-licence",
         )
-    if plan.card is None:
-        return _pull_repository(plan)
+    if plan.layout in OURS and plan.card is None:
+        return _pull_repository(plan, notice)
     try:
         plan.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(plan.path.with_name(f".{plan.path.name}.lock"), plan.name, notice):
-            if force or plan.name not in hub.pulled():
+            if plan.kind == "model":
+                return pull_model(plan, force, notice)
+            if plan.card and (force or plan.name not in hub.pulled()):
                 _Assembly(plan, plan.card, force, progress, notice).run()
     except OSError as error:
         raise disk_error(error, plan.path) from error
-    return hub.read_space(plan.path)
+    return hub.read_space(plan.path).encoder.parent
 
 
-def _pull_repository(plan: Plan) -> SpaceFiles:
+def licence_line(plan: Plan) -> str:
+    """Say in a line under which licence a checkpoint is."""
+    licence = "a licence that is not known" if plan.licence in UNKNOWN else plan.licence
+    return f"{licence}: {plan.licence_note}" if plan.licence_note else licence
+
+
+def _pull_repository(plan: Plan, notice: Notice) -> Path:
+    """Bring a repository in our own layout; it is used where the Hub's client keeps it."""
     remote = plan.parts[0].remote
     assert remote is not None
-    folder = fetch(remote, "main", lambda _: ["config.json", *hub.FILES.values()], plan.command)
+    folder = fetch(
+        remote, lambda names: needed(plan.layout, names, plan.name), plan.command, notice
+    )
+    if plan.kind == "space":
+        _check_space(folder)
+    else:
+        check_model(folder)
+    names = needed(plan.layout, [path.name for path in folder.iterdir()], plan.name)
+    address = f"{remote.repo}@{remote.commit}"
+    pins.record(cache_dir(), {f"{address}/{name}": pins.of_file(folder / name) for name in names})
+    keep(remote, plan.revision)
+    return folder
+
+
+def _check_space(folder: Path) -> None:
     space = hub.read_space(folder)
     for role, expected in space.config.get("sha256", {}).items():
         if sha256(folder / hub.FILES[role]) != expected:
             raise IntegrityError(f"{folder / hub.FILES[role]} has not the sha256 in config.json")
-    return space
 
 
 class _Assembly:
@@ -101,11 +126,10 @@ class _Assembly:
         new.mkdir()
         try:
             self._build(sources, new)
-            _swap(new, place)
+            swap(new, place)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-        for address, pin in self.found.items():
-            pins.record(self.cache, address, pin)
+        pins.record(self.cache, self.found)
         shutil.rmtree(self.downloads, ignore_errors=True)
 
     def _obtain(self, part: Part) -> Path:
@@ -139,15 +163,14 @@ class _Assembly:
         if part.remote is not None:
             self.notice(f"{part.role}: fetching {source.repo} through huggingface_hub")
             pick = partial(choose_port, part.role)
-            folder = fetch(part.remote, source.revision, pick, self.plan.command)
-            origin["revision"] = part.remote.commit
+            folder = fetch(part.remote, pick, self.plan.command, self.notice)
+            keep(part.remote, source.revision)
+            origin |= {"revision": part.remote.commit, "asked": source.revision}
         if folder is None:
             message = f"{source.repo} is not on this machine and lcm is offline"
             raise NotFoundError(message, f"run {self.plan.command} without --offline")
         names = choose_port(part.role, [path.name for path in folder.iterdir()])
-        files = {
-            name: pins.Pin((folder / name).stat().st_size, sha256(folder / name)) for name in names
-        }
+        files = {name: pins.of_file(folder / name) for name in names}
         for name, pin in files.items():
             self._pin(f"{part.address}/{name}", pin)
         digests = {name: pin.sha256 for name, pin in files.items()}
@@ -233,12 +256,3 @@ def _copy(source: Path, target: Path) -> str:
     with atomic_path(target) as path:
         shutil.copyfile(source, path)
     return sha256(target)
-
-
-def _swap(new: Path, place: Path) -> None:
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)

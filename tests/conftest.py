@@ -1,6 +1,5 @@
 """Shared by the tests: a cache of their own, a server that misbehaves, small official weights."""
 
-import hashlib
 import http.server
 import io
 import json
@@ -10,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+from hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -117,26 +118,6 @@ class Server(http.server.ThreadingHTTPServer):
         self.etag: Callable[[bytes], str] = lambda body: f'"{hash(body)}"'
         self.sent: dict[str, int] = {}
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
-        self.headers: dict[str, dict[str, str]] = {}
-
-    def publish(self, repo: str, files: Mapping[str, bytes], commit: str = "c" * 40) -> None:
-        """Serve a Hugging Face repository: its description, and files with the Hub's headers."""
-        digests = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
-        siblings = [
-            {
-                "rfilename": name,
-                "size": len(body),
-                "lfs": {"sha256": digests[name], "size": len(body), "pointerSize": 130},
-            }
-            for name, body in files.items()
-        ]
-        about = {"id": repo, "sha": commit, "siblings": siblings, "tags": [], "private": False}
-        about |= {"cardData": {"license": "cc-by-nc-4.0"}, "downloads": 0, "disabled": False}
-        self.files[f"/api/models/{repo}/revision/main"] = json.dumps(about).encode()
-        for name, body in files.items():
-            path = f"/{repo}/resolve/main/{name}"
-            self.files[path] = body
-            self.headers[path] = {"X-Repo-Commit": commit, "ETag": f'"{digests[name]}"'}
 
     def fail(self, path: str, *faults: dict[str, Any]) -> None:
         """Meet the next requests for `path` with these faults, given as fields of Fault."""
@@ -168,10 +149,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         queue = self.server.faults.get(self.path) if with_body else None
         fault = queue.pop(0) if queue else Fault()
         body = self.server.files.get(self.path)
-        extra = self.server.headers.get(self.path, {})
         if fault.status or body is None:
             return self._status(fault.status or 404, fault.headers)
-        etag = extra.get("ETag") or self.server.etag(body)
+        etag = self.server.etag(body)
         start = self._start(wanted, etag)
         if start > len(body) or (start and start == len(body)):
             return self._status(416, {"Content-Range": f"bytes */{len(body)}"})
@@ -185,9 +165,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             length = len(body) - start if fault.length is None else fault.length
             self.send_header("Content-Length", str(length))
-        for name, value in {**extra, **fault.headers}.items():
-            if name != "ETag":
-                self.send_header(name, value)
+        for name, value in fault.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if with_body:
             self._send(body[start:], fault)
@@ -224,13 +203,35 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A file server on loopback that fails as told."""
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    with _running(Server()) as server:
+        yield server
+
+
+@pytest.fixture
+def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hugging Face Hub on loopback, which the real client is told to use; waits are short."""
+    with _running(HubServer()) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        # The client looks at HF_HUB_OFFLINE once, whatever it was when some test imported it.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        sleep = time.sleep
+        monkeypatch.setattr("time.sleep", lambda seconds: sleep(min(seconds, 0.02)))
+        yield server
+
+
+@contextmanager
+def _running(server: Any) -> Iterator[Any]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def test_card_from_a_path(official, tmp_path):
         ("[source.encoder]", "[source.encodr]", "encodr"),
         ("url =", "from =", "from"),
         ('url = "https://example.org/encoder"', "", "url or repo"),
-        ("[encoder]", '[files]\nconfig = "../c.json"\n[encoder]', "beside the card"),
+        ("[encoder]", '[files]\nconfig = { name = "../c.json" }\n[encoder]', "beside the card"),
         ("[encoder]", "[[encoder]", "not valid TOML"),
     ],
 )
@@ -153,7 +153,7 @@ def test_card_with_its_files_beside_it(official, tmp_path):
     for role, file in files.items():
         (folder / file).rename(folder / f"flat.{role}")
     card = official.card(folder / "flat.toml", {}, name="flat", licence="MIT")
-    lines = [f'{role} = "flat.{role}"' for role in files]
+    lines = [f'{role} = {{ name = "flat.{role}" }}' for role in files]
     card.write_text("\n".join([card.read_text(), "[files]", *lines]))
     space = hub.locate_space(str(card))
     assert space.decoder == folder / "flat.decoder"
@@ -164,7 +164,7 @@ def test_card_with_its_files_beside_it(official, tmp_path):
 
 
 def test_model_is_no_space(official, tmp_path):
-    card = official.card(tmp_path / "c.toml", URLS)
+    card = official.card(tmp_path / "c.toml", {"model": {"repo": "org/model"}})
     card.write_text(card.read_text().replace('kind = "space"', 'kind = "model"'))
     with pytest.raises(UsageError, match="is a model"):
         hub.locate_space(str(card))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lcm_cli import hub, pins, plan, pull, snapshot
+from lcm_cli import hub, pins, plan, pull
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import sha256
 from lcm_cli.space import official as bridge
@@ -31,7 +31,7 @@ def card(cache, official, server, tmp_path):
 
 def run(card, **options):
     made = plan.make_plan(str(card), force=options.get("force", False))
-    return pull.pull(made, accept_licence=True, **options)
+    return hub.read_space(pull.pull(made, accept_licence=True, **options))
 
 
 def is_whole(space, official):
@@ -71,7 +71,9 @@ def test_second_pull_asks_nobody(card, server):
     server.requests.clear()
     made = plan.make_plan(str(card))
     assert made.ready
-    assert pull.pull(made).name == "small"  # nothing is fetched, so no licence is asked for
+    assert pull.pull(made) == hub.space_folder(
+        "small"
+    )  # nothing is fetched, so no licence is asked for
     assert server.requests == []
 
 
@@ -121,7 +123,7 @@ def test_licence_must_be_accepted(card, server):
 
 def test_free_licence_is_not_asked_for(official, card):
     card.write_text(card.read_text().replace("CC-BY-NC-4.0", "MIT"))
-    assert pull.pull(plan.make_plan(str(card))).licence == "MIT"
+    assert hub.read_space(pull.pull(plan.make_plan(str(card)))).licence == "MIT"
 
 
 def test_parts_are_shared_between_spaces(cache, card, official, server, tmp_path):
@@ -291,7 +293,7 @@ CHILD = """
 import sys
 from lcm_cli.plan import make_plan
 from lcm_cli.pull import pull
-print(pull(make_plan(sys.argv[1]), accept_licence=True).encoder)
+print(pull(make_plan(sys.argv[1]), accept_licence=True))
 """
 
 
@@ -341,16 +343,6 @@ def test_three_pulls_at_once(cache, card, official, server):
 # The Hub
 
 
-@pytest.fixture
-def endpoint(server, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", server.url("").rstrip("/"))
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    # The client looks at HF_HUB_OFFLINE once, whatever it was when some test imported it.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    return server
-
-
 def port_of(official, role, folder):
     """Return the files of a Hub port with the weights of `role`."""
     names = {
@@ -382,22 +374,23 @@ def port_of(official, role, folder):
 
 
 @pytest.fixture
-def port_card(cache, official, endpoint, tmp_path):
-    endpoint.publish("org/enc", port_of(official, "encoder", tmp_path))
-    endpoint.publish("org/dec", port_of(official, "decoder", tmp_path), "d" * 40)
+def port_card(cache, official, hub_server, tmp_path):
+    hub_server.publish("org/enc", port_of(official, "encoder", tmp_path))
+    hub_server.publish("org/dec", port_of(official, "decoder", tmp_path))
     repos = {"encoder": "org/enc", "decoder": "org/dec", "tokenizer": "org/enc"}
     sources = {role: {"repo": repo} for role, repo in repos.items()}
     return official.card(tmp_path / "small.toml", sources)
 
 
-def test_ports_from_the_hub(cache, port_card, official, endpoint):
+def test_ports_from_the_hub(cache, port_card, official, hub_server):
     made = plan.make_plan(str(port_card))
     assert all(part.bytes > 100 for part in made.parts)
-    space = pull.pull(made, accept_licence=True)
+    space = hub.read_space(pull.pull(made, accept_licence=True))
     assert is_whole(space, official)
-    assert space.config["source"]["decoder"]["revision"] == "d" * 40
+    commit = hub_server.repos["org/dec"].refs["main"]
+    assert space.config["source"]["decoder"]["revision"] == commit
     assert pins.pinned(cache, "org/enc/model.safetensors").sha256
-    fetched = {path for method, path, _ in endpoint.requests if method == "GET"}
+    fetched = {one.path for one in hub_server.requests if one.method == "GET"}
     assert not any(path.endswith((".bin", "README.md")) for path in fetched)
 
 
@@ -444,88 +437,14 @@ def test_disk_that_is_full_while_converting(cache, local_ports, official):
     assert is_whole(run(local_ports), official)
 
 
-def test_moved_branch_is_reported(cache, port_card, official, endpoint, tmp_path):
+def test_part_that_changed_on_its_branch(cache, port_card, official, hub_server, tmp_path):
     run(port_card)
     shutil.rmtree(cache / "spaces")
     files = port_of(official, "encoder", tmp_path)
     files["config.json"] += b" "
-    endpoint.publish("org/enc", files, "e" * 40)
+    hub_server.publish("org/enc", files)
     with pytest.raises(IntegrityError, match=r"org/enc/config\.json is not what it was"):
         run(port_card)
-
-
-def test_hub_that_gives_other_bytes_than_it_announces(cache, port_card, endpoint):
-    path = "/org/enc/resolve/main/model.safetensors"
-    endpoint.files[path] = endpoint.files[path][:-1] + b"x"
-    with pytest.raises(IntegrityError, match="not the sha256 that the Hub announces"):
-        run(port_card)
-    assert snapshot.local_snapshot("org/enc", "main", ["model.safetensors"]) is None
-
-
-@pytest.fixture
-def own_repository(official, endpoint, cache, card):
-    """A repository that holds a space in our own layout."""
-    folder = run(card).encoder.parent
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    endpoint.publish("org/space", files | {"README.md": b"not wanted"})
-    endpoint.requests.clear()
-    return files
-
-
-def test_repository_in_our_layout(cache, own_repository, official, endpoint):
-    made = plan.make_plan("org/space")
-    assert made.licence == "CC-BY-NC-4.0"
-    with pytest.raises(AuthError):
-        pull.pull(made)
-    assert not any(path.endswith(".safetensors") for _, path, _ in endpoint.requests)
-    assert is_whole(pull.pull(made, accept_licence=True), official)
-    assert is_whole(hub.locate_space("org/space"), official)
-    assert plan.make_plan("org/space").ready
-
-
-def test_repository_whose_weights_are_not_those_of_its_config(own_repository, endpoint):
-    files = own_repository | {"tokenizer.model": b"another"}
-    endpoint.publish("org/space", files)
-    with pytest.raises(
-        IntegrityError, match=r"tokenizer\.model has not the sha256 in config\.json"
-    ):
-        pull.pull(plan.make_plan("org/space"), accept_licence=True)
-
-
-def test_repository_in_another_layout(cache, port_card):
-    with pytest.raises(NotFoundError, match="not a space in lcm's layout") as caught:
-        plan.make_plan("org/enc")
-    assert "sonar-hub" in caught.value.hint
-
-
-def test_no_such_repository(cache, endpoint):
-    with pytest.raises(NotFoundError, match="org/none"):
-        plan.make_plan("org/none")
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "kind", "words"),
-    [
-        (401, {"X-Error-Code": "GatedRepo"}, AuthError, "gated"),
-        (403, {}, AuthError, "403"),
-        (404, {"X-Error-Code": "RepoNotFound"}, NotFoundError, "no repository org/space"),
-        (404, {"X-Error-Code": "RevisionNotFound"}, NotFoundError, "no revision 'main'"),
-        (429, {"Retry-After": "7"}, LcmError, "retry after 7"),
-        (500, {}, LcmError, "answers 500"),
-    ],
-)
-def test_errors_of_the_hub(cache, endpoint, status, headers, kind, words):
-    fault = {"status": status, "headers": headers}
-    endpoint.fail("/api/models/org/space/revision/main", *[fault] * 9)
-    with pytest.raises(kind, match=words):
-        plan.make_plan("org/space")
-
-
-def test_hub_that_cannot_be_reached(cache, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(LcmError, match="no network: cannot reach the Hub for org/space") as caught:
-        plan.make_plan("org/space")
-    assert "lcm pull org/space" in caught.value.hint
 
 
 def test_sharded_weights_are_all_chosen():

@@ -24,8 +24,10 @@ from lcm_cli.models.packed import prepare
 from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
+from lcm_cli.repository import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
 KINDS: dict[str, type[nn.Module]] = {
     "base": BaseLCM,
     "two_tower": TwoTowerLCM,
@@ -78,7 +80,7 @@ def load(folder: Path) -> nn.Module:
     config = read_config(folder)
     with torch.device("meta"):
         model = build(config)
-    state = read_weights(folder / WEIGHTS)
+    state = read_all_weights(folder)
     check_state(model, state, str(folder / WEIGHTS))
     full = {
         key: tensor.float() if key.startswith(FULL_PRECISION) else tensor
@@ -105,6 +107,19 @@ def read_config(folder: Path) -> AnyConfig | QuantizerConfig:
     return from_dict(data, str(file))
 
 
+def read_all_weights(folder: Path) -> dict[str, Tensor]:
+    """Map the weights of a checkpoint, in one file or in the several that an index names."""
+    index = read_json(folder / INDEX)
+    if (folder / WEIGHTS).is_file() or not index:
+        return read_weights(folder / WEIGHTS)
+    state: dict[str, Tensor] = {}
+    for name in sorted({str(part) for part in index.get("weight_map", {}).values()}):
+        if Path(name).name != name:
+            raise IntegrityError(f"{folder / INDEX}: a weight file may not lie elsewhere: {name}")
+        state |= read_weights(folder / name)
+    return state
+
+
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Map a safetensors file into memory; raises NotFoundError, or IntegrityError if damaged."""
     if not file.is_file():
@@ -129,6 +144,14 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
                 f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
                 for key, tensor in wanted.items()
                 if key in state and state[key].shape != tensor.shape
+            ],
+        ),
+        _named(
+            "wrong types",
+            [
+                f"{key} {state[key].dtype} for {tensor.dtype}"
+                for key, tensor in wanted.items()
+                if key in state and state[key].is_floating_point() != tensor.is_floating_point()
             ],
         ),
     ]

@@ -1,0 +1,66 @@
+"""Pulling as people meet it: what and how much, the licence asked about once, progress."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lcm_cli import console
+from lcm_cli.errors import AuthError
+
+if TYPE_CHECKING:
+    from lcm_cli.plan import Plan
+
+
+def planned(name: str, revision: str = "", force: bool = False) -> "Plan":
+    """Find out what pulling `name` means, and say it on stderr."""
+    if not sys.stderr.isatty() or console.is_quiet():
+        # The client looks at this once, when it is imported: its bars are for people.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from lcm_cli.plan import make_plan
+    from lcm_cli.pull import licence_line
+
+    plan = make_plan(name, revision=revision, force=force)
+    console.info(f"{plan.name}: {plan.summary}")
+    console.info(f"licence: {licence_line(plan)}")
+    for note in plan.notes:
+        console.warn(note)
+    return plan
+
+
+def carry_out(plan: "Plan", accept_licence: bool = False, force: bool = False) -> Path:
+    """Pull what is planned, after asking about its licence where there is somebody to ask."""
+    from lcm_cli.pull import pull
+
+    if not plan.ready:
+        console.info(f"to download: {total(plan)}")
+        accept_licence = accept_licence or (plan.must_be_accepted and _agreed(plan))
+    return pull(
+        plan,
+        accept_licence=accept_licence,
+        force=force,
+        progress=console.progress,
+        notice=console.info,
+    )
+
+
+def total(plan: "Plan") -> str:
+    """Return how much has to be transferred, for people."""
+    known = sum(part.bytes or 0 for part in plan.parts)
+    unsure = any(part.bytes is None or not part.exact for part in plan.parts)
+    size = f"{known / 1e9:.2f} GB" if known >= 1e8 else f"{known / 1e6:.1f} MB"
+    return f"about {size}" if unsure else size
+
+
+def _agreed(plan: "Plan") -> bool:
+    from lcm_cli.pull import licence_line
+
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    # Not typer.confirm, which writes a space to stdout: that is for the path alone.
+    question = f"Use {plan.name} under {licence_line(plan).partition(':')[0]}? [y/N] "
+    sys.stderr.write(console.printable(question))
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise AuthError(f"the licence of {plan.name} was not accepted", "nothing was downloaded")
+    return True

@@ -1,0 +1,95 @@
+"""What a folder or a repository of the Hub holds, told by its file names and its config.json."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lcm_cli.errors import IntegrityError, NotFoundError
+
+# Our own two, and those that are converted once.
+Layout = Literal["space", "model", "sonar-llm", "m2m-100"]
+OURS: tuple[Layout, ...] = ("space", "model")
+
+SPACE_FILES = ("encoder.safetensors", "decoder.safetensors", "tokenizer.model")
+CARD = "README.md"  # where the Hub has a model's licence, languages and results
+_KINDS_OF_WEIGHTS = (
+    r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
+    r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?",
+)
+
+
+def layout_of(folder: Path) -> Layout:
+    """Return the layout of a checkpoint by its config.json, the one file that has to be there.
+
+    Raises NotFoundError if it is none that lcm can read, IntegrityError for a damaged config.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("kind") in OURS:
+        kind: Layout = config["kind"]
+        return kind
+    if "llama_config" in config:
+        return "sonar-llm"
+    if config.get("model_type") == "m2m_100":
+        return "m2m-100"
+    raise NotFoundError(
+        f"{folder} holds no checkpoint that lcm can read",
+        "it reads its own layout and SONAR-LLM's: see docs/checkpoints.md",
+    )
+
+
+def needed(layout: Layout, names: Sequence[str], what: str) -> list[str]:
+    """Pick the files of a checkpoint that lcm needs. Raises NotFoundError if some are missing.
+
+    `what` names the checkpoint in the message.
+    """
+    if layout == "space":
+        wanted = ["config.json", *SPACE_FILES]
+    else:
+        wanted = ["config.json", *(weight_files(names) or ["model.safetensors"])]
+    if missing := sorted(set(wanted) - set(names)):
+        raise NotFoundError(f"{what} is not a whole {layout}: it has no {', '.join(missing)}")
+    return wanted + [CARD] * (CARD in names)
+
+
+def weight_files(names: Sequence[str]) -> list[str]:
+    """Pick the weights, in one file or several: safetensors if there are any, else pickles."""
+    for kind in _KINDS_OF_WEIGHTS:
+        if weights := [name for name in names if re.fullmatch(kind, name)]:
+            return weights
+    return []
+
+
+def licence_in(folder: Path) -> str:
+    """Return the licence that a checkpoint's own files name, "" if they name none."""
+    for name in ("origin.json", "config.json"):
+        if licence := read_json(folder / name).get("licence"):
+            return str(licence)
+    return str(card_metadata(folder / CARD).get("license") or "")
+
+
+def card_metadata(path: Path) -> dict[str, Any]:
+    """Return what stands at the head of a model card, between two lines of ---."""
+    import yaml
+
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    head = re.match(r"---\r?\n(.*?\n)---\s", text, re.DOTALL)
+    try:
+        found = yaml.safe_load(head[1]) if head else {}
+    except yaml.YAMLError:  # for people, and for the Hub: nothing that lcm needs
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; no file is an empty one. Raises IntegrityError for a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is not valid JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
