@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 def planned(name: str, revision: str = "", force: bool = False) -> "Plan":
     """Find out what pulling `name` means, and say it on stderr."""
+    # The client looks at these once, when it is imported.
     if not sys.stderr.isatty() or console.is_quiet():
-        # The client looks at this once, when it is imported: its bars are for people.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if console.is_quiet():
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     from lcm_cli.plan import make_plan
     from lcm_cli.pull import licence_line
 
@@ -58,7 +60,7 @@ def _agreed(plan: "Plan") -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     # Not typer.confirm, which writes a space to stdout: that is for the path alone.
-    question = f"Use {plan.name} under {licence_line(plan).partition(':')[0]}? [y/N] "
+    question = f"Use {plan.name} under {licence_line(plan).partition(' (')[0]}? [y/N] "
     sys.stderr.write(console.printable(question))
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

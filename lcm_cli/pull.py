@@ -74,7 +74,7 @@ def pull(
 def licence_line(plan: Plan) -> str:
     """Say in a line under which licence a checkpoint is."""
     licence = "a licence that is not known" if plan.licence in UNKNOWN else plan.licence
-    return f"{licence}: {plan.licence_note}" if plan.licence_note else licence
+    return f"{licence} ({plan.licence_note})" if plan.licence_note else licence
 
 
 def _pull_repository(plan: Plan, notice: Notice) -> Path:

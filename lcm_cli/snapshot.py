@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,12 @@ from lcm_cli.paths import hf_home
 Choose = Callable[[Sequence[str]], Sequence[str]]
 T = TypeVar("T")
 
-TRIES = 4  # of one request; the client itself tries some of them several times
+TRIES = 4  # of one request
 PAUSE = 1.0  # seconds before the second try; doubles
 LONGEST_WAIT = 120.0  # a server that asks for more patience is reported, not waited for
+# The client itself asks again after an error of the server in a download, but in nothing else.
+_BUSY = (408, 416, 429)
+_FAILING = (*_BUSY, 500, 502, 503, 504)
 _PLAIN = re.compile(r"\w[\w.-]*")  # a file at the top of a repository, and nowhere else
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -126,7 +129,7 @@ def describe(repo: str, revision: str, command: str, notice: Notice = ignore) ->
     api = HfApi(endpoint=endpoint(), library_name="lcm")
     asked = _Asked(repo, revision, command, notice)
     info = asked.until_answered(
-        lambda: api.model_info(repo, revision=revision, files_metadata=True)
+        lambda: api.model_info(repo, revision=revision, files_metadata=True), passing=_FAILING
     )
     files = tuple(
         RemoteFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else "", s.blob_id or "")
@@ -225,14 +228,17 @@ class _Asked:
     command: str
     notice: Notice
 
-    def until_answered(self, request: Callable[[], T]) -> T:
-        """Return what `request` returns, trying again while the Hub fails; raises our errors."""
+    def until_answered(self, request: Callable[[], T], passing: Container[int] = _BUSY) -> T:
+        """Return what `request` returns, trying again while that may help; raises our errors.
+
+        `passing`: the HTTP statuses that may go away.
+        """
         for left in reversed(range(TRIES)):
             try:
                 with translated(self.repo, self.revision, self.command):
                     return request()
             except LcmError as error:
-                wait = _wait(error.__cause__, TRIES - left)
+                wait = _wait(error.__cause__, TRIES - left, passing)
                 if wait is None or not left:
                     raise
                 self.notice(f"{error.message}; next try in {wait:.0f} s")
@@ -240,12 +246,12 @@ class _Asked:
         raise AssertionError("the last try returns or raises")
 
 
-def _wait(error: BaseException | None, tries: int) -> float | None:
+def _wait(error: BaseException | None, tries: int, passing: Container[int]) -> float | None:
     """Return how long to wait before another try, None if none would help."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     pause = PAUSE * 2.0 ** (tries - 1)
-    if status in (408, 416, 429) or (status or 0) >= 500:
+    if status in passing:
         asked = retry_after(response.headers) if response is not None else None
         wait = pause if asked is None else asked
         return wait if wait <= LONGEST_WAIT else None

@@ -1,5 +1,6 @@
 """Shared by the tests: a cache of their own, a server that misbehaves, small official weights."""
 
+import gc
 import http.server
 import io
 import json
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -220,6 +222,10 @@ def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServ
         sleep = time.sleep
         monkeypatch.setattr("time.sleep", lambda seconds: sleep(min(seconds, 0.02)))
         yield server
+        server.over.set()
+        with warnings.catch_warnings():  # after an error the client leaves its connections open
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @contextmanager

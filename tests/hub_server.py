@@ -21,7 +21,7 @@ import yaml
 
 LFS_FROM = 4096  # bytes; smaller files are git's own
 BLOCK = 1 << 14
-ZERO = "0" * 40
+SILENCE = 10.0  # seconds
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Fault:
     length: int | None = None  # a false Content-Length
     body: bytes | None = None  # another file
     pause: float = 0.0  # before each block of the body
+    silent_at: int | None = None  # nothing comes after so many bytes, and the connection stays
 
 
 @dataclass
@@ -79,6 +80,7 @@ class HubServer(http.server.ThreadingHTTPServer):
         self.requests: list[Asked] = []
         self.token = ""  # what uploads need
         self.lock = threading.Lock()
+        self.over = threading.Event()  # ends every silence
 
     @property
     def url(self) -> str:
@@ -206,6 +208,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             block = body[start : min(start + BLOCK, end)]
             self.wfile.write(block)
             self.asked.sent += len(block)
+            if self.met.silent_at is not None and self.asked.sent >= self.met.silent_at:
+                self.server.over.wait(SILENCE)
+                self.close_connection = True
+                return
         if self.met.cut is not None or self.met.length is not None:
             self.close_connection = True
 

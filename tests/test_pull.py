@@ -115,7 +115,7 @@ def test_plan_without_a_network_estimates(cache, monkeypatch):
 
 def test_licence_must_be_accepted(card, server):
     made = plan.make_plan(str(card))
-    with pytest.raises(AuthError, match=r"CC-BY-NC-4\.0: not for sale") as caught:
+    with pytest.raises(AuthError, match=r"CC-BY-NC-4\.0 \(not for sale\)") as caught:
         pull.pull(made)
     assert "--accept-licence" in caught.value.hint
     assert {method for method, _, _ in server.requests} == {"HEAD"}

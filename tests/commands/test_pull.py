@@ -53,7 +53,7 @@ def test_quiet(card, capsys):
 def test_without_a_terminal_the_licence_must_be_accepted(cache, card, capsys):
     assert main(["pull", str(card)]) == 4
     shown = capsys.readouterr()
-    assert "error: small is under CC-BY-NC-4.0: not for sale" in shown.err
+    assert "error: small is under CC-BY-NC-4.0 (not for sale)" in shown.err
     assert "--accept-licence" in shown.err
     assert shown.out == ""
     assert not (cache / "spaces").exists()
