@@ -200,11 +200,13 @@ def _plan_port(part: Part, source: Source, command: str) -> Part:
 
 def _missing(remote: Remote, names: Sequence[str]) -> int:
     """Return how many bytes of the named files are not in huggingface_hub's cache yet."""
+    blobs = repository_folder(remote.repo) / "blobs"
     wanted = (file for file in remote.files if file.name in names)
     return sum(
         file.bytes or 0
         for file in wanted
-        if local_snapshot(remote.repo, remote.commit, [file.name]) is None
+        if not (blobs / file.etag).is_file()
+        and local_snapshot(remote.repo, remote.commit, [file.name]) is None
     )
 
 
