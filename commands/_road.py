@@ -1,12 +1,12 @@
 """The road of documents through a command: all that is cheap first, then windows of many."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from lcm_cli import console
 from lcm_cli.documents import Document, check_space, read, read_concepts
-from lcm_cli.errors import LcmError
+from lcm_cli.errors import LcmError, UsageError
 from lcm_cli.pipeline import Decoded, Embedded, Prepared, Progress, decode, embed, prepare
 from lcm_cli.segment import MAX_CHARACTERS
 from lcm_cli.windows import stdin_pauses, windows
@@ -51,15 +51,39 @@ class Road:
         self._live = "-" in paths
         self._truncated = self._pieces = 0
 
+    def skip(self, count: int, last: str) -> None:
+        """Leave out the first `count` documents, which are done; `last` is the id of the last.
+
+        Raises UsageError if it is another document that stands there now.
+        """
+        skipped = None
+        for skipped in islice(self._prepared, count):  # noqa: B007
+            pass
+        if skipped is not None and skipped.document.id != last:
+            raise UsageError(
+                f"document {count} was {last!r} when this was stopped, and is"
+                f" {skipped.document.id!r} now",
+                "the input has changed: add --force to start anew",
+            )
+
     def embedded(
-        self, space: "Space", progress: Progress, most: int = SENTENCES
+        self,
+        space: "Space",
+        progress: Progress,
+        most: int = SENTENCES,
+        ends: Callable[[Document], bool] = lambda document: False,
     ) -> Iterator[list[Embedded]]:
-        """Yield the documents with their concepts, in windows of about `most` sentences."""
+        """Yield the documents with their concepts, in windows of about `most` sentences.
+
+        A document that `ends` something is the last of its window, and what follows is encoded as
+        it would be if it stood at the beginning.
+        """
         parts = windows(
             self._prepared,
-            lambda prepared: len(prepared.document.sentences),
+            lambda prepared: prepared.size,
             most,
             pausing=stdin_pauses if self._live else None,
+            ends=lambda prepared: ends(prepared.document),
         )
         for window in parts:
             done = embed(window, space, progress)

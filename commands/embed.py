@@ -2,9 +2,8 @@
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
 
 import typer
@@ -15,7 +14,7 @@ from lcm_cli.errors import UsageError
 from . import _options as options
 
 if TYPE_CHECKING:
-    from lcm_cli.documents import Document, SpaceInfo
+    from lcm_cli.documents import ConceptWriter, SpaceInfo
 
 EPILOG = """\
 lcm embed story.txt -o story.safetensors
@@ -45,8 +44,10 @@ def main(
     """Turn documents into concepts, one vector a sentence.
 
     The name after -o chooses the format: .parquet, .arrow, .jsonl, .safetensors (one document), a
-    folder (shards of Parquet), or - for a pipe (Arrow IPC stream).
+    folder (shards of Parquet), or - for a pipe (Arrow IPC stream). A folder that was not finished
+    goes on after its last shard when the same command is given again.
     """
+    from lcm_cli.documents.sources import identify
     from lcm_cli.pipeline import space_info
 
     from ._place import Place
@@ -57,17 +58,22 @@ def main(
     place = Place(space)
     road = Road(inputs, place, source, one_per_line)
     loaded = place.load(device, precision, batch_tokens)
+    run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
+    run["precision"] = precision
     documents = sentences = 0
     start = time.perf_counter()
     with (
-        _writer(target, space_info(loaded), dtype, force) as write,
+        _writer(target, space_info(loaded), dtype, force, run) as writer,
         console.progress("embedding (sentences)") as advance,
     ):
-        for window in road.embedded(loaded, advance):
+        if writer.done:
+            console.info(f"going on after {writer.done} documents, which are done")
+            road.skip(writer.done, writer.last)
+        for window in road.embedded(loaded, advance, ends=writer.fills):
             for each in window:
-                write(each.document)
+                writer.write(each.document)
                 documents += 1
-                sentences += len(each.document.sentences)
+                sentences += each.size
     seconds = time.perf_counter() - start
     console.info(
         f"embedded {sentences} sentences of {documents} documents in {seconds:.1f} s"
@@ -91,22 +97,17 @@ def _check(target: str | None, json: bool, force: bool) -> None:
 
 @contextmanager
 def _writer(
-    target: str | None, info: "SpaceInfo", dtype: Dtype, force: bool
-) -> Iterator[Callable[["Document"], None]]:
+    target: str | None, info: "SpaceInfo", dtype: Dtype, force: bool, run: dict[str, Any]
+) -> Iterator["ConceptWriter"]:
     """Yield what takes the documents with their concepts; no target means JSON Lines to stdout."""
-    from lcm_cli.documents import open_writer, to_json
-
-    def emit(document: "Document") -> None:
-        assert document.concepts is not None
-        concepts = document.concepts.astype(dtype)
-        console.emit(to_json(replace(document, concepts=concepts, space=info)))
+    from lcm_cli.documents import ConceptWriter, open_writer, to_json
 
     if target is None:
-        yield emit
+        yield ConceptWriter(info, dtype, lambda document: console.emit(to_json(document)))
         return
     pipe = cast(BinaryIO, _Pipe())
-    with open_writer(target, info, dtype=dtype, force=force, stdout=pipe) as writer:
-        yield writer.write
+    with open_writer(target, info, dtype=dtype, force=force, stdout=pipe, run=run) as writer:
+        yield writer
 
 
 class _Pipe(io.RawIOBase):

@@ -35,14 +35,27 @@ class Prepared:
     document: Document
     split: list[int] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        """Number of sentences to encode, those of a target too."""
+        return sum(len(part.sentences) for part in _parts(self.document))
+
 
 @dataclass(frozen=True)
 class Embedded:
-    """A document with its concepts, and what had to be done to its sentences."""
+    """A document with its concepts, and what had to be done to its sentences.
+
+    The sentences of a target are counted on from those of the document.
+    """
 
     document: Document
     split: list[int]
     truncated: "list[Truncation]"
+
+    @property
+    def size(self) -> int:
+        """Number of sentences that were encoded, those of a target too."""
+        return sum(len(part.sentences) for part in _parts(self.document))
 
     @property
     def concepts(self) -> np.ndarray:
@@ -96,6 +109,10 @@ def prepare(
 
     try:
         lang = _language(document, languages, where, source)
+        if document.target is not None:
+            target = replace(document.target, lang=lang)
+            target = prepare(target, languages, where, source, one_per_line).document
+            document = replace(document, target=target)
         if document.sentences:
             return Prepared(replace(document, lang=lang))
         pieces = segment(document.text, lang, one_per_line=one_per_line)
@@ -118,19 +135,25 @@ def embed(
 
     `progress` is told the number of sentences done.
     """
-    documents = [each.document for each in window]
-    sentences = [sentence for document in documents for sentence in document.sentences]
-    codes = [document.lang for document in documents for _ in document.sentences]
+    parts = [part for each in window for part in _parts(each.document)]
+    sentences = [sentence for part in parts for sentence in part.sentences]
+    codes = [part.lang for part in parts for _ in part.sentences]
     encoded = space.encode(sentences, codes, progress)
     done, start = [], 0
     for each in window:
-        end = start + len(each.document.sentences)
-        document = replace(each.document, concepts=encoded.concepts[start:end])
+        end, own = start + each.size, start + len(each.document.sentences)
+        document = replace(each.document, concepts=encoded.concepts[start:own])
+        if document.target is not None:
+            document.target = replace(document.target, concepts=encoded.concepts[own:end])
         cut = [t for t in encoded.truncated if start <= t.index < end]
         cut = [replace(t, index=t.index - start) for t in cut]
         done.append(Embedded(document, each.split, cut))
         start = end
     return done
+
+
+def _parts(document: Document) -> list[Document]:
+    return [document] if document.target is None else [document, document.target]
 
 
 def decode(

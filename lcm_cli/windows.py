@@ -17,20 +17,22 @@ def windows(
     largest: int,
     *,
     pausing: Callable[[], bool] | None = None,
+    ends: Callable[[T], bool] | None = None,
 ) -> Iterator[list[T]]:
     """Cut `items` into lists of about `FIRST` in total size, then twice that, up to `largest`.
 
     A list ends early when `pausing` says that the next item may take its time: what is here is not
-    kept waiting for it.
+    kept waiting for it. After an item that `ends` something, all begins as with the first.
     """
     window: list[T] = []
     filled, room = 0, min(FIRST, largest)
     for item in items:
         window.append(item)
         filled += size(item)
-        if filled >= room or (pausing and pausing()):
+        last = ends is not None and ends(item)
+        if last or filled >= room or (pausing and pausing()):
             yield window
-            window, filled, room = [], 0, min(2 * room, largest)
+            window, filled, room = [], 0, min(FIRST if last else 2 * room, largest)
     if window:
         yield window
 

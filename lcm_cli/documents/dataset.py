@@ -2,14 +2,18 @@
 
 Shards are only added, never changed; the manifest is replaced in one step when all of them are
 there. So a reader sees the whole of the last version, whatever a writer is doing or died doing.
+
+A writer that can go on after it was stopped keeps a journal of the shards that are done, beside
+them, until the manifest is there.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lcm_cli.documents.document import SpaceInfo, check_space
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
@@ -19,6 +23,7 @@ MANIFEST = "manifest.json"
 VERSION = 1
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 _LOCK = ".lock"
+_JOURNAL = ".unfinished.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,25 @@ class Manifest:
     documents: int  # of all shards
     concepts: int
     shards: list[Shard] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What an unfinished data set is made of, and which shards of it are done.
+
+    `run` says which documents it is made of, and how; `last` is the id of the last one done.
+    """
+
+    run: dict[str, Any]
+    space: SpaceInfo
+    dtype: str
+    shards: list[Shard] = field(default_factory=list)
+    last: str = ""
+
+    @property
+    def documents(self) -> int:
+        """Number of documents done."""
+        return sum(shard.documents for shard in self.shards)
 
 
 def shard_name(number: int) -> str:
@@ -99,7 +123,8 @@ def refuse_unfinished(folder: Path) -> None:
     if any(_is_ours(path) for path in _shard_files(folder)):
         raise IntegrityError(
             f"{folder} has shards but no {MANIFEST}: writing it was cut off",
-            f"write it again with -o {folder} --force, or name its shards: {folder}/part-*.parquet",
+            f"finish it with the command that began it, write it again with -o {folder} --force,"
+            f" or name its shards: {folder}/part-*.parquet",
         )
 
 
@@ -127,18 +152,38 @@ class Draft:
     """A data set that is being written: hands out names for new shards, and puts them in force.
 
     `keep` (the old shards stay, the new ones are added) or `force` (they replace the old ones) is
-    needed if there is a data set already.
+    needed if there is a data set already. With a `run`, an unfinished data set of the same run goes
+    on after its last shard: `done` documents, the `last` of which has this id.
     """
 
-    def __init__(self, folder: Path, info: SpaceInfo, dtype: str, force: bool, keep: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        info: SpaceInfo,
+        dtype: str,
+        force: bool,
+        keep: bool,
+        run: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self._info = info
         self._dtype = dtype
-        old = refuse_overwrite(folder, force=force, keep=keep)
+        self._run = run
+        found = None if force or run is None else _unfinished(folder, dict(run), info, dtype)
+        old = read_manifest(folder)
+        if found is None:
+            old = refuse_overwrite(folder, force=force, keep=keep)
         if keep and old is not None:
             _check_same(folder, old, info, dtype)
         self._kept = old.shards if keep and old is not None else []
-        self._shards: list[Shard] = []
+        self._shards = found.shards if found else []
+        self.done, self.last = (found.documents, found.last) if found else (0, "")
+        if found is not None:
+            _remove_rest(
+                folder, {shard.file for shard in [*(old.shards if old else []), *self._shards]}
+            )
+        elif force:
+            (folder / _JOURNAL).unlink(missing_ok=True)
         numbers = [int(_SHARD_NAME.fullmatch(path.name)[1]) for path in _shard_files(folder)]  # type: ignore[index]
         self._next = max(numbers, default=-1) + 1
 
@@ -147,12 +192,17 @@ class Draft:
         self._next += 1
         return self.folder / shard_name(self._next - 1)
 
-    def add(self, shard: Shard) -> None:
-        """Take a finished shard into the manifest to be."""
+    def add(self, shard: Shard, last: str) -> None:
+        """Take a finished shard into the manifest to be; `last` is its last document."""
         self._shards.append(shard)
+        if self._run is not None:
+            journal = Journal(dict(self._run), self._info, self._dtype, self._shards, last)
+            _write_json(self.folder / _JOURNAL, asdict(journal))
 
     def discard(self) -> None:
-        """Remove the new shards; what was there before stays as it was."""
+        """Remove the new shards; what was there before stays as it was. A run keeps them."""
+        if self._run is not None:
+            return
         for shard in self._shards:
             (self.folder / shard.file).unlink(missing_ok=True)
 
@@ -166,10 +216,51 @@ class Draft:
         manifest = Manifest(
             "dataset", VERSION, __version__, self._info, self._dtype, documents, concepts, shards
         )
-        with atomic_path(self.folder / MANIFEST, force=True) as path:
-            path.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+        _write_json(self.folder / MANIFEST, asdict(manifest))
+        (self.folder / _JOURNAL).unlink(missing_ok=True)
         for name in unlisted(self.folder, manifest):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether `folder` holds a data set that the command that began it can finish."""
+    return (folder / _JOURNAL).is_file()
+
+
+def _unfinished(folder: Path, run: dict[str, Any], info: SpaceInfo, dtype: str) -> Journal | None:
+    """Return the journal of the same run. Raises UsageError if there is that of another."""
+    from lcm_cli.schema import parse
+
+    path = folder / _JOURNAL
+    if not path.is_file():
+        return None
+    again = f"start anew: -o {folder} --force"
+    try:
+        journal = parse(Journal, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not valid JSON: {error}", again) from error
+    if (journal.run, journal.space, journal.dtype) != (json.loads(json.dumps(run)), info, dtype):
+        raise UsageError(
+            f"{folder} holds an unfinished data set of other documents or options",
+            f"finish it with the command that began it, or {again}",
+        )
+    for shard in journal.shards:
+        file = folder / shard.file
+        if not file.is_file() or file.stat().st_size != shard.bytes:
+            raise IntegrityError(f"{file} is not as its writer left it", again)
+    return journal
+
+
+def _remove_rest(folder: Path, counted: set[str]) -> None:
+    """Remove what a killed writer left: shards that are not in its journal, halves of files."""
+    for path in [*_shard_files(folder), *folder.glob(".*.part")]:
+        if path.name not in counted:
+            path.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    with atomic_path(path, force=True) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def refuse_overwrite(folder: Path, *, force: bool = False, keep: bool = False) -> Manifest | None:
@@ -200,12 +291,19 @@ def _check_same(folder: Path, old: Manifest, info: SpaceInfo, dtype: str) -> Non
 
 @contextmanager
 def writing(
-    folder: Path, info: SpaceInfo, dtype: str, *, force: bool = False, keep: bool = False
+    folder: Path,
+    info: SpaceInfo,
+    dtype: str,
+    *,
+    force: bool = False,
+    keep: bool = False,
+    run: Mapping[str, Any] | None = None,
 ) -> Iterator[Draft]:
     """Make `folder` if need be and hold it alone while its data set is written.
 
     The new manifest is in force when this ends without an error. Raises UsageError if the folder
-    holds anything and neither `force` nor `keep` allows that, LcmError if it is being written to.
+    holds anything and neither `force` nor `keep` allows that nor the same `run` was stopped,
+    LcmError if it is being written to.
     """
     from filelock import FileLock, Timeout
 
@@ -214,7 +312,7 @@ def writing(
     folder.mkdir(exist_ok=True)
     try:
         with FileLock(folder / _LOCK, blocking=False):
-            draft = Draft(folder, info, dtype, force, keep)
+            draft = Draft(folder, info, dtype, force, keep, run)
             try:
                 yield draft
                 draft.finish()

@@ -39,6 +39,8 @@ class Document:
     concepts: Concepts | None = None  # (S, D) float32 or float16, one row a sentence
     origin: str = ""  # where it was read, for messages: "corpus.jsonl line 3"
     space: SpaceInfo | None = None  # of the concepts, if the file tells
+    split: str = ""  # which part of a corpus it is in, such as "train"; empty if none
+    target: Document | None = None  # what a model is to make of it: a summary, for one
 
     @property
     def label(self) -> str:
@@ -60,6 +62,11 @@ class Space(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def dim(self) -> int: ...
+
+
+def target_of(id: str, lang: str, origin: str, **known: Any) -> Document:
+    """Return the target of the document that has these fields; `known` are more of its own."""
+    return Document(id, lang, origin=f"{origin}, its target", **known)
 
 
 def check_alignment(document: Document, *, has_sentences: bool | None = None) -> None:

@@ -75,6 +75,8 @@ def _raise(error: LcmError) -> None:
 def _read(sources: list[Source], stdin: BinaryIO | None, report: Report) -> Iterator[Document]:
     for document in _all(sources, False, stdin, report):
         document.concepts = document.space = None
+        if document.target is not None:
+            document.target.concepts = None
         try:
             _check_has_text(document)
         except LcmError as error:

@@ -43,6 +43,13 @@ def expand(paths: Sequence[str], report: Report) -> Iterator[Source]:
             report(error)
 
 
+def identify(paths: Sequence[str]) -> list[list[str | int]]:
+    """Return what tells whether `paths` hold what they held: each file, its size and its time."""
+    sources = expand(paths, lambda error: None)
+    files = [(source.name, source.path.stat()) for source in sources if source.path is not None]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+
+
 @contextmanager
 def opened(source: Source, stdin: BinaryIO | None = None) -> Iterator[tuple[BinaryIO, Kind]]:
     """Open a source; yields its bytes from the beginning, and the format that they are in."""

@@ -1,9 +1,12 @@
 """Documents as Arrow tables: Parquet files and Arrow IPC streams, ours and the official LCM's.
 
 Columns: id, lang, text (strings), sentences (list of strings), paragraphs (list of int32),
-concepts (list of fixed-size lists of float16 or float32). The official LCM code calls the
-sentences text_sentences and the concepts text_sentences_sonar_emb.
+concepts (list of fixed-size lists of float16 or float32), split (string), target_sentences and
+target_concepts (as sentences and concepts). The official LCM code calls the sentences
+text_sentences and the concepts text_sentences_sonar_emb.
 """
+
+from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lcm_cli.documents.document import Concepts, Document, SpaceInfo, check_alignment
+from lcm_cli.documents.document import (
+    Concepts,
+    Document,
+    SpaceInfo,
+    check_alignment,
+    target_of,
+)
 from lcm_cli.documents.sources import Source
 from lcm_cli.errors import IntegrityError, LcmError
 
@@ -34,12 +43,16 @@ def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
     from lcm_cli import __version__
 
     number = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
+    vectors = pa.list_(pa.list_(number, info.dim))
     columns = {
         "id": pa.string(),
         "lang": pa.string(),
         "sentences": pa.list_(pa.string()),
         "paragraphs": pa.list_(pa.int32()),
-        "concepts": pa.list_(pa.list_(number, info.dim)),
+        "concepts": vectors,
+        "split": pa.string(),
+        "target_sentences": pa.list_(pa.string()),
+        "target_concepts": vectors,
     }
     about = {
         "lcm.version": __version__,
@@ -53,20 +66,35 @@ def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
 
 def batch(documents: Sequence[Document], layout: pa.Schema) -> pa.RecordBatch:
     """Return documents, all with concepts, as rows of a table with our `schema`."""
-    number = layout.field("concepts").type.value_type.value_type
-    width = layout.field("concepts").type.value_type.list_size
-    matrices = [document.concepts for document in documents if document.concepts is not None]
-    ends = np.cumsum([0, *(len(matrix) for matrix in matrices)], dtype=np.int32)
-    flat = np.concatenate(matrices, dtype=number.to_pandas_dtype(), casting="unsafe").reshape(-1)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+    kind = layout.field("concepts").type
+    targets = [document.target for document in documents]
+    known = [None if target is None else target.sentences for target in targets]
     columns = [
         pa.array([document.id for document in documents], pa.string()),
         pa.array([document.lang for document in documents], pa.string()),
         pa.array([document.sentences or None for document in documents], pa.list_(pa.string())),
         pa.array([document.paragraphs or None for document in documents], pa.list_(pa.int32())),
-        pa.ListArray.from_arrays(pa.array(ends), vectors),
+        _vectors([document.concepts for document in documents], kind),
+        pa.array([document.split or None for document in documents], pa.string()),
+        pa.array([sentences or None for sentences in known], pa.list_(pa.string())),
+        _vectors([None if target is None else target.concepts for target in targets], kind),
     ]
     return pa.record_batch(columns, schema=layout)
+
+
+def _vectors(matrices: Sequence[Concepts | None], kind: pa.DataType) -> pa.Array:
+    """Return each matrix (S, D) as a list of vectors, None as null."""
+    number, width = kind.value_type.value_type, kind.value_type.list_size
+    lengths = [0 if matrix is None else len(matrix) for matrix in matrices]
+    ends = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
+    there = [matrix for matrix in matrices if matrix is not None]
+    dtype = number.to_pandas_dtype()
+    flat = np.concatenate(
+        [np.zeros((0, width), dtype), *there], dtype=dtype, casting="unsafe"
+    ).reshape(-1)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+    missing = pa.array([matrix is None for matrix in matrices])
+    return pa.ListArray.from_arrays(ends, vectors, mask=missing)
 
 
 def about(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
@@ -178,7 +206,12 @@ class _Rows:
         self._sentences = _first(SENTENCES, layout.names)
         self._concepts = _first(CONCEPTS, layout.names) if concepts else None
         text = "text" if self._sentences is None and "text" in layout.names else None
-        wanted = ("id", "lang", text, self._sentences, "paragraphs", self._concepts)
+        self._target = _first(TARGET_SENTENCES, layout.names)
+        self._target_concepts = _first(TARGET_CONCEPTS, layout.names) if concepts else None
+        wanted = (
+            *("id", "lang", text, self._sentences, "paragraphs", self._concepts),
+            *("split", self._target, self._target_concepts),
+        )
         self.columns: list[str] = [name for name in wanted if name and name in layout.names]
         self.count = 0
         if not {text, self._sentences, self._concepts} - {None}:
@@ -199,7 +232,8 @@ class _Rows:
 
     def _document(self, row: dict[str, Any]) -> Document:
         origin = f"{self._source.name} row {self.count}"
-        cell = {name: scalar.as_py() for name, scalar in row.items() if name != self._concepts}
+        large = (self._concepts, self._target_concepts)
+        cell = {name: scalar.as_py() for name, scalar in row.items() if name not in large}
         given = cell.get("id")
         document = Document(
             id=f"{self._source.id}:{self.count}" if given is None else str(given),
@@ -207,15 +241,29 @@ class _Rows:
             text=cell.get("text") or "",
             origin=origin,
             space=self._space,
+            split=cell.get("split") or "",
         )
         sentences = cell.get(self._sentences) if self._sentences else None
         document.sentences = _whole(sentences, "sentences", document.label)
         document.paragraphs = _whole(cell.get("paragraphs"), "paragraphs", document.label)
-        if self._concepts is not None and row[self._concepts].is_valid:
-            again = f"embed its sentences again: lcm embed {self._source.name} -o NEW.parquet"
-            document.concepts = _matrix(row[self._concepts].values, document.label, again)
+        document.concepts = self._vectors(row, self._concepts, document)
         check_alignment(document, has_sentences=sentences is not None)
+        target = target_of(document.id, document.lang, origin)
+        given = cell.get(self._target) if self._target else None
+        target.sentences = _whole(given, "sentences", target.label)
+        target.concepts = self._vectors(row, self._target_concepts, target)
+        if target.sentences or target.concepts is not None:
+            check_alignment(target)
+            document.target = target
         return document
+
+    def _vectors(
+        self, row: dict[str, Any], name: str | None, document: Document
+    ) -> Concepts | None:
+        if name is None or not row[name].is_valid:
+            return None
+        again = f"embed its sentences again: lcm embed {self._source.name} -o NEW.parquet"
+        return _matrix(row[name].values, document.label, again)
 
     def _check_types(self, layout: pa.Schema) -> None:
         for name in self.columns:
@@ -256,7 +304,8 @@ _EXPECTED = {
     "text": _is_string,
     "paragraphs": lambda kind: _is_list(kind) and pa.types.is_integer(kind.value_type),
     "concepts": _is_vectors,
-} | dict.fromkeys(SENTENCES, _is_strings)
+    "split": _is_string,
+} | dict.fromkeys((*SENTENCES, *TARGET_SENTENCES), _is_strings)
 
 
 def _first(names: Iterable[str], among: Sequence[str]) -> str | None:

@@ -51,9 +51,10 @@ def check_target(path: str, *, force: bool = False) -> None:
         parent = target.path.parent
         raise NotFoundError(f"no such folder: {parent}", f"create it: mkdir -p {parent}")
     if target.kind == "dataset":
-        from lcm_cli.documents.dataset import refuse_overwrite
+        from lcm_cli.documents.dataset import is_unfinished, refuse_overwrite
 
-        if target.path.is_dir():
+        # Whether it is this data set that was not finished is seen when it is opened.
+        if target.path.is_dir() and not is_unfinished(target.path):
             refuse_overwrite(target.path, force=force)
     elif target.path.exists() and not force:
         raise UsageError(f"{path} exists already", "choose another name, or add --force")

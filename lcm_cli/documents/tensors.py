@@ -1,4 +1,7 @@
-"""One document as a .safetensors file: the tensor `concepts` (S, D), the rest in the metadata."""
+"""One document as a .safetensors file: the tensor `concepts` (S, D), the rest in the metadata.
+
+A target has the tensor `target_concepts`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -8,12 +11,13 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from lcm_cli.documents.document import Document, check_alignment
+from lcm_cli.documents.document import Document, check_alignment, target_of
 from lcm_cli.documents.sources import Source
 from lcm_cli.documents.tables import space_info
 from lcm_cli.errors import IntegrityError
 
 TENSOR = "concepts"
+TARGET = "target_concepts"
 HEADER_LIMIT = 100 << 20  # bytes; the safetensors library has the same
 _DTYPES = ("F16", "F32")
 
@@ -50,16 +54,23 @@ def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator
             f"{source.name}: {TENSOR} is {entry.get('dtype')} {entry.get('shape')},"
             " and should be F16 or F32 with shape [sentences, dimensions]"
         )
+    tensors = _load(header + file.read(), source.name) if concepts else {}
     document = Document(
         id=metadata.get("id", source.id),
         lang=metadata.get("lang", ""),
         sentences=_list(metadata, "sentences", str, source.name),
         paragraphs=_list(metadata, "paragraphs", int, source.name),
-        concepts=_load(header + file.read(), source.name)[TENSOR] if concepts else None,
+        concepts=tensors.get(TENSOR),
         origin=source.name,
         space=space_info(metadata, source.name),
+        split=metadata.get("split", ""),
     )
     check_alignment(document, has_sentences="sentences" in metadata)
+    target = target_of(document.id, document.lang, source.name, concepts=tensors.get(TARGET))
+    target.sentences = _list(metadata, "target_sentences", str, source.name)
+    if target.sentences or target.concepts is not None:
+        check_alignment(target)
+        document.target = target
     yield document
 
 
@@ -67,10 +78,20 @@ def write_safetensors(document: Document, about: dict[str, str], path: Path) -> 
     """Write a document with concepts; `about` is what all our formats say of the space."""
     assert document.concepts is not None
     metadata = about | {"id": document.id, "lang": document.lang}
-    for key in ("sentences", "paragraphs"):
-        if value := getattr(document, key):
+    if document.split:
+        metadata["split"] = document.split
+    target, tensors = document.target, {TENSOR: document.concepts}
+    lists: dict[str, list[Any]] = {
+        "sentences": document.sentences,
+        "paragraphs": document.paragraphs,
+        "target_sentences": target.sentences if target else [],
+    }
+    for key, value in lists.items():
+        if value:
             metadata[key] = json.dumps(value, ensure_ascii=False)
-    path.write_bytes(save({TENSOR: document.concepts}, metadata))
+    if target is not None and target.concepts is not None:
+        tensors[TARGET] = target.concepts
+    path.write_bytes(save(tensors, metadata))
 
 
 def _load(data: bytes, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from lcm_cli.documents.document import Concepts, Document, SpaceInfo, check_alignment
+from lcm_cli.documents.document import Concepts, Document, SpaceInfo, check_alignment, target_of
 from lcm_cli.documents.encoding import decode
 from lcm_cli.documents.sources import Source
 from lcm_cli.errors import IntegrityError, LcmError
@@ -41,18 +41,27 @@ def to_json(document: Document, *, concepts: bool = True) -> dict[str, Any]:
     A concept's numbers are the shortest decimals that give the same float16 or float32 again.
     """
     record: dict[str, Any] = {"id": document.id}
-    for key in ("lang", "text", "sentences", "paragraphs"):
+    for key in ("lang", "split", "text", "sentences", "paragraphs"):
         if value := getattr(document, key):
             record[key] = value
+    target = document.target
+    if target is not None and (target.sentences or target.text):
+        record["target"] = target.sentences or target.text
     if not concepts or document.concepts is None:
         return record
     if document.space is not None:
         record |= {"space": document.space.name, "fingerprint": document.space.fingerprint}
-    matrix = document.concepts
-    record["dtype"] = str(matrix.dtype)
-    # By way of text: 0.1 as a float16 would print as 0.0999755859375.
-    record["concepts"] = matrix.astype(str).astype(float).tolist()
+    record["dtype"] = str(document.concepts.dtype)
+    record["concepts"] = _numbers(document.concepts)
+    if target is not None and target.concepts is not None:
+        record["target_concepts"] = _numbers(target.concepts)
     return record
+
+
+def _numbers(matrix: Concepts) -> list[list[float]]:
+    # By way of text: 0.1 as a float16 would print as 0.0999755859375.
+    numbers: list[list[float]] = matrix.astype(str).astype(float).tolist()
+    return numbers
 
 
 def _object(line: str, origin: str) -> dict[str, Any]:
@@ -84,25 +93,43 @@ def _document(record: dict[str, Any], id: str, origin: str, concepts: bool) -> D
         sentences=sentences or [],
         paragraphs=get("paragraphs", "a list of numbers", lambda v: _is_list(v, _is_integer)) or [],
         origin=origin,
+        split=get("split", "a string", _is_string) or "",
     )
+    target = get("target", "a string or a list of strings", _is_target)
     if not {"text", "sentences", "concepts"} & record.keys():
         keys = ", ".join(record) or "nothing"
         raise IntegrityError(f"{origin} has neither 'text' nor 'sentences'; it has {keys}", _FORM)
     if concepts and record.get("concepts") is not None:
-        document.concepts = _matrix(record, document)
+        document.concepts = _matrix(record, "concepts", document)
         document.space = _space(record, document.concepts.shape[1])
     check_alignment(document, has_sentences=sentences is not None)
+    document.target = _target(record, target, document, concepts)
     return document
 
 
-def _matrix(record: dict[str, Any], document: Document) -> Concepts:
+def _target(
+    record: dict[str, Any], given: str | list[str] | None, document: Document, concepts: bool
+) -> Document | None:
+    """Return what a line says of its target; None if that is nothing."""
+    held = concepts and record.get("target_concepts") is not None
+    if not given and not held:
+        return None
+    known = {"sentences": given} if isinstance(given, list) else {"text": given or ""}
+    target = target_of(document.id, document.lang, document.origin, **known)
+    if held:
+        target.concepts = _matrix(record, "target_concepts", target)
+    check_alignment(target)
+    return target
+
+
+def _matrix(record: dict[str, Any], key: str, document: Document) -> Concepts:
     import numpy as np
 
     dtype = record.get("dtype", "float32")
     if dtype not in ("float16", "float32"):
         raise IntegrityError(f"{document.label}: dtype {dtype!r} is not float16 or float32")
     try:
-        matrix = np.array(record["concepts"], dtype=float)
+        matrix = np.array(record[key], dtype=float)
     except (ValueError, TypeError) as error:
         raise IntegrityError(
             f"{document.label}: its concepts are not lists of numbers of one width",
@@ -131,6 +158,10 @@ def _is_integer(value: object) -> bool:
 
 def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
     return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_target(value: object) -> bool:
+    return isinstance(value, str) or _is_list(value, _is_string)
 
 
 def _shown(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,12 +31,21 @@ SHARD_BYTES = 256 << 20  # of concepts in a shard of a data set
 
 
 class ConceptWriter:
-    """Takes documents with concepts of one space, and refuses those that no reader would take."""
+    """Takes documents with concepts of one space, and refuses those that no reader would take.
 
-    def __init__(self, info: SpaceInfo, dtype: Dtype, write: Write) -> None:
+    `done` documents, the last of which has the id `last`, were written by a run that was stopped.
+    `fills` tells of each document to come whether it will be the last of its shard.
+    """
+
+    def __init__(self, info: SpaceInfo, dtype: Dtype, write: "Write | _Shards") -> None:
         self.info = info
         self.dtype = dtype
         self.count = 0  # documents written
+        self.done, self.last = 0, ""
+        self.fills: Callable[[Document], bool] = lambda document: False
+        if isinstance(write, _Shards):
+            self.done, self.last, self.fills = write.draft.done, write.draft.last, write.ends()
+            write = write.write
         self._write = write
 
     def write(self, document: Document) -> None:
@@ -59,13 +68,16 @@ def open_writer(
     extend: bool = False,
     stdout: BinaryIO | None = None,
     shard_bytes: int = SHARD_BYTES,
+    run: Mapping[str, Any] | None = None,
 ) -> Iterator[ConceptWriter]:
     """Open `path` for documents whose concepts lie in the space `info`.
 
     The format follows the name: .parquet, .arrow (IPC stream), .jsonl, .safetensors (one document),
     a folder or a name without suffix (data set: shards of about `shard_bytes` and a manifest), -
     (Arrow IPC stream to `stdout`, each document at once). `force` replaces what is there; `extend`
-    adds to a data set.
+    adds to a data set. A `run` (plain data that says which documents these are, and how they were
+    made) keeps the shards of a data set that was not finished; the same run then goes on after
+    them.
 
     Files appear, whole, when the context ends without an error; a stream that was broken off lacks
     its end mark. Raises UsageError for an unknown suffix, an existing file, a terminal, or if no
@@ -74,9 +86,9 @@ def open_writer(
     target, layout = find_target(path), schema(info, dtype)
     if extend and target.kind != "dataset":
         raise UsageError(f"{path} cannot be extended", "only a data set (a folder) can")
-    opened: AbstractContextManager[Write]
+    opened: AbstractContextManager[Write | _Shards]
     if target.kind == "dataset":
-        draft = dataset.writing(target.path, info, dtype, force=force, keep=extend)
+        draft = dataset.writing(target.path, info, dtype, force=force, keep=extend, run=run)
         opened = _dataset(draft, layout, shard_bytes)
     elif target.kind == "stdout":
         opened = _stdout(stdout or sys.stdout.buffer, layout)
@@ -85,7 +97,7 @@ def open_writer(
     with opened as write:
         writer = ConceptWriter(info, dtype, write)
         yield writer
-        if not writer.count:
+        if not writer.count + writer.done:
             raise UsageError(f"nothing was written to {path}: there were no documents")
 
 
@@ -97,7 +109,7 @@ def as_written(document: Document, info: SpaceInfo, dtype: Dtype) -> Document:
     own = replace(document, space=info)
     check_concepts(own)
     check_alignment(own)
-    for text in (own.id, *own.sentences):
+    for text in (own.id, own.split, *own.sentences):
         check_text(text, own.label)
     assert own.concepts is not None  # by check_concepts
     with np.errstate(over="ignore"):
@@ -107,6 +119,8 @@ def as_written(document: Document, info: SpaceInfo, dtype: Dtype) -> Document:
             f"{own.label}: its concepts have values beyond the range of float16 (65504)",
             "write them as float32: --dtype float32",
         )
+    if own.target is not None:
+        own.target = as_written(own.target, info, dtype)
     return own
 
 
@@ -134,12 +148,13 @@ class _RowGroups:
     def __init__(self, table: pq.ParquetWriter, layout: pa.Schema) -> None:
         self._table = table
         self._layout = layout
+        self._row = _row_bytes(layout)
         self._held: list[Document] = []
         self._size = 0
 
     def write(self, document: Document) -> None:
         self._held.append(document)
-        self._size += _bytes(document)
+        self._size += _bytes(document, self._row)
         if self._size >= GROUP_BYTES:
             self.flush()
 
@@ -149,9 +164,16 @@ class _RowGroups:
         self._held, self._size = [], 0
 
 
-def _bytes(document: Document) -> int:
-    assert document.concepts is not None
-    return document.concepts.nbytes + sum(map(len, document.sentences)) + len(document.id)
+def _bytes(document: Document, row: int) -> int:
+    """Return about how large a document is, given the bytes of a concept."""
+    known = document.sentences if document.concepts is None else document.concepts
+    own = row * len(known) + sum(map(len, document.sentences)) + len(document.id)
+    return own + (0 if document.target is None else _bytes(document.target, row))
+
+
+def _row_bytes(layout: pa.Schema) -> int:
+    vector = layout.field("concepts").type.value_type
+    return int(vector.list_size * vector.value_type.bit_width // 8)
 
 
 @contextmanager
@@ -221,36 +243,54 @@ _FILES = {"parquet": _parquet, "arrow": _arrow, "jsonl": _jsonl, "safetensors": 
 @contextmanager
 def _dataset(
     folder: AbstractContextManager[dataset.Draft], layout: pa.Schema, shard_bytes: int
-) -> Iterator[Write]:
+) -> Iterator["_Shards"]:
     with folder as draft, _Shards(draft, layout, shard_bytes) as shards:
-        yield shards.write
+        yield shards
 
 
 class _Shards:
     """Writes one Parquet file after the other, each whole before the next is begun."""
 
     def __init__(self, draft: dataset.Draft, layout: pa.Schema, limit: int) -> None:
-        self._draft = draft
+        self.draft = draft
         self._layout = layout
         self._limit = limit
+        self._fills = self.ends()
         self._file = ExitStack()  # what closes the shard being written
         self._shard: _OpenShard | None = None
 
+    def ends(self) -> Callable[[Document], bool]:
+        """Return a function that tells of one document after the other which are a shard's last.
+
+        It looks at how many sentences they have, so it can be asked before they have concepts.
+        """
+        row, size = _row_bytes(self._layout), 0
+
+        def fills(document: Document) -> bool:
+            nonlocal size
+            size += _bytes(document, row)
+            full = size >= self._limit
+            size = 0 if full else size
+            return full
+
+        return fills
+
     def write(self, document: Document) -> None:
         if self._shard is None:
-            path = self._draft.next_path()
+            path = self.draft.next_path()
             write = self._file.enter_context(_parquet(path, self._layout, False))
             self._shard = _OpenShard(path, write)
         self._shard.add(document)
-        if self._shard.size >= self._limit:
+        if self._fills(document):
             self._end(self._shard)
 
     def _end(self, shard: "_OpenShard") -> None:
         self._file.close()
         self._shard = None
         size, digest = shard.path.stat().st_size, sha256(shard.path)
-        self._draft.add(
-            dataset.Shard(shard.path.name, shard.documents, shard.concepts, size, digest)
+        self.draft.add(
+            dataset.Shard(shard.path.name, shard.documents, shard.concepts, size, digest),
+            shard.last,
         )
 
     def __enter__(self) -> Self:
@@ -269,11 +309,11 @@ class _OpenShard:
     write: Write
     documents: int = 0
     concepts: int = 0
-    size: int = 0  # bytes, before compression
+    last: str = ""  # the id of the last document
 
     def add(self, document: Document) -> None:
         assert document.concepts is not None
         self.write(document)
         self.documents += 1
         self.concepts += len(document.concepts)
-        self.size += _bytes(document)
+        self.last = document.id

@@ -1,6 +1,10 @@
 """lcm embed."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcm_cli.documents import read_concepts
+from lcm_cli.documents import read_concepts, writing
 from lcm_cli.space import Space, load_space
 
 Run = Callable[..., Any]
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +112,88 @@ def test_an_existing_file_is_refused_before_any_work(
     assert "exists already" in done.stderr and "--force" in done.stderr
     assert path.read_text() == "mine"
     assert road("embed", story, "-o", path, "--force").code == 0
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Documents with a split, some with a target: text in one, sentences in the other."""
+    lines: list[dict[str, Any]] = [
+        {"id": str(number), "text": f"The hen ran {number} times. The dog slept.", "split": "train"}
+        for number in range(12)
+    ]
+    lines[1] |= {"target": "A hen ran. A dog did not."}
+    lines[2] |= {"target": ["Hens run."], "split": "dev"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "folder"])
+def test_targets_are_embedded_and_splits_kept(
+    road: Run, pairs: Path, space: Space, tmp_path: Path, name: str
+) -> None:
+    done = road("embed", pairs, "-o", tmp_path / name, "--from", "en", "--dtype", "float32")
+    assert (done.code, "embedded 27 sentences of 12 documents" in done.stderr) == (0, True)
+    documents = list(read_concepts([str(tmp_path / name)])[1])
+    assert [document.split for document in documents[:4]] == ["train", "train", "dev", "train"]
+    assert [document.target is None for document in documents[:4]] == [True, False, False, True]
+    for number, sentences in ((1, ["A hen ran.", "A dog did not."]), (2, ["Hens run."])):
+        target = documents[number].target
+        assert target is not None and target.sentences == sentences
+        concepts = space.encode(sentences, "eng_Latn").concepts
+        assert target.concepts is not None
+        assert np.abs(target.concepts - concepts).max() <= 1e-5
+        assert documents[number].concepts is not None and len(documents[number].concepts) == 2
+
+
+@pytest.mark.parametrize("target", [3, [1], {"text": "A."}])
+def test_a_target_of_another_type(road: Run, tmp_path: Path, target: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "The hen ran.", "target": target}))
+    done = road("embed", path, "--json", "--from", "en")
+    assert done.code == 5
+    assert "'target' is" in done.stderr and "a string or a list of strings" in done.stderr
+
+
+SMALL_SHARDS = """
+import sys
+from lcm_cli.documents import writing
+writing.open_writer.__wrapped__.__kwdefaults__["shard_bytes"] = 300
+from lcm_cli.app import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_killed_it_goes_on(
+    road: Run,
+    pairs: Path,
+    random_space: Path,
+    surroundings: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The folder of a killed run, finished by the same command, is that of a run never killed."""
+    whole, often = tmp_path / "whole", tmp_path / "often"
+    defaults = writing.open_writer.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
+    monkeypatch.setitem(defaults, "shard_bytes", 300)
+    assert road("embed", pairs, "-o", whole, "--from", "en").code == 0
+    arguments = ["embed", str(pairs), "-o", str(often), "--from", "en"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SMALL_SHARDS, *arguments],
+        cwd=ROOT, env=surroundings | {"LCM_SPACE": str(random_space)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    journal = often / ".unfinished.json"
+    while process.poll() is None and not journal.exists():
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    refused = road("embed", pairs, "-o", often, "--from", "de")
+    assert (refused.code, "unfinished data set of other documents" in refused.stderr) == (2, True)
+    done = road("embed", pairs, "-o", often, "--from", "en")
+    assert done.code == 0
+    assert "documents, which are done" in done.stderr
+    manifests = [(folder / "manifest.json").read_text() for folder in (whole, often)]
+    assert manifests[0] == manifests[1]  # with the sha256 of every shard
+    assert sorted(p.name for p in often.iterdir()) == sorted(p.name for p in whole.iterdir())
+    again = road("embed", pairs, "-o", often, "--from", "en")
+    assert (again.code, "exists already" in again.stderr) == (2, True)

@@ -1,5 +1,6 @@
 """Every format gives back what was put in; a writer that fails leaves no trace."""
 
+import contextlib
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -70,12 +72,25 @@ def documents(draw, dtype):
         sentences=[draw(texts) for _ in range(rows)] if has_sentences else [],
         paragraphs=draw(st.sampled_from([[], sorted(range(rows))])),
         concepts=values.reshape(rows, 4),
+        split=draw(st.sampled_from(["", "train"])),
     )
 
 
+@st.composite
+def with_targets(draw, dtype):
+    doc, target = draw(documents(dtype)), draw(st.none() | documents(dtype))
+    if target is not None:  # it is a part of the document, and has no such things of its own
+        target.id, target.lang, target.split, target.paragraphs = doc.id, doc.lang, "", []
+    doc.target = target
+    return doc
+
+
 def same(a, b):
-    for key in ("id", "lang", "sentences", "paragraphs"):
+    for key in ("id", "lang", "sentences", "paragraphs", "split"):
         assert getattr(a, key) == getattr(b, key)
+    assert (a.target is None) == (b.target is None)
+    if a.target is not None:
+        same(a.target, b.target)
     assert a.concepts.dtype == b.concepts.dtype
     # As bytes, so that -0.0 is not 0.0.
     assert a.concepts.tobytes() == b.concepts.tobytes()
@@ -88,7 +103,7 @@ def same(a, b):
 def test_round_trip(tmp_path_factory, name, dtype, data):
     path = tmp_path_factory.mktemp("round") / name
     most = 1 if name.endswith("safetensors") else 4
-    docs = data.draw(st.lists(documents(dtype), min_size=1, max_size=most))
+    docs = data.draw(st.lists(with_targets(dtype), min_size=1, max_size=most))
     write(path, *docs, dtype=dtype, shard_bytes=60)
     info, found = read_concepts([str(path)])
     assert info == INFO
@@ -98,7 +113,7 @@ def test_round_trip(tmp_path_factory, name, dtype, data):
 
 
 @settings(max_examples=15, deadline=None)
-@given(docs=st.lists(documents("float16"), min_size=1, max_size=4))
+@given(docs=st.lists(with_targets("float16"), min_size=1, max_size=4))
 def test_round_trip_of_a_stream(docs):
     stream = io.BytesIO()
     with open_writer("-", INFO, stdout=stream) as writer:
@@ -494,3 +509,112 @@ def test_what_inspect_says_of_a_data_set(tmp_path):
     (path / "manifest.json").write_text(manifest.replace('"documents": 2', '"documents": 3'))
     report = inspect(str(path))
     assert report["problem_count"] == 3  # two checksums, one count
+
+
+# --- data sets that go on after they were stopped
+
+GOING_ON = """
+    folder = sys.argv[1]
+    with open_writer(folder, info, shard_bytes=400, run={"inputs": ["a", 7]}) as writer:
+        print(writer.done, writer.last, flush=True)
+        for number in range(writer.done, 300):
+            rng = np.random.default_rng(number)
+            concepts = rng.standard_normal((number % 7 + 1, 4)).astype(np.float32)
+            writer.write(Document(str(number), concepts=concepts))
+            print(number, flush=True)
+"""
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path):
+    """Nothing is lost, nothing twice, and the data set is that of a run that was never stopped."""
+    whole, often = tmp_path / "whole", tmp_path / "often"
+    assert run(GOING_ON, whole).returncode == 0
+    code = textwrap.dedent(PREFIX) + textwrap.dedent(GOING_ON)
+    done, rng = [], np.random.default_rng(1)
+    for kill_after in (*rng.integers(1, 70, 5), None):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(often)], stdout=subprocess.PIPE, text=True
+        )
+        done.append(int(process.stdout.readline().split()[0]))
+        if kill_after is not None:
+            for _ in range(kill_after):
+                process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.005))  # so as to meet it anywhere
+            process.kill()
+        process.communicate()
+        assert process.returncode == (0 if kill_after is None else -signal.SIGKILL)
+    assert done == sorted(done) and done[-1] > 0
+    assert read_manifest(often) == read_manifest(whole)  # names, sizes and sha256 of the shards
+    assert left_over(often) == left_over(whole)
+    assert [d.id for d in loaded(often)] == [str(number) for number in range(300)]
+
+
+def going_on(path, *docs, stop=None, run=None, **options):
+    """Write up to document `stop`, then fail; returns how many were there before."""
+    with (
+        contextlib.suppress(RuntimeError),
+        open_writer(str(path), INFO, shard_bytes=1, run=run or {"a": 1}, **options) as writer,
+    ):
+        for number, doc in enumerate(docs):
+            if number == stop:
+                raise RuntimeError
+            if number >= writer.done:
+                writer.write(doc)
+        return writer.done
+    return None
+
+
+def test_the_same_run_goes_on_after_an_error(tmp_path):
+    docs = [document(id) for id in "abc"]
+    path = tmp_path / "set"
+    going_on(path, *docs, stop=2)
+    with pytest.raises(IntegrityError, match="was cut off"):
+        loaded(path)
+    check_target(str(path))
+    assert going_on(path, *docs) == 2
+    assert [d.id for d in loaded(path)] == ["a", "b", "c"]
+    assert left_over(path) == ["manifest.json", *(f"part-0000{i}.parquet" for i in range(3))]
+    with pytest.raises(UsageError, match="exists already"):
+        going_on(path, *docs)
+
+
+def test_another_run_does_not(tmp_path):
+    docs = [document(id) for id in "abc"]
+    path = tmp_path / "set"
+    going_on(path, *docs, stop=2)
+    for more in ({"run": {"a": 2}}, {"dtype": "float32"}):
+        with pytest.raises(UsageError, match="unfinished data set of other documents"):
+            going_on(path, *docs, **more)
+    with pytest.raises(UsageError, match="cut off"):
+        write(path, *docs)
+    assert going_on(path, *docs, force=True, run={"a": 2}) == 0
+    assert [d.id for d in loaded(path)] == ["a", "b", "c"]
+
+
+def test_replacing_goes_on_too_and_keeps_the_old_meanwhile(tmp_path):
+    path = tmp_path / "set"
+    going_on(path, document("old"))
+    docs = [document(id) for id in "abc"]
+    going_on(path, *docs, stop=2, force=True)
+    assert [d.id for d in loaded(path)] == ["old"]
+    assert going_on(path, *docs) == 2  # what was to be replaced was said by the first
+    assert [d.id for d in loaded(path)] == ["a", "b", "c"]
+
+
+def test_a_shard_of_an_unfinished_data_set_that_changed(tmp_path):
+    docs = [document(id) for id in "abc"]
+    going_on(tmp_path / "set", *docs, stop=2)
+    (tmp_path / "set" / "part-00001.parquet").write_bytes(b"short")
+    with pytest.raises(IntegrityError, match="not as its writer left it"):
+        going_on(tmp_path / "set", *docs)
+
+
+def test_killed_between_the_manifest_and_the_end(tmp_path):
+    docs = [document(id) for id in "ab"]
+    path = tmp_path / "set"
+    going_on(path, *docs, stop=1)
+    journal = (path / ".unfinished.json").read_text()
+    going_on(path, *docs)
+    (path / ".unfinished.json").write_text(journal)  # it is removed after the manifest is written
+    assert going_on(path, *docs) == 1
+    assert [d.id for d in loaded(path)] == ["a", "b"]
