@@ -23,6 +23,7 @@ COMMANDS = (  # in the order of the help
     "decode",
     "inspect",
     "train",
+    "evaluate",
     "languages",
     "pull",
     "doctor",

@@ -105,7 +105,8 @@ def _corpus(
     if not several:
         return value, NAN, NAN
     # sacrebleu centres its interval on the mean of the samples.
-    return value, score._mean - score._ci, score._mean + score._ci
+    mean, half = float(score._mean), float(score._ci)
+    return value, mean - half, mean + half
 
 
 @cache

@@ -4,14 +4,16 @@
     l2-r  |encode(decode(x^_n)) - x_n|
     PAR   max_{m<n} cos(x^_n, x_m) / max_{m<n} cos(x_n, x_m)
     CA    share of the batch's other true concepts that lie farther from x^_n than x_n does; the
-          neighbours x_(n-1) and x_(n+1) do not take part
+          neighbours x_(n-1) and x_(n+1) do not take part (with them it is called ca_all)
+    MI    (log p(s^_n | s_(n-10) ... s_(n-1)) - log p(s^_n)) / |s^_n|, of the decoded sentences and
+          by a language model; averaged with the numbers of tokens as weights
 
 PAR above 1 tells that the model repeats what it has read, below 1 that it strays from it.
 
 Shapes: B documents, S concepts, D concept dim, N targets, P concepts of the batch.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -38,6 +40,7 @@ class NextConcept:
     par: Tensor
     ca: Tensor
     l2_r: Tensor
+    ca_all: Tensor
 
     def means(self) -> dict[str, float]:
         """Return the mean of each score over the targets that have it, and their number."""
@@ -95,14 +98,14 @@ def score_predictions(
     predicted_ND = predicted_BSD[document_N, place_N - 1].float()
     true_ND = concepts_BSD[document_N, place_N]
     real_BS = batch.positions() < batch.lengths_B[:, None]
-    ca_N = contrastive_accuracy(
-        predicted_ND, concepts_BSD, real_BS.to(predicted_BSD.device), document_N, place_N
-    )
+    places = concepts_BSD, real_BS.to(predicted_BSD.device), document_N, place_N
+    ca_N = contrastive_accuracy(predicted_ND, *places)
+    ca_all_N = contrastive_accuracy(predicted_ND, *places, neighbours=True)
     par_N = paraphrase_ratio(predicted_ND, concepts_BSD, document_N, place_N)
     l2_r_N = torch.full_like(ca_N, torch.nan)
     if reconstruct is not None and len(true_ND):
         l2_r_N = distance(reconstruct(predicted_ND).to(true_ND.device), true_ND)
-    scores = distance(predicted_ND, true_ND), par_N, ca_N, l2_r_N
+    scores = distance(predicted_ND, true_ND), par_N, ca_N, l2_r_N, ca_all_N
     return NextConcept(*(score.cpu() for score in scores))
 
 
@@ -134,11 +137,15 @@ def contrastive_accuracy(
     real_BS: Tensor,
     document_N: Tensor,
     place_N: Tensor,
+    *,
+    neighbours: bool = False,
 ) -> Tensor:
     """Return CA of each prediction, (N,); NaN where there is nothing to compare with.
 
-    `real_BS` tells concepts from padding.
+    `real_BS` tells concepts from padding. With `neighbours` the true concept's two neighbours take
+    part as well, and only the true concept itself does not.
     """
+    apart = 0 if neighbours else 1
     owner_P, spot_P = real_BS.nonzero(as_tuple=True)
     pool_PD = concepts_BSD[owner_P, spot_P]
     found = []
@@ -149,8 +156,16 @@ def contrastive_accuracy(
         # Differences, not the cheaper dot products: those lose close calls to rounding.
         far_NP = torch.cdist(guess_ND, pool_PD, compute_mode="donot_use_mm_for_euclid_dist")
         own_N = (guess_ND - concepts_BSD[document, place]).norm(dim=-1)
-        near = (owner_P == document[:, None]) & ((spot_P - place[:, None]).abs() <= 1)
+        near = (owner_P == document[:, None]) & ((spot_P - place[:, None]).abs() <= apart)
         others_N = (~near).sum(dim=-1)
         wins_N = ((far_NP > own_N[:, None]) & ~near).sum(dim=-1)
         found.append(torch.where(others_N > 0, wins_N / others_N, torch.nan))
     return torch.cat(found) if found else predicted_ND.new_zeros(0)
+
+
+def mutual_information(
+    conditional_N: Sequence[float], alone_N: Sequence[float], tokens_N: Sequence[int]
+) -> float:
+    """Return MI in nats a token: log probabilities of sentences after their context, and alone."""
+    gain = sum(conditional_N) - sum(alone_N)
+    return gain / sum(tokens_N) if sum(tokens_N) else float("nan")

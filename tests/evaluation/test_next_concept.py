@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from lcm_cli.errors import UsageError
-from lcm_cli.evaluation.next_concept import next_concept_metrics, score_predictions
+from lcm_cli.evaluation.next_concept import (
+    mutual_information,
+    next_concept_metrics,
+    score_predictions,
+)
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import preset
 from lcm_cli.models.interface import Batch
@@ -48,6 +52,19 @@ def test_ca_counts_the_others_that_lie_farther_without_the_neighbours():
     # x2, own sqrt(2): x0 at 1 is nearer, x1 is a neighbour, y0 at 1 is nearer, y1 sqrt(17).
     # y1, own 4: y0 is a neighbour; x0 2, x1 sqrt(13), x2 sqrt(5) are all nearer.
     assert scores.ca.tolist() == pytest.approx([1, 1 / 3, 0])
+
+
+def test_ca_with_the_neighbours_leaves_out_the_truth_alone():
+    scores = score_predictions(PREDICTED, BATCH)
+    # x1, own distance 1: x0 sqrt(2) and x2 1 join y0 and y1, and x2 is no farther.
+    # x2, own sqrt(2): x1 at sqrt(8) joins, farther. y1, own 4: y0 at 0 joins, nearer.
+    assert scores.ca_all.tolist() == pytest.approx([3 / 4, 2 / 4, 0])
+
+
+def test_mutual_information_weighs_sentences_by_their_tokens():
+    # Gains of 2 and 1 nats over 4 and 2 tokens.
+    assert mutual_information([-6, -3], [-8, -4], [4, 2]) == pytest.approx(3 / 6)
+    assert math.isnan(mutual_information([], [], []))
 
 
 def test_one_document_of_two_has_nothing_to_compare_with():

@@ -1,0 +1,96 @@
+"""A whole evaluation: systems by name, tasks, tables, and how all of it was made."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lcm_cli import __version__
+from lcm_cli.evaluation import metrics, tables
+from lcm_cli.evaluation.data import Row
+from lcm_cli.evaluation.systems import Lineup
+from lcm_cli.evaluation.tasks import Context, Record, run
+
+PACKAGES = ("torch", "numpy", "sacrebleu", "rouge-score", "sonar-space", "transformers")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out. `about` tells how: versions, seed, data, space, systems."""
+
+    about: dict[str, Any]
+    records: list[Record]
+    results: list[dict[str, Any]]
+    tests: list[dict[str, Any]]
+    published: dict[str, Any]
+    signatures: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what metrics.json holds."""
+        return self.about | {
+            "results": self.results,
+            "tests": self.tests,
+            "signatures": self.signatures,
+            "published": self.published,
+        }
+
+
+def evaluate(
+    lineup: Lineup,
+    rows: Sequence[Row],
+    context: Context,
+    data: dict[str, Any],
+    on_task: Callable[[str, str], None] = lambda task, system: None,
+) -> Evaluation:
+    """Run every task with every system that can do it; the same input gives the same result.
+
+    `data` tells where the rows are from. `on_task` is told before each task and system. Errors of
+    single rows go to `context.on_error`.
+    """
+    from lcm_cli.evaluation import roundtrip
+
+    records: list[Record] = []
+    results: list[dict[str, Any]] = []
+    for task in lineup.tasks:
+        for system in lineup.of(task):
+            on_task(task, system.name)
+            if task == "roundtrip":
+                records += roundtrip.run(system, rows, context)
+                results += roundtrip.retrieval(system, rows, context)
+            else:
+                records += run(task, system, rows, context)
+    codes = sorted({r["to"] for r in records if r.get("target")})
+    return Evaluation(
+        about=_about(lineup, context) | {"data": data},
+        records=records,
+        results=tables.results(records, context.seed) + results,
+        tests=tables.tests(records, context.seed),
+        published=tables.published(lineup.tasks),
+        signatures={code: metrics.signatures(code) for code in codes},
+    )
+
+
+def _about(lineup: Lineup, context: Context) -> dict[str, Any]:
+    space = context.space
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "seed": context.seed,
+        "space": {"name": space.name, "fingerprint": space.fingerprint},
+        "device": str(space.device),
+        "precision": space.precision,
+        "tasks": list(lineup.tasks),
+        "to": list(context.to),
+        "systems": {system.name: system.about() for system in lineup.systems},
+        "judges": {name: judge.about() for name, judge in context.judges.items()},
+        "language_model": context.lm.name if context.lm else None,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
