@@ -413,13 +413,13 @@ def weights(name: str) -> "dict[str, Tensor]":
     """Read the weights of a folder or Hub repository, weights only."""
     import torch
     from safetensors.torch import load_file
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     with _not_found(name):
         path = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
         if path is not None:
             return load_file(path)
-        path = cached_file(name, "pytorch_model.bin")
+        path = str(cached_file(name, "pytorch_model.bin"))
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return state
 
