@@ -143,7 +143,8 @@ def _use_config(ctx: typer.Context, chosen: Path | None) -> Path | None:
     path = None if ctx.resilient_parsing else settings.find(chosen)
     if path is not None:
         names = {_key(flag): param.name for param in ctx.command.params for flag in param.opts}
-        found = settings.defaults(path, str(ctx.info_name), names, SHARED, commands=ctx.obj)
+        called = ctx.command_path.split()[1:]  # without the program's own name
+        found = settings.defaults(path, called, names, SHARED, commands=ctx.obj)
         ctx.default_map = {names[key]: value for key, value in found.items()}
         ctx.meta[CONFIG] = path
     return path

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lcm_cli.documents import Document
     from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
     from lcm_cli.languages import Language
+    from lcm_cli.models import load_model
     from lcm_cli.space import DecodeOptions, Space, load_space
     from lcm_cli.summary import summarize
 
@@ -22,6 +23,7 @@ __all__ = [
     "NotFoundError",
     "Space",
     "UsageError",
+    "load_model",
     "load_space",
     "summarize",
 ]
@@ -35,6 +37,7 @@ if (_checkout / "commands" / "__init__.py").is_file() and (_checkout / "pyprojec
 _HOMES = {
     "Document": "documents",
     "Language": "languages",
+    "load_model": "models",
     "summarize": "summary",
     **dict.fromkeys(("DecodeOptions", "Space", "load_space"), "space"),
 }

@@ -16,7 +16,7 @@ import typer
 from lcm_cli import __version__, console
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
 
-COMMANDS = (  # in the order of the help
+COMMANDS = (  # in the order of the help, where groups come last
     "summarize",
     "translate",
     "embed",
@@ -27,7 +27,12 @@ COMMANDS = (  # in the order of the help
     "languages",
     "pull",
     "doctor",
+    "checkpoints",
 )
+_LOOKS: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 INTERRUPTED = 130  # what a shell reports for a program stopped by Ctrl-C
 
 
@@ -55,19 +60,26 @@ def _run(args: list[str]) -> int:
 
 
 def _build(names: Iterable[str]) -> typer.Typer:
-    app = typer.Typer(
-        name="lcm",
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+    app = typer.Typer(pretty_exceptions_enable=False, **_LOOKS)
     app.callback(invoke_without_command=True)(_root)
-    # Not imported in the usual way: the core knows its commands by name only.
-    with_common = import_module("lcm_cli.commands._options").with_common
     for name in names:
-        module = import_module(f"lcm_cli.commands.{name}")
-        app.command(name, epilog=_examples(module.EPILOG))(with_common(module.main))
+        _add(app, name, name)
     return app
+
+
+def _add(app: typer.Typer, name: str, module_name: str) -> None:
+    """Add a command, or a group of those that its module names in SUBCOMMANDS."""
+    # Not imported in the usual way: the core knows its commands by name only.
+    module = import_module(f"lcm_cli.commands.{module_name}")
+    if hasattr(module, "SUBCOMMANDS"):
+        group = typer.Typer(help=module.HELP, **_LOOKS)
+        group.callback()(lambda: None)  # a group even if it has one command
+        for subcommand in module.SUBCOMMANDS:
+            _add(group, subcommand, f"{module_name}_{subcommand}")
+        app.add_typer(group, name=name)
+        return
+    with_common = import_module("lcm_cli.commands._options").with_common
+    app.command(name, epilog=_examples(module.EPILOG))(with_common(module.main))
 
 
 def _show_version(wanted: bool) -> None:

@@ -162,7 +162,7 @@ def _read(role: str, source: Path) -> Weights:
         _check_port(source)
         state = read_folder(source)
     else:
-        state = _read_pickle(source)
+        state = read_pickle(source)
     if f"{role}_frontend.embed.weight" in state:
         return Weights(_without_tied(source, role, state))
     state = _half(role, state)
@@ -269,8 +269,11 @@ def _check(
             complain(f"shape {tuple(tensor.shape)} instead of {shape} in", [name])
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
-    """Map the state dict of a torch file: tensors only, whatever else it may hold."""
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Map the state dict of a torch file: tensors only, whatever else it may hold.
+
+    Raises IntegrityError for a file that is damaged, compressed, or would run code.
+    """
     import torch
 
     _check_zip(path)
@@ -313,20 +316,23 @@ def read_folder(folder: Path) -> dict[str, Any]:
         if Path(name).name != name:
             raise IntegrityError(f"{folder}: a weight file may not lie elsewhere: {name}")
         path = folder / name
-        state |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        state |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     return state
 
 
 def _weight_files(folder: Path) -> list[str]:
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in ("model.safetensors", "pytorch_model.bin", "model.pt"):
         if (folder / name).is_file():
             return [name]
         if index := _json(folder / f"{name}.index.json"):
             return sorted({str(part) for part in index.get("weight_map", {}).values()})
-    raise IntegrityError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+    raise IntegrityError(
+        f"{folder} has neither model.safetensors nor pytorch_model.bin nor model.pt"
+    )
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Map all tensors of a safetensors file; raises IntegrityError if it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,7 +1,7 @@
-"""Checkpoints by name: the cards that come with lcm, and where the files of a space are.
+"""Checkpoints by name: the cards that come with lcm, and where the files of each are.
 
-Nothing here downloads (see pull.py): `locate_space` finds what is on this machine, and its error
-names the file that is missing and the command that fetches it.
+Nothing here downloads (see pull.py): `locate_space` and `locate_model` find what is on this
+machine, and their errors name the file that is missing and the command that fetches it.
 """
 
 import atexit
@@ -27,6 +27,7 @@ FILES = {
     "decoder": "decoder.safetensors",
     "tokenizer": "tokenizer.model",
 }
+MODEL_FILES = {"config": "config.json", "model": "model.safetensors"}
 PARTS = {"space": ROLES, "model": ("model",)}
 UNKNOWN_LICENCE = "NOASSERTION"  # SPDX's word for it
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -130,6 +131,19 @@ class SpaceFiles:
     licence: str
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one concept model on this machine; `licence` is empty if nothing tells it.
+
+    Large weights may lie in several files beside `weights`, with an index.
+    """
+
+    name: str
+    config: Path
+    weights: Path
+    licence: str = ""
+
+
 def is_non_commercial(licence: str) -> bool:
     """Return whether an SPDX licence forbids commercial use."""
     return "NC" in licence.upper().split("-")
@@ -206,7 +220,26 @@ def locate_space(source: str) -> SpaceFiles:
         return read_space(space_folder(source))
     if is_repository(source):
         return _from_hub(source)
-    raise NotFoundError(f"there is no space called {source!r}", _did_you_mean(source))
+    raise NotFoundError(f"there is no space called {source!r}", _did_you_mean(source, "space"))
+
+
+def locate_model(source: str) -> ModelFiles:
+    """Find the files of a concept model: a card's name, a card's path, a folder, or ORG/REPO.
+
+    Never uses the network. Raises NotFoundError that names the missing file and the command that
+    fetches it, UsageError for the name of a space. What is in the files is looked at when they are
+    loaded.
+    """
+    entry = _card_file(source)
+    if entry is not None:
+        return _model_of_card(_read_card(entry), entry, source)
+    if Path(source).is_dir():
+        return _model_in(Path(source), Path(source).resolve().name)
+    if model_folder(source).name in pulled("model"):
+        return _model_in(model_folder(source), source)
+    if is_repository(source):
+        return _model_from_hub(source)
+    raise NotFoundError(f"there is no model called {source!r}", _did_you_mean(source, "model"))
 
 
 def read_space(folder: Path) -> SpaceFiles:
@@ -263,6 +296,42 @@ def _bundled(card: Card, entry: Traversable | Path) -> SpaceFiles:
     return SpaceFiles(name=card.name, config=config, licence=card.licence, **paths)
 
 
+def _model_of_card(card: Card, entry: Traversable | Path, source: str) -> ModelFiles:
+    if card.kind != "model":
+        raise UsageError(
+            f"{card.name} is a {card.kind}, not a model", f"use it with: --space {source}"
+        )
+    if card.files:
+        beside = entry.parent if isinstance(entry, Path) else _folder()
+        config, weights = (_real_path(beside / card.files[role].name) for role in MODEL_FILES)
+        return ModelFiles(card.name, config, weights, card.licence)
+    if card.name in pulled("model"):
+        return _model_in(model_folder(card.name), card.name, card.licence)
+    missing = model_folder(card.name) / MODEL_FILES["model"]
+    message = f"{card.name} is not on this machine: no {missing}"
+    raise NotFoundError(message, f"run: lcm pull {source}")
+
+
+def _model_in(folder: Path, name: str, licence: str = "") -> ModelFiles:
+    config = folder / MODEL_FILES["config"]
+    if not config.is_file():
+        raise NotFoundError(
+            f"no model at {folder}: {config.name} is missing",
+            "weights of another program become a model with: lcm checkpoints convert",
+        )
+    return ModelFiles(name, config, folder / MODEL_FILES["model"], licence)
+
+
+def _model_from_hub(source: str) -> ModelFiles:
+    """Find a model in our layout in huggingface_hub's own cache."""
+    repo, revision = repository(source)
+    folder = local_snapshot(repo, revision, [MODEL_FILES["config"]])
+    if folder is None:
+        message = f"{source} is not on this machine: no {MODEL_FILES['config']}"
+        raise NotFoundError(message, f"run: lcm pull {source}")
+    return _model_in(folder, source)
+
+
 _unpacked = ExitStack()
 atexit.register(_unpacked.close)
 
@@ -313,7 +382,11 @@ def _read_card(entry: Traversable | Path) -> Card:
     return parse(Card, data, str(entry))
 
 
-def _did_you_mean(name: str) -> str:
-    known = sorted({*_names(), *pulled()})
+def _did_you_mean(name: str, kind: str = "") -> str:
+    """Return a hint with the names like `name`: of checkpoints of one kind, or of any."""
+    own = [known for known, card in cards().items() if kind in ("", card.kind)]
+    here = [name for each in PARTS if kind in ("", each) for name in pulled(each)]
+    known = sorted({*own, *here})
     near = nearest(name, known) or known
-    return f"did you mean {' or '.join(near)}? A folder, a card (.toml) or ORG/REPO works as well"
+    named = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{named}A folder, a card (.toml) or ORG/REPO works as well"

@@ -49,9 +49,10 @@ def check_model(folder: Path) -> None:
 
     Only the headers of the files are read.
     """
+    from lcm_cli.hub import locate_model
     from lcm_cli.models.checkpoint import load
 
-    load(folder)
+    load(locate_model(str(folder)))
 
 
 def _fetched(plan: Plan, part: Part, notice: Notice) -> Path:

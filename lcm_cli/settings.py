@@ -3,12 +3,14 @@
     device = "cpu"              # flat keys: options that commands share
     [summarize]                 # a table: options of that command
     length = "20%"
+    [checkpoints.convert]       # of a command in a group
+    force = true
 
 Keys are the long option names, with `-` or `_`. A flag and an environment variable go before it.
 """
 
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +43,25 @@ def read(path: Path) -> dict[str, Any]:
 
 def defaults(
     path: Path,
-    command: str,
+    command: Sequence[str],
     options: Collection[str],
     shared: Collection[str],
     commands: Collection[str],
 ) -> dict[str, Any]:
     """Return what the file at `path` says for `command`, as {option: value}.
 
-    `options` are those of the command, `shared` those that may stand flat in the file; all names
-    have `_` for `-`. Raises IntegrityError for a key that is none of these.
+    `command` is its name, and before it that of its group if it has one. `options` are those of the
+    command, `shared` those that may stand flat in the file; all names have `_` for `-`. Raises
+    IntegrityError for a key that is none of these.
     """
     data = _underscored(read(path))
     tables = {key for key, value in data.items() if isinstance(value, dict)}
     _check(path, "command", tables, commands)
     _check(path, "option", data.keys() - tables, shared)
-    own = _underscored(data.get(command, {}))
-    _check(path, f"option of {command}", own, options)
+    own = data
+    for name in command:
+        own = _underscored(own.get(name, {}))
+    _check(path, f"option of {' '.join(command)}", own, options)
     return {key: data[key] for key in options if key in data and key not in tables} | own
 
 

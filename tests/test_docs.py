@@ -1,6 +1,7 @@
 """The pages say what the program says."""
 
 import importlib.util
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -31,4 +32,9 @@ def test_the_help_in_a_page_is_the_programs(
 
 def test_every_command_has_its_block(update_help: ModuleType) -> None:
     page = (DOCS / "commands.md").read_text(encoding="utf-8")
-    assert update_help.commands(page) == ["lcm", *(f"lcm {name}" for name in COMMANDS)]
+    expected = ["lcm"]
+    for name in COMMANDS:
+        module = import_module(f"lcm_cli.commands.{name}")
+        below = getattr(module, "SUBCOMMANDS", ())
+        expected += [f"lcm {name}", *(f"lcm {name} {subcommand}" for subcommand in below)]
+    assert update_help.commands(page) == expected

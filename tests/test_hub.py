@@ -188,3 +188,74 @@ def test_repository_from_the_hubs_own_cache(cache, official):
 )
 def test_what_a_repository_looks_like(source, expected):
     assert hub.is_repository(source) is expected
+
+
+def make_model(folder):
+    """Write a folder that has all that a model has, as far as its place is concerned."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"kind": "model"}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+MODEL_CARD = """\
+name = "small-model"
+kind = "model"
+summary = "for tests"
+licence = "MIT"
+licence_note = ""
+languages = ["eng_Latn"]
+space = "tiny"
+"""
+
+
+def test_model_in_a_folder(tmp_path):
+    folder = make_model(tmp_path / "m")
+    files = hub.locate_model(str(folder))
+    assert files == hub.ModelFiles("m", folder / "config.json", folder / "model.safetensors")
+    (folder / "config.json").unlink()
+    with pytest.raises(NotFoundError, match=r"config\.json is missing"):
+        hub.locate_model(str(folder))
+
+
+def test_model_beside_its_card(tmp_path):
+    make_model(tmp_path / "m")
+    files = '[files.config]\nname = "config.json"\n[files.model]\nname = "model.safetensors"\n'
+    (tmp_path / "m" / "card.toml").write_text(MODEL_CARD + files)
+    found = hub.locate_model(str(tmp_path / "m" / "card.toml"))
+    assert (found.name, found.licence) == ("small-model", "MIT")
+    assert found.weights.read_bytes() == b"weights"
+    assert hub.card(str(tmp_path / "m" / "card.toml")).space == "tiny"
+
+
+def test_model_that_was_pulled(cache, tmp_path):
+    card = tmp_path / "card.toml"
+    card.write_text(MODEL_CARD + '[source.model]\nrepo = "org/repo"\n')
+    with pytest.raises(NotFoundError, match="small-model is not on this machine") as caught:
+        hub.locate_model(str(card))
+    assert caught.value.hint == f"run: lcm pull {card}"
+    make_model(hub.model_folder("small-model"))
+    assert hub.pulled("model") == ["small-model"]
+    assert hub.locate_model(str(card)).licence == "MIT"
+    assert hub.locate_model("small-model").weights.parent == hub.model_folder("small-model")
+
+
+def test_model_in_the_hubs_cache(cache):
+    with pytest.raises(NotFoundError, match="org/repo is not on this machine") as caught:
+        hub.locate_model("org/repo")
+    assert caught.value.hint == "run: lcm pull org/repo"
+    place = cache.parent / "hub" / "models--org--repo"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("c" * 40)
+    make_model(place / "snapshots" / ("c" * 40))
+    assert hub.locate_model("org/repo").weights.read_bytes() == b"weights"
+
+
+def test_names_that_are_no_model(cache, official, tmp_path):
+    with pytest.raises(UsageError, match="tiny is a space, not a model") as used:
+        hub.locate_model("tiny")
+    assert used.value.hint == "use it with: --space tiny"
+    make_model(hub.model_folder("my-model"))
+    with pytest.raises(NotFoundError, match="no model called 'my-modle'") as caught:
+        hub.locate_model("my-modle")
+    assert caught.value.hint.startswith("did you mean my-model?")

@@ -22,7 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _defaults(text: str) -> dict[str, object]:
     path = Path("c.toml")
     path.write_text(text, encoding="utf-8")
-    return settings.defaults(path, "summarize", OPTIONS, SHARED, COMMANDS)
+    return settings.defaults(path, ["summarize"], OPTIONS, SHARED, COMMANDS)
 
 
 def test_find_prefers_what_is_chosen_then_the_folder_then_the_user(home: Path) -> None:

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lcm_cli.errors import IntegrityError, NotFoundError
-from lcm_cli.files import atomic_path
+from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.hub import MODEL_FILES, ModelFiles, locate_model
 from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, from_dict, to_dict
 from lcm_cli.models.interface import ConceptModel
@@ -25,9 +26,9 @@ from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
 from lcm_cli.repository import read_json
+from lcm_cli.space import pick_device
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
+CONFIG, WEIGHTS = MODEL_FILES["config"], MODEL_FILES["model"]
 KINDS: dict[str, type[nn.Module]] = {
     "base": BaseLCM,
     "two_tower": TwoTowerLCM,
@@ -38,7 +39,7 @@ KINDS: dict[str, type[nn.Module]] = {
 }
 # Numbers that are not rounded when a model runs in half precision.
 FULL_PRECISION = ("normalizer.", "quantizer.", "codebooks")
-LISTED = 3  # tensors named in a message
+LISTED = 8  # tensors named in a message
 
 
 def build(config: AnyConfig | QuantizerConfig) -> nn.Module:
@@ -47,41 +48,45 @@ def build(config: AnyConfig | QuantizerConfig) -> nn.Module:
 
 
 def load_model(
-    path: Path | str, *, device: str = "cpu", dtype: str = "auto", packed: bool = False
+    source: Path | str, *, device: str = "auto", dtype: str = "auto", packed: bool = False
 ) -> ConceptModel:
-    """Load a concept model, ready to generate.
+    """Load a concept model by card name, folder or ORG/REPO, ready to generate.
 
-    `dtype` is a torch name such as "bfloat16"; "auto" keeps what the file has. `packed` lays
-    float32 weights out for generating on a CPU: up to twice as fast, but such a model can neither
-    be trained nor saved. Raises NotFoundError if a file is missing,
-    IntegrityError if one is damaged or does not fit the config.
+    `dtype` is a torch name such as "bfloat16"; "auto" is float32 on the CPU and elsewhere what the
+    file has. `packed` lays float32 weights out for generating on a CPU: up to twice as fast, but
+    such a model can neither be trained nor saved. Raises NotFoundError if it is not on this
+    machine, UsageError for an unknown device, IntegrityError if a file is damaged or does not fit
+    the config.
     """
-    model = load(Path(path))
+    chosen = pick_device(device)
+    model = load(locate_model(str(source)))
     if not isinstance(model, ConceptModel):
-        raise IntegrityError(f"{path} is a {model.config.architecture}, not a concept model")  # type: ignore[union-attr]
+        raise IntegrityError(f"{source} is a {model.config.architecture}, not a concept model")  # type: ignore[union-attr]
+    if dtype == "auto" and chosen.type == "cpu":
+        dtype = "float32"
     if dtype != "auto":
         for name, parameter in model.named_parameters():
             if not name.startswith(FULL_PRECISION):
                 parameter.data = parameter.data.to(getattr(torch, dtype))
-    model = model.to(device).eval()
+    model = model.to(chosen).eval()
     return prepare(model) if packed else model
 
 
-def load_quantizer(path: Path | str) -> ResidualQuantizer:
+def load_quantizer(source: Path | str) -> ResidualQuantizer:
     """Load a quantizer; raises as `load_model` does."""
-    quantizer = load(Path(path))
+    quantizer = load(locate_model(str(source)))
     if not isinstance(quantizer, ResidualQuantizer):
-        raise IntegrityError(f"{path} is no quantizer", "make one: lcm train quantizer")
+        raise IntegrityError(f"{source} is no quantizer", "make one: lcm train quantizer")
     return quantizer
 
 
-def load(folder: Path) -> nn.Module:
-    """Load whatever a checkpoint folder holds."""
-    config = read_config(folder)
+def load(files: ModelFiles) -> nn.Module:
+    """Load whatever a checkpoint holds, with numbers as they stand in its file."""
+    config = read_config(files.config)
     with torch.device("meta"):
         model = build(config)
-    state = read_all_weights(folder)
-    check_state(model, state, str(folder / WEIGHTS))
+    state = read_all_weights(files.weights)
+    check_state(model, state, str(files.weights))
     full = {
         key: tensor.float() if key.startswith(FULL_PRECISION) else tensor
         for key, tensor in state.items()
@@ -90,33 +95,30 @@ def load(folder: Path) -> nn.Module:
     return model
 
 
-def read_config(folder: Path) -> AnyConfig | QuantizerConfig:
-    """Read a checkpoint's config.json; raises NotFoundError or IntegrityError."""
-    file = folder / CONFIG
+def read_config(file: Path) -> AnyConfig | QuantizerConfig:
+    """Read a config.json; raises NotFoundError, UsageError for that of a space, IntegrityError."""
     if not file.is_file():
-        raise NotFoundError(
-            f"no model at {folder}: {CONFIG} is missing",
-            "list what there is: lcm checkpoints list",
-        )
+        raise NotFoundError(f"no such file: {file}")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise IntegrityError(f"{file} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise IntegrityError(f"{file} holds no object")
+    if data.get("kind") == "space":
+        raise UsageError(f"{file.parent} is a space, not a model", "use it with: --space")
     return from_dict(data, str(file))
 
 
-def read_all_weights(folder: Path) -> dict[str, Tensor]:
+def read_all_weights(file: Path) -> dict[str, Tensor]:
     """Map the weights of a checkpoint, in one file or in the several that an index names."""
-    index = read_json(folder / INDEX)
-    if (folder / WEIGHTS).is_file() or not index:
-        return read_weights(folder / WEIGHTS)
+    index = file.with_name(f"{file.name}.index.json")
+    parts = {} if file.is_file() else read_json(index).get("weight_map", {})
     state: dict[str, Tensor] = {}
-    for name in sorted({str(part) for part in index.get("weight_map", {}).values()}):
+    for name in sorted(set(map(str, parts.values()))) or [file.name]:
         if Path(name).name != name:
-            raise IntegrityError(f"{folder / INDEX}: a weight file may not lie elsewhere: {name}")
-        state |= read_weights(folder / name)
+            raise IntegrityError(f"{index}: a weight file may not lie elsewhere: {name}")
+        state |= read_weights(file.with_name(name))
     return state
 
 
@@ -169,15 +171,31 @@ def _named(what: str, names: list[str]) -> str:
 
 
 def save(model: nn.Module, folder: Path, *, force: bool = False) -> None:
+    """Write a checkpoint folder, made if needed. Raises as `write` does."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    config: Any = model.config
+    write(config, state, folder, force=force)
+
+
+def write(
+    config: AnyConfig | QuantizerConfig,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    force: bool = False,
+) -> None:
     """Write a checkpoint folder, made if needed; the config comes last, so that it means complete.
 
-    Raises UsageError if there is one already and `force` is false.
+    Raises UsageError if there is one already and `force` is false, or `folder` is a file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    config: Any = model.config
-    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{folder} is a file", "name a folder") from error
+    except OSError as error:
+        raise disk_error(error, folder) from error
     with atomic_path(folder / WEIGHTS, force=force) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        save_file(dict(state), temporary, metadata={"format": "pt"})
     text = json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
     with atomic_path(folder / CONFIG, force=force) as temporary:
         temporary.write_text(text, encoding="utf-8")

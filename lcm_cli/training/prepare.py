@@ -96,7 +96,9 @@ def load_start(source: str) -> ConceptModel:
     """Load the checkpoint to finetune: a folder, or that of a run."""
     folder = Path(source)
     inner = folder / MODEL
-    return checkpoint.load_model(inner if (inner / checkpoint.CONFIG).is_file() else folder)
+    return checkpoint.load_model(
+        inner if (inner / checkpoint.CONFIG).is_file() else folder, device="cpu"
+    )
 
 
 def model_config(recipe: ModelRecipe, space: Space, start: ConceptModel | None = None) -> AnyConfig:

@@ -84,6 +84,15 @@ def test_packed_gives_the_same_numbers(tmp_path: Path, architecture: str) -> Non
         torch.testing.assert_close(plain.concepts_SD, fast.concepts_SD, atol=1e-5, rtol=1e-4)
 
 
+def test_float16_on_disk_is_float32_on_the_cpu(tmp_path: Path) -> None:
+    _saved(tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    save_file({key: tensor.half() for key, tensor in load_file(file).items()}, file)
+    assert {tensor.dtype for tensor in load_model(tmp_path / "m").state_dict().values()} == {
+        torch.float32
+    }
+
+
 def test_quantizer(tmp_path: Path) -> None:
     quantizer = build(QuantizerConfig(concept_dim=4, codebooks=2, units=3))
     save(quantizer, tmp_path / "q")
@@ -103,8 +112,10 @@ def test_refuses_to_overwrite(tmp_path: Path) -> None:
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"config\.json is missing"):
+    with pytest.raises(NotFoundError, match=r"no model called '.*nowhere'"):
         load_model(tmp_path / "nowhere")
+    with pytest.raises(NotFoundError, match=r"config\.json is missing"):
+        load_model(tmp_path)
     _saved(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
     with pytest.raises(NotFoundError, match=r"model\.safetensors"):

@@ -1,0 +1,212 @@
+"""Models of other programs, through the command: official checkpoints and SONAR-LLM's folders."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lcm_cli.models import load_model
+from lcm_cli.models.foreign import read_model
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Path:
+    """A checkpoint as the official trainer leaves it: model.pt and model_card.yaml."""
+    folder = tmp_path / "step_8"
+    folder.mkdir()
+    state = {f"module.{key}": value for key, value in _golden("base_model").items()}
+    torch.save({"model": state, "step": 8}, folder / "model.pt")
+    config = dict(_facts("base_model")["config"])
+    card = {"name": "on_the_fly_lcm", "model_family": config.pop("model_type")}
+    card |= {"checkpoint": "file:///runs/step_8/model.pt", "model_config": config}
+    (folder / "model_card.yaml").write_text(yaml.dump(card))
+    return folder
+
+
+@pytest.fixture
+def sonar_llm(tmp_path: Path) -> Path:
+    """A SONAR-LLM folder as it lies on the Hub."""
+    folder = tmp_path / "sonar-llm"
+    folder.mkdir()
+    golden = _golden("sonar_llm")
+    state = {key[3:]: value for key, value in golden.items() if key.startswith("sd/")}
+    state["sonar_decoder.embed.weight"] = torch.zeros(3, 2)
+    torch.save({"model_state_dict": state}, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(_facts("sonar_llm")["config"]))
+    return folder
+
+
+def _golden(name: str) -> dict[str, Tensor]:
+    return load_file(GOLDEN / f"{name}.safetensors")
+
+
+def _facts(name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("base_model", "base"), ("two_tower_model", "two_tower")]
+)
+def test_golden_fixtures_as_they_lie(lcm: Run, tmp_path: Path, name: str, kind: str) -> None:
+    done = lcm("checkpoints", "convert", GOLDEN / f"{name}.safetensors", "-o", tmp_path / "x")
+    assert (done.code, done.stdout) == (0, f"{tmp_path / 'x'}\n")
+    assert f"{kind}, concepts of width 32, space: not known" in done.stderr
+    theirs, ours = _golden(name), load_model(tmp_path / "x").state_dict()
+    assert len(theirs) == len(ours)
+    assert torch.equal(ours["normalizer.scale"], next(v for k, v in theirs.items() if "scale" in k))
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("source", [".", "model.pt"])
+def test_what_the_official_trainer_leaves(
+    lcm: Run, official: Path, tmp_path: Path, source: str
+) -> None:
+    done = lcm("checkpoints", "convert", official / source, "-o", tmp_path / "x")
+    assert done.code == 0, done.stderr
+    same, _ = read_model(GOLDEN / "base_model.safetensors")
+    assert load_model(tmp_path / "x").config == same
+
+
+def test_sonar_llm(lcm: Run, sonar_llm: Path, tmp_path: Path) -> None:
+    done = lcm("checkpoints", "convert", sonar_llm, "-o", tmp_path / "x")
+    assert done.code == 0, done.stderr
+    model, golden = load_model(tmp_path / "x", device="cpu"), _golden("sonar_llm")
+    torch.testing.assert_close(model(golden["x"]), golden["out"], atol=1e-5, rtol=1e-5)
+
+
+def test_a_card_that_names_its_architecture(tmp_path: Path) -> None:
+    """The weights are not those of 1.6 billion parameters: what is missing is listed."""
+    (tmp_path / "m").mkdir()
+    card = {"model_family": "base_lcm", "model_arch": "base_lcm_1_6B"}
+    (tmp_path / "m" / "model_card.yaml").write_text(yaml.dump(card))
+    save_file({"x": torch.zeros(1)}, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(Exception, match=r"missing tensors: .* and \d+ more; unknown tensors: x"):
+        read_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_hostile_pickle_runs_nothing(
+    lcm: Run, official: Path, tmp_path: Path, framed: bool
+) -> None:
+    """A pickle that would make a file, plain and in the frame that torch.save makes."""
+    target = tmp_path / "owned"
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(target),)
+
+    if framed:
+        torch.save({"model": {"x": Hostile()}}, official / "model.pt")
+    else:
+        (official / "model.pt").write_bytes(pickle.dumps({"model": Hostile()}))
+    done = lcm("checkpoints", "convert", official, "-o", tmp_path / "x")
+    assert (done.code, done.stdout) == (5, "")
+    assert "model.pt" in done.stderr
+    assert not target.exists()
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_hostile_card_runs_nothing(lcm: Run, official: Path, tmp_path: Path) -> None:
+    target = tmp_path / "owned"
+    call = f"!!python/object/apply:os.mkdir [{target}]"
+    (official / "model_card.yaml").write_text(f"model_config: {call}\n")
+    done = lcm("checkpoints", "convert", official, "-o", tmp_path / "x")
+    assert done.code == 5
+    assert "cannot be read as plain data" in done.stderr
+    assert not target.exists()
+
+
+def test_tensors_that_do_not_fit_are_listed(lcm: Run, official: Path, tmp_path: Path) -> None:
+    state = torch.load(official / "model.pt", weights_only=True)["model"]
+    state["module.extra"] = state.pop("module.postnet.fc.bias")
+    torch.save({"model": state}, official / "model.pt")
+    done = lcm("checkpoints", "convert", official, "-o", tmp_path / "x")
+    assert done.code == 5
+    assert "missing tensors: postnet.fc.bias; unknown tensors: extra" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lcm": None}, "does not describe a concept model"),
+        ({"model_dim": "64"}, "does not describe a concept model"),
+        ({"model_type": "other"}, "model_type 'other' is no official concept model"),
+        ({"max_seq_len": 64.5}, "max_length = 64.5"),
+        ({"max_seq_len": -1}, "max_length must be positive, not -1"),
+        ({"lcm": {}}, "lacks the key"),
+    ],
+)
+def test_a_config_that_is_not_one(
+    lcm: Run, official: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    config = _facts("base_model")["config"] | change
+    (official / "config.json").write_text(json.dumps(config))
+    done = lcm("checkpoints", "convert", official, "-o", tmp_path / "x")
+    assert done.code == 5
+    assert message in done.stderr
+    assert "config.json" in done.stderr
+
+
+def test_what_is_not_a_model(lcm: Run, official: Path, tmp_path: Path) -> None:
+    def convert(source: Path) -> Any:
+        return lcm("checkpoints", "convert", source, "-o", tmp_path / "x")
+
+    assert convert(tmp_path / "nowhere").code == 3
+    (tmp_path / "empty").mkdir()
+    bare = convert(tmp_path / "empty")
+    assert bare.code == 5
+    assert "there is no config.json and no model_card.yaml" in bare.stderr
+    whole = (official / "model.pt").read_bytes()
+    for share in (0.0, 0.5, 0.999):
+        (official / "model.pt").write_bytes(whole[: int(share * len(whole))])
+        assert convert(official).code == 5
+    (official / "model.pt").unlink()
+    without = convert(official)
+    assert without.code == 5
+    assert "neither model.safetensors" in without.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_place_of_the_result(lcm: Run, official: Path, tmp_path: Path) -> None:
+    def convert(target: Path, *flags: str) -> Any:
+        return lcm("checkpoints", "convert", official, "-o", target, *flags)
+
+    assert convert(tmp_path / "x").code == 0
+    again = convert(tmp_path / "x")
+    assert again.code == 2
+    assert "holds a model already" in again.stderr
+    assert convert(tmp_path / "x", "--force").code == 0
+    taken = tmp_path / "file"
+    taken.write_text("")
+    assert convert(taken).code == 2
+    shutil.copytree(tmp_path / "x", tmp_path / "ours")
+    ours = lcm("checkpoints", "convert", tmp_path / "ours", "-o", tmp_path / "y")
+    assert ours.code == 2
+    assert "in the layout of lcm already" in ours.stderr
+
+
+def test_defaults_from_the_config_file(lcm: Run, official: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(f'[checkpoints.convert]\noutput = "{tmp_path / "x"}"\n')
+    assert lcm("checkpoints", "convert", official, "--config", config).code == 0
+    config.write_text("[checkpoints.convert]\nforec = true\n")
+    done = lcm("checkpoints", "convert", official, "-o", tmp_path / "y", "--config", config)
+    assert done.code == 5
+    assert "'forec' is no option of checkpoints convert" in done.stderr
