@@ -2,7 +2,8 @@
 
     python benchmarks/models.py generate           # speed, and that the numbers agree
     python benchmarks/models.py train              # ms a step, and how much of it is matmul
-    python benchmarks/models.py curves -o FOLDER   # cost against context length and steps, as SVG
+    python benchmarks/models.py plot -o FILE       # cost against context length and steps; needs
+                                                   # the extra "plot"
 
 The naive mode does what the official code does, with our weights and to the same numbers: every
 denoising step projects the whole context to keys and values again, computes the modulators for
@@ -10,17 +11,17 @@ every row, runs self-attention over a single key, gives the unconditional half a
 and copies the whole cache once a concept although nothing has finished. Both modes take the same
 40 steps; the official code's 50 for "40" would add a quarter to its time. "ours" is the model as
 loaded for training, "packed" as `load_model(..., packed=True)` gives it. Times are processor
-seconds of one thread, the fastest of a few runs, the modes taking turns; random weights serve.
+seconds of one thread, the median of a few runs, the modes taking turns; random weights serve.
 """
 
 import argparse
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -156,22 +157,22 @@ def ours(model: ConceptModel, prompts: Tensor, count: int, options: Any) -> Tens
     return torch.stack(made, dim=1)
 
 
-def fastest(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
-    """Return the processor seconds of the fastest of some rounds in which all take turns."""
-    best = dict.fromkeys(runs, float("inf"))
+def medians(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
+    """Return the median of the processor seconds of each, over rounds in which all take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             start = time.process_time()
             run()
-            best[name] = min(best[name], time.process_time() - start)
-    return best
+            taken[name].append(time.process_time() - start)
+    return {name: median(values) for name, values in taken.items()}
 
 
 def compare_generation(repeats: int) -> None:
     """Print the speed of all modes, and the largest difference relative to the largest value."""
     print("| model | rows | context | naive c/s | ours c/s | packed c/s | ratio | difference |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, config, count in (("two-tower", TWO_TOWER, 3), ("base", BASE, 32)):
+    for name, config, count in (("two-tower", TWO_TOWER, 2), ("base", BASE, 16)):
         model = build(config)
         packed = prepare(copy.deepcopy(model))
         naive = NaiveTwoTower(model) if name == "two-tower" else NaiveBase(model)
@@ -186,7 +187,7 @@ def compare_generation(repeats: int) -> None:
             reference = runs["naive"]()
             gaps = [float((run() - reference).abs().max()) for run in runs.values()]
             gap = max(gaps) / float(reference.abs().max())
-            seconds = fastest(runs, repeats)
+            seconds = medians(runs, repeats)
             speeds = " | ".join(f"{rows * count / value:.2f}" for value in seconds.values())
             ratio = seconds["naive"] / seconds["packed"]
             print(f"| {name} | {rows} | {context} | {speeds} | {ratio:.2f} | {gap:.1e} |")
@@ -219,7 +220,7 @@ def compare_training(repeats: int) -> None:
         model = build(config).train()
         step = training_step(model, Batch.of([torch.randn(32, 1024)] * 8))
         step()
-        seconds = fastest({"step": step}, repeats)["step"]
+        seconds = medians({"step": step}, repeats)["step"]
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(repeats):
                 step()
@@ -229,85 +230,60 @@ def compare_training(repeats: int) -> None:
         print(f"| {name} | 8 x 32 | {1000 * seconds:.0f} | {spent / total:.0%} |")
 
 
-def curves(folder: Path, repeats: int) -> None:
+def plot(file: Path, repeats: int) -> None:
     """Draw milliseconds a concept against context length (S = 40) and against S (context 32)."""
+    from matplotlib.figure import Figure
+
     contexts, steps = (8, 32, 128, 512, 1024), (5, 10, 20, 40, 80)
-    lines: dict[str, dict[str, list[float]]] = {"context": {}, "steps": {}}
-    for name, config in (("two-tower", TWO_TOWER), ("base", BASE)):
-        model = prepare(build(config))
-        options = model.Options()
-        lines["context"][name] = [cost(model, length, options, repeats) for length in contexts]
-        if name == "two-tower":
-            runs = [DiffusionOptions(steps=count) for count in steps]
-            lines["steps"][name] = [cost(model, 32, options, repeats) for options in runs]
-    for axis, points in (("context", contexts), ("steps", steps)):
-        file = folder / f"cost_{axis}.svg"
-        file.write_text(draw(axis, points, lines[axis]), encoding="utf-8")
-        for name, values in lines[axis].items():
-            pairs = zip(points, values, strict=True)
-            print(f"{name}, {axis}: " + ", ".join(f"{x}: {y:.1f} ms" for x, y in pairs))
+    models = {"two-tower": prepare(build(TWO_TOWER)), "base": prepare(build(BASE))}
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, model in models.items():
+        costs = [cost(model, length, model.Options(), repeats) for length in contexts]
+        curve(left, name, contexts, costs)
+    runs = [DiffusionOptions(steps=count) for count in steps]
+    costs = [cost(models["two-tower"], 32, options, repeats) for options in runs]
+    curve(right, "two-tower", steps, costs)
+    left.set(xlabel="concepts of context (S = 40)", ylabel="ms a concept")
+    right.set(xlabel="denoising steps S (32 concepts of context)")
+    left.legend()
+    figure.savefig(file)
+    print(file)
 
 
+TICKS = (10, 30, 100, 300, 1000)  # ms
+
+
+def curve(axes: Any, name: str, points: Sequence[int], costs: list[float]) -> None:
+    """Draw and print one line, both axes logarithmic."""
+    axes.loglog(points, costs, "o-", label=name)
+    axes.set_xticks(points, [str(point) for point in points])
+    axes.set_yticks(TICKS, [str(tick) for tick in TICKS])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    pairs = zip(points, costs, strict=True)
+    print(f"{name}: " + ", ".join(f"{point}: {value:.1f} ms" for point, value in pairs))
+
+
+@torch.inference_mode()
 def cost(model: Any, context: int, options: Any, repeats: int) -> float:
-    """Return milliseconds to produce one more concept of one document, its prompt read."""
-    prompts, count = torch.randn(1, context, 1024), 4
-
-    def read() -> Tensor:
-        return ours(model, prompts, 1, options)
-
-    def more() -> Tensor:
-        return ours(model, prompts, 1 + count, options)
-
-    seconds = fastest({"read": read, "more": more}, repeats)
-    return 1000 * (seconds["more"] - seconds["read"]) / count
-
-
-COLOURS = ("#0072b2", "#d55e00")
-
-
-def draw(axis: str, points: Sequence[int], lines: dict[str, list[float]]) -> str:
-    """Return a small line chart, both axes logarithmic."""
-    left, right, top, bottom = 60, 460, 20, 260
-    highest = 10 ** math.ceil(math.log10(max(max(line) for line in lines.values())))
-    lowest = 10 ** math.floor(math.log10(min(min(line) for line in lines.values())))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = math.log(x / points[0]) / math.log(points[-1] / points[0])
-        up = math.log(y / lowest) / math.log(highest / lowest)
-        return left + across * (right - left), bottom - up * (bottom - top)
-
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" width="500" height="310" '
-        'font-family="sans-serif" font-size="12">',
-        '<rect width="500" height="310" fill="white"/>',
-        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="black"/>',
-        f'<text x="{(left + right) / 2}" y="{bottom + 40}" text-anchor="middle">{axis}</text>',
-        f'<text x="{left - 50}" y="{top - 6}">ms a concept</text>',
-    ]
-    for point in points:
-        x, y = place(point, lowest)
-        parts.append(f'<text x="{x:.0f}" y="{y + 18:.0f}" text-anchor="middle">{point}</text>')
-    value = lowest
-    while value <= highest:
-        x, y = place(points[0], value)
-        parts.append(f'<text x="{x - 6:.0f}" y="{y + 4:.0f}" text-anchor="end">{value:g}</text>')
-        value *= 10
-    for (name, line), colour in zip(lines.items(), COLOURS, strict=False):
-        places = [place(x, y) for x, y in zip(points, line, strict=True)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        x, y = places[0]
-        parts.append(f'<text x="{x + 6:.0f}" y="{y - 8:.0f}" fill="{colour}">{name}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+    """Return the median of milliseconds for one more concept of one document, its prompt read."""
+    state = model.begin(Batch.of([torch.randn(context, 1024)]), context + repeats + 1, options)
+    noise, taken = Noise([0]), []
+    for _ in range(repeats + 1):
+        start = time.process_time()
+        model.extend(state, model.next(state, noise))
+        taken.append(time.process_time() - start)
+    return 1000 * median(taken[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["generate", "train", "curves"])
-    parser.add_argument("-o", "--output", type=Path, default=Path())
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("what", choices=["generate", "train", "plot"])
+    parser.add_argument("-o", "--output", type=Path, default=Path("cost.svg"))
+    parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "generate":
@@ -315,7 +291,7 @@ def main() -> None:
     elif given.what == "train":
         compare_training(given.repeats)
     else:
-        curves(given.output, given.repeats)
+        plot(given.output, given.repeats)
 
 
 if __name__ == "__main__":
