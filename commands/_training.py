@@ -1,10 +1,13 @@
 """What `lcm train` and its kin show while they run, and how they are stopped."""
 
 import signal
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 from lcm_cli import console
+
+Report = Callable[[dict[str, Any]], None]
 
 # What a log record shows, in this order: key, words around the number, its format.
 _SHOWN = (
@@ -61,6 +64,45 @@ def _show_fit(record: dict[str, Any]) -> None:
     for depth in depths if lost else ():
         console.info(f"{depth} codebooks leave {lost[depth - 1]:.1%} of the variance")
     console.out(record["path"])
+
+
+def show_estimate(record: dict[str, Any]) -> None:
+    """Write what `--dry-run` found, a line each, on stdout."""
+    frozen = record["parameters"] - record["trained"]
+    console.out(
+        f"parameters  {record['parameters']:,}" + (f", {frozen:,} frozen" if frozen else "")
+    )
+    console.out(f"state       {_size(record['state_bytes'])} (weights, gradients, optimizer)")
+    if record["memory_bytes"]:
+        console.out(f"memory      {_size(record['memory_bytes'])} at its peak, measured")
+    console.out(f"disk        {_size(record['disk_bytes'])}")
+    epochs = f", {record['epochs']:.2f} epochs" if "epochs" in record else ""
+    console.out(f"steps       {record['steps']:,}{epochs}")
+    if record["per_step"] is None:
+        console.warn("the state does not fit into the free memory: nothing was measured")
+        return
+    console.out(f"a step      {record['per_step']:,.0f} {record['unit']}")
+    console.out(f"time        {record['seconds_per_step']:.3g} s a step, measured")
+    console.out(f"in all      {duration(record['minutes'])}, without evaluations")
+
+
+def _size(count: float) -> str:
+    units = iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while count >= 1000:
+        count, unit = count / 1000, next(units)
+    return f"{count:.3g} {unit}"
+
+
+def together(reports: Sequence[Report | None]) -> Report:
+    """Return a report that tells all of `reports` (None: nobody)."""
+
+    def tell(record: dict[str, Any]) -> None:
+        for report in reports:
+            if report is not None:
+                report(record)
+
+    return tell
 
 
 def status(record: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from lcm_cli import console
 from lcm_cli.errors import UsageError
 
 from ._options import Device, Json
-from ._training import show, status, stop_on_signal
+from ._training import show, show_estimate, status, stop_on_signal, together
 
 EPILOG = """\
 lcm train recipe.toml
@@ -17,6 +17,8 @@ lcm train recipe.toml
 lcm train recipe.toml --set train.steps=500 --max-minutes 10
 
 lcm train recipe.toml --resume
+
+lcm train recipe.toml --dry-run
 """
 
 
@@ -33,39 +35,48 @@ def main(
     max_minutes: Annotated[
         float, typer.Option(min=0, help="Stop, saved, after so many minutes.")
     ] = float("inf"),
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell memory, disk and time, by a few steps.")
+    ] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Train or finetune a model, a space, a normalizer or a quantizer, as a recipe says."""
-    from lcm_cli.training.recipe import NormalizerRecipe, QuantizerRecipe, load_recipe
+    from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
     folder = output or Path("runs") / loaded.name
-    _check_folder(folder, resume, loaded.kind)
-    folder.mkdir(parents=True, exist_ok=True)
 
     from lcm_cli.space import pick_device
 
     chosen = pick_device(device)
-    if isinstance(loaded, NormalizerRecipe | QuantizerRecipe):
+    if dry and isinstance(loaded, ModelRecipe | SpaceRecipe):
+        from lcm_cli.training.dry_run import dry_run
+
+        (console.emit if json else show_estimate)(dry_run(loaded, chosen))
+        return
+    _check_folder(folder, resume, loaded.kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(loaded, ModelRecipe | SpaceRecipe):
         from lcm_cli.training.fitting import fit_recipe
 
         fitted = fit_recipe(loaded, folder, chosen, console.progress)
         (console.emit if json else show)(fitted)
         return
 
+    from lcm_cli.training.curves import tensorboard
     from lcm_cli.training.loop import Run
     from lcm_cli.training.prepare import prepare
 
     trainer = prepare(loaded, folder, chosen, console.progress)
     console.info(f"{trainer.summary}, on {chosen}")
-    run = Run(trainer, folder, max_minutes, console.emit if json else show, status)
+    shown = [console.emit if json else show, tensorboard(folder)]
+    run = Run(trainer, folder, max_minutes, together(shown), status)
     if resume:
         run.resume()
     stop_on_signal(run)
-    finished = run.train()
     result = folder / loaded.kind
-    if finished:
+    if run.train():
         console.info(f"done: {result}")
     else:
         command = f"lcm train {recipe} -o {folder} --resume"

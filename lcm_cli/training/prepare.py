@@ -71,11 +71,14 @@ def make_trainer(
     device: torch.device,
     progress: Progress = no_progress,
     data: EndlessData | None = None,
+    *,
+    fitted: bool = True,
 ) -> ModelTrainer:
     """Prepare a run in `folder`: space, data, model. Raises LcmErrors of all three.
 
     A new model's normalizer, and the codebooks of a Quant-LCM that names no quantizer, are fitted
-    on the data first, unless the run has a state that holds them.
+    on the data first, unless the run has a state that holds them, or `fitted` is false: then they
+    are left as they are when new, which is enough to measure time and memory.
     """
     space = load_space(recipe.space, device=str(device))
     start = None if not recipe.start else load_start(recipe.start)
@@ -83,7 +86,7 @@ def make_trainer(
     data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
     torch.manual_seed(recipe.train.seed)
     model = new_model(config, start, recipe.start)
-    if not states(folder):
+    if fitted and not states(folder):
         if recipe.normalizer or start is None:
             set_normalizer(model, recipe.normalizer, data, progress)
         if isinstance(model, QuantLCM) and (start is None or recipe.quantizer):

@@ -16,6 +16,7 @@ from lcm_cli.space import DecodeOptions, Space
 
 PROMPT = 4  # concepts of a document without a source that are given
 LENGTH = 4  # concepts of a sample
+TOKENS = 64  # of a decoded sentence: what is not learned yet may have no end
 RECONSTRUCTED = 256  # predictions for which l2-r is measured
 
 
@@ -27,9 +28,9 @@ class Sampler:
 
     def text(self, concepts_ND: Tensor) -> list[str]:
         """Decode concepts, greedily."""
-        found = self.space.decode(
-            concepts_ND.float().cpu().numpy(), [self.to], DecodeOptions(beam=1)
-        )
+        numbers = concepts_ND.float().cpu().numpy()
+        limits = [TOKENS] * len(numbers)
+        found = self.space.decode(numbers, [self.to], DecodeOptions(beam=1), limits=limits)
         return [best[0].text for best in found[self.to]]
 
     def concepts(self, texts: list[str]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Saved states of a run: each one file, written atomically, the last few of them kept."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lcm_cli.errors import IntegrityError, LcmError, UsageError
+from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import atomic_path, disk_error
 
 _PATTERN = "state-*.pt"
@@ -24,8 +26,13 @@ def save_state(folder: Path, step: int, state: dict[str, Any], keep: int) -> Non
     Raises LcmError if the disk is full; the states before stay as they are.
     """
     path = folder / f"state-{step:09d}.pt"
-    with disk_errors(path), atomic_path(path, force=True) as temporary:
-        torch.save(state, temporary)
+    # Through a file of Python's, whose errors have numbers; torch's own have none.
+    with (
+        disk_errors(path),
+        atomic_path(path, force=True) as temporary,
+        temporary.open("wb") as file,
+    ):
+        torch.save(state, file)
     for old in states(folder)[:-keep]:
         old.unlink(missing_ok=True)
 
@@ -50,11 +57,20 @@ def disk_errors(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except OSError as error:
-        raise disk_error(error, path) from error
-    except (RuntimeError, SafetensorError) as error:
-        if isinstance(error.__context__, OSError):
-            raise disk_error(error.__context__, path) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "is the disk full? what was saved before is whole: free some space and --resume"
-        raise LcmError(f"cannot write {path}: {reason}", hint) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _os_error(error)
+        if number is None:
+            raise
+        known = disk_error(OSError(number, os.strerror(number)), path)
+        known.message += "; what was saved before is whole"
+        known.hint = "make room for it, then go on with --resume"
+        raise known from error
+
+
+def _os_error(error: BaseException) -> int | None:
+    """Return the number of the system's error that is behind another one."""
+    behind = error.__cause__ or error.__context__
+    if isinstance(behind, OSError):
+        return behind.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

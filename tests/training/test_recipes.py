@@ -1,0 +1,38 @@
+"""The recipes in examples/: they can be read, and describe the paper's models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcm_cli.errors import IntegrityError
+from lcm_cli.models.checkpoint import build
+from lcm_cli.training.recipe import ModelRecipe, load_recipe
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.toml"))
+CARDS = sorted(
+    path for path in (ROOT / "checkpoints").glob("*.toml") if "[recipe]" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *CARDS], ids=lambda path: path.name)
+def test_a_recipe_describes_something_that_can_be_built(path):
+    recipe = load_recipe(path)
+    if isinstance(recipe, ModelRecipe) and not recipe.start:
+        with torch.device("meta"):
+            model = build(recipe.config({"concept_dim": 1024}))
+        size = sum(p.numel() for p in model.parameters()) / 1e9
+        wanted = {"1.6B": (1.5, 1.8), "7B": (6.5, 7.2), "5M": (0.003, 0.02)}
+        low, high = wanted[str(recipe.model["size"])]
+        assert low < size < high
+
+
+def test_there_are_recipes_and_cards():
+    assert len(RECIPES) >= 8 and CARDS
+
+
+def test_what_fsdp_cannot_do(tmp_path):
+    path = ROOT / "examples" / "recipes" / "base-1.6B.toml"
+    with pytest.raises(IntegrityError, match="muon"):
+        load_recipe(path, ['train.optimizer="muon"'])
