@@ -23,11 +23,8 @@ COMMANDS = (  # in the order of the help, where groups come last
     "decode",
     "inspect",
     "train",
-<<<<<<< HEAD
     "evaluate",
-=======
     "plot",
->>>>>>> cee7d50 (Plot runs, estimate them, survive crashes; recipes of the paper)
     "languages",
     "pull",
     "doctor",

@@ -259,7 +259,12 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise IntegrityError(f"{path} is not valid TOML: {error}") from error
+    whole = data
     data = data.get("recipe", data)
+    if "kind" not in data or "licence_note" in data:  # a card that was not trained with lcm
+        about = "is a card, and holds" if "licence_note" in whole else "has no kind: it is"
+        hint = f"""a recipe begins with a kind: kind = "{'" or "'.join(KINDS)}\""""
+        raise IntegrityError(f"{path} {about} no recipe that lcm can run", hint)
     for change in changes:
         _apply(data, change)
     kind = str(data.get("kind", ""))

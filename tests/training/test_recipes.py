@@ -36,3 +36,9 @@ def test_what_fsdp_cannot_do(tmp_path):
     path = ROOT / "examples" / "recipes" / "base-1.6B.toml"
     with pytest.raises(IntegrityError, match="muon"):
         load_recipe(path, ['train.optimizer="muon"'])
+
+
+@pytest.mark.parametrize("name", ["sonar.toml", "sonar-llm-100m.toml"])
+def test_cards_of_what_others_trained_are_no_recipes(name):
+    with pytest.raises(IntegrityError, match="is a card, and holds no recipe"):
+        load_recipe(ROOT / "checkpoints" / name)
