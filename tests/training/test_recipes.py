@@ -1,5 +1,6 @@
 """The recipes in examples/: they can be read, and describe the paper's models."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from lcm_cli.training.recipe import ModelRecipe, load_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.toml"))
-CARDS = sorted(
-    path for path in (ROOT / "checkpoints").glob("*.toml") if "[recipe]" in path.read_text()
-)
+CARDS = [
+    path
+    for path in sorted((ROOT / "checkpoints").glob("*.toml"))
+    if "kind" in tomllib.loads(path.read_text()).get("recipe", {})
+]
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *CARDS], ids=lambda path: path.name)
