@@ -16,8 +16,8 @@ from lcm_cli.errors import UsageError
 
 # Options that may stand at the top of the config file, by their long names.
 SHARED = (
-    *("space", "device", "precision", "batch_tokens", "from", "to", "one_per_line", "seed"),
-    *("quiet", "verbose", "offline"),
+    *("space", "model", "device", "precision", "batch_tokens", "from", "to", "one_per_line"),
+    *("seed", "quiet", "verbose", "offline"),
 )
 CONFIG = "lcm.config"  # where a context keeps the path of the config file that was read
 
@@ -58,6 +58,15 @@ Space = Annotated[
         help="A space by name, a folder, or ORG/REPO.  [default: tiny]",
         show_default=False,
         autocompletion=_spaces,
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        envvar="LCM_MODEL",
+        help="A concept model by name, a folder, or ORG/REPO; auto is the space's own.",
     ),
 ]
 Device = Annotated[

@@ -1,43 +1,43 @@
-"""lcm summarize: the sentences that say most, in the text's own language and in others."""
+"""lcm summarize: what a text says, shorter, in its own language and in others."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lcm_cli import console
 
+from . import _answers as shared
 from . import _options as options
-
-if TYPE_CHECKING:
-    from lcm_cli.pipeline import Embedded
-    from lcm_cli.space import Space
-    from lcm_cli.summary import Summary
 
 EPILOG = """\
 lcm summarize story.txt
 
 lcm summarize story.txt --to fra --to German --to es --cite
 
-cat story.txt | lcm summarize --length 20% --to all
+cat story.txt | lcm summarize --model extractive --length 20% --to all
 
 lcm summarize articles/*.txt --length 120w --json > summaries.jsonl
 """
 
 
 def main(
+    ctx: typer.Context,
     inputs: options.Inputs = None,
     to: options.To = None,
     source: options.From = "auto",
     length: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LENGTH",
-            help="3 (sentences), 20% (of the sentences) or 120w (words of the source).",
+            help="3 (sentences), 20% (of the sentences) or 120w (words).  "
+            "[default: 3, or what the model finds right]",
+            show_default=False,
         ),
-    ] = "3",
-    cite: Annotated[
-        bool, typer.Option("--cite", help="Show the source of each sentence, and how near it is.")
-    ] = False,
+    ] = None,
+    model: options.Model = "auto",
+    strict: shared.Strict = False,
+    cite: shared.Cite = False,
+    seed: options.Seed = 0,
     json: options.Json = False,
     output: options.Output = None,
     force: options.Force = False,
@@ -49,8 +49,9 @@ def main(
 ) -> None:
     """Summarize documents, in any language of the space.
 
-    The sentences that stand best for a document are chosen by their concepts. In its own language,
-    which is the default, they are quoted; in others they are decoded.
+    A concept model that learned it writes the summary (--model), if the space has one. Else, with
+    --model extractive, and where the model's answer is no good, the sentences that stand best for
+    the document are chosen by their concepts: quoted in its own language, decoded in others.
     """
     from lcm_cli.length import Length
     from lcm_cli.pipeline import find_languages
@@ -60,57 +61,19 @@ def main(
     from ._result import result
     from ._road import Road
 
-    wanted = Length.parse(length)
+    wanted = None if length is None else Length.parse(length)
     with result(output, force) as out:
         place = Place(space)
+        choice = shared.Choice(ctx, model, "summarize")
         codes = find_languages(to or (), place.languages, place.name)
         road = Road(inputs, place, source, one_per_line, ahead=1 if json else 2)
         loaded = place.load(device, precision, batch_tokens)
+        chosen = choice.load(loaded)
+        shown = shared.Answers(out, road, "summaries", json=json, cite=cite, strict=strict)
         with console.progress("summarizing (sentences)") as advance:
             for window in road.embedded(loaded, advance):
-                summaries = summarize_all(window, loaded, codes, wanted, cite=cite or json)
-                for each, summary in zip(window, summaries, strict=True):
-                    if json:
-                        out.emit(_record(each, summary, length, loaded))
-                    else:
-                        blocks = {
-                            code: _cited(summary, code) if cite else [text]
-                            for code, text in summary.summaries.items()
-                        }
-                        out.document(each.document.label, blocks, road.several)
+                answers = summarize_all(
+                    window, loaded, codes, wanted, chosen, cite=cite or json, seed=seed
+                )
+                shown.show(window, answers, loaded, seed)
     road.finish()
-
-
-def _cited(summary: "Summary", code: str) -> list[str]:
-    lines = []
-    for sentence in summary.sentences:
-        lines.append(sentence.texts[code])
-        if code == summary.lang:
-            lines.append(f"    [{sentence.index}] word for word")
-        else:
-            lines.append(f"    [{sentence.index}] {sentence.similarity[code]:.2f}  {sentence.text}")
-    return lines
-
-
-def _record(each: "Embedded", summary: "Summary", length: str, space: "Space") -> dict[str, Any]:
-    from ._result import provenance, truncations
-
-    return {
-        "id": summary.id,
-        "lang": summary.lang,
-        "method": summary.method,
-        "length": length,
-        "total": summary.total,
-        "sentences": [
-            {
-                "index": sentence.index,
-                "text": sentence.text,
-                "similarity": {code: round(s, 4) for code, s in sentence.similarity.items()},
-                "texts": sentence.texts,
-            }
-            for sentence in summary.sentences
-        ],
-        "summaries": summary.summaries,
-        "truncated": truncations(each),
-        **provenance(space),
-    }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lcm_cli.documents import Document
     from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
+    from lcm_cli.expansion import expand
     from lcm_cli.languages import Language
     from lcm_cli.models import load_model
     from lcm_cli.space import DecodeOptions, Space, load_space
@@ -23,6 +24,7 @@ __all__ = [
     "NotFoundError",
     "Space",
     "UsageError",
+    "expand",
     "load_model",
     "load_space",
     "summarize",
@@ -37,6 +39,7 @@ if (_checkout / "commands" / "__init__.py").is_file() and (_checkout / "pyprojec
 _HOMES = {
     "Document": "documents",
     "Language": "languages",
+    "expand": "expansion",
     "load_model": "models",
     "summarize": "summary",
     **dict.fromkeys(("DecodeOptions", "Space", "load_space"), "space"),

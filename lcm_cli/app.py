@@ -18,6 +18,7 @@ from lcm_cli.errors import LcmError, NotFoundError, UsageError
 
 COMMANDS = (  # in the order of the help, where groups come last
     "summarize",
+    "expand",
     "translate",
     "embed",
     "decode",

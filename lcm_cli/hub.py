@@ -70,10 +70,10 @@ class Card:
     `files` are the parts of a checkpoint that lie beside the card, by role, `source` says where the
     parts of one that must be pulled come from. `checksums` tells where their digests are: in the
     card, or taken at the first pull (see pins.py). A space has `encoder` and `decoder`, the shapes
-    that its weights must have; a model `architecture`, `config` (see lcm_cli.models.config; empty
-    if it is not known before the pull) and `space`, whose concepts it reads. `languages`: their
-    number, or their codes in id order. `recipe` is what it was trained with, `results` what was
-    measured.
+    that its weights must have, and may name the `model` that summarizes and expands in it; a model
+    has `architecture`, `config` (see lcm_cli.models.config; empty if it is not known before the
+    pull) and `space`, whose concepts it reads. `languages`: their number, or their codes in id
+    order. `recipe` is what it was trained with, `results` what was measured.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Card:
     checksums: Literal["card", "first pull"] = "first pull"
     architecture: str = ""
     space: str = ""
+    model: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
     source: dict[str, Source] = field(default_factory=dict)

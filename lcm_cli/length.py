@@ -28,14 +28,21 @@ class Length:
     unit: Unit
 
     @classmethod
-    def parse(cls, text: str) -> "Length":
-        """Read `3` (sentences), `20%` (of the sentences) or `120w` (words). Raises UsageError."""
+    def parse(cls, text: str, *, shorter: bool = True) -> "Length":
+        """Read `3` (sentences), `20%` (of the sentences) or `120w` (words). Raises UsageError.
+
+        `shorter`: more than 100% is no length.
+        """
         found = re.fullmatch(r"(\d+)([%w])?", text.strip())
         length = cls(int(found[1]), _UNITS[found[2]]) if found else cls(0, "words")
-        if not length.amount or (length.unit == "percent" and length.amount > 100):
+        if not length.amount or (shorter and length.unit == "percent" and length.amount > 100):
             hint = "say 3 for sentences, 20% for a part of them, or 120w for words"
             raise UsageError(f"{text!r} is not a length", hint)
         return length
+
+    def __str__(self) -> str:
+        """Return what `parse` reads."""
+        return str(self.amount) + {unit: mark or "" for mark, unit in _UNITS.items()}[self.unit]
 
 
 def taken(ranking: Iterable[int], words: Sequence[int], length: Length) -> list[int]:

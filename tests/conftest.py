@@ -343,3 +343,82 @@ def _train_on_examples(folder: Path) -> int:
     path = folder / "tokenizer.model"
     size: int = sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size()
     return size
+
+
+STORIES = {  # of six sentences; a summary is the first and the fifth
+    "cat": (
+        "A small cat sat in the garden. It was a cold morning. The cat wanted some warm milk. "
+        "It went to the door of the house. A girl opened the door. Now the cat sleeps by the fire."
+    ),
+    "boat": (
+        "An old man had a red boat. He went fishing every day. One night there was a big storm. "
+        "The wind broke the boat. His sons built him a new one. The old man was very happy."
+    ),
+    "bird": (
+        "Mary found a bird under a tree. The bird could not fly. She gave it water and bread. "
+        "It stayed with her for two weeks. In spring the bird could fly again. Mary waved goodbye."
+    ),
+}
+
+# To summarize these it stops at once, goes in circles, and says something else.
+IDLE = ["My bicycle is new.", "I bought it last week.", "It was not cheap."]
+LOOPING = ["Do you know this song?", "We sing it at school.", "Everybody likes it."] * 2
+ASTRAY = ["He plays the piano.", "She likes music, too.", "They play together every evening."]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A model that has learned a few documents by heart, good answers and bad ones.
+
+    It summarizes each of STORIES by its first and fifth sentence, and the three summaries together
+    by the first of each; it expands a first sentence to the whole story.
+    """
+
+    folder: Path
+    stories: dict[str, list[str]]
+    summaries: dict[str, list[str]]
+    bad: dict[str, list[str]]  # documents that get a bad answer, by the reason to refuse it
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
+    """Teach a nano model in the bundled space, for some seconds."""
+    import torch
+
+    from lcm_cli.models.checkpoint import build, save
+    from lcm_cli.models.config import SpaceRef, preset
+    from lcm_cli.models.interface import Batch
+    from lcm_cli.models.normalizer import fit
+    from lcm_cli.space import load_space
+
+    stories = {name: [f"{s}." for s in t[:-1].split(". ")] for name, t in STORIES.items()}
+    summaries = {name: [story[0], story[4]] for name, story in stories.items()}
+    all_of_them = [sentence for summary in summaries.values() for sentence in summary]
+    pairs = [("summarize", stories[name], summaries[name]) for name in stories]
+    pairs += [("expand", story[:1], story) for story in stories.values()]
+    pairs += [
+        ("summarize", all_of_them, [story[0] for story in stories.values()]),
+        ("summarize", IDLE, []),
+        ("summarize", LOOPING, ["One two three.", "Come and dance."] * 2),
+        ("summarize", ASTRAY, ["Bring two kilos of potatoes.", "The train leaves at seven."]),
+    ]
+    space = load_space("tiny", device="cpu")
+    prompts = {"summarize": "[SUMMARY]:", "expand": "[STORY]:"}
+    common = {"concept_dim": space.dim, "max_length": 14, "prompts": prompts}
+    config = preset("base", "nano", **common, space=SpaceRef(space.name, space.fingerprint))
+    rows = [[*source, prompts[task], *target, config.end_text] for task, source, target in pairs]
+    documents = [torch.from_numpy(space.encode(row, "eng_Latn").concepts) for row in rows]
+    batch = Batch.of(documents, [len(source) + 1 for _, source, _ in pairs])
+    torch.manual_seed(0)
+    model: Any = build(config)
+    model.normalizer = fit(documents, config.normalizer)
+    model.eval()  # by heart: without dropout
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model.loss(batch).mean.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("taught")
+    save(model, folder)
+    bad = {"empty": IDLE, "repetition": LOOPING, "unrelated": ASTRAY}
+    return Taught(folder, stories, summaries, bad)

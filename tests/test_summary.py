@@ -46,6 +46,11 @@ def story(space: Space) -> Embedded:
 )
 def test_length(text: str, expected: Length) -> None:
     assert Length.parse(text) == expected
+    assert Length.parse(str(expected)) == expected
+
+
+def test_an_expansion_may_be_longer_than_its_source() -> None:
+    assert Length.parse("300%", shorter=False) == Length(300, "percent")
 
 
 @pytest.mark.parametrize("text", ["", "0", "0%", "0w", "-3", "101%", "3.5", "w", "3 pages", "٣x"])
@@ -99,31 +104,35 @@ def test_own_language_is_quoted(space: Space) -> None:
     text = "  ".join(STORY[:6])
     summary = summarize(Document("a", text=text), space, length="2", cite=True, source="English")
     assert summary.lang == "eng_Latn"
-    assert list(summary.summaries) == ["eng_Latn"]
+    assert list(summary.texts) == ["eng_Latn"]
     assert summary.total == 6
     for sentence in summary.sentences:
-        assert sentence.text == STORY[sentence.index - 1] == sentence.texts["eng_Latn"]
-        assert sentence.similarity == {"eng_Latn": 1.0}
-    assert summary.summaries["eng_Latn"] == " ".join(s.text for s in summary.sentences)
+        (cited,) = sentence.sources
+        assert cited.text == STORY[cited.index - 1] == sentence.texts["eng_Latn"]
+        assert cited.similarity == {"eng_Latn": 1.0}
+    assert summary.texts["eng_Latn"] == " ".join(
+        sentence.sources[0].text for sentence in summary.sentences
+    )
 
 
 def test_other_languages_are_decoded_from_the_concepts(story: Embedded, space: Space) -> None:
     to = ["fra_Latn", "eng_Latn", "deu_Latn"]
     (summary,) = summarize_all([story], space, to, Length(3, "sentences"), cite=True)
-    assert list(summary.summaries) == to
-    assert [s.index for s in summary.sentences] == [
+    assert list(summary.texts) == to
+    assert [s.sources[0].index for s in summary.sentences] == [
         i + 1 for i in choose(story, Length(3, "sentences"))
     ]
     for sentence in summary.sentences:
-        concept = story.concepts[[sentence.index - 1]]
-        limits = space.limits([sentence.text], "eng_Latn")
+        (cited,) = sentence.sources
+        concept = story.concepts[[cited.index - 1]]
+        limits = space.limits([cited.text], "eng_Latn")
         for code in ("fra_Latn", "deu_Latn"):
             decoded = space.decode(concept, [code], limits=limits)[code][0][0].text
             assert sentence.texts[code] == decoded
             again = space.encode([decoded], code).concepts[0]
             cosine = again @ concept[0] / np.linalg.norm(again) / np.linalg.norm(concept[0])
-            assert sentence.similarity[code] == pytest.approx(float(cosine), abs=1e-4)
-        assert list(sentence.similarity) == to
+            assert cited.similarity[code] == pytest.approx(float(cosine), abs=1e-4)
+        assert list(cited.similarity) == to
 
 
 def test_many_documents_are_summarized_as_each_alone(story: Embedded, space: Space) -> None:
@@ -134,18 +143,19 @@ def test_many_documents_are_summarized_as_each_alone(story: Embedded, space: Spa
         together = summarize_all(window, space, to, length)
         assert together == [summarize_all([each], space, to, length)[0] for each in window]
     assert [summary.lang for summary in together] == ["eng_Latn", "deu_Latn"]
-    assert together[1].sentences[0].texts["deu_Latn"] == together[1].sentences[0].text
-    assert together[0].sentences[0].similarity == {}
+    first, second = (summary.sentences[0] for summary in together)
+    assert second.texts["deu_Latn"] == second.sources[0].text
+    assert first.sources[0].similarity == {}
 
 
 def test_all_languages(space: Space) -> None:
     summary = summarize(Document("a", lang="en", sentences=STORY), space, ["all"], "1")
-    assert tuple(summary.summaries) == space.languages
+    assert tuple(summary.texts) == space.languages
 
 
 def test_one_sentence(space: Space) -> None:
     summary = summarize(Document("a", lang="en", sentences=["Yes."]), space)
-    assert [sentence.index for sentence in summary.sentences] == [1]
+    assert [sentence.sources[0].index for sentence in summary.sentences] == [1]
 
 
 def test_unknown_language_and_length(space: Space) -> None:

@@ -1,6 +1,7 @@
 """lcm summarize."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,14 +76,16 @@ def test_json(road: Run, story: Path, random_space: Path) -> None:
     done = road("summarize", story, "--to", "fra", "--json", "--length", "2")
     record = json.loads(done.stdout)
     assert list(record) == [
-        *("id", "lang", "method", "length", "total", "sentences", "summaries", "truncated"),
+        *("id", "lang", "method", "model", "fallback", "length", "total", "sentences"),
+        *("summaries", "truncated"),
         *("space", "fingerprint", "device", "precision", "seed", "version"),
     ]
     assert (record["id"], record["lang"]) == ("lost_dog.txt", "eng_Latn")
     assert (record["method"], record["total"], record["truncated"]) == ("centroid", 15, [])
     assert (record["space"], record["device"], record["seed"]) == ("random", "cpu", None)
+    assert (record["model"], record["fallback"]) == (None, None)
     assert [list(sentence) for sentence in record["sentences"]] == [
-        ["index", "text", "similarity", "texts"]
+        ["index", "text", "similarity", "texts", "others"]
     ] * 2
     texts = [sentence["texts"]["fra_Latn"] for sentence in record["sentences"]]
     assert record["summaries"] == {"fra_Latn": " ".join(texts)}
@@ -177,7 +180,7 @@ def test_cheap_errors_come_before_torch(arguments: list[str], random_space: Path
 
 
 def test_the_bundled_space_is_named_where_none_was_chosen(lcm: Run, story: Path) -> None:
-    done = lcm("summarize", story, "--length", "1")
+    done = lcm("summarize", story, "--length", "1", "--model", "extractive")
     assert done.code == 0
     assert done.stderr.count("\n") == 1
     assert "tiny" in done.stderr and "lcm pull sonar --set-default" in done.stderr
@@ -194,3 +197,128 @@ def test_long_sentences_are_reported(road: Run, tmp_path: Path) -> None:
     done = road("summarize", lines, "--from", "en", "--one-per-line", "--json")
     assert "sentence 1 has" in done.stderr
     assert json.loads(done.stdout)["truncated"][0]["limit"] == 128
+
+
+def test_a_model_is_asked_and_named(lcm: Run, taught: Any) -> None:
+    story = " ".join(taught.stories["cat"]).encode()
+    call = ("summarize", "--from", "en", "--space", "tiny", "--model", taught.folder)
+    done = lcm(*call, input=story)
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.startswith(taught.stories["cat"][0])
+    record = json.loads(lcm(*call, "--json", "--seed", "7", input=story).stdout)
+    assert (record["method"], record["model"]) == ("generated", str(taught.folder))
+    assert (record["fallback"], record["length"], record["seed"]) == (None, None, 7)
+    assert [sentence["index"] for sentence in record["sentences"]] == [1, 5]
+    assert record["summaries"]["eng_Latn"] + "\n" == done.stdout
+
+
+def test_cite_is_honest_about_what_is_far(lcm: Run, taught: Any) -> None:
+    call = ("summarize", "--from", "en", "--space", "tiny", "--model", taught.folder, "--cite")
+    lines = lcm(*call, input=" ".join(taught.stories["boat"]).encode()).stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("    ")] == ["[1]", "[5]"]
+    assert not any("nothing is near" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("empty", "the model stopped at once"),
+        ("repetition", "the model repeats itself"),
+        ("unrelated", "what the model says is not about the text"),
+    ],
+)
+def test_a_bad_answer_is_replaced_or_with_strict_an_error(
+    lcm: Run, taught: Any, tmp_path: Path, reason: str, words: str
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    rows = [taught.bad[reason], taught.stories["cat"]]
+    objects = [{"id": str(n), "lang": "en", "sentences": row} for n, row in enumerate(rows)]
+    path.write_text("".join(json.dumps(each) + "\n" for each in objects), encoding="utf-8")
+    call = ("summarize", path, "--space", "tiny", "--model", taught.folder, "--json")
+    done = lcm(*call)
+    assert done.code == 0
+    assert done.stderr.startswith(f"warning: {path} line 1 ('0'): {words}")
+    bad, good = map(json.loads, done.stdout.splitlines())
+    assert (bad["method"], bad["fallback"], good["fallback"]) == ("centroid", reason, None)
+    extractive = lcm("summarize", path, "--space", "tiny", "--model", "extractive", "--json")
+    assert bad["summaries"] == json.loads(extractive.stdout.splitlines()[0])["summaries"]
+    strict = lcm(*call, "--strict")
+    assert strict.code == 1
+    assert strict.stderr.startswith(f"error: {path} line 1 ('0'): {words}")
+    assert [json.loads(line)["id"] for line in strict.stdout.splitlines()] == ["1"]
+
+
+def test_a_model_that_is_a_default_need_not_suit(lcm: Run, road: Run, taught: Any) -> None:
+    text = b"The hen ran away. The dog ran after her. They came home in the evening."
+    call = ("summarize", "--from", "en", "--length", "1", "--json")
+    done = road(*call, input=text, LCM_MODEL=str(taught.folder))  # it is of another space
+    assert (done.code, json.loads(done.stdout)["method"]) == (0, "centroid")
+    done = road(*call, "--model", taught.folder, input=text)
+    assert (done.code, done.stdout) == (5, "")
+    done = road(*call, "--model", "nosuch", input=text)
+    assert (done.code, "no model called 'nosuch'" in done.stderr) == (3, True)
+
+
+@pytest.fixture
+def copy(taught: Any, tmp_path: Path) -> Path:
+    """A copy of lcm in which the card of `tiny` names a model that comes with it."""
+    folder = tmp_path / "copy"
+    for name in ("lcm_cli", "commands"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir()
+    for path in (ROOT / "checkpoints").glob("tiny.*"):
+        shutil.copy(path, checkpoints)
+    (checkpoints / "__init__.py").touch()
+    card = (checkpoints / "tiny.toml").read_text(encoding="utf-8")
+    lines = [line for line in card.splitlines() if not line.startswith("model = ")]
+    (checkpoints / "tiny.toml").write_text("\n".join(['model = "taught"', *lines]), "utf-8")
+    (checkpoints / "taught.toml").write_text(CARD, encoding="utf-8")
+    for name, kind in (("config.json", "json"), ("model.safetensors", "safetensors")):
+        shutil.copy(taught.folder / name, checkpoints / f"taught.{kind}")
+    return folder
+
+
+CARD = """
+name = "taught"
+kind = "model"
+summary = "for tests"
+licence = "MIT"
+licence_note = ""
+languages = 5
+space = "tiny"
+[files]
+config = { name = "taught.json" }
+model = { name = "taught.safetensors" }
+"""
+
+
+def test_the_model_of_the_space_is_the_default(
+    copy: Path, taught: Any, surroundings: dict[str, str]
+) -> None:
+    story = taught.stories["cat"]
+    (copy / "story.txt").write_text(" ".join(story), encoding="utf-8")
+    (copy / "title.txt").write_text(story[0], encoding="utf-8")
+    calls = [
+        ["summarize", "story.txt", "--from", "en", "--space", "tiny"],
+        ["summarize", "story.txt", "--from", "en", "--json"],
+        ["summarize", "story.txt", "--from", "en", "--json", "--model", "extractive"],
+        ["expand", "title.txt", "--from", "en", "--json"],
+    ]
+    program = f"from lcm_cli.app import main\nfor call in {calls}: assert main(call) == 0"
+    call = [sys.executable, "-c", program]
+    done = subprocess.run(
+        call, capture_output=True, cwd=copy, env=surroundings | {"PYTHONPATH": ""}
+    )
+    summary, *records = done.stdout.decode().splitlines()
+    assert summary.startswith(story[0])
+    first, *_ = done.stderr.decode().splitlines()
+    assert first == "model: taught; to do without one: --model extractive"
+    found = [json.loads(record) for record in records]
+    assert [(record["method"], record["model"]) for record in found] == [
+        ("generated", "taught"),
+        ("centroid", None),
+        ("generated", "taught"),
+    ]
+    assert len(found[2]["sentences"]) == 6

@@ -1,0 +1,135 @@
+"""What the commands that answer about documents share: options, and how answers are shown."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lcm_cli import console
+from lcm_cli.errors import LcmError
+
+if TYPE_CHECKING:
+    from lcm_cli.answer import Answer, Sentence, Task
+    from lcm_cli.generative import AnswerModel
+    from lcm_cli.pipeline import Embedded
+    from lcm_cli.space import Space
+
+    from ._result import Result
+    from ._road import Road
+
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Fail where the model's answer has to be refused.")
+]
+Cite = Annotated[
+    bool, typer.Option("--cite", help="Show the source of each sentence, and how near it is.")
+]
+
+
+class Choice:
+    """The model that was asked for, looked for but not loaded."""
+
+    def __init__(self, ctx: typer.Context, wanted: str, task: "Task") -> None:
+        from lcm_cli.answer import AUTO, EXTRACTIVE
+        from lcm_cli.hub import locate_model
+
+        given = ctx.get_parameter_source("model")
+        # A default of the environment or the config file is for all tasks and spaces.
+        self._must_suit = given is not None and given.name == "COMMANDLINE"
+        self._wanted, self._task = wanted, task
+        if wanted not in (AUTO, EXTRACTIVE):
+            locate_model(wanted)
+
+    def load(self, space: "Space") -> "AnswerModel | None":
+        """Load the model, if there is one for the task."""
+        from lcm_cli.generative import load
+
+        found = load(self._wanted, self._task, space, must_suit=self._must_suit)
+        if found is not None and self._wanted == "auto":
+            console.info(f"model: {found.name}; to do without one: --model extractive")
+        return found
+
+
+class Answers:
+    """Shows answers, and warns where the model's was refused. `key`: of the texts, in JSON."""
+
+    def __init__(
+        self, out: "Result", road: "Road", key: str, *, json: bool, cite: bool, strict: bool
+    ) -> None:
+        self._out, self._road, self._key = out, road, key
+        self._json, self._cite, self._strict = json, cite, strict
+
+    def show(
+        self, window: "Sequence[Embedded]", answers: "Sequence[Answer]", space: "Space", seed: int
+    ) -> None:
+        """Write the answers to a window of documents."""
+        for each, answer in zip(window, answers, strict=True):
+            if answer.fallback is not None and self._refused(each, answer):
+                continue
+            if self._json:
+                self._out.emit(self._record(each, answer, space, seed))
+                continue
+            blocks = {
+                code: list(_cited(answer, code)) if self._cite else [text]
+                for code, text in answer.texts.items()
+            }
+            self._out.document(each.document.label, blocks, self._road.several)
+
+    def _refused(self, each: "Embedded", answer: "Answer") -> bool:
+        """Say why the model's answer was refused; return whether that ends the matter."""
+        from lcm_cli.guard import MEANING
+
+        assert answer.fallback is not None
+        message = f"{each.document.label}: {MEANING[answer.fallback]} ({answer.model})"
+        if self._strict:
+            hint = "without --strict the document's own sentences take the place of its answer"
+            self._road.problems(LcmError(message, hint))
+        else:
+            console.warn(f"{message}; the document's own sentences take the place of its answer")
+        return self._strict
+
+    def _record(
+        self, each: "Embedded", answer: "Answer", space: "Space", seed: int
+    ) -> dict[str, Any]:
+        from ._result import provenance, truncations
+
+        return {
+            "id": answer.id,
+            "lang": answer.lang,
+            "method": answer.method,
+            "model": answer.model,
+            "fallback": answer.fallback,
+            "length": answer.length,
+            "total": answer.total,
+            "sentences": [_sentence(sentence) for sentence in answer.sentences],
+            self._key: answer.texts,
+            "truncated": truncations(each),
+            **provenance(space, seed if answer.model is not None else None),
+        }
+
+
+def _sentence(sentence: "Sentence") -> dict[str, Any]:
+    nearest, *others = (
+        {
+            "index": source.index,
+            "text": source.text,
+            "similarity": {code: round(value, 4) for code, value in source.similarity.items()},
+        }
+        for source in sentence.sources
+    )
+    return {**nearest, "texts": sentence.texts, "others": others}
+
+
+def _cited(answer: "Answer", code: str) -> Iterator[str]:
+    """Yield the lines of an answer in one language, each followed by where it is from."""
+    from lcm_cli.guard import Thresholds
+
+    quoted = answer.model is None or answer.fallback is not None
+    for sentence in answer.sentences:
+        yield sentence.texts[code]
+        for source in sentence.sources:
+            if quoted and code == answer.lang:
+                yield f"    [{source.index}] word for word"
+                continue
+            far = not quoted and source.similarity[code] < Thresholds().near
+            mark = "nothing is near; nearest: " if far else ""
+            yield f"    {mark}[{source.index}] {source.similarity[code]:.2f}  {source.text}"

@@ -1,0 +1,80 @@
+"""lcm expand: a longer text about the same."""
+
+from typing import Annotated
+
+import typer
+
+from lcm_cli import console
+
+from . import _answers as shared
+from . import _options as options
+
+TOGETHER = 64  # sentences that are expanded at once: each becomes many
+
+EPILOG = """\
+lcm expand idea.txt
+
+echo "The lost dog." | lcm expand --from en --length 8 --to fra --cite
+
+lcm expand titles.jsonl --model runs/mine/model --json > stories.jsonl
+"""
+
+
+def main(
+    ctx: typer.Context,
+    inputs: options.Inputs = None,
+    to: options.To = None,
+    source: options.From = "auto",
+    length: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LENGTH",
+            help="8 (sentences), 300% (of the sentences) or 120w (words).  "
+            "[default: what the model finds right]",
+            show_default=False,
+        ),
+    ] = None,
+    model: options.Model = "auto",
+    strict: shared.Strict = False,
+    cite: shared.Cite = False,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    output: options.Output = None,
+    force: options.Force = False,
+    one_per_line: options.OnePerLine = False,
+    space: options.Space = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    batch_tokens: options.BatchTokens = None,
+) -> None:
+    """Write a longer text from a summary or a title, in any language of the space.
+
+    It takes a concept model that learned it (--model). Where its answer is no good, the document
+    itself takes its place.
+    """
+    from lcm_cli.expansion import expand_all, no_model
+    from lcm_cli.length import Length
+    from lcm_cli.pipeline import find_languages
+
+    from ._place import Place
+    from ._result import result
+    from ._road import Road
+
+    wanted = None if length is None else Length.parse(length, shorter=False)
+    with result(output, force) as out:
+        place = Place(space)
+        choice = shared.Choice(ctx, model, "expand")
+        codes = find_languages(to or (), place.languages, place.name)
+        road = Road(inputs, place, source, one_per_line, ahead=1 if json else 2)
+        loaded = place.load(device, precision, batch_tokens)
+        chosen = choice.load(loaded)
+        if chosen is None:
+            raise no_model(place.name)
+        shown = shared.Answers(out, road, "expansions", json=json, cite=cite, strict=strict)
+        with console.progress("expanding (sentences)") as advance:
+            for window in road.embedded(loaded, lambda n: None, TOGETHER):
+                answers = expand_all(
+                    window, loaded, codes, wanted, chosen, seed=seed, progress=advance
+                )
+                shown.show(window, answers, loaded, seed)
+    road.finish()
