@@ -16,7 +16,6 @@ lcm inspect corpus/ --json
 
 lcm inspect tiny
 """
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 Rows = Iterator[tuple[str, str]]
 
 
@@ -47,7 +46,7 @@ def main(
 def _documents(report: dict[str, Any]) -> Rows:
     shards = f"{report['shards']:,} shards of " if "shards" in report else ""
     yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
-    yield "size", _size(report["bytes"]) if report["bytes"] else "not known"
+    yield "size", console.size(report["bytes"]) if report["bytes"] else "not known"
     yield "documents", f"{report['documents']:,}"
     yield "languages", _pairs(report["languages"])
     if report["sentences"]:
@@ -90,14 +89,14 @@ def _card(report: dict[str, Any]) -> Rows:
         return
     yield "parameters", _pairs(report["parameters"])
     yield "numbers", ", ".join(report["dtypes"])
-    yield "size", _size(report["bytes"])
+    yield "size", console.size(report["bytes"])
     yield "fingerprint", report["fingerprint"]
     yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
 
 
 def _weights(report: dict[str, Any]) -> Rows:
     yield "kind", "weights, safetensors"
-    yield "size", _size(report["bytes"])
+    yield "size", console.size(report["bytes"])
     yield "tensors", f"{len(report['tensors']):,}"
     yield "parameters", f"{report['parameters']:,}"
     yield "numbers", _pairs(report["dtypes"])
@@ -107,13 +106,6 @@ def _weights(report: dict[str, Any]) -> Rows:
 
 def _pairs(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in numbers.items())
-
-
-def _size(size: float) -> str:
-    step = 0
-    while size >= 1024 and step < len(_UNITS) - 1:
-        size, step = size / 1024, step + 1
-    return f"{size:.1f} {_UNITS[step]}" if step else f"{size} bytes"
 
 
 def _range(numbers: dict[str, float]) -> str:

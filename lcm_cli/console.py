@@ -23,6 +23,7 @@ READER_GONE = 141  # what a shell reports for a program stopped by SIGPIPE
 STATUS_EVERY = 0.2  # seconds
 LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal
 
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CLEAR_LINE = "\r\x1b[K"
 _status_at = 0.0  # when a status line was drawn; 0: there is none
@@ -136,6 +137,14 @@ def status(message: str) -> None:
 def printable(text: str) -> str:
     """Spell out the control characters in `text`, all but newline and tab."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def size(count: float) -> str:
+    """Return a number of bytes for people."""
+    step = 0
+    while count >= 1024 and step < len(_UNITS) - 1:
+        count, step = count / 1024, step + 1
+    return f"{count:.1f} {_UNITS[step]}" if step else f"{count} bytes"
 
 
 def use_utf8() -> None:

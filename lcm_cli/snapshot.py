@@ -313,6 +313,8 @@ def _ours(error: Exception, repo: str, revision: str, command: str) -> LcmError:
     if "Consistency check" in str(error):
         message = f"{repo}: the file that came has another length than the Hub announces"
         return IntegrityError(message, f"run {command} again")
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return LcmError(f"{repo}: {' '.join(str(error).split())}")
     message = f"no network: cannot reach the Hub for {repo} ({_first_line(error)})"
     return LcmError(message, f"run {command} when there is a connection")
 

@@ -1,0 +1,74 @@
+"""lcm checkpoints list: what can be used, and what of it is on this machine."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lcm_cli import console
+
+from ._options import Json
+
+if TYPE_CHECKING:
+    from lcm_cli.inventory import Checkpoint
+
+EPILOG = """\
+lcm checkpoints list
+
+lcm checkpoints list --here --json
+
+lcm checkpoints list --updates      # the only form that uses the network
+"""
+
+
+def main(
+    here: Annotated[bool, typer.Option("--here", help="Only those on this machine.")] = False,
+    updates: Annotated[
+        bool, typer.Option("--updates", help="Ask where they came from for newer versions.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List the checkpoints: kind, size, when last used, licence."""
+    from lcm_cli.inventory import checkpoints
+
+    found = [one for one in checkpoints() if one.path or not here]
+    news = {one.name: _update(one) for one in found} if updates else {}
+    if json:
+        for one in found:
+            console.emit(facts(one) | ({"update": news[one.name]} if updates else {}))
+        return
+    columns = ["name", "kind", "here", "size", "last used", "licence"] + ["update"] * updates
+    rows = [_row(one) + ([news[one.name]] if updates else []) for one in found]
+    console.table("", columns, rows)
+
+
+def facts(one: "Checkpoint") -> dict[str, Any]:
+    """Return what JSON has of a checkpoint."""
+    return {
+        "name": one.name,
+        "kind": one.kind,
+        "summary": one.summary,
+        "where": one.where,
+        "path": str(one.path) if one.path else None,
+        "bytes": one.bytes,
+        "last_used": one.used or None,
+        "licence": one.licence,
+        "source": one.source or None,
+        "revision": one.revision or None,
+    }
+
+
+def _row(one: "Checkpoint") -> list[str]:
+    here = {"absent": "no", "hub": "pulled"}.get(one.where, one.where)
+    size = console.size(one.bytes) if one.path else ""
+    return [one.name, one.kind, here, size, one.used, one.licence]
+
+
+def _update(one: "Checkpoint") -> str:
+    from lcm_cli.errors import LcmError
+    from lcm_cli.inventory import update
+
+    try:
+        return update(one, "lcm checkpoints list --updates")
+    except LcmError as error:
+        console.warn(f"{one.name}: {error.message}")
+        return "unknown"

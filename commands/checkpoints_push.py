@@ -1,0 +1,58 @@
+"""lcm checkpoints push: publish a checkpoint on the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcm_cli import console
+
+EPILOG = """\
+lcm checkpoints push runs/stories/model me/stories-lcm --licence CC-BY-4.0
+
+lcm checkpoints push my-space me/my-space --private
+
+lcm checkpoints push my-model me/my-model --results results.json --revision v2
+"""
+
+
+def main(
+    source: Annotated[
+        str, typer.Argument(metavar="DIR", help="A folder, or a checkpoint of the list.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="ORG/REPO", help="The repository.")],
+    licence: Annotated[
+        str,
+        typer.Option(metavar="SPDX", help="Licence of the weights.  [default: what they name]"),
+    ] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    revision: Annotated[
+        str, typer.Option(metavar="BRANCH", help="The branch, made if it does not exist.")
+    ] = "main",
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Results for the card, JSON.", show_default=False),
+    ] = None,
+    with_state: Annotated[
+        bool, typer.Option("--with-state", help="Upload the optimizer's state, too.")
+    ] = False,
+) -> None:
+    """Upload config, weights and a model card, in one commit. Prints its address.
+
+    Log in first (hf auth login), or set HF_TOKEN. A README.md in the folder is kept, and metadata
+    that it lacks is added. Weights over 5 GB are cut into several files.
+    """
+    from lcm_cli.push import push, read_results
+
+    address = push(
+        source,
+        repo,
+        licence=licence,
+        private=private,
+        revision=revision,
+        results=read_results(results) if results else None,
+        with_state=with_state,
+        notice=console.info,
+    )
+    console.info(f"published; others get it with: lcm pull {repo}")
+    console.out(address)

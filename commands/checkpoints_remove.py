@@ -1,0 +1,22 @@
+"""lcm checkpoints remove: free the space of a pulled checkpoint."""
+
+from typing import Annotated
+
+import typer
+
+from lcm_cli import console
+
+EPILOG = """\
+lcm checkpoints remove sonar-robust
+"""
+
+
+def main(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A checkpoint of the list.")],
+) -> None:
+    """Delete a pulled checkpoint from this machine; pulling it again brings it back."""
+    from lcm_cli.inventory import find, remove
+
+    found = find(name)
+    freed = remove(found, console.info)
+    console.info(f"removed {found.path}: {console.size(freed)}")

@@ -1,0 +1,72 @@
+"""lcm checkpoints show: everything that is known of one checkpoint."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lcm_cli import console
+
+from ._options import Json
+from .checkpoints_list import facts
+
+if TYPE_CHECKING:
+    from lcm_cli.inventory import Checkpoint
+
+EPILOG = """\
+lcm checkpoints show sonar
+
+lcm checkpoints show org/model --json
+"""
+
+
+def main(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A checkpoint of the list.")],
+    json: Json = False,
+) -> None:
+    """Show one checkpoint: licence, source, shapes, how it was trained, results."""
+    from lcm_cli.inventory import find
+
+    found = find(name)
+    if json:
+        return console.emit(facts(found) | {"card": asdict(found.card) if found.card else None})
+    rows = [(key, value) for key, value in _lines(found) if value]
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        console.out(f"{key:{width}}  {value}")
+
+
+def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
+    card = found.card
+    note = f" ({card.licence_note})" if card and card.licence_note else ""
+    lines = [
+        ("name", found.name),
+        ("kind", found.kind),
+        ("summary", found.summary),
+        ("licence", (found.licence or "not known") + note),
+        ("source", found.source),
+        ("revision", found.revision),
+        ("here", str(found.path) if found.path else f"no; to get it: lcm pull {found.name}"),
+        ("size", f"{console.size(found.bytes)} ({found.bytes} bytes)" if found.path else ""),
+        ("last used", found.used),
+    ]
+    return lines + (_of_card(vars(card)) if card else [])
+
+
+def _of_card(card: dict[str, Any]) -> list[tuple[str, str]]:
+    languages = card["languages"]
+    known = languages if isinstance(languages, int) else " ".join(languages)
+    lines = [("languages", str(known)), ("checksums", _CHECKSUMS[card["checksums"]])]
+    lines += [(key, card[key]) for key in ("architecture", "space")]
+    nested = ("config", "encoder", "decoder", "recipe", "results")
+    return lines + [(key, _pairs(card[key])) for key in nested]
+
+
+_CHECKSUMS = {"card": "in the card", "first pull": "none published: taken at the first pull"}
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    flat = (
+        f"{key} {_pairs(v)}" if isinstance(v, dict) else f"{key} {v}" for key, v in values.items()
+    )
+    return ", ".join(flat)

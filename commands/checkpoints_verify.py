@@ -1,0 +1,46 @@
+"""lcm checkpoints verify: read every byte, and compare it with the card or the record."""
+
+from typing import Annotated
+
+import typer
+
+from lcm_cli import console
+from lcm_cli.errors import IntegrityError
+
+from ._options import Json
+
+EPILOG = """\
+lcm checkpoints verify            # all that are on this machine
+
+lcm checkpoints verify sonar --json
+"""
+
+
+def main(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A checkpoint of the list.", show_default=False)
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Compare the files of checkpoints with the sha256 in their card or the record of their pull.
+
+    Exit code 5 if one differs or is missing.
+    """
+    from lcm_cli.inventory import checkpoints, find, verify
+
+    wrong = []
+    for one in [find(name)] if name else [one for one in checkpoints() if one.path]:
+        for check in verify(one):
+            if check.status in ("differs", "missing"):
+                wrong.append((one.name, check.file))
+            if json:
+                found = {"name": one.name, "file": str(check.file), "status": check.status}
+                console.emit(found)
+            else:
+                console.out(f"{check.status:9}  {one.name}  {check.file}")
+    if wrong:
+        names = list(dict.fromkeys(checkpoint for checkpoint, _ in wrong))
+        raise IntegrityError(
+            f"{len(wrong)} files are not what they should be, the first: {wrong[0][1]}",
+            "; ".join(f"run: lcm pull {checkpoint} --force" for checkpoint in names),
+        )
