@@ -1,4 +1,12 @@
 """lcm checkpoints: the group of commands on checkpoints, each in a module checkpoints_NAME."""
 
-HELP = "Convert checkpoints of other programs."
-SUBCOMMANDS = ("convert",)  # in the order of the help
+HELP = "List, check, publish, convert and remove checkpoints."
+SUBCOMMANDS = (  # in the order of the help
+    "list",
+    "show",
+    "pull",
+    "push",
+    "verify",
+    "remove",
+    "convert",
+)

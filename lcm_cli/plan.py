@@ -11,6 +11,7 @@ from lcm_cli.download import offline, remote_size
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub import Card, Source
 from lcm_cli.repository import (
+    OFFICIAL_CARD,
     OURS,
     Layout,
     layout_of,
@@ -252,7 +253,7 @@ def _plan_model(plan: Plan, source: Source) -> Plan:
 def _look(remote: Remote, command: str) -> tuple[Layout, list[str]]:
     """Return the layout of a repository and the files to fetch, after a look at its config."""
     names = [file.name for file in remote.files]
-    settings = [name for name in names if name == "config.json"]
+    settings = [name for name in ("config.json", OFFICIAL_CARD) if name in names]
     try:
         layout = layout_of(fetch(remote, lambda _: settings, command))
     except NotFoundError as error:
@@ -314,18 +315,19 @@ def _moved(repo: str, revision: str, commit: str) -> tuple[str, ...]:
 def _here(plan: Plan) -> Plan | None:
     """Return the plan of a repository that is here, whole, at the plan's revision; or None."""
     commit = local_commit(plan.name, plan.revision)
-    folder = local_snapshot(plan.name, commit, ["config.json"]) if commit else None
-    if folder is None:
+    if not commit:
         return None
-    layout = layout_of(folder)
-    if layout not in OURS:
-        folder = hub.model_folder(plan.name)
-        if origin(folder, "model").get("model", {}).get("revision") != commit:
-            return None
+    converted = hub.model_folder(plan.name)
+    if origin(converted, "model").get("model", {}).get("revision") == commit:
+        return replace(_found(plan, "model", converted, licence_in(converted)), ready=True)
+    folder = local_snapshot(plan.name, commit, ["config.json"])
+    layout = layout_of(folder) if folder else None
+    if folder is None or layout not in OURS:
+        return None
     try:
         names = needed(layout, [path.name for path in folder.iterdir()], plan.name)
     except NotFoundError:  # a pull that was killed
         return None
-    if layout in OURS and local_snapshot(plan.name, commit, names) is None:
+    if local_snapshot(plan.name, commit, names) is None:
         return None
     return replace(_found(plan, layout, folder, licence_in(folder)), ready=True)

@@ -14,7 +14,7 @@ from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.files import atomic_path, sha256, swap
 from lcm_cli.paths import cache_dir
 from lcm_cli.plan import ORIGIN, Part, Plan, origin
-from lcm_cli.repository import CARD, needed, read_json
+from lcm_cli.repository import CARD, needed
 from lcm_cli.snapshot import fetch, keep
 
 
@@ -84,7 +84,7 @@ def _convert(plan: Plan, source: Path, made_of: dict[str, Any]) -> None:
     new.mkdir()
     try:
         try:
-            convert_model(plan, source, new)
+            _write_model(source, new)
         except IntegrityError as error:
             message = error.message.replace(str(source), made_of["from"])
             raise IntegrityError(message, error.hint) from error
@@ -94,21 +94,19 @@ def _convert(plan: Plan, source: Path, made_of: dict[str, Any]) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def convert_model(plan: Plan, source: Path, target: Path) -> None:
-    """Write a SONAR-LLM checkpoint in our layout; its tensors are mapped, not loaded."""
-    from lcm_cli.convert import read_folder, write_safetensors
+def _write_model(source: Path, target: Path) -> None:
+    """Write a foreign checkpoint in our layout; its tensors are mapped, never all in memory."""
+    from lcm_cli.convert import write_safetensors
     from lcm_cli.models.checkpoint import CONFIG, WEIGHTS
-    from lcm_cli.models.config import SpaceRef, to_dict
-    from lcm_cli.models.official import sonar_llm
+    from lcm_cli.models.config import to_dict
+    from lcm_cli.models.foreign import read_model
 
-    space = SpaceRef(name=plan.card.space if plan.card else "sonar")
-    config, state = sonar_llm(read_json(source / CONFIG), read_folder(source), space=space)
+    config, state = read_model(source)
     with atomic_path(target / WEIGHTS) as path:
         write_safetensors(path, {name: [tensor] for name, tensor in state.items()})
     with atomic_path(target / CONFIG) as path:
         text = json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8")
-    check_model(target)
 
 
 def _write_origin(folder: Path, plan: Plan, made_of: dict[str, Any]) -> None:

@@ -9,19 +9,22 @@ from typing import Any, Literal
 from lcm_cli.errors import IntegrityError, NotFoundError
 
 # Our own two, and those that are converted once.
-Layout = Literal["space", "model", "sonar-llm", "m2m-100"]
+Layout = Literal["space", "model", "sonar-llm", "official", "m2m-100"]
 OURS: tuple[Layout, ...] = ("space", "model")
 
 SPACE_FILES = ("encoder.safetensors", "decoder.safetensors", "tokenizer.model")
 CARD = "README.md"  # where the Hub has a model's licence, languages and results
+OFFICIAL_CARD = "model_card.yaml"  # beside the model.pt of the official trainer
+_OFFICIAL = ("base_lcm", "two_tower_diffusion_lcm")
 _KINDS_OF_WEIGHTS = (
     r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
     r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?",
+    r"model\.pt",
 )
 
 
 def layout_of(folder: Path) -> Layout:
-    """Return the layout of a checkpoint by its config.json, the one file that has to be there.
+    """Return the layout of a checkpoint by its config.json or model_card.yaml.
 
     Raises NotFoundError if it is none that lcm can read, IntegrityError for a damaged config.
     """
@@ -33,9 +36,11 @@ def layout_of(folder: Path) -> Layout:
         return "sonar-llm"
     if config.get("model_type") == "m2m_100":
         return "m2m-100"
+    if (folder / OFFICIAL_CARD).is_file() or config.get("model_type") in _OFFICIAL:
+        return "official"
     raise NotFoundError(
         f"{folder} holds no checkpoint that lcm can read",
-        "it reads its own layout and SONAR-LLM's: see docs/checkpoints.md",
+        "it reads its own layout, SONAR-LLM's and the official one: see docs/checkpoints.md",
     )
 
 
@@ -44,7 +49,10 @@ def needed(layout: Layout, names: Sequence[str], what: str) -> list[str]:
 
     `what` names the checkpoint in the message.
     """
-    if layout == "space":
+    if layout == "official":
+        settings = [name for name in ("config.json", OFFICIAL_CARD) if name in names]
+        wanted = settings + (weight_files(names) or ["model.pt"])
+    elif layout == "space":
         wanted = ["config.json", *SPACE_FILES]
     else:
         wanted = ["config.json", *(weight_files(names) or ["model.safetensors"])]

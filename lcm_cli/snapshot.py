@@ -188,14 +188,26 @@ def _fetch_file(remote: Remote, expected: RemoteFile, asked: "_Asked") -> Path:
         )
         return Path(path)
 
+    here = _local_file(remote, expected.name)
+    if here is not None and not matches(here, expected):  # damaged since it was fetched
+        _forget(here)
     path = asked.until_answered(download)
     confine(path, repository_folder(remote.repo))
     if not matches(path, expected):
-        path.resolve().unlink()  # the cache has a link to a blob: neither may stay
-        path.unlink(missing_ok=True)
+        _forget(path)
         message = f"{remote.repo}: {expected.name} has not the sha256 that the Hub announces"
         raise IntegrityError(message, f"it was removed; run {asked.command} again")
     return path
+
+
+def _local_file(remote: Remote, name: str) -> Path | None:
+    folder = local_snapshot(remote.repo, remote.commit, [name])
+    return None if folder is None else folder / name
+
+
+def _forget(path: Path) -> None:
+    path.resolve().unlink(missing_ok=True)  # the cache has a link to a blob: neither may stay
+    path.unlink(missing_ok=True)
 
 
 def matches(path: Path, expected: RemoteFile) -> bool:

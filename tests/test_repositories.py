@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lcm_cli import hub, pins, plan, pull, snapshot
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
-from lcm_cli.models.checkpoint import build, save
+from lcm_cli.models.checkpoint import build, load, save
 from lcm_cli.models.config import preset
 
 README = b"---\nlicense: mit\n---\n# A model\n"
@@ -209,6 +209,22 @@ def test_card_at_another_revision(hub_server, sonar_llm):
         run("sonar-llm-100m")
     with pytest.raises(UsageError, match="does not come from one repository"):
         plan.make_plan("sonar", revision="v2")
+
+
+def test_official_layout(hub_server, cache):
+    golden = Path(__file__).parent / "golden"
+    facts = json.loads((golden / "base_model.json").read_text())
+    state = load_file(golden / "base_model.safetensors")
+    body = io.BytesIO()
+    torch.save({"model": {f"module.{key}": tensor for key, tensor in state.items()}}, body)
+    card = {"model_family": facts["config"]["model_type"], "model_config": facts["config"]}
+    files = {"model.pt": body.getvalue(), "model_card.yaml": json.dumps(card).encode()}
+    hub_server.publish("org/official", files | {"README.md": README, "trainer.pt": b"no"})
+    folder = run("org/official")
+    assert folder == cache / "models" / "org--official"
+    assert load(hub.locate_model("org/official")).config.architecture == "base"
+    assert not any("trainer" in one.path for one in hub_server.requests)
+    assert plan.make_plan("org/official").ready
 
 
 # Files that attack

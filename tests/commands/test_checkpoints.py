@@ -1,0 +1,156 @@
+"""lcm checkpoints, as a user meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcm_cli.app import main
+from lcm_cli.models.checkpoint import build, save
+from lcm_cli.models.config import preset
+
+
+@pytest.fixture(autouse=True)
+def config_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    save(build(preset("base", "nano", concept_dim=16)), tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.fixture
+def published(hub_server, model):
+    files = {path.name: path.read_bytes() for path in model.iterdir()}
+    hub_server.publish("org/model", files | {"README.md": b"---\nlicense: mit\n---\n"})
+    return hub_server
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_list(cache, capsys):
+    assert main(["checkpoints", "list"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["name", "kind", "here", "size", "last", "used", "licence"]
+    rows = {line.split()[0]: line.split() for line in shown[1:]}
+    assert rows["tiny"][1:3] == ["space", "bundled"]
+    assert rows["sonar"][1:] == ["space", "no", "CC-BY-NC-4.0"]
+
+
+def test_list_json_has_stable_keys(published, capsys):
+    assert main(["pull", "org/model"]) == 0
+    capsys.readouterr()
+    assert main(["checkpoints", "list", "--here", "--json"]) == 0
+    found = {one["name"]: one for one in lines(capsys)}
+    keys = ["name", "kind", "summary", "where", "path", "bytes", "last_used", "licence"]
+    assert all(list(one) == [*keys, "source", "revision"] for one in found.values())
+    assert found["org/model"]["where"] == "hub"
+    assert found["org/model"]["licence"] == "mit"
+    assert "sonar" not in found
+
+
+def test_list_asks_for_updates_only_if_told(published, capsys):
+    main(["pull", "org/model"])
+    published.publish("org/model", published.repos["org/model"].files("main"))
+    published.requests.clear()
+    main(["checkpoints", "list"])
+    assert published.requests == []
+    capsys.readouterr()
+    assert main(["checkpoints", "list", "--here", "--updates", "--json"]) == 0
+    found = {one["name"]: one["update"] for one in lines(capsys)}
+    assert "org/model@main is" in found["org/model"]
+    assert found["tiny"] == ""
+
+
+def test_show(cache, capsys):
+    assert main(["checkpoints", "show", "sonar-llm-100m"]) == 0
+    shown = capsys.readouterr().out
+    assert "raxtemur/sonar-llm-100m" in shown
+    assert "no; to get it: lcm pull sonar-llm-100m" in shown
+    assert "none published: taken at the first pull" in shown
+    assert main(["checkpoints", "show", "tiny", "--json"]) == 0
+    (found,) = lines(capsys)
+    assert found["card"]["files"]["encoder"]["sha256"]
+
+
+def test_show_spells_out_escapes(published, capsys):
+    readme = b'---\nlicense: "mit\\e[31m"\n---\n'
+    files = published.repos["org/model"].files("main") | {"README.md": readme}
+    published.publish("org/model", files)
+    main(["pull", "org/model", "--accept-licence"])
+    for command in (["list"], ["show", "org/model"], ["list", "--json"]):
+        capsys.readouterr()
+        assert main(["checkpoints", *command]) == 0
+        shown = capsys.readouterr()
+        if command != ["show", "org/model"]:  # to a pipe results go unchanged
+            assert "\x1b" not in shown.out
+        assert "\x1b" not in shown.err
+
+
+def test_verify(published, capsys):
+    main(["pull", "org/model"])
+    folder = capsys.readouterr().out.strip()
+    assert main(["checkpoints", "verify", "org/model"]) == 0
+    assert capsys.readouterr().out.count("ok ") == 3
+    weights = Path(folder, "model.safetensors").resolve()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert main(["checkpoints", "verify", "--json"]) == 5
+    shown = capsys.readouterr()
+    wrong = [one for one in map(json.loads, shown.out.splitlines()) if one["status"] != "ok"]
+    assert [one["file"] for one in wrong] == [f"{folder}/model.safetensors"]
+    assert "hint: run: lcm pull org/model --force" in shown.err
+    assert main(["pull", "org/model", "--force"]) == 0
+    assert main(["checkpoints", "verify", "org/model"]) == 0
+
+
+def test_push_pull_remove(hub_server, model, monkeypatch, capsys):
+    hub_server.token = "secret"
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert main(["checkpoints", "push", str(model), "me/model", "--licence", "MIT"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{hub_server.url}/me/model/commit/")
+    assert "lcm pull me/model" in shown.err
+    assert main(["checkpoints", "pull", "me/model"]) == 0
+    folder = capsys.readouterr().out
+    assert main(["checkpoints", "remove", "me/model"]) == 0
+    assert "removed" in capsys.readouterr().err
+    assert main(["checkpoints", "remove", "me/model"]) == 3
+    assert main(["checkpoints", "pull", "me/model"]) == 0
+    assert capsys.readouterr().out == folder
+
+
+def test_push_without_a_licence(hub_server, model, capsys):
+    assert main(["checkpoints", "push", str(model), "me/model"]) == 2
+    assert "--licence CC-BY-4.0" in capsys.readouterr().err
+
+
+def test_pull_of_what_does_not_exist(hub_server, capsys):
+    assert main(["pull", "no/such-repo"]) == 3
+    assert "there is no repository no/such-repo on the Hub" in capsys.readouterr().err
+
+
+def test_pull_without_a_network(cache, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert main(["pull", "no/such-repo"]) == 1
+    shown = capsys.readouterr().err
+    assert "no network: cannot reach the Hub for no/such-repo" in shown
+    assert "run lcm pull no/such-repo when there is a connection" in shown
+
+
+def test_dry_run_of_the_bundled_space(cache, capsys):
+    assert main(["pull", "tiny", "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "on this machine already" in shown.err
+
+
+def test_bundled_cannot_be_removed(cache, capsys):
+    assert main(["checkpoints", "remove", "tiny"]) == 2
+    assert "comes with lcm" in capsys.readouterr().err
