@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcm_cli.documents.document import SpaceInfo
+from lcm_cli.documents.document import Concepts, SpaceInfo
 from lcm_cli.errors import IntegrityError, UsageError
-from lcm_cli.models.interface import Batch
+from lcm_cli.models.interface import PADDING, Batch
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
 from lcm_cli.training.rows import Affixes, Corpus, Item, Limits, cut, pack
 from lcm_cli.training.shards import Rows, check_same_space, look
@@ -35,11 +35,29 @@ from lcm_cli.training.shards import Rows, check_same_space, look
 Encode = Callable[[Sequence[str]], Tensor]
 Floats = NDArray[np.float32]
 Groups = dict[tuple[int, int], list[Rows]]  # corpus and group: what was read of it
-Row = tuple[Floats, list[int], int]  # concepts, the length of each document, that of the source
 
 WINDOW_BYTES = 256 << 20  # of concepts that are shuffled together; two windows are held
 WINDOW_BATCHES = 8  # the least number of batches in a window
 AHEAD = 4  # batches made before they are asked for
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a batch: the parts (S, D) of each document in it, how long each is, its source."""
+
+    documents: list[list[Concepts]]
+    lengths: list[int]
+    source: int
+
+    @property
+    def length(self) -> int:
+        """Number of concepts."""
+        return sum(self.lengths)
+
+    def alone(self) -> "Row":
+        """Return a copy that does not keep the row group in memory."""
+        documents = [[np.concatenate(parts)] for parts in self.documents]
+        return Row(documents, self.lengths, self.source)
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,7 @@ class ConceptData:
         encode: Encode | None = None,
         prompts: Mapping[str, str] | None = None,
         end_text: str = "End of text.",
-        workers: int = 2,
+        workers: int = 1,
     ) -> None:
         """Look through all files; `encode` gives the concepts (P, D) of sentences.
 
@@ -153,9 +171,9 @@ class ConceptData:
             for group, docs in corpus.by_group(own):
                 read = {(number, group): corpus.index.read(group, self._dim)}
                 items = corpus.items(number, docs)
-                rows += [_row([item], self._validation, read) for item in items]
-        rows.sort(key=lambda row: len(row[0]))
-        lengths = np.array([len(row[0]) for row in rows], dtype=np.int64)
+                rows += [_row([item], self._validation, read).alone() for item in items]
+        rows.sort(key=lambda row: row.length)
+        lengths = np.array([row.length for row in rows], dtype=np.int64)
         parts = -(-int(lengths.sum()) // max(self.options.batch_concepts, lengths.max(initial=1)))
         return [_batch([rows[i] for i in part]) for part in cut(lengths, parts)]
 
@@ -307,14 +325,31 @@ class _Sentences:
 
 def _row(items: Sequence[Item], corpora: Sequence[Corpus], groups: Groups) -> Row:
     found = [corpora[item.place[0]].concepts_of(item, groups[item.place]) for item in items]
-    flat_SD = np.concatenate([part for parts in found for part in parts], dtype=np.float32)
-    return flat_SD, [item.length for item in items], items[0].source
+    return Row(found, [item.length for item in items], items[0].source)
 
 
 def _batch(rows: Sequence[Row]) -> Batch:
-    tensors = [torch.from_numpy(flat).split(lengths) for flat, lengths, _ in rows]
-    sources = [source for _, _, source in rows]
-    return Batch.packed(tensors, sources if any(sources) else None)
+    """Put rows into one padded array, each concept in one copy.
+
+    By numpy: torch would start threads of its own in each thread that works ahead.
+    """
+    longest, dim = max(row.length for row in rows), rows[0].documents[0][0].shape[1]
+    x_BSD = np.zeros((len(rows), longest, dim), np.float32)
+    segments_BS = np.full((len(rows), longest), PADDING)
+    for number, row in enumerate(rows):
+        start = 0
+        for part in (part for document in row.documents for part in document):
+            x_BSD[number, start : start + len(part)] = part
+            start += len(part)
+        segments_BS[number, :start] = np.repeat(np.arange(len(row.lengths)), row.lengths)
+    sources = [row.source for row in rows]
+    packed = any(len(row.lengths) > 1 for row in rows)
+    return Batch(
+        torch.from_numpy(x_BSD),
+        torch.tensor([row.length for row in rows]),
+        torch.tensor(sources) if any(sources) else None,
+        torch.from_numpy(segments_BS) if packed else None,
+    )
 
 
 def _common_space(corpora: Sequence[Corpus]) -> SpaceInfo | None:

@@ -339,7 +339,7 @@ def _first(names: Iterable[str], among: Sequence[str]) -> str | None:
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def _strings(column: pa.ChunkedArray) -> pa.Array:

@@ -1,0 +1,91 @@
+"""How fast training data are read: concepts a second of one process, from disk.
+
+    python benchmarks/data.py [--concepts 300000] [--folder FOLDER]
+
+Writes a data set as `lcm embed` does (1024 numbers a concept, float16, documents of 2 to 200
+sentences), takes its files out of the page cache, and takes batches as fast as they come.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcm_cli.documents import Document, SpaceInfo, open_writer
+from lcm_cli.training.concept_data import ConceptData
+from lcm_cli.training.data_options import DataOptions
+
+DIM = 1024
+WORDS = [f"word{number}" for number in range(17)]  # about a hundred characters
+
+
+def main() -> None:
+    """Write the data, then time the ways of reading them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--concepts", type=int, default=300_000)
+    parser.add_argument("--folder", default=None)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = Path(folder) / "set"
+        documents = write(path, options.concepts)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        print(f"{options.concepts} concepts of {documents} documents, {size / 1e6:.0f} MB")
+        ways: dict[str, dict[str, Any]] = {
+            "as it is": {},
+            "packed": {"packing": True},
+            "filtered": {"filter": 'lang == "eng_Latn" and len(sentences) >= 5'},
+        }
+        for name, more in ways.items():
+            for workers in (1, 2):
+                measure(path, f"{name}, {workers} threads", workers, **more)
+
+
+def write(path: Path, concepts: int) -> int:
+    """Write about `concepts` concepts; returns the number of documents."""
+    rng = np.random.default_rng(0)
+    with open_writer(str(path), SpaceInfo("benchmark", "0" * 16, DIM)) as writer:
+        for number in count():
+            if concepts <= 0:
+                return number
+            length = min(concepts, int(np.clip(rng.lognormal(3, 0.8), 2, 200)))
+            concepts -= length
+            vectors = rng.standard_normal((length, DIM), dtype=np.float32) * 0.006
+            sentences = [" ".join(rng.permutation(WORDS)) for _ in range(length)]
+            writer.write(Document(str(number), "eng_Latn", "", sentences, concepts=vectors))
+    raise AssertionError
+
+
+def measure(path: Path, name: str, workers: int, **more: Any) -> None:
+    """Time an epoch."""
+    forget(path)
+    options = DataOptions((str(path),), suffix=(), **more)
+    began = time.perf_counter()
+    with ConceptData(options, dim=DIM, max_length=2048, seed=0, workers=workers) as data:
+        looked = time.perf_counter()
+        cpu = time.process_time()
+        concepts = sum(
+            int(data.batch(number).lengths_B.sum()) for number in range(data.batches_per_epoch)
+        )
+        seconds = time.perf_counter() - looked
+        cpu = time.process_time() - cpu
+        print(
+            f"{name}: looking {looked - began:.1f} s, {concepts / seconds:,.0f} concepts/s"
+            f" ({concepts / cpu:,.0f} a second of processor time)"
+        )
+
+
+def forget(path: Path) -> None:
+    """Take the files out of the page cache, so that they are read from disk."""
+    for file in path.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+if __name__ == "__main__":
+    main()
