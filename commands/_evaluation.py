@@ -63,16 +63,18 @@ def carry_out(
 
 def _rows(request: Request, place: Place, problems: Problems) -> tuple[list[Any], dict[str, Any]]:
     from lcm_cli.evaluation.data import read_rows
-    from lcm_cli.evaluation.sources import locate
+    from lcm_cli.evaluation.sources import language_of, locate
 
     path, about = locate(request.data)
+    lang = place.language(request.source)
+    lang = language_of(about) or lang if lang == "auto" else lang
     rows = read_rows(
         path,
         place.languages,
         place.name,
         source_column=request.columns[0],
         target_column=request.columns[1],
-        lang=place.language(request.source),
+        lang=lang,
         limit=request.limit,
         on_error=problems,
     )

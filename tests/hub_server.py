@@ -307,6 +307,8 @@ _ROUTES = {
     rf"GET /api/models/{_REPO}(/revision/{_REF})?": _Handler._info,
     rf"(GET|HEAD) /{_REPO}/resolve/{_REF}/(?P<name>.+)": _Handler._resolve,
     r"(GET|HEAD) /lfs/(?P<digest>\w+)": _Handler._lfs,
+    rf"GET /api/datasets/{_REPO}/revision/(?P<ref>.+)": _Handler._info,
+    rf"(GET|HEAD) /datasets/{_REPO}/resolve/{_REF}/(?P<name>.+)": _Handler._resolve,
     r"POST /api/repos/create": _Handler._create,
     r"POST /api/validate-yaml": _Handler._validate,
     rf"POST /api/models/{_REPO}/preupload/{_REF}": _Handler._preupload,

@@ -108,17 +108,19 @@ def choose_columns(names: Sequence[str], source: str, target: str, path: str) ->
 
 def records(path: str) -> Iterator[tuple[int, dict[str, Any] | LcmError]]:
     """Yield the rows of a file with their numbers, and an error in place of each broken one."""
+    before = 0  # rows in the files of a folder that were read already
     for source in expand([path], _raise):
+        number = 0
         with opened(source) as (file, kind):
-            if kind == "jsonl":
-                yield from _json_lines(file, source)
-            elif kind in ("parquet", "arrow"):
-                yield from _table(file, source, kind)
-            else:
+            if kind not in ("jsonl", "parquet", "arrow"):
                 raise UsageError(
                     f"{source.name} is not JSON Lines, Parquet or Arrow",
                     'a line is an object such as {"text": "One. Two.", "summary": "One."}',
                 )
+            lines = _json_lines(file, source) if kind == "jsonl" else _table(file, source, kind)
+            for number, record in lines:
+                yield before + number, record
+        before += number
 
 
 def _rows(

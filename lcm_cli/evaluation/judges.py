@@ -85,7 +85,7 @@ class Cola(Judge):
 
         means = []
         for record in records:
-            inputs = _batch(self.tokenizer, record["prediction"], self.device)
+            inputs = batch(self.tokenizer, record["prediction"], self.device)
             with torch.inference_mode():
                 chances_S = self.network(**inputs).logits.softmax(dim=-1)[:, 0]
             means.append(float(chances_S.mean()))
@@ -113,7 +113,7 @@ class Seahorse(Judge):
             f"hypothesis: {prose(r['prediction'], r['to'])}"
             for r in records
         ]
-        inputs = _batch(self.tokenizer, texts, self.device, 2048)
+        inputs = batch(self.tokenizer, texts, self.device, 2048)
         start = self.network.config.decoder_start_token_id
         first = torch.full((len(texts), 1), start, device=self.device)
         with torch.inference_mode():
@@ -226,7 +226,7 @@ class BertScore(Judge):
     def _states(self, texts: Sequence[str]) -> "list[Tensor]":
         import torch
 
-        inputs = _batch(self.tokenizer, texts, self.device)
+        inputs = batch(self.tokenizer, texts, self.device)
         with torch.inference_mode():
             states = self.network(**inputs, output_hidden_states=True).hidden_states
         states_NTM = states[min(self.LAYER, len(states) - 1)]
@@ -451,7 +451,8 @@ def _take(network: Any, state: "Mapping[str, Tensor]", prefix: str, name: str) -
     network.load_state_dict(own, strict=False)
 
 
-def _batch(tokenizer: Any, texts: Sequence[str], device: str, most: int = 512) -> Any:
+def batch(tokenizer: Any, texts: Sequence[str], device: str, most: int = 512) -> Any:
+    """Return texts as padded tensors on a device, each cut after `most` tokens."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     inputs = tokenizer(

@@ -189,7 +189,7 @@ def source_coverage(prediction_PD: np.ndarray, source_SD: np.ndarray) -> float:
         return NAN
     if not len(prediction_PD):
         return 0.0
-    return float(_cosines(prediction_PD, source_SD).max(axis=0).mean())
+    return float(cosines(prediction_PD, source_SD).max(axis=0).mean())
 
 
 def citation_precision(
@@ -202,9 +202,9 @@ def citation_precision(
     """
     if not len(prediction_PD):
         return NAN
-    cosines_PS = _cosines(prediction_PD, source_SD)
-    own_P = cosines_PS[np.arange(len(cited_P)), list(cited_P)]
-    return float((own_P >= cosines_PS.max(axis=1) - 1e-6).mean())
+    near_PS = cosines(prediction_PD, source_SD)
+    own_P = near_PS[np.arange(len(cited_P)), list(cited_P)]
+    return float((own_P >= near_PS.max(axis=1) - 1e-6).mean())
 
 
 def local_coherence(concepts_SD: np.ndarray) -> float:
@@ -215,9 +215,10 @@ def local_coherence(concepts_SD: np.ndarray) -> float:
     return float((units_SD[:-2] * units_SD[2:]).sum(axis=1).mean())
 
 
-def _cosines(left_PD: np.ndarray, right_SD: np.ndarray) -> np.ndarray:
-    cosines: np.ndarray = _units(left_PD) @ _units(right_SD).T
-    return cosines
+def cosines(left_PD: np.ndarray, right_SD: np.ndarray) -> np.ndarray:
+    """Return the cosine of each row to each other one, (P, S)."""
+    found: np.ndarray = _units(left_PD) @ _units(right_SD).T
+    return found
 
 
 def _units(rows: np.ndarray) -> np.ndarray:

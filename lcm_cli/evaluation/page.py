@@ -9,7 +9,7 @@ from typing import Any
 
 from lcm_cli.evaluation.plots import Picture
 from lcm_cli.evaluation.run import Evaluation
-from lcm_cli.evaluation.tables import ALL, MEASURES, OURS, Measure, measures
+from lcm_cli.evaluation.tables import ALL, MEASURES, OURS, Measure, all_zero, measures
 from lcm_cli.languages import language
 
 EXAMPLES = 60  # that can be browsed; examples.jsonl has all
@@ -81,7 +81,7 @@ def _table(
     cards: Sequence[dict[str, Any]] = (),
     source: dict[str, Any] | None = None,
 ) -> str:
-    shown = measures(results)
+    shown = [m for m in measures(results) if not all_zero(results, m.name)]
     head = "".join(f"<th>{escape(_arrowed(measure))}</th>" for measure in shown)
     body = []
     best = {measure.name: _best(results, measure) for measure in shown}
@@ -263,4 +263,8 @@ def _named(lang: str) -> str:
 
 
 def _arrowed(measure: Measure) -> str:
-    return measure.label + {"up": " ↑", "down": " ↓"}.get(measure.better, "")
+    # With a hyphen and a space that do not break.
+    label = measure.label.replace("-", "\N{NON-BREAKING HYPHEN}")
+    return label + {"up": "\N{NO-BREAK SPACE}↑", "down": "\N{NO-BREAK SPACE}↓"}.get(
+        measure.better, ""
+    )

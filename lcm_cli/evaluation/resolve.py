@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lcm_cli.errors import NotFoundError, UsageError
+from lcm_cli.errors import LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation.systems import BASELINES, Settings, SpaceItself, System, baseline
+from lcm_cli.hub import locate_space
 from lcm_cli.schema import nearest
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 def systems(names: Sequence[str], space: "Space", settings: Settings) -> list[System]:
     """Return the systems called `names`, all in `space`.
 
-    Raises UsageError for a name given twice, NotFoundError for one that is nothing.
+    Raises UsageError for a name given twice, NotFoundError for one that is nothing here, and what
+    loading a concept model raises.
     """
     twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
     if twice:
@@ -26,8 +28,27 @@ def _system(name: str, space: "Space", settings: Settings) -> System:
     found = baseline(name, settings)
     if found is not None:
         return found
+    if name.startswith("hf:"):
+        from lcm_cli.evaluation.seq2seq import Seq2Seq
+
+        return Seq2Seq(name, str(space.device))
     if name == space.name:
         return SpaceItself(name, space.fingerprint)
-    near = nearest(name, BASELINES)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise NotFoundError(f"there is no model called {name!r}", hint)
+    if _is_space(name):
+        raise UsageError(f"{name} is another space than {space.name}", f"use it: --space {name}")
+    from lcm_cli.evaluation.concept_model import ConceptSystem
+
+    try:
+        return ConceptSystem(name, space, settings)
+    except NotFoundError as error:
+        near = nearest(name, BASELINES)
+        hint = f"did you mean {' or '.join(near)}?" if near else error.hint
+        raise NotFoundError(error.message, hint) from error
+
+
+def _is_space(name: str) -> bool:
+    try:
+        locate_space(name)
+    except LcmError:
+        return False
+    return True

@@ -222,7 +222,7 @@ def printed(
     done = []
     for task in dict.fromkeys(each["task"] for each in found):
         mine = [each for each in found if each["task"] == task]
-        shown = [m for m in measures(mine) if m.shown and not _all_zero(mine, m.name)]
+        shown = [m for m in measures(mine) if m.shown and not all_zero(mine, m.name)]
         several = len({each["lang"] for each in mine}) > 1
         columns = ["system", *(["language"] if several else []), "texts"]
         rows = []
@@ -258,5 +258,6 @@ def _digits(value: float | None, measure: Measure) -> str:
     return "" if value is None else f"{value:.{measure.digits}f}"
 
 
-def _all_zero(found: Iterable[Result], name: str) -> bool:
+def all_zero(found: Iterable[Result], name: str) -> bool:
+    """Return whether this is the share of empty predictions, and there are none."""
     return name == "empty" and all(e["value"] == 0 for e in found if e["metric"] == name)
