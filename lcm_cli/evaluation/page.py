@@ -67,7 +67,7 @@ def _task(task: str, found: Evaluation, pictures: Sequence[Picture]) -> str:
             for lang in langs
             if lang != ALL
         )
-        parts.append(f"<details><summary>By language</summary>{tables}</details>")
+        parts.append(f"<details class=print><summary>By language</summary>{tables}</details>")
     parts.append(_tests([each for each in found.tests if each["task"] == task]))
     shown = [picture for picture in pictures if picture.name.startswith(f"{task}-")]
     parts += [_figure(picture) for picture in shown]
@@ -150,8 +150,8 @@ def _tests(tests: Sequence[Result]) -> str:
         for t in tests
     )
     return (
-        "<details><summary>Differences between systems</summary><div class=wide><table><thead><tr>"
-        "<th>metric</th><th class=text>first</th><th class=text>second</th><th>difference</th>"
+        "<details class=print><summary>Differences between systems</summary>"
+        "<div class=wide><table><thead><tr><th>metric</th><th class=text>first</th><th class=text>second</th><th>difference</th>"
         f"<th>texts</th><th>p</th><th>p (Holm)</th></tr></thead><tbody>{rows}</tbody></table></div>"
         "<p class=note>Mean of first less second over the texts that both answered; p by paired "
         "approximate randomization, two-sided; Holm: corrected for the number of "
