@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lcm_cli.continuation import generate
     from lcm_cli.documents import Document
     from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
     from lcm_cli.expansion import expand
@@ -25,6 +26,7 @@ __all__ = [
     "Space",
     "UsageError",
     "expand",
+    "generate",
     "load_model",
     "load_space",
     "summarize",
@@ -40,6 +42,7 @@ _HOMES = {
     "Document": "documents",
     "Language": "languages",
     "expand": "expansion",
+    "generate": "continuation",
     "load_model": "models",
     "summarize": "summary",
     **dict.fromkeys(("DecodeOptions", "Space", "load_space"), "space"),

@@ -19,6 +19,7 @@ from lcm_cli.errors import LcmError, NotFoundError, UsageError
 COMMANDS = (  # in the order of the help, where groups come last
     "summarize",
     "expand",
+    "generate",
     "translate",
     "embed",
     "decode",

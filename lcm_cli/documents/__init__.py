@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lcm_cli.documents.document import Document, SpaceInfo, check_space
-from lcm_cli.documents.reading import read, read_concepts
+from lcm_cli.documents.reading import read, read_any, read_concepts
 from lcm_cli.documents.targets import check_target
 from lcm_cli.documents.text import to_json
 
@@ -25,6 +25,7 @@ __all__ = [
     "inspect",
     "open_writer",
     "read",
+    "read_any",
     "read_concepts",
     "to_json",
 ]

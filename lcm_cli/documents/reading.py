@@ -46,6 +46,18 @@ def read_concepts(
     return space_of(first), chain([first], documents)
 
 
+def read_any(
+    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: Report | None = None
+) -> Iterator[Document]:
+    """Return the documents in `paths`, with their concepts where they have some, else their text.
+
+    Like `read`; the concepts of a document are finite, (S >= 1, D), and one for each sentence.
+    """
+    report = on_error or _raise
+    sources = list(expand(paths or ["-"], report))
+    return _read_any(sources, stdin, report)
+
+
 def raw(source: Source, concepts: bool, stdin: BinaryIO | None) -> Iterator[Document | LcmError]:
     """Yield what a source holds as it is, and an error in place of each document that is broken."""
     with opened(source, stdin) as (file, kind):
@@ -79,6 +91,21 @@ def _read(sources: list[Source], stdin: BinaryIO | None, report: Report) -> Iter
             document.target.concepts = None
         try:
             _check_has_text(document)
+        except LcmError as error:
+            report(error)
+            continue
+        yield document
+
+
+def _read_any(sources: list[Source], stdin: BinaryIO | None, report: Report) -> Iterator[Document]:
+    for document in _all(sources, True, stdin, report):
+        try:
+            if document.concepts is None:
+                _check_has_text(document)
+            else:
+                from lcm_cli.documents.checks import check_concepts
+
+                check_concepts(document)
         except LcmError as error:
             report(error)
             continue

@@ -18,7 +18,8 @@ from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_path, disk_error
 from lcm_cli.hub import MODEL_FILES, ModelFiles, locate_model
 from lcm_cli.models.base_lcm import BaseLCM
-from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, from_dict, to_dict
+from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, to_dict
+from lcm_cli.models.config import read_config as read_config
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.one_tower import OneTowerLCM
 from lcm_cli.models.packed import prepare
@@ -93,21 +94,6 @@ def load(files: ModelFiles) -> nn.Module:
     }
     model.load_state_dict(full, assign=True)
     return model
-
-
-def read_config(file: Path) -> AnyConfig | QuantizerConfig:
-    """Read a config.json; raises NotFoundError, UsageError for that of a space, IntegrityError."""
-    if not file.is_file():
-        raise NotFoundError(f"no such file: {file}")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise IntegrityError(f"{file} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise IntegrityError(f"{file} holds no object")
-    if data.get("kind") == "space":
-        raise UsageError(f"{file.parent} is a space, not a model", "use it with: --space")
-    return from_dict(data, str(file))
 
 
 def read_all_weights(file: Path) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ built. Nothing here imports torch: `preset("two_tower", "39M")` is cheap.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lcm_cli.errors import IntegrityError, UsageError
+from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.schema import nearest, parse
 
 Positions = Literal["rope", "sine", "learned", "none"]
@@ -318,6 +320,21 @@ def from_dict(data: Mapping[str, Any], source: str) -> AnyConfig | QuantizerConf
     kind: type[Any] = ARCHITECTURES[name]
     config: AnyConfig | QuantizerConfig = parse(kind, fields, source)
     return config
+
+
+def read_config(file: Path) -> AnyConfig | QuantizerConfig:
+    """Read a config.json; raises NotFoundError, UsageError for that of a space, IntegrityError."""
+    if not file.is_file():
+        raise NotFoundError(f"no such file: {file}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise IntegrityError(f"{file} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise IntegrityError(f"{file} holds no object")
+    if data.get("kind") == "space":
+        raise UsageError(f"{file.parent} is a space, not a model", "use it with: --space")
+    return from_dict(data, str(file))
 
 
 @dataclass(frozen=True)

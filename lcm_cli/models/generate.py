@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lcm_cli.errors import IntegrityError, UsageError
+from lcm_cli.models.config import AnyConfig
 from lcm_cli.models.diffusion import Denoised
 from lcm_cli.models.diffusion_lcm import DiffusionState
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
@@ -257,20 +258,29 @@ def _check(
     if options.candidates > 1 and options.judge == "roundtrip" and reencode is None:
         raise UsageError("judging by round trip needs a space to decode and encode in")
     for number, prompt_SD in enumerate(prompts, start=1):
-        if prompt_SD.dim() != 2 or prompt_SD.shape[0] == 0:
-            raise UsageError(f"prompt {number} holds no concept", "give at least one sentence")
-        if prompt_SD.shape[1] != config.concept_dim:
-            width = prompt_SD.shape[1]
-            raise IntegrityError(
-                f"prompt {number} has concepts of width {width}, the model reads "
-                f"{config.concept_dim}: it belongs to another space"
-            )
-        if not bool(torch.isfinite(prompt_SD).all()):
-            raise IntegrityError(f"prompt {number} holds NaN or infinite values")
-        if len(prompt_SD) + options.max_concepts > config.max_length:
-            raise UsageError(
-                f"prompt {number} has {len(prompt_SD)} concepts; with {options.max_concepts} more "
-                f"it exceeds the model's {config.max_length}",
-                f"keep its last {max(config.max_length - options.max_concepts, 0)} sentences, or "
-                "lower --max-concepts",
-            )
+        check_prompt(config, prompt_SD, options, f"prompt {number}")
+
+
+def check_prompt(
+    config: AnyConfig, prompt_SD: Tensor, options: GenerateOptions, name: str = "the prompt"
+) -> None:
+    """Refuse a prompt that a model of `config` cannot continue; `name` is what messages call it.
+
+    Raises UsageError if it is empty or too long, IntegrityError for NaN or another width.
+    """
+    if prompt_SD.dim() != 2 or prompt_SD.shape[0] == 0:
+        raise UsageError(f"{name} holds no concept", "give at least one sentence")
+    if prompt_SD.shape[1] != config.concept_dim:
+        raise IntegrityError(
+            f"{name} has concepts of width {prompt_SD.shape[1]}, the model reads "
+            f"{config.concept_dim}: it belongs to another space"
+        )
+    if not bool(torch.isfinite(prompt_SD).all()):
+        raise IntegrityError(f"{name} holds NaN or infinite values")
+    if len(prompt_SD) + options.max_concepts > config.max_length:
+        raise UsageError(
+            f"{name} has {len(prompt_SD)} concepts; with {options.max_concepts} more "
+            f"it exceeds the model's {config.max_length}",
+            f"keep its last {max(config.max_length - options.max_concepts, 0)} sentences, or "
+            "lower --max-concepts",
+        )

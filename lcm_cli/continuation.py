@@ -1,0 +1,347 @@
+"""Continuing documents: their concepts in, a model's next concepts out, and these in words.
+
+A `Writer` joins a model with the space of its concepts. Without a space there are no words:
+concepts go in, and concepts come out.
+
+Shapes: S concepts of a prompt, N concepts that were made, D concept dim.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcm_cli.documents import Document
+from lcm_cli.errors import UsageError
+from lcm_cli.models.checkpoint import check_space
+from lcm_cli.models.config import SonarLLMConfig, SpaceRef
+from lcm_cli.models.diffusion import Denoised
+from lcm_cli.models.diffusion_lcm import DiffusionLCM
+from lcm_cli.models.generate import Continuation, GenerateOptions, Reason, check_prompt
+from lcm_cli.models.generate import generate as run_model
+from lcm_cli.models.interface import ConceptModel
+from lcm_cli.pipeline import embed, find_languages, prepare, prose
+from lcm_cli.space import DecodeOptions, Space
+
+# The language of begin and end texts, and of what a model hears of itself: that of the training.
+OWN_LANG = "eng_Latn"
+LEAST_TOKENS = 64  # that a sentence may have in any case
+
+
+@dataclass(frozen=True)
+class Step:
+    """A look into the making of a concept: what it was after one step of denoising.
+
+    `step` counts from 1; `noise` is the share of noise that it was made from (s_t, 1 is nothing
+    else), `similarity` the cosine to the concept that came out. `text` is what it says, in the
+    first language; None without a space.
+    """
+
+    step: int
+    noise: float
+    similarity: float
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A concept (D,) that a model made, its text in each language, and perhaps how it came about.
+
+    `index` counts from 1.
+    """
+
+    index: int
+    concept_D: np.ndarray
+    texts: dict[str, str]
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What a model added to one document.
+
+    `prompt` is the number of concepts that it read, `stop` why it went no further, `score` how the
+    judge found the chosen candidate (None without candidates).
+    """
+
+    id: str
+    lang: str
+    prompt: int
+    sentences: tuple[Sentence, ...]
+    stop: Reason
+    score: float | None = None
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The whole continuation in each language."""
+        codes = self.sentences[0].texts if self.sentences else ()
+        return {code: prose([s.texts[code] for s in self.sentences], code) for code in codes}
+
+    def document(self) -> Document:
+        """Return the continuation as a document with concepts; it has at least one."""
+        lang = next(iter(self.sentences[0].texts), "")
+        sentences = [s.texts[lang] for s in self.sentences] if lang else []
+        concepts_ND = np.stack([s.concept_D for s in self.sentences])
+        return Document(self.id, lang, sentences=sentences, concepts=concepts_ND)
+
+
+# Told each sentence as soon as it is certain: the number of its document, from 0, and itself.
+Told = Callable[[int, Sentence], None]
+
+
+def generate(
+    document: Document,
+    model: ConceptModel,
+    space: Space | None = None,
+    to: Sequence[str] = (),
+    options: GenerateOptions | None = None,
+    *,
+    source: str = "auto",
+    trace: bool = False,
+    on_sentence: Callable[[Sentence], None] | None = None,
+) -> Continued:
+    """Continue one document, given as text, as sentences, or with concepts.
+
+    `to` names languages (default the document's own), `source` that of a document which does not
+    say. `trace` looks at every step of denoising. `on_sentence` is told each sentence as soon as it
+    is made. Raises as `Writer.continue_all` does.
+    """
+    writer = Writer(model, space)
+    codes = [] if space is None else find_languages(to, space.languages, space.name)
+    if document.concepts is None:
+        lang = source if source == "auto" or space is None else space.find_language(source)
+        document = writer.embedded(document, lang)
+
+    def told(number: int, sentence: Sentence) -> None:
+        if on_sentence is not None:
+            on_sentence(sentence)
+
+    waiting = None if on_sentence is None else told
+    return writer.continue_all([document], codes, options, trace=trace, on_sentence=waiting)[0]
+
+
+def sampler(model: ConceptModel, **given: Any) -> Any:
+    """Return the model's own options with those of `given` that are not None.
+
+    Raises UsageError for one that this kind of model does not have.
+    """
+    wanted = {key: value for key, value in given.items() if value is not None}
+    known = [each.name for each in dataclasses.fields(model.Options)]
+    for key in wanted:
+        if key not in known:
+            kind = model.config.architecture
+            hint = f"it has: {', '.join(f'--{name}' for name in given if name in known)}"
+            raise UsageError(f"a {kind} model has no --{key.replace('_', '-')}", hint)
+    return model.Options(**wanted)
+
+
+@dataclass
+class _Looks:
+    """The denoising steps of the concept in the making."""
+
+    model: DiffusionLCM
+    seen: list[Denoised] = field(default_factory=list)
+
+    def take(self, concept_D: Tensor) -> tuple[list[Tensor], list[Step]]:
+        """Return the raw x0 of every step so far, and what can be said of it without words."""
+        schedule = self.model.schedule
+        x0_ND = [self.model.normalizer.denormalize(each.x0)[0] for each in self.seen]
+        steps = [
+            Step(
+                number,
+                (1 - schedule.alpha(each.t)) ** 0.5,
+                float(torch.cosine_similarity(x0_D, concept_D, dim=0)),
+            )
+            for number, (each, x0_D) in enumerate(zip(self.seen, x0_ND, strict=True), start=1)
+        ]
+        self.seen.clear()
+        return x0_ND, steps
+
+
+class Writer:
+    """A model, and the space that its concepts are of; None where no such space is here."""
+
+    def __init__(self, model: ConceptModel, space: Space | None = None) -> None:
+        """Raise IntegrityError for a model of another space."""
+        self.model, self.space = model, space
+        self.end_D: Tensor | None = None
+        self.begin_SD = torch.zeros(0, model.config.concept_dim)
+        if space is None:
+            return
+        config = model.config
+        check_space(config, SpaceRef(space.name, space.fingerprint), space.dim)
+        self.end_D = self._encode([config.end_text])[0]
+        if isinstance(config, SonarLLMConfig) and config.begin_text:
+            self.begin_SD = self._encode([config.begin_text])
+
+    def embedded(
+        self, document: Document, source: str = "auto", one_per_line: bool = False
+    ) -> Document:
+        """Return a document of text with its language, its sentences and their concepts.
+
+        `source` is the code of the language of one that does not say, or auto. Raises UsageError
+        without a space.
+        """
+        if self.space is None:
+            raise UsageError(
+                f"{document.label} is text, and the space of this model is not known",
+                "give concepts (lcm embed makes them), or name the space: --space SPACE",
+            )
+        languages, where = self.space.languages, self.space.name
+        prepared = prepare(replace(document, target=None), languages, where, source, one_per_line)
+        return embed([prepared], self.space)[0].document
+
+    def prompt(self, document: Document) -> Tensor:
+        """Return what the model reads of a document with concepts, (S, D)."""
+        assert document.concepts is not None
+        own_SD = torch.from_numpy(np.array(document.concepts, dtype=np.float32))
+        if own_SD.shape[1:] != self.begin_SD.shape[1:]:
+            return own_SD  # of another space, which the check says better
+        return torch.cat([self.begin_SD, own_SD])
+
+    def check(
+        self, document: Document, to: Sequence[str], options: GenerateOptions
+    ) -> tuple[Tensor, list[str]]:
+        """Return the prompt of a document with concepts, and the languages to write in.
+
+        Raises as `continue_all` does.
+        """
+        prompt_SD = self.prompt(document)
+        check_prompt(self.model.config, prompt_SD, options, document.label)
+        if self.space is None:
+            return prompt_SD, []
+        if not to and not document.lang:
+            raise UsageError(
+                f"{document.label} does not say its language", "name one to write in: --to LANG"
+            )
+        return prompt_SD, list(to) or [self.space.find_language(document.lang)]
+
+    def continue_all(
+        self,
+        documents: Sequence[Document],
+        to: Sequence[str] = (),
+        options: GenerateOptions | None = None,
+        *,
+        trace: bool = False,
+        on_sentence: Told | None = None,
+    ) -> list[Continued]:
+        """Continue documents with concepts, all together (one by one for a `trace`).
+
+        `to` holds language codes, none for each document's own. `on_sentence` is told each sentence
+        as soon as it is certain. Raises UsageError for an empty or too long prompt, options that do
+        not suit the model, or no target language, IntegrityError for NaN or another space.
+        """
+        options = options or GenerateOptions()
+        jobs = [
+            _Job(self, number, document, *self.check(document, to, options))
+            for number, document in enumerate(documents)
+        ]
+        if not trace:
+            return self._run(jobs, options, on_sentence)
+        if not isinstance(self.model, DiffusionLCM):
+            kind = self.model.config.architecture
+            raise UsageError(f"a {kind} model has no denoising steps to trace")
+        if options.candidates > 1:
+            raise UsageError("a trace follows one candidate", "leave out --candidates or --trace")
+        looks = _Looks(self.model)
+        return [one for job in jobs for one in self._run([job], options, on_sentence, looks)]
+
+    def _run(
+        self,
+        jobs: "Sequence[_Job]",
+        options: GenerateOptions,
+        on_sentence: Told | None,
+        looks: _Looks | None = None,
+    ) -> list[Continued]:
+        def told(row: int, concept_D: Tensor) -> None:
+            sentence = jobs[row].add(concept_D, looks)
+            if on_sentence is not None:
+                on_sentence(jobs[row].number, sentence)
+
+        # Sentences that nobody waits for are decoded together when all are there.
+        at_once = on_sentence is not None or looks is not None
+        found = run_model(
+            self.model,
+            [job.prompt_SD for job in jobs],
+            options,
+            end=self.end_D,
+            reencode=None if self.space is None else self._reencode,
+            on_concept=told if at_once else None,
+            watch=None if looks is None else looks.seen.append,
+        )
+        if looks is not None:
+            looks.seen.clear()  # of the concept that stopped
+        return [job.finished(each) for job, each in zip(jobs, found, strict=True)]
+
+    def decoded(
+        self, concepts_ND: Sequence[Tensor], document: Document, to: Sequence[str], **search: Any
+    ) -> list[dict[str, str]]:
+        """Return each concept's text by language; `search` holds fields of DecodeOptions."""
+        if self.space is None or not concepts_ND:
+            return [{} for _ in concepts_ND]
+        rows_ND = torch.stack(list(concepts_ND)).float().cpu().numpy()
+        most = LEAST_TOKENS
+        if document.sentences and document.lang:
+            most = max(most, *self.space.limits(document.sentences, document.lang))
+        found = self.space.decode(
+            rows_ND, list(to), DecodeOptions(**search), limits=[most] * len(rows_ND)
+        )
+        return [{code: found[code][n][0].text for code in to} for n in range(len(rows_ND))]
+
+    def _own_lang(self, space: Space) -> str:
+        return OWN_LANG if OWN_LANG in space.languages else space.languages[0]
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        assert self.space is not None
+        return torch.from_numpy(self.space.encode(texts, self._own_lang(self.space)).concepts)
+
+    def _reencode(self, concepts_BD: Tensor) -> Tensor:
+        assert self.space is not None
+        lang, rows_BD = self._own_lang(self.space), concepts_BD.float().cpu().numpy()
+        limits = [LEAST_TOKENS] * len(rows_BD)
+        found = self.space.decode(rows_BD, [lang], DecodeOptions(beam=1), limits=limits)[lang]
+        return self._encode([best[0].text for best in found])
+
+
+@dataclass
+class _Job:
+    """One document while it is continued."""
+
+    writer: Writer
+    number: int
+    document: Document
+    prompt_SD: Tensor
+    to: list[str]
+    made: list[Sentence] = field(default_factory=list)
+
+    def add(self, concept_D: Tensor, looks: _Looks | None) -> Sentence:
+        """Put a concept into words, and the steps to it."""
+        texts = self.writer.decoded([concept_D], self.document, self.to)[0]
+        steps: list[Step] = []
+        if looks is not None:
+            x0_ND, steps = looks.take(concept_D)
+            # The last step is the concept itself.
+            said = self.writer.decoded(x0_ND[:-1], self.document, self.to[:1], beam=1)
+            steps = [
+                replace(step, text=next(iter(text.values()), None))
+                for step, text in zip(steps, [*said, texts], strict=True)
+            ]
+        row_D = concept_D.float().cpu().numpy()
+        self.made.append(Sentence(len(self.made) + 1, row_D, texts, tuple(steps)))
+        return self.made[-1]
+
+    def finished(self, found: Continuation) -> Continued:
+        """Return the result; what was not put into words on the way is now."""
+        if not self.made:
+            rows = list(found.concepts_SD)
+            texts = self.writer.decoded(rows, self.document, self.to)
+            self.made = [
+                Sentence(n, row_D.float().cpu().numpy(), text)
+                for n, (row_D, text) in enumerate(zip(rows, texts, strict=True), start=1)
+            ]
+        lang, read = self.document.lang, len(self.prompt_SD)
+        return Continued(self.document.id, lang, read, tuple(self.made), found.reason, found.score)
