@@ -19,6 +19,7 @@ SHARED = (
     *("space", "model", "device", "precision", "batch_tokens", "from", "to", "one_per_line"),
     *("seed", "quiet", "verbose", "offline"),
 )
+_CHECKPOINTS = ("space", "model", "models")  # parameters that name some
 CONFIG = "lcm.config"  # where a context keeps the path of the config file that was read
 
 
@@ -192,16 +193,37 @@ def _common(
         console.detail(f"config: {config}")
 
 
+def _pulling(
+    *,
+    pull: Annotated[
+        bool,
+        typer.Option("--pull", envvar="LCM_PULL", help="Download what is not on this machine."),
+    ] = False,
+) -> None: ...
+
+
 def with_common(main: Callable[..., None]) -> Callable[..., None]:
-    """Return `main` with the options that every command has added to its signature."""
-    own, common = (inspect.signature(part, eval_str=True) for part in (main, _common))
+    """Return `main` with the options that every command has added to its signature.
+
+    A command that is given checkpoints by name has `--pull`, too, which brings them beforehand.
+    """
+    own, common, pulling = (
+        inspect.signature(part, eval_str=True) for part in (main, _common, _pulling)
+    )
+    named = [name for name in _CHECKPOINTS if name in own.parameters]
 
     @functools.wraps(main)
     def command(**values: Any) -> None:
         _common(**{name: values.pop(name) for name in common.parameters})
+        if named and values.pop("pull"):
+            from ._pull import bring
+
+            for name in named:
+                bring(values[name])
         main(**values)
 
-    both = [*own.parameters.values(), *common.parameters.values()]
+    last = [*(pulling.parameters.values() if named else ()), *common.parameters.values()]
+    both = [*own.parameters.values(), *last]
     # Typer builds a command's options from its signature and its annotations, and wants both.
     command.__signature__ = own.replace(parameters=both)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in both}

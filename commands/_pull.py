@@ -2,11 +2,12 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcm_cli import console
-from lcm_cli.errors import AuthError
+from lcm_cli.errors import AuthError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from lcm_cli.plan import Plan
@@ -44,6 +45,34 @@ def carry_out(plan: "Plan", accept_licence: bool = False, force: bool = False) -
         progress=console.progress,
         notice=console.info,
     )
+
+
+def bring(names: str | Sequence[str] | None) -> None:
+    """Pull those checkpoints that a command was given and that are not on this machine.
+
+    What is no checkpoint's name (a folder, a misspelling, "auto") is left to the command.
+    """
+    from lcm_cli import hub
+
+    for name in [names] if isinstance(names, str) else names or ():
+        known = hub.cards().get(name)
+        if known is None and (Path(name).exists() or not hub.is_repository(name)):
+            continue
+        if not _is_here(name, known.kind if known else ""):
+            carry_out(planned(name))
+
+
+def _is_here(name: str, kind: str) -> bool:
+    from lcm_cli import hub
+
+    ways = {"space": hub.locate_space, "model": hub.locate_model}
+    for locate in [ways[kind]] if kind else ways.values():
+        try:
+            locate(name)
+        except (NotFoundError, UsageError):
+            continue
+        return True
+    return False
 
 
 def total(plan: "Plan") -> str:

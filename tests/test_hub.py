@@ -3,10 +3,16 @@
 import json
 
 import pytest
+import torch
+from packaging.licenses import canonicalize_license_expression
 
 from lcm_cli import hub
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import sha256
+from lcm_cli.models.checkpoint import build, read_config
+from lcm_cli.models.config import from_dict
+from lcm_cli.space.decoder import DecoderConfig, TextDecoder
+from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 
 URLS = {role: {"url": f"https://example.org/{role}"} for role in hub.ROLES}
 
@@ -30,12 +36,57 @@ def make_space(folder, official, name="mine"):
 def test_every_card_that_comes_with_lcm():
     cards = hub.cards()
     assert {"sonar", "sonar-robust", "sonar-hub"} <= cards.keys()
+    assert {"sonar-llm-100m", "sonar-llm-900m", "sonar-llm-1.3b"} <= cards.keys()
     for name, card in cards.items():
         assert card.name == name == hub.card(name).name
         assert card.summary
-        assert card.licence
         assert bool(card.files) != bool(card.source)
         assert (hub._folder() / f"{name}.md").is_file()
+        text = (hub._folder() / f"{name}.toml").read_text(encoding="utf-8")
+        assert "checksums =" in text  # said, not left to the default
+        assert card.checksums == ("card" if card.files else "first pull")
+
+
+@pytest.mark.parametrize("name", hub.cards())
+def test_licence_of_every_card(name):
+    licence = hub.card(name).licence
+    if licence == hub.UNKNOWN_LICENCE:
+        assert "not known" in hub.card(name).licence_note
+        assert hub.must_be_accepted(licence)
+        return
+    assert canonicalize_license_expression(licence) == licence  # an identifier of SPDX
+    assert hub.card(name).licence_note
+
+
+@pytest.mark.parametrize("name", hub.cards())
+def test_architecture_of_every_card(name):
+    """What a card says of its weights can be built; on torch's meta device that costs nothing."""
+    card = hub.card(name)
+    with torch.device("meta"):
+        if card.kind == "space":
+            config = vars(card) if card.encoder else hub.locate_space(name).config
+            TextEncoder(EncoderConfig(**config["encoder"]))
+            TextDecoder(DecoderConfig(**config["decoder"]))
+        elif card.config or card.files:
+            config = {"kind": "model", "architecture": card.architecture, **card.config}
+            build(from_dict(config, name) if card.config else bundled_config(name))
+        else:
+            assert name == "sonar-llm-1.3b"  # of which only the width is known
+
+
+def bundled_config(name):
+    return read_config(hub.locate_model(name).config)
+
+
+@pytest.mark.parametrize(("name", "size"), [("sonar-llm-100m", 100e6), ("sonar-llm-900m", 900e6)])
+def test_sizes_of_the_models_are_those_of_their_names(name, size):
+    card = hub.card(name)
+    config = {"kind": "model", "architecture": card.architecture, **card.config}
+    with torch.device("meta"):
+        model = build(from_dict(config, name))
+    tokens = 128_256 * card.config["model_dim"]  # Llama 3's table, unused and not part of ours
+    found = tokens + sum(parameter.numel() for parameter in model.parameters())
+    assert found == pytest.approx(size, rel=0.02)
 
 
 def test_official_cards_promise_no_checksum_and_show_the_licence():

@@ -131,3 +131,29 @@ def test_name_that_would_write_elsewhere(card, capsys):
     card.write_text(card.read_text().replace('name = "small"', 'name = "../../x"'))
     assert main(["pull", str(card), "--accept-licence"]) == 5
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_command_pulls_what_it_needs(hub_server, random_space, tmp_path, capsys):
+    files = {path.name: path.read_bytes() for path in random_space.iterdir()}
+    hub_server.publish("org/space", files)
+    (tmp_path / "text.txt").write_text("The cat sleeps.")
+    command = ["translate", "text.txt", "--from", "en", "--to", "fr", "--space", "org/space"]
+    assert main(command) == 3
+    assert "hint: run: lcm pull org/space" in capsys.readouterr().err
+    assert main([*command, "--pull"]) == 0
+    shown = capsys.readouterr()
+    assert "to download:" in shown.err
+    hub_server.requests.clear()
+    assert main([*command, "--pull"]) == 0
+    assert hub_server.requests == []  # what is here is not asked about
+    assert capsys.readouterr().out == shown.out
+
+
+def test_pulling_on_the_way_wants_the_licence_accepted(cache, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["translate", "text.txt", "--to", "fr", "--space", "sonar", "--pull"]) == 4
+    assert "if you agree, run: lcm pull sonar --accept-licence" in capsys.readouterr().err
+
+
+def test_pull_is_an_option_only_where_checkpoints_are_named(cache, capsys):
+    assert main(["languages", "--pull"]) == 2
