@@ -38,3 +38,15 @@ def test_every_command_has_its_block(update_help: ModuleType) -> None:
         below = getattr(module, "SUBCOMMANDS", ())
         expected += [f"lcm {name}", *(f"lcm {name} {subcommand}" for subcommand in below)]
     assert update_help.commands(page) == expected
+
+
+def test_every_checkpoint_is_in_the_table_with_its_licence() -> None:
+    from lcm_cli.hub import UNKNOWN_LICENCE, cards
+
+    page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    for name, card in cards().items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| [{name}]"))
+        *_, licence = (cell.strip() for cell in line.strip("| ").split("|"))
+        unknown = card.licence == UNKNOWN_LICENCE
+        assert licence == ("not known before the pull" if unknown else card.licence)
+        assert f"| {card.kind} |" in line
