@@ -161,6 +161,8 @@ def _check_has_text(document: Document) -> None:
         )
     for text in (document.text, *document.sentences):
         check_text(text, document.label)
+    if document.target is not None:
+        _check_has_text(document.target)
 
 
 def _not_embedded(document: Document) -> UsageError:

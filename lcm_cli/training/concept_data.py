@@ -142,6 +142,17 @@ class ConceptData:
         self._epoch(0)
         return self._ends[1]
 
+    @property
+    def summary(self) -> str:
+        """What there is, and what was left out, in one line."""
+        parts = [f"{self.documents:,} documents, {self.concepts:,} concepts an epoch"]
+        gone = [f"{count:,} {why}" for why, count in self.left_out.items() if count]
+        if gone:
+            parts.append(f"without {', '.join(gone)}")
+        if self.cut_sources:
+            parts.append(f"{self.cut_sources:,} sources lose their end")
+        return "; ".join(parts)
+
     def batch(self, number: int) -> Batch:
         """Return the number-th batch since the start: concepts (B, S, D) float32 on the CPU."""
         for ahead in range(number, number + AHEAD):

@@ -43,6 +43,10 @@ Objective = Callable[[ConceptModel, Batch], Loss]
 class Data(Protocol):
     """Batches of documents: a function of their number, so that the step stands for the order."""
 
+    @property
+    def summary(self) -> str:
+        """What there is, and what was left out, in one line."""
+
     def batch(self, number: int) -> Batch:
         """Return the batch of a step."""
 
@@ -97,7 +101,8 @@ class ModelTrainer:
         total = sum(p.numel() for p in self.model.parameters())
         learned = sum(p.numel() for p in self.parameters)
         frozen = f" ({learned / 1e6:.1f} M of them trained)" if learned < total else ""
-        return f"{self.model.config.architecture}, {total / 1e6:.1f} M parameters{frozen}"
+        shape = f"{self.model.config.architecture}, {total / 1e6:.1f} M parameters{frozen}"
+        return f"{shape}; {self.data.summary}"
 
     def train_step(self) -> dict[str, float]:
         """Do one optimizer step; returns its mean loss and the number of concepts.

@@ -155,6 +155,15 @@ def test_a_target_of_another_type(road: Run, tmp_path: Path, target: Any) -> Non
     assert "'target' is" in done.stderr and "a string or a list of strings" in done.stderr
 
 
+def test_a_target_without_text(road: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "A.", "target": [""]}\n{"text": "B.", "target": ""}\n')
+    done = road("embed", path, "--json", "--from", "en")
+    assert done.code == 1  # an empty one is none, a list of nothing a mistake
+    assert "line 1, its target" in done.stderr and "has no text in it" in done.stderr
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["a.jsonl:2"]
+
+
 SMALL_SHARDS = """
 import sys
 from lcm_cli.documents import writing

@@ -58,6 +58,10 @@ class Memory:
             batch.concepts_BSD[0, 0, 0] = torch.nan
         return batch
 
+    @property
+    def summary(self) -> str:
+        return "stories"
+
     def validation(self, limit: int) -> list[Batch]:
         return [Batch.of([self.document(number) for number in range(min(limit, 6))])]
 

@@ -197,7 +197,7 @@ def test_a_target_follows_the_source_and_its_prompt(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", pairs())
     entry = DataSet(path, task="summarize")
     with open_data(entry, prompts={"summarize": "Short:"}, max_length=12, packing=True) as data:
-        assert data.cut_sources == 1
+        assert data.cut_sources == 1 and "; 1 sources lose their end" in data.summary
         batch = data.batch(0)
     assert batch.sources_B is not None and batch.segments_BS is None
     found = {}
@@ -250,6 +250,8 @@ def test_filters_and_limits(tmp_path: Path) -> None:
         assert {n for n, _ in seen(data, [0])} == {0, 2}
         assert data.left_out["that the filter excludes"] == 3
         assert data.left_out["with too few sentences"] == 1
+        ends = "without 3 that the filter excludes, 1 with too few sentences"
+        assert data.summary == f"2 documents, 16 concepts an epoch; {ends}"
     with open_data(path, max_sentences=5, filter="len(concepts) != 2") as data:
         assert {n for n, _ in seen(data, [0])} == {0, 3, 5}
     with pytest.raises(IntegrityError, match="leaves none of 6"):
