@@ -37,7 +37,7 @@ SOURCES, NEARLY = 3, 0.1  # so many sources are named at most, all so near to th
 PROMPT_LANG = "eng_Latn"  # of prompts and end texts, as in training
 
 # An expansion says much that its source does not: a single sentence on the subject must do.
-THRESHOLDS = {"summarize": Thresholds(), "expand": Thresholds(supported=0.0)}
+THRESHOLDS = {"summarize": Thresholds(), "expand": Thresholds(about=0.0)}
 
 
 class AnswerModel:

@@ -38,8 +38,8 @@ class Thresholds:
     same: float = 0.95  # cosine from which a sentence says what an earlier one has said
     repeats: float = 0.25  # share of the sentences that may repeat an earlier one, or loop
     loop: float = 0.5  # share of a sentence that may be the same few words over and over
-    near: float = 0.4  # cosine from which a sentence is about one of the source
-    supported: float = 0.5  # share of the sentences that must be; one of them in any case
+    near: float = 0.4  # cosine from which a sentence is about one of the source: one must be
+    about: float = 0.55  # mean over the sentences of the cosine to the nearest of the source
 
 
 def refuse(
@@ -64,8 +64,8 @@ def refuse(
         return "short"
     if any(_repeats(said, concepts_ND, limits) for said in texts.values()):
         return "repetition"
-    near_N = cosines(concepts_ND, sources_SD).max(axis=1) >= limits.near
-    if near_N.sum() < max(1, limits.supported * len(near_N)):
+    nearest_N = cosines(concepts_ND, sources_SD).max(axis=1)
+    if nearest_N.max() < limits.near or nearest_N.mean() < limits.about:
         return "unrelated"
     if any(_is_foreign(" ".join(said), code, languages) for code, said in texts.items()):
         return "language"

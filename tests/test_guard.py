@@ -69,16 +69,15 @@ def test_going_round_in_a_sentence(text: str, loops: bool) -> None:
 
 
 def test_about_something_else() -> None:
-    elsewhere = near(0, 1)
-    elsewhere[1] = -1.0
-    assert refuse({"eng_Latn": GOOD}, elsewhere, SOURCES) is None  # every second one is enough
-    elsewhere[0] = -np.arange(1, 9)
-    assert refuse({"eng_Latn": GOOD}, elsewhere, SOURCES) == "unrelated"
-    one_of_three = np.concatenate([near(0), elsewhere])
+    elsewhere = np.stack([-SOURCES.sum(axis=0), -np.arange(1, 9)]).astype(np.float32)
+    half = np.concatenate([near(0), elsewhere[:1]])
+    assert refuse({"eng_Latn": GOOD}, half, SOURCES) == "unrelated"
+    assert refuse({"eng_Latn": GOOD}, half, SOURCES, Thresholds(about=0.0)) is None
+    assert refuse({"eng_Latn": GOOD}, elsewhere, SOURCES, Thresholds(about=-1)) == "unrelated"
     texts = {"eng_Latn": [*GOOD, "The moon is round."]}
-    assert refuse(texts, one_of_three, SOURCES) == "unrelated"
-    assert refuse(texts, one_of_three, SOURCES, Thresholds(supported=0.0)) is None
-    assert refuse({"eng_Latn": GOOD}, elsewhere, SOURCES, Thresholds(supported=0)) == "unrelated"
+    most = np.concatenate([near(0, 4), elsewhere[:1]])  # cosines of 1, 0.96 and -0.35
+    assert refuse(texts, most, SOURCES, Thresholds(about=0.5)) is None
+    assert refuse(texts, most, SOURCES, Thresholds(about=0.55)) == "unrelated"
 
 
 def test_another_language() -> None:
