@@ -2,12 +2,14 @@
 
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lcm_cli import documents
 from lcm_cli.documents.kinds import HEAD, sniff
 from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.repository import read_json
 from lcm_cli.schema import nearest
 
 # safetensors' names, their size in bytes, and the exponent bits that are all set in NaN and inf
@@ -18,13 +20,14 @@ _BLOCK = 1 << 24  # numbers looked at in one go
 def inspect(target: str) -> dict[str, Any]:
     """Return what `target` is and holds, as plain data; `kind` says which keys there are.
 
-    `target`: a file or folder of documents or concepts, a data set, a space folder, the name of a
-    card, or a .safetensors file of weights. Raises NotFoundError if there is nothing of that name,
-    IntegrityError if it is cut off.
+    `target`: a file or folder of documents or concepts, a data set, the folder of a space or a
+    model, the name of a card, or a .safetensors file of weights. Raises NotFoundError if there is
+    nothing of that name, IntegrityError if it is cut off.
     """
     path = Path(target)
     if path.is_dir() and (path / "config.json").is_file():
-        return _space(target)
+        kind = read_json(path / "config.json").get("kind")
+        return _model(target) if kind == "model" else _space(target)
     if path.is_file() and path.suffix == ".toml":
         return _card(target)
     if path.is_file() and _is_weights(path):
@@ -72,11 +75,11 @@ def _card(name: str) -> dict[str, Any]:
         "licence": found.licence,
         "licence_note": found.licence_note,
     }
-    if found.kind == "space":
-        try:
-            return _space(name) | about | {"present": True}
-        except NotFoundError:
-            pass
+    try:
+        here = _space(name) if found.kind == "space" else _model(name)
+        return here | about | {"present": True}
+    except NotFoundError:
+        pass
     shapes = {"encoder": found.encoder, "decoder": found.decoder}
     return about | {"present": False, "languages": found.languages, **shapes}
 
@@ -101,6 +104,36 @@ def _space(source: str) -> dict[str, Any]:
         "dtypes": sorted({dtype for found in weights.values() for dtype in found["dtypes"]}),
         "non_finite": {k: n for found in weights.values() for k, n in found["non_finite"].items()},
         **{name: files.config[name] for name in parts},
+    }
+
+
+def _model(source: str) -> dict[str, Any]:
+    """Describe a concept model, or a quantizer, by its config and its weights."""
+    from lcm_cli.hub import locate_model
+    from lcm_cli.models.config import QuantizerConfig, read_config
+
+    files = locate_model(source)
+    config = read_config(files.config)
+    weights = _weights(files.weights)
+    about: dict[str, Any] = {"max_length": None, "normalizer": None, "prompts": {}, "end_text": ""}
+    if not isinstance(config, QuantizerConfig):
+        about = {
+            "max_length": config.max_length,
+            "normalizer": asdict(config.normalizer),
+            "prompts": config.prompts,
+            "end_text": config.end_text,
+        }
+    return {
+        "path": source,
+        "kind": "model",
+        "architecture": config.architecture,
+        "name": files.name,
+        "licence": files.licence or None,
+        "space": config.space.name or None,
+        "fingerprint": config.space.fingerprint or None,
+        "dim": config.concept_dim,
+        **about,
+        **{key: weights[key] for key in ("parameters", "dtypes", "bytes", "non_finite")},
     }
 
 

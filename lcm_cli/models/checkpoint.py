@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lcm_cli.convert import write_safetensors
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_path, disk_error
 from lcm_cli.hub import MODEL_FILES, ModelFiles, locate_model
@@ -181,7 +182,7 @@ def write(
     except OSError as error:
         raise disk_error(error, folder) from error
     with atomic_path(folder / WEIGHTS, force=force) as temporary:
-        save_file(dict(state), temporary, metadata={"format": "pt"})
+        write_safetensors(temporary, {name: [tensor] for name, tensor in state.items()})
     text = json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
     with atomic_path(folder / CONFIG, force=force) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -132,3 +132,24 @@ def test_nothing_of_that_name(lcm, tmp_path, monkeypatch, name, hint):
     assert result.code == 3
     assert f"no such file: {name}, and no checkpoint is called so" in result.stderr
     assert f"hint: {hint}" in result.stderr
+
+
+def test_model(lcm, tmp_path):
+    """A folder of a model: what it is, and which space its concepts are of."""
+    from lcm_cli.models.checkpoint import build, save
+    from lcm_cli.models.config import SpaceRef, preset
+
+    space = SpaceRef("tiny", "0123456789abcdef")
+    model = build(preset("base", "nano", concept_dim=16, space=space, prompts={"expand": "More:"}))
+    save(model, tmp_path / "m")
+    shown = lcm("inspect", tmp_path / "m")
+    assert shown.code == 0, shown.stderr
+    rows = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    assert rows["kind"] == "model, base"
+    assert rows["space"] == "tiny, weights 0123456789abcdef"
+    assert rows["normalizer"] == "method gaussian_robust, spread quartiles"
+    report = json.loads(lcm("inspect", tmp_path / "m", "--json").stdout)
+    assert report["parameters"] == sum(t.numel() for t in model.state_dict().values())
+    assert (report["kind"], report["dim"], report["prompts"]) == ("model", 16, {"expand": "More:"})
+    (tmp_path / "m" / "model.safetensors").unlink()
+    assert lcm("inspect", tmp_path / "m").code == 3

@@ -1,0 +1,107 @@
+"""The tables of `lcm inspect`: what a report says, row by row."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lcm_cli import console
+
+Rows = Iterator[tuple[str, str]]
+
+
+def rows(report: dict[str, Any]) -> Rows:
+    """Yield the rows of a report of lcm_cli.inspection."""
+    kinds = {"space": _card, "model": _card, "checkpoint": _weights}
+    if "architecture" in report:
+        return _model(report)
+    return kinds.get(report["kind"], _documents)(report)
+
+
+def _documents(report: dict[str, Any]) -> Rows:
+    shards = f"{report['shards']:,} shards of " if "shards" in report else ""
+    yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
+    yield "size", console.size(report["bytes"]) if report["bytes"] else "not known"
+    yield "documents", f"{report['documents']:,}"
+    yield "languages", _pairs(report["languages"])
+    if report["sentences"]:
+        yield "sentences", f"{report['sentences']:,}"
+        yield "characters a sentence", _range(report["sentence_characters"])
+        yield "sentences a document", _range(report["document_sentences"])
+    if report["concepts"]:
+        yield from _concepts(report)
+    if report.get("unlisted"):
+        yield "not in the manifest", ", ".join(report["unlisted"])
+    if report["problem_count"]:
+        yield "problems", f"{report['problem_count']:,}"
+
+
+def _concepts(report: dict[str, Any]) -> Rows:
+    space = report["space"]
+    weights = f", weights {space['fingerprint']}" if space["fingerprint"] else ""
+    yield "concepts", f"{report['concepts']:,} x {space['dim']} {', '.join(report['dtypes'])}"
+    yield "space", (space["name"] or "not said") + weights
+    yield "licence of the space", report["licence"] or "not known here"
+    if report["norms"]:
+        yield "norm of a concept", _range(report["norms"])
+    yield "NaN or infinite", f"{report['non_finite']:,} concepts"
+
+
+def _card(report: dict[str, Any]) -> Rows:
+    yield "kind", report["kind"]
+    yield "name", report["name"]
+    if "summary" in report:
+        yield "summary", report["summary"]
+    note = f" ({report['licence_note']})" if report.get("licence_note") else ""
+    yield "licence", report["licence"] + note
+    codes = report["languages"]
+    yield "languages", str(codes) if isinstance(codes, int) else f"{len(codes)}: {' '.join(codes)}"
+    for part in ("encoder", "decoder"):
+        if report[part]:
+            yield part, _pairs(report[part])
+    if not report.get("present", True):
+        yield "on this machine", f"no; to get it: lcm pull {report['path']}"
+        return
+    yield "parameters", _pairs(report["parameters"])
+    yield "numbers", ", ".join(report["dtypes"])
+    yield "size", console.size(report["bytes"])
+    yield "fingerprint", report["fingerprint"]
+    yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
+
+
+def _model(report: dict[str, Any]) -> Rows:
+    yield "kind", f"model, {report['architecture']}"
+    yield "name", report["name"]
+    if report["licence"]:
+        yield "licence", report["licence"]
+    weights = f", weights {report['fingerprint']}" if report["fingerprint"] else ""
+    yield "space", (report["space"] or "not said") + weights
+    yield "width of a concept", f"{report['dim']}"
+    if report["max_length"]:
+        yield "longest document", f"{report['max_length']:,} concepts"
+        settings = (f"{key} {value}" for key, value in report["normalizer"].items() if value)
+        yield "normalizer", ", ".join(settings)
+    for task, prompt in report["prompts"].items():
+        yield f"prompt to {task}", prompt
+    if report["end_text"]:
+        yield "end of text", report["end_text"]
+    yield "parameters", f"{report['parameters']:,}"
+    yield "numbers", _pairs(report["dtypes"])
+    yield "size", console.size(report["bytes"])
+    yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
+
+
+def _weights(report: dict[str, Any]) -> Rows:
+    yield "kind", "weights, safetensors"
+    yield "size", console.size(report["bytes"])
+    yield "tensors", f"{len(report['tensors']):,}"
+    yield "parameters", f"{report['parameters']:,}"
+    yield "numbers", _pairs(report["dtypes"])
+    yield from report["metadata"].items()
+    yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
+
+
+def _pairs(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in numbers.items())
+
+
+def _range(numbers: dict[str, float]) -> str:
+    return f"{numbers['min']:g} to {numbers['max']:g}, {numbers['mean']:g} on average"
