@@ -36,7 +36,7 @@ Encode = Callable[[Sequence[str]], Tensor]
 Floats = NDArray[np.float32]
 Groups = dict[tuple[int, int], list[Rows]]  # corpus and group: what was read of it
 
-WINDOW_BYTES = 256 << 20  # of concepts that are shuffled together; two windows are held
+WINDOW_BYTES = 256 << 20  # of concepts that are shuffled together; three windows are held
 WINDOW_BATCHES = 8  # the least number of batches in a window
 AHEAD = 4  # batches made before they are asked for
 
