@@ -78,6 +78,8 @@ def _is_here(name: str, kind: str) -> bool:
 def total(plan: "Plan") -> str:
     """Return how much has to be transferred, for people."""
     known = sum(part.bytes or 0 for part in plan.parts)
+    if plan.parts and all(part.bytes is None for part in plan.parts):
+        return "how much is not known"
     unsure = any(part.bytes is None or not part.exact for part in plan.parts)
     size = f"{known / 1e9:.2f} GB" if known >= 1e8 else f"{known / 1e6:.1f} MB"
     return f"about {size}" if unsure else size

@@ -43,7 +43,7 @@ def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
         ("name", found.name),
         ("kind", found.kind),
         ("summary", found.summary),
-        ("licence", (found.licence or "not known") + note),
+        ("licence", (found.licence or "unknown") + note),
         ("source", found.source),
         ("revision", found.revision),
         ("here", str(found.path) if found.path else f"no; to get it: lcm pull {found.name}"),

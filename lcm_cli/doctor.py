@@ -152,7 +152,7 @@ def _checkpoints() -> tuple[Sequence[Report], list[str]]:
     for name, card in hub.cards().items():
         present = False
         try:
-            hub.locate_space(name)
+            hub.locate_space(name) if card.kind == "space" else hub.locate_model(name)
             present = True
         except NotFoundError as error:
             problems += [f"{name}: {error.message}"] if card.files else []

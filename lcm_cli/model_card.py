@@ -21,7 +21,10 @@ _TEXT = """
     lcm pull {repo}
     {use}
 {facts}"""
-_USE = {"space": "lcm translate text.txt --to fra --space {repo}", "model": "lcm inspect {repo}"}
+_USE = {
+    "space": "lcm translate text.txt --to fra --space {repo}",
+    "model": "lcm checkpoints show {repo}",
+}
 _KIND = {"space": "A space", "model": "A concept model"}
 
 

@@ -73,7 +73,7 @@ def pull(
 
 def licence_line(plan: Plan) -> str:
     """Say in a line under which licence a checkpoint is."""
-    licence = "a licence that is not known" if plan.licence in UNKNOWN else plan.licence
+    licence = "unknown licence" if plan.licence in UNKNOWN else plan.licence
     return f"{licence} ({plan.licence_note})" if plan.licence_note else licence
 
 

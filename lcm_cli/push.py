@@ -18,6 +18,7 @@ from lcm_cli.snapshot import endpoint, translated
 
 SHARD = 5_000_000_000  # bytes of weights in one file, at most
 STATE = "state.pt"  # where a training run keeps its optimizer
+_SPACE_FILES = {"config": "config.json", **hub.FILES}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -41,10 +42,10 @@ def push(
     """
     if not hub.is_repository(repo) or "@" in repo:
         raise UsageError(f"{repo!r} is not the name of a repository", "it has the form ORG/REPO")
-    files = _files(source)
+    files, known = _files(source)
     config = read_json(files["config.json"])
     folder = files["config.json"].parent
-    licence = licence or licence_in(folder) or str(config.get("licence") or "")
+    licence = licence or known
     if not licence or licence == hub.UNKNOWN_LICENCE:
         message = f"nothing says under which licence {source} is"
         raise UsageError(message, "name it, by its SPDX identifier: --licence CC-BY-4.0")
@@ -58,28 +59,30 @@ def push(
         return _upload(repo, {**parts, CARD: card.encode()}, private, revision)
 
 
-def _files(source: str) -> dict[str, Path]:
-    """Return the files of a checkpoint by their names in a repository, after a check of them."""
+def _files(source: str) -> tuple[dict[str, Path], str]:
+    """Return the files of a checkpoint by their names in a repository, and its licence if known.
+
+    They are looked at first: what does not fit its config is not published.
+    """
     folder = Path(source)
     if not folder.is_dir():
         found = find(source)
         if found.path is None:
             raise NotFoundError(f"{source} is not on this machine", f"run: lcm pull {source}")
-        if found.where == "bundled" and found.kind == "space":
-            space = hub.locate_space(source)
-            roles = {name: getattr(space, role) for role, name in hub.FILES.items()}
-            return {"config.json": found.files["config"], **roles}
+        if found.where == "bundled":
+            names = hub.MODEL_FILES if found.kind == "model" else _SPACE_FILES
+            return {names[role]: path for role, path in found.files.items()}, found.licence
         folder = found.path
     layout = layout_of(folder)
     if layout not in OURS:
         message = f"{source} is in the layout of {layout}, not in that of lcm"
         raise UsageError(message, f"convert it first: lcm checkpoints convert {source} -o DIR")
-    names = [name for name in needed(layout, _names(folder), source) if name != CARD]
     if layout == "space":
         hub.read_space(folder)
     else:
         check_model(folder)
-    return {name: folder / name for name in names}
+    files = [name for name in needed(layout, _names(folder), source) if name != CARD]
+    return {name: folder / name for name in files}, licence_in(folder)
 
 
 def _names(folder: Path) -> list[str]:

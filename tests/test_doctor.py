@@ -59,3 +59,10 @@ def test_examine_tries_torch_and_sonar_space_for_real() -> None:
     report = doctor.examine()
     assert report["devices"][0]["device"] == "cpu"
     assert report["sonar_space"]["works"] or report["sonar_space"]["error"]
+
+
+def test_models_that_are_not_pulled_are_no_problem(cache: Path) -> None:
+    found, problems = doctor._checkpoints()
+    assert problems == []
+    present = {one["name"]: one["present"] for one in found}
+    assert present["tiny"] and not present["sonar-llm-100m"]

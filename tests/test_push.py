@@ -122,7 +122,10 @@ def card_metadata_of(account, repo):
 
 def test_bundled_space_under_another_name(account):
     push.push("tiny", "org/small")
-    assert pulled("org/small").is_dir()
+    assert card_metadata_of(account, "org/small")["license"] == "cc-by-4.0"
+    folder, tiny = pulled("org/small"), hub.locate_space("tiny")
+    for role, name in hub.FILES.items():
+        assert (folder / name).read_bytes() == getattr(tiny, role).read_bytes()
 
 
 def test_private_and_branch(account, model):
