@@ -59,6 +59,8 @@ def carry_out(request: Request) -> None:
     """Continue all documents; all that is cheap is checked before anything is loaded."""
     space = _space(request, read_config(request.files.config))
     codes, lang = _languages(request, space)
+    if request.concepts_out == "-" and request.json and request.output in (None, "-"):
+        raise UsageError("--json and --concepts-out - both want stdout", "name a file for one")
     if request.concepts_out is not None:
         check_target(request.concepts_out, force=request.force)
     elif space is None and not request.json:

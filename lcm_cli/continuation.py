@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lcm_cli.documents import Document
-from lcm_cli.errors import UsageError
+from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.models.checkpoint import check_space
 from lcm_cli.models.config import SonarLLMConfig, SpaceRef
 from lcm_cli.models.diffusion import Denoised
@@ -233,7 +233,8 @@ class Writer:
 
         `to` holds language codes, none for each document's own. `on_sentence` is told each sentence
         as soon as it is certain. Raises UsageError for an empty or too long prompt, options that do
-        not suit the model, or no target language, IntegrityError for NaN or another space.
+        not suit the model, or no target language, IntegrityError for NaN (in the prompt or from the
+        model) or another space.
         """
         options = options or GenerateOptions()
         jobs = [
@@ -320,6 +321,7 @@ class _Job:
 
     def add(self, concept_D: Tensor, looks: _Looks | None) -> Sentence:
         """Put a concept into words, and the steps to it."""
+        row_D = self._row(concept_D)
         texts = self.writer.decoded([concept_D], self.document, self.to)[0]
         steps: list[Step] = []
         if looks is not None:
@@ -330,18 +332,28 @@ class _Job:
                 replace(step, text=next(iter(text.values()), None))
                 for step, text in zip(steps, [*said, texts], strict=True)
             ]
-        row_D = concept_D.float().cpu().numpy()
         self.made.append(Sentence(len(self.made) + 1, row_D, texts, tuple(steps)))
         return self.made[-1]
 
     def finished(self, found: Continuation) -> Continued:
         """Return the result; what was not put into words on the way is now."""
         if not self.made:
-            rows = list(found.concepts_SD)
-            texts = self.writer.decoded(rows, self.document, self.to)
+            rows = [self._row(concept_D) for concept_D in found.concepts_SD]
+            texts = self.writer.decoded(list(found.concepts_SD), self.document, self.to)
             self.made = [
-                Sentence(n, row_D.float().cpu().numpy(), text)
+                Sentence(n, row_D, text)
                 for n, (row_D, text) in enumerate(zip(rows, texts, strict=True), start=1)
             ]
         lang, read = self.document.lang, len(self.prompt_SD)
         return Continued(self.document.id, lang, read, tuple(self.made), found.reason, found.score)
+
+    def _row(self, concept_D: Tensor) -> np.ndarray:
+        """Return a concept as numbers; raises IntegrityError unless they are finite."""
+        row_D = concept_D.float().cpu().numpy()
+        if not np.isfinite(row_D).all():
+            raise IntegrityError(
+                f"the model gives NaN or infinite concepts for {self.document.label}",
+                "its weights are damaged, an option is beyond reason, or it needs "
+                "--precision float32",
+            )
+        return np.asarray(row_D)

@@ -234,6 +234,8 @@ def test_damaged_weights(lcm: Run, models: Path, story: Path, tmp_path: Path) ->
         (["--model", "nosuch"], 3, "there is no model called 'nosuch'"),
         (["--model", "tiny"], 2, "tiny is a space, not a model"),
         (["--concepts-out", "x.txt"], 2, "unknown suffix"),
+        (["--concepts-out", "-", "--json"], 2, "both want stdout"),
+        (["--guidance", "inf"], 5, "the model gives NaN or infinite concepts"),
     ],
 )
 def test_options_that_do_not_suit(
