@@ -151,8 +151,10 @@ def _carded(card: hub.Card) -> Checkpoint:
 def _kept(kind: str, name: str) -> Checkpoint:
     """Describe a folder of lcm's cache."""
     folder = hub.space_folder(name) if kind == "space" else hub.model_folder(name)
-    record = read_json(folder / ("config.json" if kind == "space" else ORIGIN))
-    made_of = [part for part in origin(folder, kind).values() if isinstance(part, dict)]
+    record: dict[str, Any] = {}
+    with suppress(LcmError):  # a damaged one is listed, too: verify says what is wrong with it
+        record = read_json(folder / ("config.json" if kind == "space" else ORIGIN))
+    made_of = [part for part in record.get("source", {}).values() if isinstance(part, dict)]
     names = hub.FILES if kind == "space" else dict.fromkeys(record.get("sha256", {}), "")
     found = Checkpoint(
         *(str(record.get("name", name)), kind, "pulled", str(record.get("licence", ""))),

@@ -240,14 +240,10 @@ def _plan_model(plan: Plan, source: Source) -> Plan:
     remote = describe(source.repo, source.revision, plan.command)
     layout, names = _look(remote, plan.command)
     part = replace(part, remote=remote, bytes=_missing(remote, names))
-    licence = remote.licence if plan.licence == hub.UNKNOWN_LICENCE else ""
-    return replace(
-        plan,
-        layout=layout,
-        parts=(part,),
-        licence=licence or plan.licence,
-        revision=source.revision,
-    )
+    if plan.licence == hub.UNKNOWN_LICENCE and remote.licence:
+        note = "as its repository says"
+        plan = replace(plan, licence=remote.licence, licence_note=note)
+    return replace(plan, layout=layout, parts=(part,), revision=source.revision)
 
 
 def _look(remote: Remote, command: str) -> tuple[Layout, list[str]]:

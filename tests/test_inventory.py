@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lcm_cli import hub, inventory, plan, pull, snapshot
-from lcm_cli.errors import NotFoundError, UsageError
+from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
 
@@ -140,3 +140,13 @@ def test_name_that_nothing_has(cache):
     with pytest.raises(NotFoundError, match="'sonr'") as caught:
         inventory.find("sonr")
     assert "sonar" in caught.value.hint
+
+
+def test_damaged_record_is_no_reason_to_list_nothing(space):
+    (space / "config.json").write_text("{")
+    one = inventory.find("small")
+    assert one.where == "pulled" and one.path == space
+    with pytest.raises(IntegrityError, match=r"config\.json is not valid JSON"):
+        list(inventory.verify(one))
+    inventory.remove(one)
+    assert not space.exists()
