@@ -1,5 +1,6 @@
 """What `lcm train` and its kin show while they run, and how they are stopped."""
 
+import os
 import signal
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -92,6 +93,16 @@ def _size(count: float) -> str:
     while count >= 1000:
         count, unit = count / 1000, next(units)
     return f"{count:.3g} {unit}"
+
+
+def own_device(device: str) -> str:
+    """Return the device of this process: where torchrun started several, each has its own GPU."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or device not in ("auto", "cuda"):
+        return device
+    import torch
+
+    return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
 
 
 def together(reports: Sequence[Report | None]) -> Report:

@@ -9,7 +9,7 @@ from lcm_cli import console
 from lcm_cli.errors import UsageError
 
 from ._options import Device, Json
-from ._training import show, show_estimate, status, stop_on_signal, together
+from ._training import own_device, show, show_estimate, status, stop_on_signal, together
 
 EPILOG = """\
 lcm train recipe.toml
@@ -49,7 +49,7 @@ def main(
 
     from lcm_cli.space import pick_device
 
-    chosen = pick_device(device)
+    chosen = pick_device(own_device(device))
     if dry and isinstance(loaded, ModelRecipe | SpaceRecipe):
         from lcm_cli.training.dry_run import dry_run
 
@@ -69,8 +69,12 @@ def main(
     from lcm_cli.training.prepare import prepare
 
     trainer = prepare(loaded, folder, chosen, console.progress)
-    console.info(f"{trainer.summary}, on {chosen}")
-    shown = [console.emit if json else show, tensorboard(folder)]
+    world, shown = trainer.world, []
+    if world.leads:  # the others keep quiet, all but errors
+        console.info(f"{trainer.summary}, on {world.size} x {chosen}")
+        shown = [console.emit if json else show, tensorboard(folder)]
+    else:
+        console.configure(quiet=True)
     run = Run(trainer, folder, max_minutes, together(shown), status)
     if resume:
         run.resume()
@@ -81,7 +85,7 @@ def main(
     else:
         command = f"lcm train {recipe} -o {folder} --resume"
         console.info(f"stopped at step {trainer.step} of {trainer.steps}; go on with: {command}")
-    if not json:
+    if not json and world.leads:
         console.out(str(result))
 
 

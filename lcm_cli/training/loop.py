@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from lcm_cli.errors import IntegrityError, LcmError
 from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.training.parallel import World
 from lcm_cli.training.states import read_state, save_state
 
 LOG = "metrics.jsonl"
@@ -31,6 +32,7 @@ class Trainer(Protocol):
     patience: int  # evaluations without a better one before the run ends; 0: it goes on
     unit: str  # what `train_step` counts: "concepts", "sentences"
     peak_flops: float | None  # of the device, where it is known
+    world: World  # the processes that train together
 
     @property
     def summary(self) -> str:
@@ -42,8 +44,11 @@ class Trainer(Protocol):
     def state(self) -> dict[str, Any]:
         """Return everything that `restore` needs to go on exactly here."""
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
+    def shards(self) -> dict[str, Any] | None:
+        """Return what of the state is cut among processes, if anything is."""
+
+    def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
+        """Go back to where `state` was taken, and `shards` were written."""
 
     def export(self, folder: Path) -> Path:
         """Write what is trained, ready for use, below `folder`; returns where."""
@@ -88,7 +93,7 @@ class Run:
             if last or self._due(trainer.sample_every):
                 self._log({"step": trainer.step, **trainer.sample()})
             last = last or 0 < trainer.patience <= self._waited
-            if last or self.stop or self._overtime():
+            if last or trainer.world.any(self.stop or self._overtime()):
                 self._save()
                 return last
             metrics = trainer.train_step()
@@ -106,9 +111,9 @@ class Run:
 
         Raises UsageError if there is none, IntegrityError if it is damaged or of another recipe.
         """
-        state = read_state(self.folder)
+        state, shards = read_state(self.folder)
         try:
-            self.trainer.restore(state["trainer"])
+            self.trainer.restore(state["trainer"], shards)
             self._seconds, self._best = state["seconds"], state["best"]
             self._waited, self._evaluated = state["waited"], state["evaluated"]
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -144,11 +149,12 @@ class Run:
             "waited": self._waited,
             "evaluated": self._evaluated,
         }
-        save_state(self.folder, trainer.step, state, trainer.keep)
+        shards = trainer.shards()
+        save_state(self.folder, trainer.step, state, trainer.keep, trainer.world, shards)
         trainer.export(self.folder)
 
     def _log(self, record: dict[str, Any]) -> None:
-        if len(record) == 1:  # nothing but the step
+        if len(record) == 1 or not self.trainer.world.leads:  # nothing but the step
             return
         record |= {"minutes": round(self._spent() / 60, 2)}
         path = self.folder / LOG
@@ -162,7 +168,7 @@ class Run:
     def _forget_later_records(self) -> None:
         """Cut from the log what a kill left behind the saved state: it will be written again."""
         path = self.folder / LOG
-        if not path.is_file():
+        if not path.is_file() or not self.trainer.world.leads:
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         with atomic_path(path, force=True) as temporary:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from lcm_cli.errors import IntegrityError, LcmError
 from lcm_cli.evaluation.next_concept import next_concept_metrics
@@ -25,6 +26,7 @@ from lcm_cli.models import checkpoint
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
 from lcm_cli.training.optim import model_optimizers
+from lcm_cli.training.parallel import World, alone, load_sharded, share, whole
 from lcm_cli.training.recipe import Training
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.schedules import rate
@@ -72,9 +74,10 @@ class ModelTrainer:
         *,
         objective: Objective = own_loss,
         sampler: Sampler | None = None,
+        world: World | None = None,
     ) -> None:
         self.model, self.data, self.options = model, data, options
-        self.objective, self.sampler = objective, sampler
+        self.sampler, self.world = sampler, world or World()
         self.step = self.concepts = self.skipped = 0
         self.steps, self.save_every = options.steps, options.save_every
         self.eval_every, self.sample_every = options.eval_every, options.sample_every
@@ -83,6 +86,10 @@ class ModelTrainer:
         freeze(model, options.freeze)
         speed_up(model, options)
         model.train()
+        self._weights = matrix_weights(model)
+        self.shared = share(model, objective, options, self.world)
+        self.sharded = options.parallel == "fsdp" and self.world.size > 1
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = model_optimizers(model, options)
         self.scaler = torch.amp.grad_scaler.GradScaler(
@@ -90,7 +97,6 @@ class ModelTrainer:
         )
         self.average = [p.detach().clone() for p in self.parameters] if options.ema else []
         self.peak_flops = peak_flops(self.device, options.precision)
-        self._weights = matrix_weights(model)
         self._usual = 0.0  # moving average of the loss
         self._settled = self._in_a_row = 0
         self._held_out: list[Batch] | None = None
@@ -113,16 +119,20 @@ class ModelTrainer:
         batch, o = self.data.batch(self.step), self.options
         concepts = max(int(batch.lengths_B.sum()), 1)
         total, targets, levels = 0.0, 0, _Levels()
-        for part, piece in enumerate(cut(batch, o.accumulate)):
+        parts = -(-o.accumulate // self.world.size) * self.world.size  # as many for each process
+        for part in range(self.world.rank, parts, self.world.size):
             seed_everything(o.seed, self.step, part)
-            with self.autocast():
-                loss = self.objective(self.model, piece.to(self.device))
-            # The number of targets is known when all parts are done; this one is near it.
-            self.scaler.scale(loss.value / concepts).backward()
+            with alone(self.shared, last=part + self.world.size >= parts):
+                with self.autocast():
+                    loss: Loss = self.shared(batch.shard(part, parts).to(self.device))
+                # The number of targets is known when all parts are done; this one is near it.
+                self.scaler.scale(loss.value / concepts).backward()
             total, targets = total + float(loss.value.detach()), targets + loss.targets
             levels.add(loss, self.model)
+        total, targets = self._gather(total, targets, levels)
         mean, learning_rate = total / max(targets, 1), rate(self.step, o)
-        norm = self._clip(concepts / max(targets, 1))
+        # Gradients of several processes were averaged, not summed.
+        norm = self._clip(concepts / max(targets, 1) * self.world.size)
         if self._accept(mean, norm, batch):
             self._update(learning_rate)
         for optimizer in self.optimizers:
@@ -132,6 +142,12 @@ class ModelTrainer:
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         return finite | self._sizes(batch)
 
+    def _gather(self, total: float, targets: int, levels: "_Levels") -> tuple[float, int]:
+        """Sum what all processes found."""
+        found = self.world.sum([total, targets, *levels.sums, *levels.counts])
+        levels.sums, levels.counts = found[2 : 2 + BUCKETS], [int(n) for n in found[2 + BUCKETS :]]
+        return found[0], int(found[1])
+
     def _clip(self, factor: float) -> float:
         """Multiply the gradient by `factor` and clip it; returns its norm before that."""
         for optimizer in self.optimizers:
@@ -139,7 +155,8 @@ class ModelTrainer:
         for p in self.parameters:
             if p.grad is not None:
                 p.grad.mul_(factor)
-        return float(nn.utils.clip_grad_norm_(self.parameters, self.options.clip or math.inf))
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip or math.inf)
+        return float(whole(norm))
 
     def _update(self, learning_rate: float) -> None:
         for optimizer in self.optimizers:
@@ -194,48 +211,97 @@ class ModelTrainer:
             yield
 
     def state(self) -> dict[str, Any]:
-        """Return everything that `restore` needs to go on exactly here."""
-        return {
+        """Return everything that `restore` needs to go on exactly here, but for `shards`."""
+        state = {
             "step": self.step,
             "concepts": self.concepts,
             "skipped": (self.skipped, self._in_a_row),
             "usual": (self._usual, self._settled),
+            "scaler": self.scaler.state_dict(),
+        }
+        return state if self.sharded else state | self._tensors()
+
+    def shards(self) -> dict[str, Any] | None:
+        """Return the tensors that are cut among processes, None where each has them all."""
+        if not self.sharded:
+            return None
+        model, optimizers = get_state_dict(self.model, self.optimizers)
+        average = dict(zip(self.names, self.average, strict=False))
+        return {"model": model, "optimizers": optimizers, "average": average}
+
+    def _tensors(self) -> dict[str, Any]:
+        return {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
             "average": self.average,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+    def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
+        """Go back to where `state` was taken; `shards` holds tensors that were cut.
+
+        Raises ValueError if the run was shared out in another way, or had another `ema`.
+        """
+        if self.sharded != (shards is not None):
+            raise ValueError("a run with fsdp goes on with fsdp, in two processes or more")
+        if shards is not None:
+            self._restore_shards(shards)
+        else:
+            self._restore_tensors(state)
         self.scaler.load_state_dict(state["scaler"])
-        if bool(self.average) != bool(state["average"]):
-            raise ValueError("train.ema cannot be switched on or off within a run")
-        for mine, saved in zip(self.average, state["average"], strict=True):
-            mine.copy_(saved)
         self.step, self.concepts = state["step"], state["concepts"]
         self.skipped, self._in_a_row = state["skipped"]
         self._usual, self._settled = state["usual"]
 
+    def _restore_tensors(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if bool(self.average) != bool(state["average"]):
+            raise ValueError("train.ema cannot be switched on or off within a run")
+        for mine, saved in zip(self.average, state["average"], strict=True):
+            mine.copy_(saved)
+
+    def _restore_shards(self, shards: Path) -> None:
+        state = self.shards()
+        assert state is not None
+        load_sharded(state, shards)
+        set_state_dict(
+            self.model,
+            self.optimizers,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizers"],
+        )
+
     def export(self, folder: Path) -> Path:
         """Write the model, its averaged weights if there are any, into `folder`/model."""
         path = folder / MODEL
-        with self.averaged(), disk_errors(path / checkpoint.WEIGHTS):
-            checkpoint.save(self.model, path, force=True)
+        with self.averaged() as model, disk_errors(path / checkpoint.WEIGHTS):
+            if self.world.leads:
+                checkpoint.save(model, path, force=True)
         return path
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the averaged weights into the model for a while."""
+    def averaged(self) -> Iterator[ConceptModel]:
+        """Yield the model in evaluation mode, whole, with the averaged weights if there are any."""
+        averages = dict(zip(self.names, self.average, strict=False))
+        if self.sharded:
+            state = {
+                name: whole(averages.get(name, tensor)).detach()
+                for name, tensor in self.model.state_dict().items()
+            }
+            model = checkpoint.build(self.model.config).to(self.device)
+            model.load_state_dict(state)
+            assert isinstance(model, ConceptModel)
+            yield model.eval()
+            return
         trained = [p.data for p in self.parameters]
         for p, average in zip(self.parameters, self.average, strict=False):
             p.data = average
+        self.model.eval()
         try:
-            yield
+            yield self.model
         finally:
+            self.model.train()
             for p, weights in zip(self.parameters, trained, strict=True):
                 p.data = weights
 
@@ -245,25 +311,23 @@ class ModelTrainer:
             self._held_out = self.data.validation(self.options.eval_documents)
         if not self._held_out:
             return {}
-        self.model.eval()
-        with self.averaged():
-            scores = self._held_out_loss(self._held_out)
+        with self.averaged() as model:
+            scores = self._held_out_loss(model, self._held_out)
             roundtrip = None if self.sampler is None else self.sampler.reconstruction()
             metrics = next_concept_metrics(
-                self.model, self._held_out, seed=self.options.seed, reconstruct=roundtrip
+                model, self._held_out, seed=self.options.seed, reconstruct=roundtrip
             )
-        self.model.train()
         return {"eval": scores | metrics.means()}
 
     @torch.no_grad()
-    def _held_out_loss(self, batches: list[Batch]) -> dict[str, float]:
+    def _held_out_loss(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
         total, targets, levels = 0.0, 0, _Levels()
         for number, batch in enumerate(batches):
             seed_everything(self.options.seed, 0, number)
             with self.autocast():
-                loss = self.model.loss(batch.to(self.device))
+                loss = model.loss(batch.to(self.device))
             total, targets = total + float(loss.errors_N.sum()), targets + loss.targets
-            levels.add(loss, self.model)
+            levels.add(loss, model)
         return {"loss": total / max(targets, 1), **levels.means()}
 
     def sample(self) -> dict[str, Any]:
@@ -272,10 +336,8 @@ class ModelTrainer:
             return {}
         if self._held_out is None:
             self._held_out = self.data.validation(self.options.eval_documents)
-        self.model.eval()
-        with self.averaged():
-            text = self.sampler.sample(self.model, self._held_out, self.step)
-        self.model.train()
+        with self.averaged() as model:
+            text = self.sampler.sample(model, self._held_out, self.step)
         return {"sample": text} if text else {}
 
 
@@ -299,11 +361,6 @@ class _Levels:
             for number, (total, count) in enumerate(zip(self.sums, self.counts, strict=True))
             if count
         }
-
-
-def cut(batch: Batch, parts: int) -> list[Batch]:
-    """Cut a batch into parts with about as many concepts each; some may be empty."""
-    return [batch.shard(part, parts) for part in range(parts)]
 
 
 def seed_everything(*numbers: int) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import AnyConfig, ModelConfig, QuantizerConfig, SpaceRef
 from lcm_cli.models.interface import ConceptModel
@@ -23,6 +23,7 @@ from lcm_cli.space import Space, load_space
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
 from lcm_cli.training.model import MODEL, Data, ModelTrainer
+from lcm_cli.training.parallel import World, join
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.states import states
@@ -58,9 +59,13 @@ def prepare(
     progress: Progress = no_progress,
 ) -> Trainer:
     """Prepare a run of any kind that is trained step by step; raises its LcmErrors."""
+    world = join()
     if isinstance(recipe, ModelRecipe):
-        return make_trainer(recipe, folder, device, progress)
+        return make_trainer(recipe, folder, device, progress, world=world)
     from lcm_cli.training import space
+
+    if world.size > 1:
+        raise UsageError(f"a space is trained by one process, not {world.size}")
 
     return space.make_trainer(recipe, folder, device)
 
@@ -73,6 +78,7 @@ def make_trainer(
     data: EndlessData | None = None,
     *,
     fitted: bool = True,
+    world: World | None = None,
 ) -> ModelTrainer:
     """Prepare a run in `folder`: space, data, model. Raises LcmErrors of all three.
 
@@ -92,7 +98,7 @@ def make_trainer(
         if isinstance(model, QuantLCM) and (start is None or recipe.quantizer):
             set_quantizer(model, recipe.quantizer, data, recipe.train.seed, progress)
     sampler = Sampler(space, recipe.train.sample_to, config.end_text)
-    return ModelTrainer(model.to(device), data, recipe.train, sampler=sampler)
+    return ModelTrainer(model.to(device), data, recipe.train, sampler=sampler, world=world)
 
 
 def load_start(source: str) -> ConceptModel:

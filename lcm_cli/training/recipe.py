@@ -142,6 +142,8 @@ class Training:
                 raise IntegrityError(f"train.{name} must not be negative: {getattr(self, name)}")
         if self.parallel == "fsdp" and self.optimizer == "muon":
             raise IntegrityError("muon needs whole matrices, and fsdp cuts them", "use adamw")
+        if self.parallel == "fsdp" and self.precision == "float16":
+            raise IntegrityError("fsdp does not scale losses for float16", "use bfloat16")
         for name in ("ema", "decay"):
             if not 0 <= getattr(self, name) < 1 + (name == "decay"):
                 raise IntegrityError(f"train.{name} must be in [0, 1), not {getattr(self, name)}")

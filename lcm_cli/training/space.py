@@ -33,6 +33,7 @@ from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.tokenizer import EOS, Tokenizer
 from lcm_cli.space.weights import load_weights
 from lcm_cli.training.optim import learning_rate, make_optimizers, split_parameters
+from lcm_cli.training.parallel import World
 from lcm_cli.training.parallel_text import (
     Example,
     Item,
@@ -91,6 +92,7 @@ class SpaceTrainer:
     sample_every = 0
     keep = 2
     patience = 0
+    world = World()
     peak_flops: float | None = None
 
     def __init__(
@@ -213,7 +215,10 @@ class SpaceTrainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def shards(self) -> None:
+        """Nothing is cut: one process trains a space."""
+
+    def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
         """Go back to where `state` was taken."""
         self.encoder.load_state_dict(state["encoder"])
         self.decoder.load_state_dict(state["decoder"])

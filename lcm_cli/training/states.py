@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,21 +12,43 @@ import torch
 
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.training.parallel import World, save_sharded
 
-_PATTERN = "state-*.pt"
+_NAME = re.compile(r"state-\d+(\.pt)?")
+REST = "rest.pt"  # what is not cut among processes, in the folder of a state
 
 
 def states(folder: Path) -> list[Path]:
     """Return the states in a run's folder, the oldest first."""
-    return sorted(folder.glob(_PATTERN))
+    return sorted(path for path in folder.glob("state-*") if _NAME.fullmatch(path.name))
 
 
-def save_state(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
+def save_state(
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    world: World | None = None,
+    shards: dict[str, Any] | None = None,
+) -> None:
     """Write the state after `step` steps, then remove all but the last `keep`.
 
-    Raises LcmError if the disk is full; the states before stay as they are.
+    One process of `world` writes; of `shards` each its own part, then the state is a folder. Raises
+    LcmError if the disk is full; the states before stay as they are.
     """
-    path = folder / f"state-{step:09d}.pt"
+    world = world or World()
+    name = f"state-{step:09d}"
+    if shards is not None:
+        _save_parts(folder / name, state, shards, world)
+    elif world.leads:
+        _save_file(folder / f"{name}.pt", state)
+    if world.leads:
+        for old in states(folder)[:-keep]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    world.wait()
+
+
+def _save_file(path: Path, state: dict[str, Any]) -> None:
     # Through a file of Python's, whose errors have numbers; torch's own have none.
     with (
         disk_errors(path),
@@ -33,21 +56,41 @@ def save_state(folder: Path, step: int, state: dict[str, Any], keep: int) -> Non
         temporary.open("wb") as file,
     ):
         torch.save(state, file)
-    for old in states(folder)[:-keep]:
-        old.unlink(missing_ok=True)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """Read the last state. Raises UsageError if there is none, IntegrityError if it is damaged."""
+def _save_parts(path: Path, state: dict[str, Any], shards: dict[str, Any], world: World) -> None:
+    """Write a folder under another name, and rename it when every process is done."""
+    part = path.with_name(f".{path.name}.part")
+    if world.leads:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+    world.wait()
+    with disk_errors(path):
+        save_sharded(shards, part)
+    if world.leads:
+        _save_file(part / REST, state)
+        shutil.rmtree(path, ignore_errors=True)
+        part.replace(path)
+    world.wait()
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], Path | None]:
+    """Read the last state; returns it, and the folder of its shards if it has them.
+
+    Raises UsageError if there is none, IntegrityError if it is damaged.
+    """
     found = states(folder)
     if not found:
         raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")
+    shards = found[-1] if found[-1].is_dir() else None
     try:
-        state: dict[str, Any] = torch.load(found[-1], weights_only=True, map_location="cpu")
+        state: dict[str, Any] = torch.load(
+            found[-1] / REST if shards else found[-1], weights_only=True, map_location="cpu"
+        )
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         again = f"remove it to go on from {found[-2].name}" if len(found) > 1 else ""
         raise IntegrityError(f"{found[-1]} is damaged: {error}", again) from error
-    return state
+    return state, shards
 
 
 @contextmanager

@@ -1,14 +1,23 @@
 """Shared by the tests of training: data in memory, models that train in seconds."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.models.interface import Batch
+from lcm_cli.space import load_space
 from lcm_cli.training.model import ModelTrainer
 from lcm_cli.training.prepare import make_trainer
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
@@ -103,3 +112,119 @@ def start(model_recipe: Callable[..., ModelRecipe]) -> Callable[..., ModelTraine
         return make_trainer(recipe, folder, torch.device("cpu"), data=memory)
 
     return begin
+
+
+# Imports torch once, and forks a process for each run of `lcm train`.
+HELPER = """
+import json, os, resource, signal, sys, time
+import torch
+from lcm_cli.app import main
+from lcm_cli.space import load_space
+from lcm_cli.training import concept_data, fitting, loop, prepare
+
+torch.set_num_threads(1)
+load_space("tiny", device="cpu").encode(["So that all is imported."], "eng_Latn")
+for line in sys.stdin:
+    call = json.loads(line)
+    children = []
+    for rank in range(call["processes"]):
+        child = os.fork()
+        if not child:
+            if call["processes"] > 1:  # what torchrun would say
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os.environ |= {"WORLD_SIZE": str(call["processes"])}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(call["port"])}
+            if call["limit"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (call["limit"], call["limit"]))
+            error = os.open(call["errors"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(error, 1), os.dup2(error, 2)
+            os._exit(main(call["arguments"]))
+        children.append(child)
+    if call["seconds"]:
+        while call["await"] and not os.path.exists(call["await"]):
+            time.sleep(0.05)
+        time.sleep(call["seconds"])
+        for child in children:
+            os.kill(child, getattr(signal, call["signal"]))
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(next((code for code in codes if code), 0), flush=True)
+"""
+FILE_RECIPE = """
+kind = "model"
+name = "micro"
+[data]
+train = ["{data}"]
+validation = ["{data}"]
+batch_concepts = 60
+[model]
+architecture = "{architecture}"
+size = "nano"
+[train]
+steps = 60
+warmup = 4
+save_every = 7
+eval_every = 25
+eval_documents = 2
+ema = 0.9
+"""
+
+
+@pytest.fixture(scope="session")
+def run() -> Iterator[Callable[..., int]]:
+    """Call `lcm` in a forked process; returns its exit code."""
+    helper = subprocess.Popen(
+        [sys.executable, "-c", HELPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+    def call(
+        *arguments: Any,
+        errors: Path,
+        seconds: float = 0,
+        limit: int = 0,
+        how: str = "SIGKILL",
+        after: Path | None = None,
+        processes: int = 1,
+    ) -> int:
+        order = {
+            "arguments": [str(argument) for argument in arguments],
+            "errors": str(errors),
+            "seconds": seconds,
+            "limit": limit,
+            "signal": how,
+            "await": str(after or ""),
+            "processes": processes,
+            "port": free_port(),
+        }
+        errors.unlink(missing_ok=True)
+        helper.stdin.write(json.dumps(order) + "\n")
+        helper.stdin.flush()
+        return int(helper.stdout.readline())
+
+    yield call
+    helper.communicate(timeout=60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
+    """Write data and a recipe for them to files."""
+    return lambda architecture: _write_recipe(tmp_path, architecture)
+
+
+def _write_recipe(folder: Path, architecture: str) -> Path:
+    info = SpaceInfo("tiny", load_space("tiny", device="cpu").fingerprint, 256)
+    rng = np.random.default_rng(0)
+    with open_writer(str(folder / "data.parquet"), info) as writer:
+        for number in range(60):
+            vectors = rng.standard_normal((int(rng.integers(3, 9)), 256)).astype(np.float16)
+            words = [f"{number}.{i}" for i in range(len(vectors))]
+            writer.write(Document(str(number), sentences=words, concepts=vectors))
+    path = folder / "micro.toml"
+    path.write_text(FILE_RECIPE.format(data=folder / "data.parquet", architecture=architecture))
+    return path

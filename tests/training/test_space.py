@@ -162,7 +162,7 @@ def test_a_stopped_process_goes_on(recipe, tmp_path, how):
     assert json.loads(out.splitlines()[-1])["step"] == 150
     whole = begin(recipe, tmp_path / "whole", *steps[1::2])
     Run(whole, tmp_path / "whole").train()
-    state = read_state(folder)["trainer"]
+    state = read_state(folder)[0]["trainer"]
     for key, value in whole.state()["decoder"].items():
         assert torch.equal(value, state["decoder"][key])
 

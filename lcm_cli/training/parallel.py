@@ -1,0 +1,149 @@
+"""Several processes that train one model: what torchrun started joins, shares out, agrees.
+
+"ddp" keeps the whole model in every process and averages gradients. "fsdp" cuts weights, gradients
+and optimizer among them (torch's fully_shard): Transformer blocks are gathered one at a time, all
+else at the beginning of a step. A run of one process goes through the same code.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lcm_cli.models.interface import Batch, ConceptModel, Loss
+from lcm_cli.models.layers import Block
+from lcm_cli.training.recipe import Training
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, and which one this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Return each number summed over all processes."""
+        if self.size == 1:
+            return list(numbers)
+        total = torch.tensor(list(numbers), dtype=torch.float64, device=_device())
+        dist.all_reduce(total)
+        return list(total.tolist())
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        return self.sum([float(flag)])[0] > 0
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join() -> World:
+    """Join the processes that torchrun started; alone where there are none."""
+    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World()
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def _device() -> torch.device:
+    on_gpu = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+class Shared(nn.Module):
+    """A model and what is minimised, as one module: the form in which torch shares models out."""
+
+    def __init__(
+        self, model: ConceptModel, objective: Callable[[ConceptModel, Batch], Loss]
+    ) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the loss of a batch."""
+        return self.objective(self.model, batch)
+
+
+def share(
+    model: ConceptModel,
+    objective: Callable[[ConceptModel, Batch], Loss],
+    options: Training,
+    world: World,
+) -> nn.Module:
+    """Return the module whose call gives the loss of a batch, shared out among `world`.
+
+    All processes begin with the weights and buffers of the first one.
+    """
+    shared = Shared(model, objective)
+    if world.size == 1:
+        return shared
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.data, 0)
+    if options.parallel == "ddp":
+        device_ids = [model.device.index] if model.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            shared, device_ids=device_ids, broadcast_buffers=False
+        )
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy()
+    if options.precision == "bfloat16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        fully_shard(block, mp_policy=policy)
+    fully_shard(shared, mp_policy=policy)
+    return shared
+
+
+def alone(shared: nn.Module, last: bool) -> Any:
+    """Return a context in which gradients are exchanged only if this is the `last` part."""
+    if isinstance(shared, nn.parallel.DistributedDataParallel) and not last:
+        return shared.no_sync()
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be cut among processes in one piece; all of them have to ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def save_sharded(state: dict[str, Any], folder: Path) -> None:
+    """Write a state of which each process holds a part, with torch.distributed.checkpoint."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    with _quietly():
+        save(state, checkpoint_id=str(folder))
+
+
+def load_sharded(state: dict[str, Any], folder: Path) -> None:
+    """Fill the tensors of `state` from what any number of processes wrote."""
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    with _quietly():
+        load(state, checkpoint_id=str(folder))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+        yield

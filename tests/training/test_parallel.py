@@ -1,0 +1,93 @@
+"""Several processes train what one would: the same losses and weights, states for any number."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lcm_cli.models.checkpoint import load_model
+from lcm_cli.training.states import states
+
+COMMON = (
+    "--set", "train.steps=8", "--set", "train.save_every=4", "--set", "train.accumulate=2",
+    "--set", "train.eval_every=8", "--device", "cpu",
+)  # fmt: skip
+
+
+def weights(folder):
+    model = load_model(folder / "model")
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def scores(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return next(record["eval"] for record in map(json.loads, lines) if "eval" in record)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parallel"),
+    [("base", "ddp"), ("two_tower", "ddp"), ("one_tower", "fsdp"), ("two_tower", "fsdp")],
+)
+def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, architecture, parallel):
+    recipe, errors = write_recipe(architecture), tmp_path / "errors"
+    common = ("train", recipe, *COMMON, "--set", f"train.parallel={parallel}", "-o")
+    assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
+    assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
+    one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    # AdamW turns rounding of tiny gradients into steps: a few weights differ in the fifth digit.
+    torch.testing.assert_close(
+        weights(tmp_path / "one"), weights(tmp_path / "two"), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("parallel", "others"), [("ddp", 1), ("fsdp", 3)])
+def test_a_run_goes_on_in_another_number_of_processes(
+    run, write_recipe, tmp_path, parallel, others
+):
+    recipe, errors = write_recipe("base"), tmp_path / "errors"
+    # Without dropout nothing is random, into however many parts a batch is cut.
+    still = ("--set", "model.transformer.dropout=0.0", "--set", "train.schedule=constant")
+    common = ("train", recipe, *COMMON, *still, "--set", f"train.parallel={parallel}", "-o")
+    assert run(*common, tmp_path / "whole", errors=errors) == 0, errors.read_text()
+    half = (*common, tmp_path / "run", "--set", "train.steps=4")
+    assert run(*half, errors=errors, processes=2) == 0, errors.read_text()
+    assert states(tmp_path / "run")[-1].is_dir() == (parallel == "fsdp")
+    resumed = (*common, tmp_path / "run", "--resume")
+    assert run(*resumed, errors=errors, processes=others) == 0, errors.read_text()
+    left, right = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
+
+
+def test_cut_states_need_several_processes(run, write_recipe, tmp_path):
+    recipe, errors = write_recipe("base"), tmp_path / "errors"
+    common = ("train", recipe, *COMMON, "--set", "train.parallel=fsdp", "-o", tmp_path / "run")
+    assert run(*common, errors=errors, processes=2) == 0, errors.read_text()
+    assert run(*common, "--resume", errors=errors) == 5
+    assert "two processes or more" in errors.read_text()
+
+
+def test_a_space_is_trained_by_one(run, tmp_path):
+    recipe, errors = tmp_path / "space.toml", tmp_path / "errors"
+    recipe.write_text(
+        'kind = "space"\nname = "x"\nlanguages = ["eng_Latn"]\n[data]\ntrain = ["nowhere.jsonl"]\n'
+    )
+    assert run("train", recipe, "-o", tmp_path / "run", errors=errors, processes=2) == 2
+    assert "one process" in errors.read_text()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it(write_recipe, tmp_path):
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "lcm_cli", "train", str(write_recipe("base")), "-o", str(tmp_path / "run")),
+        *COMMON,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
+    assert said == [str(tmp_path / "run" / "model")]
+    assert weights(tmp_path / "run").isfinite().all()
