@@ -151,7 +151,8 @@ def _tests(tests: Sequence[Result]) -> str:
     )
     return (
         "<details class=print><summary>Differences between systems</summary>"
-        "<div class=wide><table><thead><tr><th>metric</th><th class=text>first</th><th class=text>second</th><th>difference</th>"
+        "<div class=wide><table><thead><tr><th>metric</th>"
+        "<th class=text>first</th><th class=text>second</th><th>difference</th>"
         f"<th>texts</th><th>p</th><th>p (Holm)</th></tr></thead><tbody>{rows}</tbody></table></div>"
         "<p class=note>Mean of first less second over the texts that both answered; p by paired "
         "approximate randomization, two-sided; Holm: corrected for the number of "
