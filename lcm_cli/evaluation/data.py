@@ -216,7 +216,11 @@ def _sentences(
 def _json_lines(file: BinaryIO, source: Source) -> Iterator[tuple[int, dict[str, Any] | LcmError]]:
     offset = 0
     for number, data in enumerate(file, start=1):
-        line = decode(data, source.name, offset, number)
+        try:
+            line = decode(data, source.name, offset, number)
+        except LcmError as error:
+            yield number, error
+            line = ""
         offset += len(data)
         if line.strip():
             yield number, _object(line, f"{source.name} row {number}")

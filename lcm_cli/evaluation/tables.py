@@ -54,6 +54,7 @@ MEASURES = (
     Measure("citation_precision", "citations", 3, "up"),
     Measure("coherence", "coherence", shown=False),
     Measure("empty", "empty", 3, "down"),
+    Measure("refused", "refused", 3, "down"),
     Measure("cola", "CoLA", 3, "up"),
     Measure("seahorse_q4", "SH-4", 3, "up"),
     Measure("seahorse_q5", "SH-5", 3, "up"),
@@ -259,5 +260,6 @@ def _digits(value: float | None, measure: Measure) -> str:
 
 
 def all_zero(found: Iterable[Result], name: str) -> bool:
-    """Return whether this is the share of empty predictions, and there are none."""
-    return name == "empty" and all(e["value"] == 0 for e in found if e["metric"] == name)
+    """Return whether this counts failures, and there are none."""
+    failures = name in ("empty", "refused")
+    return failures and all(e["value"] == 0 for e in found if e["metric"] == name)

@@ -19,6 +19,7 @@ from lcm_cli.evaluation.data import Row, swapped
 from lcm_cli.evaluation.shared import SharedSpace
 from lcm_cli.evaluation.systems import Prediction, System, parted
 from lcm_cli.evaluation.work import Work
+from lcm_cli.guard import refuse
 from lcm_cli.pipeline import prose
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def _write(
 def _record(
     task: str, system: System, row: Row, to: str, answer: Prediction, context: Context
 ) -> Record:
+    from lcm_cli.generative import THRESHOLDS
+
     target = _reference(row, to)
     source, said = prose(row.source, row.lang), prose(answer.sentences, to)
     record = {
@@ -156,6 +159,9 @@ def _record(
     said_PD = context.space.concepts(answer.sentences, to)
     scores["source_coverage"] = metrics.source_coverage(said_PD, source_SD)
     scores["coherence"] = metrics.local_coherence(said_PD)
+    if task in ("summarize", "expand"):
+        reason = refuse({to: answer.sentences}, said_PD, source_SD, THRESHOLDS[task])
+        scores["refused"] = float(reason is not None)
     if answer.cited is not None:
         precision = metrics.citation_precision(said_PD, source_SD, answer.cited)
         scores["citation_precision"] = precision

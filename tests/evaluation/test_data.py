@@ -82,6 +82,14 @@ def test_broken_rows_are_reported_with_their_number_and_the_rest_is_read(tmp_pat
     assert len(read(path, on_error=errors.append, limit=1)) == 1
 
 
+def test_a_line_in_another_encoding_is_one_broken_row(tmp_path):
+    path = write(tmp_path / "a.jsonl", ARTICLE, ARTICLE)
+    path.write_bytes(path.read_bytes() + b'{"article": "Caf\xe9"}\n' + json.dumps(ARTICLE).encode())
+    errors: list[LcmError] = []
+    assert [row.number for row in read(path, on_error=errors.append)] == [1, 2, 4]
+    assert ["line 3 is not UTF-8" in error.message for error in errors] == [True]
+
+
 def test_languages_side_by_side(tmp_path):
     record = {"deu_Latn": "Die Katze schläft.", "fra_Latn": "Le chat dort.", "swh_Latn": "Paka."}
     (row,) = read(write(tmp_path / "a.jsonl", record))
