@@ -87,7 +87,7 @@ def make_plan(source: str, *, revision: str = "", force: bool = False) -> Plan:
     NotFoundError, UsageError for a folder or a name that is taken.
     """
     command = f"lcm pull {source}" + f" --revision {revision}" * bool(revision)
-    if source not in hub.cards() and Path(source).is_dir():
+    if source and source not in hub.cards() and Path(source).is_dir():
         layout = layout_of(Path(source))
         option = "--space" if layout == "space" else "--model"
         raise UsageError(f"{source} is here already", f"use it: {option} {source}")

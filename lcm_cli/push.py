@@ -54,7 +54,7 @@ def push(
         files[STATE] = _state(folder)
     with (
         _sharded(files, shard, notice) as parts,
-        translated(repo, revision, "lcm checkpoints push"),
+        translated(repo, revision, f"lcm checkpoints push {source} {repo}"),
     ):
         return _upload(repo, {**parts, CARD: card.encode()}, private, revision)
 

@@ -186,8 +186,9 @@ def test_upload_that_fails_leaves_no_half(account, model, part):
 
 def test_offline(account, model, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(NotFoundError, match="offline"):
+    with pytest.raises(NotFoundError, match="offline") as caught:
         push.push(str(model), "org/model", licence="MIT")
+    assert f"run lcm checkpoints push {model} org/model without" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"dataset": "x"}', '{"dataset": 1, "metrics": {}}'])

@@ -157,3 +157,8 @@ def test_pulling_on_the_way_wants_the_licence_accepted(cache, capsys, monkeypatc
 
 def test_pull_is_an_option_only_where_checkpoints_are_named(cache, capsys):
     assert main(["languages", "--pull"]) == 2
+
+
+def test_no_name(cache, capsys):
+    assert main(["pull", ""]) == 3
+    assert "there is no checkpoint called ''" in capsys.readouterr().err
