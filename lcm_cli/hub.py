@@ -315,6 +315,9 @@ def _model_of_card(card: Card, entry: Traversable | Path, source: str) -> ModelF
 
 def _model_in(folder: Path, name: str, licence: str = "") -> ModelFiles:
     config = folder / MODEL_FILES["config"]
+    of_run = folder / "model" / config.name  # what `lcm train` leaves in the folder of a run
+    if not config.is_file() and of_run.is_file():
+        return _model_in(of_run.parent, name, licence)
     if not config.is_file():
         raise NotFoundError(
             f"no model at {folder}: {config.name} is missing",

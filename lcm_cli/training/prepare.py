@@ -22,7 +22,7 @@ from lcm_cli.models.quant_lcm import QuantLCM, fit_quantizer
 from lcm_cli.space import Space, load_space
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
-from lcm_cli.training.model import MODEL, Data, ModelTrainer
+from lcm_cli.training.model import Data, ModelTrainer
 from lcm_cli.training.parallel import World, join
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
 from lcm_cli.training.samples import Sampler
@@ -102,12 +102,8 @@ def make_trainer(
 
 
 def load_start(source: str) -> ConceptModel:
-    """Load the checkpoint to finetune: a folder, or that of a run."""
-    folder = Path(source)
-    inner = folder / MODEL
-    return checkpoint.load_model(
-        inner if (inner / checkpoint.CONFIG).is_file() else folder, device="cpu"
-    )
+    """Load the checkpoint to finetune: a name, a folder, or that of a run."""
+    return checkpoint.load_model(source, device="cpu")
 
 
 def model_config(recipe: ModelRecipe, space: Space, start: ConceptModel | None = None) -> AnyConfig:

@@ -184,7 +184,7 @@ def test_finetuning_goes_on_from_a_run(start, tmp_path):
     assert torch.equal(weights(first), weights(tuned))
     assert torch.equal(first.model.normalizer.scale, tuned.model.normalizer.scale)
     train(tuned, tmp_path / "tuned")
-    assert load_model(tmp_path / "tuned" / "model").config.prompts == {"summarize": "[SUMMARY]:"}
+    assert load_model(tmp_path / "tuned").config.prompts == {"summarize": "[SUMMARY]:"}
     with pytest.raises(IntegrityError, match="two_tower"):
         start(tmp_path / "other", changes[0], architecture="base")
     with pytest.raises(IntegrityError, match="wrong shapes"):
