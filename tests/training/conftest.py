@@ -116,7 +116,7 @@ def start(model_recipe: Callable[..., ModelRecipe]) -> Callable[..., ModelTraine
 
 # Imports torch once, and forks a process for each run of `lcm train`.
 HELPER = """
-import json, os, resource, signal, sys, time
+import contextlib, json, os, resource, signal, sys, time
 import torch
 from lcm_cli.app import main
 from lcm_cli.space import load_space
@@ -124,6 +124,8 @@ from lcm_cli.training import concept_data, fitting, loop, prepare
 
 torch.set_num_threads(1)
 load_space("tiny", device="cpu").encode(["So that all is imported."], "eng_Latn")
+with contextlib.suppress(ImportError):
+    import torch.utils.tensorboard
 for line in sys.stdin:
     call = json.loads(line)
     children = []
