@@ -295,6 +295,7 @@ def record(
         "prompt": done.prompt,
         "sentences": [_sentence(sentence) for sentence in done.sentences],
         "texts": done.texts,
+        "plans": [{"before": plan.before, "texts": plan.texts} for plan in done.plans],
         "stop": done.stop,
         "score": None if done.score is None else round(done.score, 4),
         "options": {key: value for key, value in asdict(options).items() if key != "seed"},

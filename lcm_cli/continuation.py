@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lcm_cli.documents import Document
+from lcm_cli.documents.document import check_plans
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.models.checkpoint import check_space
 from lcm_cli.models.config import SonarLLMConfig, SpaceRef
@@ -24,6 +25,7 @@ from lcm_cli.models.diffusion_lcm import DiffusionLCM
 from lcm_cli.models.generate import Continuation, GenerateOptions, Reason, check_prompt
 from lcm_cli.models.generate import generate as run_model
 from lcm_cli.models.interface import ConceptModel
+from lcm_cli.paragraphs import order
 from lcm_cli.pipeline import embed, find_languages, prepare, prose
 from lcm_cli.space import DecodeOptions, Space
 
@@ -61,11 +63,24 @@ class Sentence:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A concept (D,) that says what a new paragraph is about, and its text in each language.
+
+    `before` is the index of the paragraph's first sentence.
+    """
+
+    before: int
+    concept_D: np.ndarray
+    texts: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Continued:
     """What a model added to one document.
 
     `prompt` is the number of concepts that it read, `stop` why it went no further, `score` how the
-    judge found the chosen candidate (None without candidates).
+    judge found the chosen candidate (None without candidates). `breaks` says after how many
+    sentences a paragraph ends; `plans` are those of the paragraphs that begin.
     """
 
     id: str
@@ -74,19 +89,33 @@ class Continued:
     sentences: tuple[Sentence, ...]
     stop: Reason
     score: float | None = None
+    breaks: tuple[int, ...] = ()
+    plans: tuple[Plan, ...] = ()
+
+    @property
+    def paragraphs(self) -> list[int]:
+        """The paragraph of each sentence, from 0."""
+        ends = set(self.breaks) - {0}
+        return [sum(end < each.index for end in ends) for each in self.sentences]
 
     @property
     def texts(self) -> dict[str, str]:
         """The whole continuation in each language."""
         codes = self.sentences[0].texts if self.sentences else ()
-        return {code: prose([s.texts[code] for s in self.sentences], code) for code in codes}
+        return {
+            code: prose([s.texts[code] for s in self.sentences], code, self.paragraphs)
+            for code in codes
+        }
 
     def document(self) -> Document:
         """Return the continuation as a document with concepts; it has at least one."""
         lang = next(iter(self.sentences[0].texts), "")
         sentences = [s.texts[lang] for s in self.sentences] if lang else []
         concepts_ND = np.stack([s.concept_D for s in self.sentences])
-        return Document(self.id, lang, sentences=sentences, concepts=concepts_ND)
+        paragraphs = self.paragraphs
+        return Document(
+            self.id, lang, sentences=sentences, paragraphs=paragraphs, concepts=concepts_ND
+        )
 
 
 # Told each sentence as soon as it is certain: the number of its document, from 0, and itself.
@@ -149,14 +178,17 @@ class _Looks:
     def take(self, concept_D: Tensor) -> tuple[list[Tensor], list[Step]]:
         """Return the raw x0 of every step so far, and what can be said of it without words."""
         schedule = self.model.schedule
-        x0_ND = [self.model.normalizer.denormalize(each.x0)[0] for each in self.seen]
+        # Before it a break and a plan may have been made.
+        first = max((n for n, each in enumerate(self.seen) if each.index == 0), default=0)
+        seen = self.seen[first:]
+        x0_ND = [self.model.normalizer.denormalize(each.x0)[0] for each in seen]
         steps = [
             Step(
                 number,
                 (1 - schedule.alpha(each.t)) ** 0.5,
                 float(torch.cosine_similarity(x0_D, concept_D, dim=0)),
             )
-            for number, (each, x0_D) in enumerate(zip(self.seen, x0_ND, strict=True), start=1)
+            for number, (each, x0_D) in enumerate(zip(seen, x0_ND, strict=True), start=1)
         ]
         self.seen.clear()
         return x0_ND, steps
@@ -169,12 +201,15 @@ class Writer:
         """Raise IntegrityError for a model of another space."""
         self.model, self.space = model, space
         self.end_D: Tensor | None = None
+        self.break_D: Tensor | None = None
         self.begin_SD = torch.zeros(0, model.config.concept_dim)
         if space is None:
             return
         config = model.config
         check_space(config, SpaceRef(space.name, space.fingerprint), space.dim)
         self.end_D = self._encode([config.end_text])[0]
+        if config.break_text:
+            self.break_D = self._encode([config.break_text])[0]
         if isinstance(config, SonarLLMConfig) and config.begin_text:
             self.begin_SD = self._encode([config.begin_text])
 
@@ -192,16 +227,33 @@ class Writer:
                 "give concepts (lcm embed makes them), or name the space: --space SPACE",
             )
         languages, where = self.space.languages, self.space.name
-        prepared = prepare(replace(document, target=None), languages, where, source, one_per_line)
+        plans = document.plans if self.model.config.plans else None
+        document = replace(document, target=None, plans=plans)
+        prepared = prepare(document, languages, where, source, one_per_line)
         return embed([prepared], self.space)[0].document
 
     def prompt(self, document: Document) -> Tensor:
-        """Return what the model reads of a document with concepts, (S, D)."""
+        """Return what the model reads of a document with concepts, (S, D).
+
+        With breaks between its paragraphs, if it was trained with them, and the plans that are
+        given. Raises IntegrityError for plans that do not fit.
+        """
         assert document.concepts is not None
         own_SD = torch.from_numpy(np.array(document.concepts, dtype=np.float32))
         if own_SD.shape[1:] != self.begin_SD.shape[1:]:
             return own_SD  # of another space, which the check says better
+        if self.break_D is not None:
+            own_SD = self._with_breaks(document, own_SD, self.break_D)
         return torch.cat([self.begin_SD, own_SD])
+
+    def _with_breaks(self, document: Document, own_SD: Tensor, break_D: Tensor) -> Tensor:
+        plans_PD, given = own_SD[:0], document.plans
+        if self.model.config.plans and given is not None and given.concepts is not None:
+            check_plans(document)
+            plans_PD = torch.from_numpy(np.array(given.concepts, dtype=np.float32))
+        rows = order(document.paragraphs, len(own_SD), len(plans_PD))
+        # Whether the last paragraph is over is for the model to say.
+        return torch.cat([own_SD, plans_PD, break_D[None]])[torch.from_numpy(rows[:-1])]
 
     def check(
         self, document: Document, to: Sequence[str], options: GenerateOptions
@@ -270,6 +322,7 @@ class Writer:
             [job.prompt_SD for job in jobs],
             options,
             end=self.end_D,
+            breaks=self.break_D,
             reencode=None if self.space is None else self._reencode,
             on_concept=told if at_once else None,
             watch=None if looks is None else looks.seen.append,
@@ -344,8 +397,21 @@ class _Job:
                 Sentence(n, row_D, text)
                 for n, (row_D, text) in enumerate(zip(rows, texts, strict=True), start=1)
             ]
-        lang, read = self.document.lang, len(self.prompt_SD)
-        return Continued(self.document.id, lang, read, tuple(self.made), found.reason, found.score)
+        said = self.writer.decoded([each for _, each in found.plans], self.document, self.to)
+        plans = [
+            Plan(before + 1, plan_D.float().cpu().numpy(), text)
+            for (before, plan_D), text in zip(found.plans, said, strict=True)
+        ]
+        return Continued(
+            self.document.id,
+            self.document.lang,
+            len(self.prompt_SD),
+            tuple(self.made),
+            found.reason,
+            found.score,
+            found.breaks,
+            tuple(plans),
+        )
 
     def _row(self, concept_D: Tensor) -> np.ndarray:
         """Return a concept as numbers; raises IntegrityError unless they are finite."""

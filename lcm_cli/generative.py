@@ -57,6 +57,8 @@ class AnswerModel:
         self._begin_SD = self._encode([begin] if begin else [])
         self._prompt_SD = self._encode([config.prompts[task]])
         self._end_D = self._encode([config.end_text])[0]
+        close = config.break_text
+        self._break_D = self._encode([close])[0] if close else None
         # For source and answer: all but what opens the document, the prompt and the end.
         self._context = config.max_length - len(self._begin_SD) - 2
         if self._context < LEAST_CONTEXT:
@@ -121,7 +123,12 @@ class AnswerModel:
                 # One more than wanted: the model may say that it has come to the end.
                 options = GenerateOptions(max_concepts=limit + 1, seed=seed)
                 done = generate(
-                    self.model, prompts, options, end=self._end_D, reencode=self._reencode
+                    self.model,
+                    prompts,
+                    options,
+                    end=self._end_D,
+                    breaks=self._break_D,
+                    reencode=self._reencode,
                 )
                 for i, each in zip(some, done, strict=True):
                     found[i] = self._finite(each.concepts_SD[:limit].float().cpu().numpy())

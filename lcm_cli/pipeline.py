@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lcm_cli.documents import Document, SpaceInfo
+from lcm_cli.documents.document import check_plans
 from lcm_cli.errors import LcmError
 from lcm_cli.languages import find, language
 
@@ -37,7 +38,7 @@ class Prepared:
 
     @property
     def size(self) -> int:
-        """Number of sentences to encode, those of a target too."""
+        """Number of sentences to encode, those of a target and of plans too."""
         return sum(len(part.sentences) for part in _parts(self.document))
 
 
@@ -45,7 +46,7 @@ class Prepared:
 class Embedded:
     """A document with its concepts, and what had to be done to its sentences.
 
-    The sentences of a target are counted on from those of the document.
+    The sentences of a target, then of plans, are counted on from those of the document.
     """
 
     document: Document
@@ -54,7 +55,7 @@ class Embedded:
 
     @property
     def size(self) -> int:
-        """Number of sentences that were encoded, those of a target too."""
+        """Number of sentences that were encoded, those of a target and of plans too."""
         return sum(len(part.sentences) for part in _parts(self.document))
 
     @property
@@ -113,18 +114,18 @@ def prepare(
             target = replace(document.target, lang=lang)
             target = prepare(target, languages, where, source, one_per_line).document
             document = replace(document, target=target)
-        if document.sentences:
-            return Prepared(replace(document, lang=lang))
-        pieces = segment(document.text, lang, one_per_line=one_per_line)
+        if document.plans is not None:
+            document = replace(document, plans=replace(document.plans, lang=lang))
+        pieces = []
+        if not document.sentences:
+            pieces = segment(document.text, lang, one_per_line=one_per_line)
     except LcmError as error:
         raise type(error)(f"{document.label}: {error.message}", error.hint) from error
-    found = replace(
-        document,
-        lang=lang,
-        text="",
-        sentences=[piece.text for piece in pieces],
-        paragraphs=[piece.paragraph for piece in pieces],
-    )
+    found = replace(document, lang=lang)
+    if not document.sentences:
+        found.text, found.sentences = "", [piece.text for piece in pieces]
+        found.paragraphs = [piece.paragraph for piece in pieces]
+    check_plans(found)
     return Prepared(found, [i for i, piece in enumerate(pieces) if piece.split])
 
 
@@ -141,10 +142,14 @@ def embed(
     encoded = space.encode(sentences, codes, progress)
     done, start = [], 0
     for each in window:
-        end, own = start + each.size, start + len(each.document.sentences)
-        document = replace(each.document, concepts=encoded.concepts[start:own])
-        if document.target is not None:
-            document.target = replace(document.target, concepts=encoded.concepts[own:end])
+        end, place, own = start + each.size, start, []
+        for part in _parts(each.document):
+            concepts_SD = encoded.concepts[place : place + len(part.sentences)]
+            own.append(replace(part, concepts=concepts_SD))
+            place += len(part.sentences)
+        document, rest = own[0], iter(own[1:])
+        document.target = next(rest) if document.target else None
+        document.plans = next(rest) if document.plans else None
         cut = [t for t in encoded.truncated if start <= t.index < end]
         cut = [replace(t, index=t.index - start) for t in cut]
         done.append(Embedded(document, each.split, cut))
@@ -153,7 +158,7 @@ def embed(
 
 
 def _parts(document: Document) -> list[Document]:
-    return [document] if document.target is None else [document, document.target]
+    return [part for part in (document, document.target, document.plans) if part is not None]
 
 
 def decode(

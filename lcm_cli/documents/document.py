@@ -41,6 +41,7 @@ class Document:
     space: SpaceInfo | None = None  # of the concepts, if the file tells
     split: str = ""  # which part of a corpus it is in, such as "train"; empty if none
     target: Document | None = None  # what a model is to make of it: a summary, for one
+    plans: Document | None = None  # a sentence for each paragraph, that says what it is about
 
     @property
     def label(self) -> str:
@@ -67,6 +68,32 @@ class Space(Protocol):
 def target_of(id: str, lang: str, origin: str, **known: Any) -> Document:
     """Return the target of the document that has these fields; `known` are more of its own."""
     return Document(id, lang, origin=f"{origin}, its target", **known)
+
+
+def plans_of(id: str, lang: str, origin: str, **known: Any) -> Document:
+    """Return the plans of the document that has these fields; `known` are more of their own."""
+    return Document(id, lang, origin=f"{origin}, its plans", **known)
+
+
+def check_plans(document: Document) -> None:
+    """Raise IntegrityError unless the plans, if any, are of the paragraphs and the same width."""
+    from lcm_cli.paragraphs import count
+
+    plans, own = document.plans, document.concepts
+    if plans is None:
+        return
+    given = len(plans.sentences) if plans.concepts is None else len(plans.concepts)
+    if document.sentences and given != count(document.paragraphs):
+        raise IntegrityError(
+            f"{document.label} has {given} plans and {count(document.paragraphs)} paragraphs",
+            "give one sentence for each paragraph; in a text blank lines part these",
+        )
+    if own is not None and plans.concepts is not None and own.shape[1] != plans.concepts.shape[1]:
+        raise IntegrityError(
+            f"{document.label} has concepts of width {own.shape[1]}, and its plans"
+            f" {plans.concepts.shape[1]}",
+            "embed the text again: lcm embed FILE -o NEW.parquet",
+        )
 
 
 def check_alignment(document: Document, *, has_sentences: bool | None = None) -> None:

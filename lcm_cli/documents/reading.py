@@ -87,8 +87,9 @@ def _raise(error: LcmError) -> None:
 def _read(sources: list[Source], stdin: BinaryIO | None, report: Report) -> Iterator[Document]:
     for document in _all(sources, False, stdin, report):
         document.concepts = document.space = None
-        if document.target is not None:
-            document.target.concepts = None
+        for part in (document.target, document.plans):
+            if part is not None:
+                part.concepts = None
         try:
             _check_has_text(document)
         except LcmError as error:
@@ -161,8 +162,9 @@ def _check_has_text(document: Document) -> None:
         )
     for text in (document.text, *document.sentences):
         check_text(text, document.label)
-    if document.target is not None:
-        _check_has_text(document.target)
+    for part in (document.target, document.plans):
+        if part is not None:
+            _check_has_text(part)
 
 
 def _not_embedded(document: Document) -> UsageError:

@@ -2,8 +2,8 @@
 
 Columns: id, lang, text (strings), sentences (list of strings), paragraphs (list of int32),
 concepts (list of fixed-size lists of float16 or float32), split (string), target_sentences and
-target_concepts (as sentences and concepts). The official LCM code calls the sentences
-text_sentences and the concepts text_sentences_sonar_emb.
+target_concepts, plans and plan_concepts (as sentences and concepts). The official LCM code calls
+the sentences text_sentences and the concepts text_sentences_sonar_emb.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lcm_cli.documents.document import (
     Document,
     SpaceInfo,
     check_alignment,
+    plans_of,
     target_of,
 )
 from lcm_cli.documents.sources import Source
@@ -33,6 +34,8 @@ SENTENCES = ("sentences", "text_sentences")
 CONCEPTS = ("concepts", "text_sentences_sonar_emb")
 TARGET_SENTENCES = ("target_sentences",)
 TARGET_CONCEPTS = ("target_concepts",)
+PLANS = ("plans",)
+PLAN_CONCEPTS = ("plan_concepts",)
 BATCH_BYTES = 16 << 20  # of a Parquet file that are decoded at a time
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # what a whole Arrow IPC stream ends with
 _FILE_MAGIC = b"ARROW1\x00\x00"  # an Arrow IPC file is this, then a stream, then an index
@@ -53,6 +56,8 @@ def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
         "split": pa.string(),
         "target_sentences": pa.list_(pa.string()),
         "target_concepts": vectors,
+        "plans": pa.list_(pa.string()),
+        "plan_concepts": vectors,
     }
     about = {
         "lcm.version": __version__,
@@ -68,7 +73,7 @@ def batch(documents: Sequence[Document], layout: pa.Schema) -> pa.RecordBatch:
     """Return documents, all with concepts, as rows of a table with our `schema`."""
     kind = layout.field("concepts").type
     targets = [document.target for document in documents]
-    known = [None if target is None else target.sentences for target in targets]
+    plans = [document.plans for document in documents]
     columns = [
         pa.array([document.id for document in documents], pa.string()),
         pa.array([document.lang for document in documents], pa.string()),
@@ -76,10 +81,17 @@ def batch(documents: Sequence[Document], layout: pa.Schema) -> pa.RecordBatch:
         pa.array([document.paragraphs or None for document in documents], pa.list_(pa.int32())),
         _vectors([document.concepts for document in documents], kind),
         pa.array([document.split or None for document in documents], pa.string()),
-        pa.array([sentences or None for sentences in known], pa.list_(pa.string())),
-        _vectors([None if target is None else target.concepts for target in targets], kind),
+        *_part(targets, kind),
+        *_part(plans, kind),
     ]
     return pa.record_batch(columns, schema=layout)
+
+
+def _part(parts: Sequence[Document | None], kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """Return the sentences and the concepts of documents that belong to others."""
+    known = [None if part is None else part.sentences or None for part in parts]
+    concepts = [None if part is None else part.concepts for part in parts]
+    return pa.array(known, pa.list_(pa.string())), _vectors(concepts, kind)
 
 
 def _vectors(matrices: Sequence[Concepts | None], kind: pa.DataType) -> pa.Array:
@@ -208,9 +220,12 @@ class _Rows:
         text = "text" if self._sentences is None and "text" in layout.names else None
         self._target = _first(TARGET_SENTENCES, layout.names)
         self._target_concepts = _first(TARGET_CONCEPTS, layout.names) if concepts else None
+        self._plans = _first(PLANS, layout.names)
+        self._plan_concepts = _first(PLAN_CONCEPTS, layout.names) if concepts else None
         wanted = (
             *("id", "lang", text, self._sentences, "paragraphs", self._concepts),
             *("split", self._target, self._target_concepts),
+            *(self._plans, self._plan_concepts),
         )
         self.columns: list[str] = [name for name in wanted if name and name in layout.names]
         self.count = 0
@@ -232,7 +247,7 @@ class _Rows:
 
     def _document(self, row: dict[str, Any]) -> Document:
         origin = f"{self._source.name} row {self.count}"
-        large = (self._concepts, self._target_concepts)
+        large = (self._concepts, self._target_concepts, self._plan_concepts)
         cell = {name: scalar.as_py() for name, scalar in row.items() if name not in large}
         given = cell.get("id")
         document = Document(
@@ -248,14 +263,23 @@ class _Rows:
         document.paragraphs = _whole(cell.get("paragraphs"), "paragraphs", document.label)
         document.concepts = self._vectors(row, self._concepts, document)
         check_alignment(document, has_sentences=sentences is not None)
-        target = target_of(document.id, document.lang, origin)
-        given = cell.get(self._target) if self._target else None
-        target.sentences = _whole(given, "sentences", target.label)
-        target.concepts = self._vectors(row, self._target_concepts, target)
-        if target.sentences or target.concepts is not None:
-            check_alignment(target)
-            document.target = target
+        known = document.id, document.lang, origin
+        target, plans = target_of(*known), plans_of(*known)
+        document.target = self._part(target, row, self._target, self._target_concepts)
+        document.plans = self._part(plans, row, self._plans, self._plan_concepts)
         return document
+
+    def _part(
+        self, part: Document, row: dict[str, Any], sentences: str | None, concepts: str | None
+    ) -> Document | None:
+        """Fill in a document that belongs to the row's; None if there is nothing of it."""
+        given = row[sentences].as_py() if sentences else None
+        part.sentences = _whole(given, "sentences", part.label)
+        part.concepts = self._vectors(row, concepts, part)
+        if not part.sentences and part.concepts is None:
+            return None
+        check_alignment(part)
+        return part
 
     def _vectors(
         self, row: dict[str, Any], name: str | None, document: Document
@@ -305,7 +329,7 @@ _EXPECTED = {
     "paragraphs": lambda kind: _is_list(kind) and pa.types.is_integer(kind.value_type),
     "concepts": _is_vectors,
     "split": _is_string,
-} | dict.fromkeys((*SENTENCES, *TARGET_SENTENCES), _is_strings)
+} | dict.fromkeys((*SENTENCES, *TARGET_SENTENCES, *PLANS), _is_strings)
 
 
 def _first(names: Iterable[str], among: Sequence[str]) -> str | None:

@@ -1,6 +1,6 @@
 """One document as a .safetensors file: the tensor `concepts` (S, D), the rest in the metadata.
 
-A target has the tensor `target_concepts`.
+A target has the tensor `target_concepts`, plans have `plan_concepts`.
 """
 
 import json
@@ -11,13 +11,14 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from lcm_cli.documents.document import Document, check_alignment, target_of
+from lcm_cli.documents.document import Document, check_alignment, plans_of, target_of
 from lcm_cli.documents.sources import Source
 from lcm_cli.documents.tables import space_info
 from lcm_cli.errors import IntegrityError
 
 TENSOR = "concepts"
 TARGET = "target_concepts"
+PLANS = "plan_concepts"
 HEADER_LIMIT = 100 << 20  # bytes; the safetensors library has the same
 _DTYPES = ("F16", "F32")
 
@@ -66,12 +67,21 @@ def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator
         split=metadata.get("split", ""),
     )
     check_alignment(document, has_sentences="sentences" in metadata)
-    target = target_of(document.id, document.lang, source.name, concepts=tensors.get(TARGET))
+    known = document.id, document.lang, source.name
+    target = target_of(*known, concepts=tensors.get(TARGET))
     target.sentences = _list(metadata, "target_sentences", str, source.name)
-    if target.sentences or target.concepts is not None:
-        check_alignment(target)
-        document.target = target
+    plans = plans_of(*known, concepts=tensors.get(PLANS))
+    plans.sentences = _list(metadata, "plans", str, source.name)
+    document.target, document.plans = _or_none(target), _or_none(plans)
     yield document
+
+
+def _or_none(part: Document) -> Document | None:
+    """Return a document that belongs to another, None if there is nothing in it."""
+    if not part.sentences and part.concepts is None:
+        return None
+    check_alignment(part)
+    return part
 
 
 def write_safetensors(document: Document, about: dict[str, str], path: Path) -> None:
@@ -80,17 +90,19 @@ def write_safetensors(document: Document, about: dict[str, str], path: Path) -> 
     metadata = about | {"id": document.id, "lang": document.lang}
     if document.split:
         metadata["split"] = document.split
-    target, tensors = document.target, {TENSOR: document.concepts}
+    target, plans, tensors = document.target, document.plans, {TENSOR: document.concepts}
     lists: dict[str, list[Any]] = {
         "sentences": document.sentences,
         "paragraphs": document.paragraphs,
         "target_sentences": target.sentences if target else [],
+        "plans": plans.sentences if plans else [],
     }
     for key, value in lists.items():
         if value:
             metadata[key] = json.dumps(value, ensure_ascii=False)
-    if target is not None and target.concepts is not None:
-        tensors[TARGET] = target.concepts
+    for name, part in ((TARGET, target), (PLANS, plans)):
+        if part is not None and part.concepts is not None:
+            tensors[name] = part.concepts
     path.write_bytes(save(tensors, metadata))
 
 

@@ -4,7 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from lcm_cli.documents.document import Concepts, Document, SpaceInfo, check_alignment, target_of
+from lcm_cli.documents.document import (
+    Concepts,
+    Document,
+    SpaceInfo,
+    check_alignment,
+    plans_of,
+    target_of,
+)
 from lcm_cli.documents.encoding import decode
 from lcm_cli.documents.sources import Source
 from lcm_cli.errors import IntegrityError, LcmError
@@ -47,6 +54,9 @@ def to_json(document: Document, *, concepts: bool = True) -> dict[str, Any]:
     target = document.target
     if target is not None and (target.sentences or target.text):
         record["target"] = target.sentences or target.text
+    plans = document.plans
+    if plans is not None and plans.sentences:
+        record["plans"] = plans.sentences
     if not concepts or document.concepts is None:
         return record
     if document.space is not None:
@@ -55,6 +65,8 @@ def to_json(document: Document, *, concepts: bool = True) -> dict[str, Any]:
     record["concepts"] = _numbers(document.concepts)
     if target is not None and target.concepts is not None:
         record["target_concepts"] = _numbers(target.concepts)
+    if plans is not None and plans.concepts is not None:
+        record["plan_concepts"] = _numbers(plans.concepts)
     return record
 
 
@@ -96,6 +108,7 @@ def _document(record: dict[str, Any], id: str, origin: str, concepts: bool) -> D
         split=get("split", "a string", _is_string) or "",
     )
     target = get("target", "a string or a list of strings", _is_target)
+    plans = get("plans", "a list of strings", lambda v: _is_list(v, _is_string))
     if not {"text", "sentences", "concepts"} & record.keys():
         keys = ", ".join(record) or "nothing"
         raise IntegrityError(f"{origin} has neither 'text' nor 'sentences'; it has {keys}", _FORM)
@@ -104,6 +117,12 @@ def _document(record: dict[str, Any], id: str, origin: str, concepts: bool) -> D
         document.space = _space(record, document.concepts.shape[1])
     check_alignment(document, has_sentences=sentences is not None)
     document.target = _target(record, target, document, concepts)
+    held = concepts and record.get("plan_concepts") is not None
+    if plans or held:
+        document.plans = plans_of(document.id, document.lang, origin, sentences=plans or [])
+        if held:
+            document.plans.concepts = _matrix(record, "plan_concepts", document.plans)
+        check_alignment(document.plans)
     return document
 
 

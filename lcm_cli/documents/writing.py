@@ -121,6 +121,8 @@ def as_written(document: Document, info: SpaceInfo, dtype: Dtype) -> Document:
         )
     if own.target is not None:
         own.target = as_written(own.target, info, dtype)
+    if own.plans is not None:
+        own.plans = as_written(own.plans, info, dtype)
     return own
 
 
@@ -168,7 +170,7 @@ def _bytes(document: Document, row: int) -> int:
     """Return about how large a document is, given the bytes of a concept."""
     known = document.sentences if document.concepts is None else document.concepts
     own = row * len(known) + sum(map(len, document.sentences)) + len(document.id)
-    return own + (0 if document.target is None else _bytes(document.target, row))
+    return own + sum(_bytes(part, row) for part in (document.target, document.plans) if part)
 
 
 def _row_bytes(layout: pa.Schema) -> int:

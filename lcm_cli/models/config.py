@@ -18,6 +18,7 @@ Positions = Literal["rope", "sine", "learned", "none"]
 Norm = Literal["rms", "standard", "fp32", "unit"]
 NormOrder = Literal["pre", "post", "normformer"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "elu", "selu", "softsign"]
+BREAK_TEXT = "[BREAK]"
 ScheduleName = Literal["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
 Prediction = Literal["x0", "epsilon", "v"]
 
@@ -178,6 +179,9 @@ class ModelConfig:
     space: SpaceRef = field(default_factory=SpaceRef)
     normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
     end_text: str = "End of text."  # the sentence whose concept closes a document
+    # The sentence whose concept closes a paragraph of a model that was trained with data.plan.
+    break_text: str = ""
+    plans: bool = False  # a plan, the concept of what a paragraph is about, comes after each break
     # task -> the sentence between a source and the answer to it: {"summarize": "[SUMMARY]:"}
     prompts: dict[str, str] = field(default_factory=dict)
 
@@ -187,6 +191,7 @@ class ModelConfig:
             not (self.normalizer.fft and self.concept_dim % 2),
             f"a Fourier normalizer needs an even concept_dim, not {self.concept_dim}",
         )
+        _require(bool(self.break_text) or not self.plans, "plans need a break_text")
         for part in dataclasses.fields(self):
             stack = getattr(self, part.name)
             if isinstance(stack, TransformerConfig):

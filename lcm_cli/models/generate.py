@@ -5,6 +5,8 @@ A row that stops leaves the batch. Each row draws from a generator seeded with t
 the number of the candidate), so a document's continuation does not depend on what else is in the
 batch.
 
+A model of paragraphs (LPCM) closes each with a break and may then plan the next: neither is text.
+
 Shapes: B rows (documents times candidates), S concepts, D concept dim.
 """
 
@@ -23,6 +25,7 @@ from lcm_cli.models.diffusion_lcm import DiffusionState
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 
 Reason = Literal["end", "repetition", "length"]
+Mark = Reason | Literal["break"] | None  # what a concept is, if it is no usual sentence
 Reencode = Callable[[Tensor], Tensor]  # concepts (B, D) decoded to text and encoded again, (B, D)
 
 
@@ -56,11 +59,17 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model added to one document."""
+    """What a model added to one document.
+
+    `breaks` and `plans` say before which of its concepts (from 0) they came; they are not among
+    these.
+    """
 
     concepts_SD: Tensor
     reason: Reason
     score: float | None  # mean judgement of its concepts, if there were candidates
+    breaks: tuple[int, ...] = ()
+    plans: tuple[tuple[int, Tensor], ...] = ()
 
 
 @dataclass
@@ -70,6 +79,9 @@ class _Row:
     document: int
     produced: int = 0
     concepts: list[Tensor] = field(default_factory=list)
+    breaks: list[int] = field(default_factory=list)
+    plans: list[tuple[int, Tensor]] = field(default_factory=list)
+    planning: bool = False  # the next concept is a plan
     judgement: float = 0.0
     reason: Reason = "length"
 
@@ -84,6 +96,7 @@ def generate(
     options: GenerateOptions | None = None,
     *,
     end: Tensor | None = None,
+    breaks: Tensor | None = None,
     reencode: Reencode | None = None,
     noise: Noise | None = None,
     on_concept: Callable[[int, Tensor], None] | None = None,
@@ -91,8 +104,10 @@ def generate(
 ) -> list[Continuation]:
     """Continue each prompt, raw concepts (S, D).
 
-    `end` is the end-of-text concept, (D,); without it no document ends by itself. `reencode` is
-    needed to judge by round trip, and used between steps by models that want it (SONAR-LLM).
+    `end` is the end-of-text concept, (D,); without it no document ends by itself. `breaks` is the
+    concept that closes a paragraph, if the model was trained with one; breaks and plans count
+    towards `max_concepts`. `reencode` is needed to judge by round trip, and used between steps by
+    models that want it (SONAR-LLM).
     `on_concept(document, concept)` is told each concept as soon as it is certain; `watch` each
     denoising step of a diffusion model. `noise` replaces the generators of `options.seed`: one row
     a document and candidate.
@@ -104,7 +119,7 @@ def generate(
     _check(model, prompts, options, reencode)
     if not prompts:
         return []
-    run = _Run(model, options, end, reencode, on_concept)
+    run = _Run(model, options, (end, breaks), reencode, on_concept)
     return run.all(prompts, noise, watch)
 
 
@@ -115,12 +130,14 @@ class _Run:
         self,
         model: ConceptModel,
         options: GenerateOptions,
-        end: Tensor | None,
+        marks: tuple[Tensor | None, Tensor | None],
         reencode: Reencode | None,
         on_concept: Callable[[int, Tensor], None] | None,
     ) -> None:
         self.model, self.options = model, options
-        self.end = None if end is None else end.to(model.device).float()
+        self.end, self.breaks = (
+            None if mark is None else mark.to(model.device).float() for mark in marks
+        )
         given = options.end_similarity
         self.end_similarity = model.end_similarity if given is None else given
         self.reencode, self.on_concept = reencode, on_concept
@@ -143,7 +160,7 @@ class _Run:
         last_BD = torch.stack([prompts[row.document][-1] for row in rows]).to(model.device).float()
         while True:
             concepts_BD = self._propose(state, noise, rows)
-            going = self._record(rows, concepts_BD, last_BD)
+            going, last_BD = self._record(rows, concepts_BD, last_BD)
             for number in sorted(set(range(len(rows))) - set(going)):
                 done[rows[number].document].append(rows[number])
             if not going:
@@ -153,8 +170,8 @@ class _Run:
                 state.keep(kept)
                 noise.keep(going)
                 rows, concepts_BD = [rows[number] for number in going], concepts_BD[kept]
+                last_BD = last_BD[kept]
             model.extend(state, concepts_BD)
-            last_BD = concepts_BD
 
     def _begin(self, prompts: Sequence[Tensor], watch: Callable[[Denoised], None] | None) -> Any:
         model, count = self.model, self.options.candidates
@@ -197,35 +214,64 @@ class _Run:
             return concepts_BD
         return self.reencode(concepts_BD).to(concepts_BD)
 
-    def _record(self, rows: list[_Row], concepts_BD: Tensor, last_BD: Tensor) -> list[int]:
-        """Add a concept to each row, or end it; return the rows that go on."""
-        going = []
-        reasons = self._reasons(concepts_BD, last_BD)
-        for number, (row, reason) in enumerate(zip(rows, reasons, strict=True)):
+    def _record(
+        self, rows: list[_Row], concepts_BD: Tensor, last_BD: Tensor
+    ) -> tuple[list[int], Tensor]:
+        """Add a concept to each row, or end it.
+
+        Returns the rows that go on, and each row's last sentence: what comes next may repeat it.
+        """
+        going, last_BD = [], last_BD.clone()
+        marks = self._marks(concepts_BD, last_BD)
+        for number, (row, mark) in enumerate(zip(rows, marks, strict=True)):
             row.produced += 1
+            reason = self._reason(row, mark)
             stops = reason is not None and row.produced >= self.options.min_concepts
-            if not stops or self.options.keep_stop:
+            if not stops and (mark == "break" or row.planning):
+                self._structure(row, concepts_BD[number])
+            elif not stops or (self.options.keep_stop and mark != "break"):
                 row.concepts.append(concepts_BD[number])
+                last_BD[number] = concepts_BD[number]
                 self._tell(row, number)
             if stops:
                 row.reason = reason or "length"
             elif row.produced < self.options.max_concepts:
                 going.append(number)
-        return going
+        return going, last_BD
 
-    def _reasons(self, concepts_BD: Tensor, last_BD: Tensor) -> list[Reason | None]:
-        """Return what speaks for stopping each row here."""
-        limit, rows = self.options.repeat_similarity, len(concepts_BD)
-        ends, repeats = [False] * rows, [False] * rows
-        if self.end is not None:
-            near_B = F.cosine_similarity(self.end[None], concepts_BD)
-            ends = (near_B >= self.end_similarity).tolist()
-        if limit is not None:
-            repeats = (F.cosine_similarity(last_BD, concepts_BD) >= limit).tolist()
-        return [
-            "end" if end else "repetition" if repeat else None
-            for end, repeat in zip(ends, repeats, strict=True)
+    def _reason(self, row: _Row, mark: Mark) -> Reason | None:
+        """Return what speaks for stopping a row at a concept like that."""
+        if mark == "break":
+            again = len(row.concepts) in row.breaks  # with no sentence between
+            return "repetition" if again and self.options.repeat_similarity is not None else None
+        # A plan may well say what the paragraph before it said.
+        return None if row.planning and mark == "repetition" else mark
+
+    def _structure(self, row: _Row, concept_D: Tensor) -> None:
+        """Note a break, or the plan that comes after one."""
+        if row.planning:
+            row.plans.append((len(row.concepts), concept_D))
+            row.planning = False
+        else:
+            row.breaks.append(len(row.concepts))
+            row.planning = self.model.config.plans
+
+    def _marks(self, concepts_BD: Tensor, last_BD: Tensor) -> list[Mark]:
+        """Return what each concept is, if it is no usual sentence."""
+        repeat = self.options.repeat_similarity
+        wanted: list[tuple[Mark, Tensor | None, float | None]] = [
+            ("end", self.end, self.end_similarity),
+            ("break", self.breaks, self.end_similarity),
+            ("repetition", last_BD, repeat),
         ]
+        marks: list[Mark] = [None] * len(concepts_BD)
+        for mark, like, limit in wanted:
+            if like is None or limit is None:
+                continue
+            near_B = F.cosine_similarity(like, concepts_BD, dim=-1) >= limit
+            for number in near_B.nonzero().flatten().tolist():
+                marks[number] = marks[number] or mark
+        return marks
 
     def _tell(self, row: _Row, number: int) -> None:
         # Candidates of a step are one document in several rows: the first speaks for them. Those
@@ -241,7 +287,8 @@ class _Run:
                 self.on_concept(best.document, concept_D)
         nothing_SD = torch.zeros(0, self.model.config.concept_dim, device=self.model.device)
         concepts_SD = torch.stack(best.concepts) if best.concepts else nothing_SD
-        return Continuation(concepts_SD, best.reason, best.score if self.judged else None)
+        score = best.score if self.judged else None
+        return Continuation(concepts_SD, best.reason, score, tuple(best.breaks), tuple(best.plans))
 
 
 def _check(

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lcm_cli.documents.document import Concepts, SpaceInfo
 from lcm_cli.errors import IntegrityError, UsageError
+from lcm_cli.models.config import BREAK_TEXT
 from lcm_cli.models.interface import PADDING, Batch
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
 from lcm_cli.training.rows import Affixes, Corpus, Item, Limits, cut, pack
@@ -84,7 +85,8 @@ class ConceptData:
     `documents` counts the training documents, `concepts` those of an epoch with all that is put
     before and after them, `left_out` what was left out and why, and `cut_sources` the sources that
     were too long for `max_length` and lost their end. `space` is that of the concepts, if the files
-    say. `batches_per_epoch` is that of the first epoch; others may differ by a few.
+    say, `plans` whether they have a plan before each paragraph. `batches_per_epoch` is that of the
+    first epoch; others may differ by a few.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class ConceptData:
         encode: Encode | None = None,
         prompts: Mapping[str, str] | None = None,
         end_text: str = "End of text.",
+        break_text: str = BREAK_TEXT,
         workers: int = 1,
     ) -> None:
         """Look through all files; `encode` gives the concepts (P, D) of sentences.
@@ -107,17 +110,20 @@ class ConceptData:
         self._dim = dim
         suffix = (end_text,) if options.suffix is None else options.suffix
         affixes = _Sentences(encode, dim, prompts or {}, options.prefix, suffix)
+        break_D = affixes.one(break_text) if options.plan else None
         self._wrap = min(options.wrap, max_length)
         limits = Limits(self._wrap, max_length, options.min_sentences, options.max_sentences)
 
         def corpora(entries: Sequence[str | DataSet]) -> list[Corpus]:
             sets = [as_data_set(entry) for entry in entries]
             return [
-                Corpus(look(each, dim, options.filter), affixes.of(each), limits) for each in sets
+                Corpus(look(each, dim, options.filter, break_D), affixes.of(each), limits)
+                for each in sets
             ]
 
         self._train, self._validation = corpora(options.train), corpora(options.validation)
         self.space = _common_space([*self._train, *self._validation])
+        self.plans = _all_planned([*self._train, *self._validation])
         self.documents = sum(len(corpus) for corpus in self._train)
         self.concepts = round(
             sum(corpus.concepts * corpus.index.entry.weight for corpus in self._train)
@@ -311,6 +317,11 @@ class _Sentences:
             prompt = [self._prompts[entry.task]]
         return Affixes(self._prefix, self._concepts(prompt), self._suffix)
 
+    def one(self, sentence: str) -> Floats:
+        """Return the concept (D,) of a sentence."""
+        found: Floats = self._concepts([sentence])[0]
+        return found
+
     def _concepts(self, sentences: Sequence[str]) -> Floats:
         new = [text for text in dict.fromkeys(sentences) if text not in self._known]
         if new:
@@ -368,6 +379,18 @@ def _common_space(corpora: Sequence[Corpus]) -> SpaceInfo | None:
     for space in spaces[1:]:
         check_same_space(spaces[0], space, "the data")
     return spaces[0] if spaces else None
+
+
+def _all_planned(corpora: Sequence[Corpus]) -> bool:
+    """Return whether the plain documents have plans. Raises IntegrityError if only some have."""
+    plain = sum(int((corpus.index.target == 0).sum()) for corpus in corpora)
+    planned = sum(int(corpus.index.planned.sum()) for corpus in corpora)
+    if planned not in (0, plain):
+        raise IntegrityError(
+            f"{planned:,} of {plain:,} documents have plans: all of them must have some, or none",
+            'leave the others out: filter = "len(plans) >= 1"',
+        )
+    return planned > 0
 
 
 def _total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

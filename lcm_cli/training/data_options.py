@@ -44,7 +44,8 @@ class DataOptions:
     one row. Documents with fewer than `min_sentences` or more than `max_sentences` are left out,
     as are those for which `filter`, a condition on their columns, is not true. `prefix` and
     `suffix` are sentences put before and after each document; `suffix` is the model's end of text
-    unless it is given.
+    unless it is given. `plan` puts a break after each paragraph of a plain document and, where the
+    documents have plans, the plan of each paragraph before it.
     """
 
     train: tuple[str | DataSet, ...]
@@ -57,6 +58,7 @@ class DataOptions:
     filter: str = ""
     prefix: tuple[str, ...] = ()
     suffix: tuple[str, ...] | None = None
+    plan: bool = False
 
     def __post_init__(self) -> None:
         """Raise IntegrityError for values that cannot be."""

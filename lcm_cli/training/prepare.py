@@ -6,7 +6,7 @@ Shapes: N concepts, D concept dim.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.models import checkpoint
-from lcm_cli.models.config import AnyConfig, ModelConfig, QuantizerConfig, SpaceRef
+from lcm_cli.models.config import BREAK_TEXT, AnyConfig, ModelConfig, QuantizerConfig, SpaceRef
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.normalizer import fit
 from lcm_cli.models.quant_lcm import QuantLCM, fit_quantizer
@@ -41,6 +41,10 @@ class EndlessData(Data, Protocol):
     @property
     def batches_per_epoch(self) -> int:
         """Number of batches after which all documents were seen."""
+
+    @property
+    def plans(self) -> bool:
+        """Whether there is a plan before each paragraph; asked only for data with breaks."""
 
     def close(self) -> None:
         """Let go of the files."""
@@ -90,6 +94,8 @@ def make_trainer(
     start = None if not recipe.start else load_start(recipe.start)
     config = model_config(recipe, space, start)
     data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
+    if recipe.data.plan:
+        config = replace(config, plans=data.plans)
     torch.manual_seed(recipe.train.seed)
     model = new_model(config, start, recipe.start)
     if fitted and not states(folder):
@@ -112,7 +118,10 @@ def model_config(recipe: ModelRecipe, space: Space, start: ConceptModel | None =
     if start is not None:
         checkpoint.check_space(start.config, SpaceRef(**reference), space.dim)
     given = {"concept_dim": space.dim, "space": reference}
-    return recipe.config(given, None if start is None else start.config)
+    config = recipe.config(given, None if start is None else start.config)
+    if recipe.data.plan and not config.break_text:
+        config = replace(config, break_text=BREAK_TEXT)
+    return config
 
 
 def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> ConceptModel:
@@ -146,6 +155,7 @@ def open_data(
         encode=encode,
         prompts=shape.prompts,
         end_text=shape.end_text,
+        break_text=shape.break_text or BREAK_TEXT,
     )
     theirs = data.space
     if theirs is not None and theirs.fingerprint not in ("", space.fingerprint):

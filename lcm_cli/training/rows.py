@@ -61,7 +61,8 @@ class Corpus:
         around = len(affixes.prefix_PD) + len(affixes.suffix_PD)
         pair = index.target > 0
         behind = np.where(pair, around + len(affixes.prompt_PD) + index.target, around)
-        room = np.where(pair, limits.max_length - behind, index.length)
+        length = index.length + index.woven
+        room = np.where(pair, limits.max_length - behind, length)
         most = np.inf if limits.max_sentences is None else limits.max_sentences
         reasons = {
             "with too few sentences": index.length < limits.min_sentences,
@@ -72,8 +73,8 @@ class Corpus:
         self.left_out |= {why: int(which.sum()) for why, which in reasons.items()}
         docs = np.flatnonzero(~np.any(list(reasons.values()), axis=0))
         self._group, self._row, self._pair = index.group[docs], index.row[docs], pair[docs]
-        kept = np.minimum(index.length, room)[docs]
-        self.cut_sources = int((kept < index.length[docs]).sum())
+        kept = np.minimum(length, room)[docs]
+        self.cut_sources = int((kept < length[docs]).sum())
         self._source = len(affixes.prefix_PD) + kept + len(affixes.prompt_PD)
         self._total = kept + behind[docs]
         self._pieces = np.where(self._pair, 1, -(-self._total // limits.wrap))

@@ -70,7 +70,10 @@ class Sampler:
         reencode = None
         if model.reencodes:
             reencode = lambda x: torch.from_numpy(self.concepts(self.text(x)))  # noqa: E731
-        made = generate(model, [prompt_SD], options, end=end_D, reencode=reencode)[0].concepts_SD
+        close = model.config.break_text
+        break_D = torch.from_numpy(self.concepts([close])[0]) if close else None
+        found = generate(model, [prompt_SD], options, end=end_D, breaks=break_D, reencode=reencode)
+        made = found[0].concepts_SD
         return {
             "prompt": self.text(prompt_SD),
             "text": self.text(made) if len(made) else [],

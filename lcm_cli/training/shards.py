@@ -23,6 +23,8 @@ from lcm_cli.documents.document import Concepts, SpaceInfo
 from lcm_cli.documents.sources import Source, expand
 from lcm_cli.documents.tables import (
     CONCEPTS,
+    PLAN_CONCEPTS,
+    PLANS,
     SENTENCES,
     TARGET_CONCEPTS,
     TARGET_SENTENCES,
@@ -31,12 +33,14 @@ from lcm_cli.documents.tables import (
     space_info,
 )
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.paragraphs import count, order
 from lcm_cli.training.data_options import DataSet
 from lcm_cli.training.filters import Filter
 
 Ints = NDArray[np.int64]
 
 SPLIT = "split"
+PARAGRAPHS = "paragraphs"
 _PARTITION = re.compile(r"split=([^/\\]+)")
 _AGAIN = "lcm inspect {} lists every such document; embed its sentences again"
 
@@ -49,6 +53,8 @@ class Group:
     number: int
     first: int  # its first row, in the file
     columns: tuple[str, ...]  # of the concepts: the source's, and the target's if there is one
+    paragraphs: bool = False  # whether there is a column of them
+    plans: str = ""  # the column of their concepts
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,9 @@ class Index:
     row: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # in its group
     length: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # concepts
     target: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # concepts; 0: no target
+    woven: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # breaks and plans
+    planned: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    break_D: NDArray[np.float32] | None = None  # comes after each paragraph
     filtered: int = 0  # rows that the filter left out
     space: SpaceInfo | None = None
 
@@ -83,7 +92,7 @@ class Index:
         """Read the concepts of a row group: the source's, and the target's if the file has some.
 
         Raises IntegrityError, naming file and row, for holes, other widths, NaN, infinity, and
-        concepts that are not as many as the sentences.
+        concepts that are not as many as the sentences. Breaks and plans are in where wanted.
         """
         where = self.groups[group]
         first, last = np.searchsorted(self.group, [group, group + 1])
@@ -98,16 +107,23 @@ class Index:
                     f" and {found[one]} concepts",
                     _AGAIN.format(where.path),
                 )
+        if self.break_D is not None:
+            plain = self.row[first:last][self.target[first:last] == 0]
+            read[0] = _weave(read[0], where, plain, self.break_D)
         return read
 
 
-def look(entry: DataSet, dim: int, condition: str = "") -> Index:
+def look(
+    entry: DataSet, dim: int, condition: str = "", break_D: NDArray[np.float32] | None = None
+) -> Index:
     """Find the documents of `entry` for which `condition` is true.
+
+    With `break_D` plain documents are read with breaks and, where they have some, with plans.
 
     Raises NotFoundError for a missing path or split, UsageError for what is not Parquet,
     IntegrityError for broken files, concepts of another width or space, or if nothing is left.
     """
-    index, parts, splits = Index(entry), [], set()
+    index, parts, splits = Index(entry, break_D=break_D), [], set()
     wanted = Filter(condition) if condition else None
     for path in _files(entry.path):
         with intact(str(path)):
@@ -117,7 +133,7 @@ def look(entry: DataSet, dim: int, condition: str = "") -> Index:
                 splits.add(own)
             if entry.split and own not in (None, entry.split):
                 continue
-            file = _File(path, entry, dim, wanted, own)
+            file = _File(path, entry, dim, wanted, own, break_D is not None)
             _agree(index, file)
             for part in file.parts(len(index.groups)):
                 splits |= part.splits
@@ -136,6 +152,31 @@ def _load(group: Group, dim: int) -> list[Rows]:
         return [_rows(table[name], group, name, dim) for name in group.columns]
 
 
+def _weave(rows: Rows, group: Group, plain: Ints, break_D: Concepts) -> Rows:
+    """Return the rows of a group, those that are `plain` with their breaks and plans."""
+    dim = len(break_D)
+    with intact(str(group.path)):
+        file = pq.ParquetFile(group.path, page_checksum_verification=True)
+        names = [*([PARAGRAPHS] if group.paragraphs else []), *filter(None, [group.plans])]
+        table = file.read_row_group(group.number, names, use_threads=False)
+    plans = Rows(rows.flat_ND[:0], np.zeros_like(rows.ends))
+    if group.plans:
+        plans = _rows(table[group.plans], group, group.plans, dim)
+    # Behind all sentences stand all plans, and the break behind these.
+    flat_ND = np.concatenate([rows.flat_ND, plans.flat_ND, break_D[None]], dtype=rows.flat_ND.dtype)
+    numbers, chosen = [], set(plain.tolist())
+    for row, (begin, end) in enumerate(zip(rows.ends[:-1], rows.ends[1:], strict=True)):
+        own = np.arange(begin, end)
+        if row in chosen:
+            of_plans = np.arange(*plans.ends[row : row + 2]) + len(rows.flat_ND)
+            paragraphs = table[PARAGRAPHS][row].as_py() if group.paragraphs else None
+            own = np.concatenate([own, of_plans, [len(flat_ND) - 1]])
+            own = own[order(paragraphs or [], end - begin, len(of_plans))]
+        numbers.append(own)
+    ends = np.cumsum([0, *map(len, numbers)])
+    return Rows(flat_ND[np.concatenate(numbers)], ends)
+
+
 def label(group: Group, row: int) -> str:
     """Return what messages call a row."""
     return f"{group.path} row {group.first + row}"
@@ -150,6 +191,8 @@ class _Part:
     rows: Ints  # that count
     lengths: Ints
     targets: Ints
+    woven: Ints
+    planned: NDArray[np.bool_]
     filtered: int
     splits: set[str]
 
@@ -158,7 +201,13 @@ class _File:
     """A Parquet file that is looked through."""
 
     def __init__(
-        self, path: Path, entry: DataSet, dim: int, wanted: Filter | None, partition: str | None
+        self,
+        path: Path,
+        entry: DataSet,
+        dim: int,
+        wanted: Filter | None,
+        partition: str | None,
+        weave: bool,
     ) -> None:
         self._path, self._entry, self._wanted = path, entry, wanted
         self._file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -169,12 +218,16 @@ class _File:
         self._sentences = None if entry.concepts else _first(SENTENCES, names)
         self._targets = self._column(entry.target, TARGET_CONCEPTS, needed=bool(entry.target))
         self._target_sentences = None if entry.target else _first(TARGET_SENTENCES, names)
+        self._paragraphs = PARAGRAPHS if weave and PARAGRAPHS in names else None
+        self._plan_concepts = _first(PLAN_CONCEPTS, names) if weave else None
+        self._plans = _first(PLANS, names) if self._plan_concepts else None
+        self._weave = weave
         if self._concepts is None:
             raise IntegrityError(
                 f"{path} has no column of concepts; it has {', '.join(names)}",
                 f"embed it: lcm embed {path} -o DATASET/, or name the column: concepts = ...",
             )
-        for name in filter(None, (self._concepts, self._targets)):
+        for name in filter(None, (self._concepts, self._targets, self._plan_concepts)):
             _check_type(self._layout.field(name).type, str(path), name, dim)
         self.space = space_info(about(self._layout.metadata), str(path))
         self._aliases = {SENTENCES[0]: self._sentences, CONCEPTS[0]: self._concepts}
@@ -188,7 +241,9 @@ class _File:
         for number in range(self._file.num_row_groups):
             count = self._file.metadata.row_group(number).num_rows
             columns = tuple(filter(None, (self._concepts, self._targets)))
-            yield self._part(Group(self._path, number, first, columns), groups + number, count)
+            woven = bool(self._paragraphs), self._plan_concepts or ""
+            where = Group(self._path, number, first, columns, *woven)
+            yield self._part(where, groups + number, count)
             first += count
 
     def _part(self, where: Group, group: int, count: int) -> _Part:
@@ -210,8 +265,38 @@ class _File:
         if self._targets is not None:
             found = self._lengths(table, self._target_sentences, self._targets, where.number)
             targets = np.maximum(found[rows], 0)
+        woven, planned = self._woven(table, where, rows, np.where(targets, 0, lengths))
         values = set() if splits is None else set(pc.unique(splits).drop_null().to_pylist())
-        return _Part(where, group, rows, lengths, targets, of_split - len(rows), values)
+        left_out = of_split - len(rows)
+        return _Part(where, group, rows, lengths, targets, woven, planned, left_out, values)
+
+    def _woven(
+        self, table: pa.Table, where: Group, rows: Ints, lengths: Ints
+    ) -> tuple[Ints, NDArray[np.bool_]]:
+        """Return how many breaks and plans come into each row, and whether it has plans.
+
+        `lengths` is 0 for rows that are left as they are.
+        """
+        woven, planned = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
+        if not self._weave:
+            return woven, planned
+        plans = np.zeros(len(table), np.int64)
+        if self._plan_concepts is not None:
+            plans = self._lengths(table, self._plans, self._plan_concepts, where.number)
+        for number, row in enumerate(rows.tolist()):
+            if not (length := int(lengths[number])):
+                continue
+            paragraphs = table[PARAGRAPHS][row].as_py() if self._paragraphs else None
+            given, own = max(int(plans[row]), 0), paragraphs or []
+            if own and len(own) != length:
+                what = f"{length} sentences and {len(own)} paragraph numbers"
+                raise IntegrityError(f"{label(where, row)} has {what}", _AGAIN.format(self._path))
+            if given and given != count(own):
+                what = f"{given} plans and {count(own)} paragraphs"
+                raise IntegrityError(f"{label(where, row)} has {what}", _AGAIN.format(self._path))
+            woven[number] = len(order(own, length, given)) - length
+            planned[number] = given > 0
+        return woven, planned
 
     def _column(self, name: str, usual: Sequence[str], needed: bool = True) -> str | None:
         """Return the column called `name`, else the first of the `usual` ones."""
@@ -227,6 +312,7 @@ class _File:
         names = {self._sentences or self._concepts, SPLIT}
         if self._targets is not None:
             names.add(self._target_sentences or self._targets)
+        names |= {self._paragraphs, self._plans or self._plan_concepts}
         if self._wanted is not None:
             names |= {self._aliases.get(name) or name for name in self._wanted.columns}
         present = [name for name in self._layout.names if name in names]
@@ -297,6 +383,8 @@ def _join(index: Index, parts: list[_Part]) -> None:
         index.row = np.concatenate([part.rows for part in parts])
         index.length = np.concatenate([part.lengths for part in parts])
         index.target = np.concatenate([part.targets for part in parts])
+        index.woven = np.concatenate([part.woven for part in parts])
+        index.planned = np.concatenate([part.planned for part in parts])
         index.filtered = sum(part.filtered for part in parts)
 
 

@@ -156,6 +156,42 @@ def test_repetition_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
     assert len(made.concepts_SD) == place
 
 
+@pytest.mark.parametrize("plans", [False, True])
+def test_breaks_and_plans_are_context_and_no_text(prompts: list[Tensor], plans: bool) -> None:
+    """The model goes on as it would, whatever its concepts are taken for."""
+    model = _model("base", break_text="Break.", plans=plans)
+    options = _with(ON, end_similarity=0.99999)
+    free = _made(model, prompts[:1], options)[0]
+    told: list[Tensor] = []
+    found = generate(
+        model,
+        prompts[:1],
+        options,
+        breaks=free[1],
+        on_concept=lambda _, concept_D: told.append(concept_D),
+    )[0]
+    text = free[[0, 3]] if plans else free[[0, 2, 3]]
+    torch.testing.assert_close(found.concepts_SD, text)
+    torch.testing.assert_close(torch.stack(told), text)
+    assert (found.breaks, found.reason) == ((1,), "length")
+    assert [before for before, _ in found.plans] == [1] * plans
+    if plans:
+        torch.testing.assert_close(found.plans[0][1], free[2])
+
+
+def test_a_break_after_a_break_is_a_repetition(base: BaseLCM, prompts: list[Tensor]) -> None:
+    everything = GenerateOptions(max_concepts=4, end_similarity=-1.0)
+    found = generate(base, prompts, everything, breaks=torch.ones(DIM))
+    for each in found:
+        assert (len(each.concepts_SD), each.breaks, each.reason) == (0, (0,), "repetition")
+
+
+def test_the_end_comes_before_a_break(base: BaseLCM, prompts: list[Tensor]) -> None:
+    everything = GenerateOptions(max_concepts=4, end_similarity=-1.0)
+    found = generate(base, prompts, everything, end=torch.ones(DIM), breaks=torch.ones(DIM))
+    assert {(each.breaks, each.reason) for each in found} == {((), "end")}
+
+
 def test_finished_rows_leave(base: BaseLCM, prompts: list[Tensor]) -> None:
     full = generate(base, prompts, ON)
     rows: list[int] = []
