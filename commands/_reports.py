@@ -21,6 +21,11 @@ def _documents(report: dict[str, Any]) -> Rows:
     yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
     yield "size", console.size(report["bytes"]) if report["bytes"] else "not known"
     yield "documents", f"{report['documents']:,}"
+    if report["splits"]:
+        yield "splits", _pairs(report["splits"])
+    for part in ("targets", "plans"):
+        if report[part]:
+            yield f"documents with {part}", f"{report[part]:,}"
     yield "languages", _pairs(report["languages"])
     if report["sentences"]:
         yield "sentences", f"{report['sentences']:,}"

@@ -23,8 +23,9 @@ def inspect(path: str) -> dict[str, Any]:
     """Return what is in a file, folder or stream of documents, as plain data for JSON.
 
     Keys: path, kind (documents, concepts or dataset), formats, bytes, space, dtypes, documents,
-    sentences, concepts, languages, sentence_characters, document_sentences, norms, non_finite,
-    problems, problem_count; of a data set also shards and unlisted.
+    targets, plans (how many documents have them), splits, sentences, concepts, languages,
+    sentence_characters, document_sentences, norms, non_finite, problems, problem_count; of a data
+    set also shards and unlisted.
     Broken documents are counted and named under problems. Raises NotFoundError, IntegrityError if
     a file cannot be read to its end.
     """
@@ -84,12 +85,15 @@ class _Found:
     """What has been seen so far."""
 
     documents: int = 0
+    targets: int = 0  # documents that have one
+    plans: int = 0
     sentences: int = 0
     concepts: int = 0
     non_finite: int = 0
     problem_count: int = 0
     problems: list[str] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
     dtypes: set[str] = field(default_factory=set)
     spaces: list[SpaceInfo] = field(default_factory=list)
     characters: _Range = field(default_factory=_Range)
@@ -106,7 +110,11 @@ class _Found:
 
     def document(self, document: Document) -> None:
         self.documents += 1
+        self.targets += document.target is not None
+        self.plans += document.plans is not None
         self.languages[document.lang or "unknown"] += 1
+        if document.split:
+            self.splits[document.split] += 1
         self.sentences += len(document.sentences)
         self.characters.add([len(sentence) for sentence in document.sentences])
         if document.concepts is not None:
@@ -137,6 +145,9 @@ class _Found:
             "space": _about_space(self.spaces[0]) if self.spaces else None,
             "dtypes": sorted(self.dtypes),
             "documents": self.documents,
+            "targets": self.targets,
+            "plans": self.plans,
+            "splits": dict(self.splits.most_common()),
             "sentences": self.sentences,
             "concepts": self.concepts,
             "languages": dict(self.languages.most_common()),

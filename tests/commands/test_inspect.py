@@ -48,6 +48,22 @@ def test_concepts_as_a_table(lcm, tmp_path):
     assert found["NaN or infinite"] == "0 concepts"
 
 
+def test_splits_targets_and_plans(lcm, report, tmp_path):
+    lines = [
+        {"text": "A dog ran off.", "target": "A dog.", "split": "train"},
+        {"text": "He came back.", "plans": ["He is found."], "split": "train"},
+        {"text": "It rains.", "target": "Rain.", "split": "dev"},
+        {"text": "It snows."},
+    ]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    found = rows(lcm("inspect", file))
+    assert found["splits"] == "train 2, dev 1"
+    assert (found["documents with targets"], found["documents with plans"]) == ("2", "1")
+    told = report(file)
+    assert (told["targets"], told["plans"], told["splits"]) == (2, 1, {"train": 2, "dev": 1})
+
+
 def test_a_space_that_nobody_knows_has_no_licence(report, tmp_path):
     assert report(embed(tmp_path / "a.parquet", name="mine"))["licence"] is None
 
