@@ -34,7 +34,7 @@ def main(
         typer.Option(metavar="FILE", help="Results for the card, JSON.", show_default=False),
     ] = None,
     with_state: Annotated[
-        bool, typer.Option("--with-state", help="Upload the optimizer's state, too.")
+        bool, typer.Option("--with-state", help="Upload the run's last state, too.")
     ] = False,
 ) -> None:
     """Upload config, weights and a model card, in one commit. Prints its address.

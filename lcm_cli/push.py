@@ -17,7 +17,6 @@ from lcm_cli.repository import CARD, OURS, layout_of, licence_in, needed, read_j
 from lcm_cli.snapshot import endpoint, translated
 
 SHARD = 5_000_000_000  # bytes of weights in one file, at most
-STATE = "state.pt"  # where a training run keeps its optimizer
 _SPACE_FILES = {"config": "config.json", **hub.FILES}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -51,7 +50,8 @@ def push(
         raise UsageError(message, "name it, by its SPDX identifier: --licence CC-BY-4.0")
     card = model_card(repo, config, folder, licence, _languages(config), results)
     if with_state:
-        files[STATE] = _state(folder)
+        state = _state(folder)
+        files[state.name] = state
     with (
         _sharded(files, shard, notice) as parts,
         translated(repo, revision, f"lcm checkpoints push {source} {repo}"),
@@ -90,11 +90,16 @@ def _names(folder: Path) -> list[str]:
 
 
 def _state(folder: Path) -> Path:
-    """Find the optimizer's state, beside the checkpoint or in the training run that it lies in."""
-    for place in (folder / STATE, folder.parent / STATE):
-        if place.is_file():
-            return place
-    raise NotFoundError(f"{folder} has no {STATE}", "leave --with-state out")
+    """Find the last state in the training run that a checkpoint lies in."""
+    from lcm_cli.training.states import states
+
+    # One that several processes wrote in parts is a folder, and goes on with as many machines only.
+    if whole := [path for path in states(folder.parent) if path.is_file()]:
+        return whole[-1]
+    raise NotFoundError(
+        f"there is no state-*.pt beside {folder}",
+        "push the model/ in the folder of a run, or leave out --with-state",
+    )
 
 
 def _languages(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ def model(tmp_path):
     folder = tmp_path / "run" / "model"
     space = SpaceRef("sonar", "0123456789abcdef")
     save(build(preset("base", "nano", concept_dim=16, space=space)), folder)
-    (folder.parent / "state.pt").write_bytes(b"optimizer" * 100)
+    for step, content in ((1, b"before"), (20, b"optimizer" * 100)):
+        (folder.parent / f"state-{step:09d}.pt").write_bytes(content)
     (folder / "notes.txt").write_bytes(b"private")
     return folder
 
@@ -84,9 +85,10 @@ def test_own_card_is_kept(account, model):
 
 def test_state_only_if_asked(account, model):
     push.push(str(model), "org/model", licence="MIT", with_state=True)
-    assert published(account, "org/model")["state.pt"] == b"optimizer" * 100
-    (model.parent / "state.pt").unlink()
-    with pytest.raises(NotFoundError, match=r"no state\.pt"):
+    assert published(account, "org/model")["state-000000020.pt"] == b"optimizer" * 100
+    for state in model.parent.glob("state-*.pt"):
+        state.unlink()
+    with pytest.raises(NotFoundError, match=r"no state-\*\.pt"):
         push.push(str(model), "org/model", licence="MIT", with_state=True)
 
 
