@@ -23,17 +23,22 @@ lcm train recipe.toml --dry-run
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, or a checkpoint's card, in TOML.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A recipe, or a checkpoint's card, in TOML.")
+    ],
     changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: key=value. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe. Repeatable."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the run.  [default: runs/NAME]"),
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME]"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     max_minutes: Annotated[
-        float, typer.Option(min=0, help="Stop, saved, after so many minutes.")
+        float, typer.Option(min=0, metavar="M", help="Stop, saved, after so many minutes.")
     ] = float("inf"),
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only tell memory, disk and time, by a few steps.")
@@ -50,7 +55,10 @@ def main(
     from lcm_cli.space import pick_device
 
     chosen = pick_device(own_device(device))
-    if dry and isinstance(loaded, ModelRecipe | SpaceRecipe):
+    if dry:
+        if not isinstance(loaded, ModelRecipe | SpaceRecipe):
+            hint = f"leave it out: fitting a {loaded.kind} is done in one go"
+            raise UsageError(f"--dry-run is for models and spaces, not for a {loaded.kind}", hint)
         from lcm_cli.training.dry_run import dry_run
 
         (console.emit if json else show_estimate)(dry_run(loaded, chosen))
@@ -94,7 +102,8 @@ def _check_folder(folder: Path, resume: bool, kind: str) -> None:
 
     begun = bool(states(folder)) or (folder / kind).exists()
     if begun and not resume:
-        hint = "go on with --resume, or choose another folder with -o"
+        other = "choose another folder with -o"
+        hint = f"go on with --resume, or {other}" if states(folder) else other
         raise UsageError(f"there is a run in {folder}", hint)
     if resume and not states(folder):
         raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")

@@ -144,9 +144,10 @@ class Training:
             raise IntegrityError("muon needs whole matrices, and fsdp cuts them", "use adamw")
         if self.parallel == "fsdp" and self.precision == "float16":
             raise IntegrityError("fsdp does not scale losses for float16", "use bfloat16")
-        for name in ("ema", "decay"):
-            if not 0 <= getattr(self, name) < 1 + (name == "decay"):
-                raise IntegrityError(f"train.{name} must be in [0, 1), not {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise IntegrityError(f"train.ema must be in [0, 1), not {self.ema}")
+        if not 0 <= self.decay <= 1:
+            raise IntegrityError(f"train.decay must be in [0, 1], not {self.decay}")
 
 
 @dataclass(frozen=True)

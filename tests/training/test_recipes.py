@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lcm_cli.app import main
 from lcm_cli.errors import IntegrityError
 from lcm_cli.models.checkpoint import build
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
@@ -39,6 +40,20 @@ def test_what_fsdp_cannot_do(tmp_path):
     path = ROOT / "examples" / "recipes" / "base-1.6B.toml"
     with pytest.raises(IntegrityError, match="muon"):
         load_recipe(path, ['train.optimizer="muon"'])
+
+
+@pytest.mark.parametrize("change", ["train.ema=1.0", "train.decay=1.5", "train.decay=-0.1"])
+def test_shares_are_shares(change):
+    with pytest.raises(IntegrityError, match=change.partition("=")[0]):
+        load_recipe(ROOT / "examples" / "recipes" / "small.toml", [change])
+
+
+@pytest.mark.parametrize("kind", ["quantizer", "normalizer"])
+def test_a_dry_run_of_what_is_fitted_is_refused(kind, tmp_path, capsys):
+    recipe = ROOT / "examples" / "recipes" / f"{kind}.toml"
+    assert main(["train", str(recipe), "-o", str(tmp_path / "run"), "--dry-run"]) == 2
+    assert f"not for a {kind}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["sonar.toml", "sonar-llm-100m.toml"])
