@@ -166,7 +166,9 @@ def _ready(
             if document.concepts is None:
                 document = writer.embedded(document, lang, request.one_per_line)
             else:
-                check_space(document.space, _place(writer))
+                place = _place(writer)
+                if place.fingerprint:  # else any concepts of the model's width will do
+                    check_space(document.space, place)
                 document.lang = document.lang or ("" if lang == "auto" else lang)
             writer.check(document, codes, options)
         except LcmError as error:

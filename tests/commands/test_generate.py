@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcm_cli.continuation import generate
-from lcm_cli.documents import Document
+from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.models import load_model
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import SpaceRef, preset
@@ -315,3 +315,16 @@ def test_text_needs_a_space(lcm: Run, golden: Path, story: Path) -> None:
     to = _short(lcm, golden / "p.safetensors", "--model", golden / "base", "--to", "fra", "--json")
     assert to.code == 2
     assert "so it has no languages" in to.stderr
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_a_model_that_names_no_space_takes_concepts_of_its_width(
+    lcm: Run, golden: Path, tmp_path: Path, width: int
+) -> None:
+    rows_SD = load_file(golden / "p.safetensors")["concepts"].numpy()[:, :width]
+    prompt, target = tmp_path / "prompt.safetensors", tmp_path / "more.safetensors"
+    with open_writer(str(prompt), SpaceInfo("other", "0" * 64, width), dtype="float32") as file:
+        file.write(Document("a", "eng_Latn", concepts=rows_SD))
+    done = _short(lcm, prompt, "--model", golden / "base", "--concepts-out", target)
+    assert target.exists() == (width == 32), done.stderr
+    assert ("concepts of width 16, the model reads 32" in done.stderr) == (width == 16)
