@@ -96,17 +96,10 @@ def _convert(plan: Plan, source: Path, made_of: dict[str, Any]) -> None:
 
 def _write_model(source: Path, target: Path) -> None:
     """Write a foreign checkpoint in our layout; its tensors are mapped, never all in memory."""
-    from lcm_cli.convert import write_safetensors
-    from lcm_cli.models.checkpoint import CONFIG, WEIGHTS
-    from lcm_cli.models.config import to_dict
+    from lcm_cli.models.checkpoint import write
     from lcm_cli.models.foreign import read_model
 
-    config, state = read_model(source)
-    with atomic_path(target / WEIGHTS) as path:
-        write_safetensors(path, {name: [tensor] for name, tensor in state.items()})
-    with atomic_path(target / CONFIG) as path:
-        text = json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
-        path.write_text(text, encoding="utf-8")
+    write(*read_model(source), target)
 
 
 def _write_origin(folder: Path, plan: Plan, made_of: dict[str, Any]) -> None:

@@ -77,11 +77,6 @@ def sniff(head: bytes, name: str, suffix: str = "") -> Kind:
     return "jsonl" if re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"', head) else "text"
 
 
-def is_concept_kind(kind: Kind) -> bool:
-    """Return whether files of this kind are there to hold concepts."""
-    return kind not in ("text", "jsonl")
-
-
 def _magic(head: bytes) -> Kind | None:
     if head.startswith(b"PAR1"):
         return "parquet"

@@ -78,7 +78,8 @@ def load_quantizer(source: Path | str) -> ResidualQuantizer:
     """Load a quantizer; raises as `load_model` does."""
     quantizer = load(locate_model(str(source)))
     if not isinstance(quantizer, ResidualQuantizer):
-        raise IntegrityError(f"{source} is no quantizer", "make one: lcm train quantizer")
+        hint = "a recipe of kind quantizer makes one: lcm train RECIPE.toml"
+        raise IntegrityError(f"{source} is no quantizer", hint)
     return quantizer
 
 
