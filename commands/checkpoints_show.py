@@ -67,6 +67,6 @@ _CHECKSUMS = {"card": "in the card", "first pull": "none published: taken at the
 
 def _pairs(values: dict[str, Any]) -> str:
     flat = (
-        f"{key} {_pairs(v)}" if isinstance(v, dict) else f"{key} {v}" for key, v in values.items()
+        f"{key} {_pairs(v)}" if isinstance(v, dict) else f"{key} = {v}" for key, v in values.items()
     )
-    return ", ".join(flat)
+    return "; ".join(flat)
