@@ -1,0 +1,58 @@
+"""The concept models that come with lcm do, offline, what their cards say."""
+
+import pytest
+
+import lcm_cli
+from lcm_cli import hub
+from lcm_cli.documents import Document
+from lcm_cli.models.checkpoint import check_space
+from lcm_cli.models.config import SpaceRef
+from lcm_cli.models.generate import GenerateOptions
+
+STORY = [
+    "Once upon a time, there was a little girl named Lily.",
+    "She loved to play in the park.",
+    "One day, she found a big red ball.",
+    "She was very happy.",
+    'Her mom smiled and said, "You can keep it."',
+    "They went home together.",
+    "Lily played with the ball every day.",
+]
+BUNDLED = [name for name, card in hub.cards().items() if card.kind == "model" and card.files]
+
+
+@pytest.fixture(scope="module")
+def space():
+    return lcm_cli.load_space("tiny", device="cpu")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_belongs_to_the_bundled_space(name, space):
+    config = lcm_cli.load_model(name, device="cpu").config
+    check_space(config, SpaceRef("tiny", space.fingerprint), space.dim)
+    assert set(config.prompts) == {"summarize", "expand"}
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_goes_on_with_a_story(name, space):
+    model = lcm_cli.load_model(name, device="cpu")
+    document = Document("lily", lang="eng_Latn", sentences=STORY)
+    options = GenerateOptions(max_concepts=3, repeat_similarity=None)
+    written = lcm_cli.generate(document, model, space, ["fra_Latn"], options)
+    assert written.sentences
+    assert written.texts["fra_Latn"].strip()
+
+
+def test_two_tower_summarizes_with_sentences_of_the_story(space):
+    document = Document("lily", lang="eng_Latn", sentences=STORY)
+    answer = lcm_cli.summarize(document, space, model="tiny-two-tower")
+    assert answer.fallback is None
+    said = [sentence.texts["eng_Latn"] for sentence in answer.sentences]
+    assert said[0] == STORY[0]
+    assert len(said) < len(STORY)
+    assert set(said) <= set(STORY)
+
+
+def test_no_model_stands_behind_summaries_unless_asked_for(space):
+    document = Document("lily", lang="eng_Latn", sentences=STORY)
+    assert lcm_cli.summarize(document, space).model is None
