@@ -50,6 +50,8 @@ def main(
     from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
+    if isinstance(loaded, ModelRecipe) and loaded.distill is not None:
+        raise UsageError(f"{recipe} names a teacher", f"learn from it: lcm distill {recipe}")
     folder = output or Path("runs") / loaded.name
 
     from lcm_cli.space import pick_device

@@ -25,6 +25,7 @@ COMMANDS = (  # in the order of the help, where groups come last
     "decode",
     "inspect",
     "train",
+    "distill",
     "evaluate",
     "plot",
     "languages",

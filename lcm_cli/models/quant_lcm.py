@@ -36,6 +36,9 @@ CHUNK = 1 << 24  # distances computed at a time
 # Contextualizes unfinished concepts (..., D) with tag number k, twice over if guided.
 Look = Callable[[Tensor, int, bool], Tensor]
 
+# The number of the codebook each concept learns (B, S), and which learn without context.
+QuantDraws = tuple[Tensor, Tensor | None]
+
 
 class ResidualQuantizer(nn.Module):
     """C codebooks of U centroids, each fitted on what the ones before it leave."""
@@ -201,17 +204,30 @@ class QuantLCM(ConceptModel):
         outputs = config.units if config.flavour == "discrete" else config.concept_dim
         self.head = Projection(config.model_dim, outputs)
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
-        """Return, for a random codebook of each concept, its cross-entropy or squared error."""
-        raw_BSD = batch.concepts_BSD.to(self.device)
-        x0_BSD, target_BS = batch.targets(raw_BSD)
+    def draw(self, shape: torch.Size, generator: torch.Generator | None = None) -> QuantDraws:
+        """Draw the codebook of each concept (B, S), and who learns without context."""
         device = self.device if generator is None else generator.device
         depth_BS = torch.randint(
-            self.config.codebooks, target_BS.shape, device=device, generator=generator
+            self.config.codebooks, shape, device=device, generator=generator
         ).to(self.device)
+        return depth_BS, self._dropped(depth_BS, generator)
+
+    def loss(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        draws: QuantDraws | None = None,
+    ) -> Loss:
+        """Return, for a random codebook of each concept, its cross-entropy or squared error.
+
+        `draws` replaces what `generator` would give.
+        """
+        raw_BSD = batch.concepts_BSD.to(self.device)
+        x0_BSD, target_BS = batch.targets(raw_BSD)
+        depth_BS, dropped_BS = draws or self.draw(target_BS.shape, generator)
         codes_NC = self.quantizer.encode(x0_BSD.flatten(0, 1))
         partial_ND = self.quantizer.decode(codes_NC, depth_BS.flatten())
-        partial_BSD, dropped_BS = partial_ND.view_as(x0_BSD), self._dropped(depth_BS, generator)
+        partial_BSD = partial_ND.view_as(x0_BSD)
         clean = self.normalized(raw_BSD[:, :-1]), self.embed_index.weight[0]
         unfinished = self.normalized(partial_BSD), self.embed_index(depth_BS + 1)
         h_BSM = self.backbone(clean, unfinished, batch.places(), dropped_BS, batch.segments_BS)

@@ -1,5 +1,6 @@
 """Recipes: what to train, on what, how. A TOML file, checked before anything starts."""
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +152,42 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """What a model learns from a teacher, a checkpoint or a run: the [distill] table.
+
+    `own` weighs the model's usual loss, `prediction` the distance between what the two put out
+    ("auto": "kl" for a discrete Quant-LCM, else "mse"), `hidden` that between hidden states.
+    `layers` are pairs of layer numbers, [student's, teacher's]; by default each layer has a
+    partner. `capture` is a file of the teacher's predictions to learn from in its place. `compare`
+    trains the same model without a teacher too.
+    """
+
+    teacher: str
+    own: float = 1.0
+    prediction: float = 1.0
+    prediction_loss: Literal["auto", "mse", "cosine", "kl"] = "auto"
+    hidden: float = 0.0
+    layers: tuple[tuple[int, int], ...] = ()
+    capture: str = ""
+    compare: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for combinations that cannot be."""
+        for name in ("own", "prediction", "hidden"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise IntegrityError(f"distill.{name} must not be negative: {getattr(self, name)}")
+        if not self.prediction and not self.hidden:
+            raise IntegrityError("nothing is learned from the teacher", "distill.prediction = 1.0")
+        if self.capture and self.hidden:
+            raise IntegrityError(
+                f"{self.capture} holds predictions, no hidden states",
+                "set distill.hidden = 0, or leave distill.capture out",
+            )
+        if self.layers and not self.hidden:
+            raise IntegrityError("distill.layers without distill.hidden", "distill.hidden = 1.0")
+
+
+@dataclass(frozen=True)
 class ModelRecipe:
     """A recipe with kind = "model": a concept model, new or, with `start`, finetuned.
 
@@ -169,6 +206,7 @@ class ModelRecipe:
     quantizer: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     train: Training = field(default_factory=Training)
+    distill: Distillation | None = None
 
     def config(self, given: Mapping[str, Any], start: AnyConfig | None = None) -> AnyConfig:
         """Return the model's config: that of the preset or of `start`, changed as [model] says.

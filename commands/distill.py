@@ -1,0 +1,117 @@
+"""lcm distill: train a small model to do what a large one does."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lcm_cli import console
+from lcm_cli.errors import UsageError
+
+from ._options import Device, Force, Json
+from ._training import show, status, stop_on_signal, together
+from .train import _check_folder
+
+if TYPE_CHECKING:
+    from lcm_cli.training.model import ModelTrainer
+
+EPILOG = """\
+lcm distill recipe.toml
+
+lcm distill recipe.toml --set distill.hidden=1.0 --resume
+
+lcm distill recipe.toml --set distill.capture=teacher.parquet --capture
+"""
+SCORES = ("parameters", "l2", "par", "ca", "to_teacher")
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="A recipe with a [distill] table, in TOML.")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe: key=value. Repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the run.  [default: runs/NAME]"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    max_minutes: Annotated[
+        float, typer.Option(min=0, help="Stop, saved, after so many minutes.")
+    ] = float("inf"),
+    capture: Annotated[
+        bool,
+        typer.Option("--capture", help="Only write the teacher's predictions: distill.capture."),
+    ] = False,
+    force: Force = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Train a small model to do what a large one does, and compare the two.
+
+    The student's twin that learns without a teacher is trained too, for comparison.
+    """
+    from lcm_cli.training.recipe import ModelRecipe, load_recipe
+
+    loaded = load_recipe(recipe, changes or ())
+    if not isinstance(loaded, ModelRecipe):
+        raise UsageError(f'{recipe} is of kind "{loaded.kind}": only models have teachers')
+    folder = output or Path("runs") / loaded.name
+    if not capture:
+        _check_folder(folder, resume, loaded.kind)
+
+    from lcm_cli.models.checkpoint import load_model
+    from lcm_cli.space import pick_device
+    from lcm_cli.training.distill import ALONE, Lesson
+
+    chosen = pick_device(device)
+    lesson = Lesson(loaded, chosen)
+    if capture:
+        path, count = lesson.capture(force=force, progress=console.progress)
+        console.info(f"predictions for {count:,} documents")
+        console.emit({"path": str(path), "documents": count}) if json else console.out(str(path))
+        return
+    models: dict[str, Any] = {}
+    trainers: dict[str, Any] = {"student": (lesson.student, folder)}
+    if lesson.options.compare:
+        trainers[ALONE] = (lesson.alone, folder / ALONE)
+    ends = time.monotonic() + 60 * max_minutes
+    for name, (make, place) in trainers.items():
+        place.mkdir(parents=True, exist_ok=True)
+        trainer = make()
+        console.info(f"{name}: {trainer.summary}, on {chosen}")
+        if not _train(name, trainer, place, (ends - time.monotonic()) / 60, resume, json):
+            command = f"lcm distill {recipe} -o {folder} --resume"
+            console.info(f"{name} stopped at step {trainer.step}; go on with: {command}")
+            return
+        models[name] = load_model(place / loaded.kind, device=str(chosen))
+    report = lesson.report(models, folder)
+    console.emit({"report": report}) if json else _show_report(report)
+    console.info(f"done: {folder / loaded.kind}")
+
+
+def _train(
+    name: str, trainer: "ModelTrainer", folder: Path, minutes: float, resume: bool, json: bool
+) -> bool:
+    from lcm_cli.training.curves import tensorboard
+    from lcm_cli.training.loop import Run
+    from lcm_cli.training.states import states
+
+    def emit(record: dict[str, Any]) -> None:
+        console.emit({"model": name, **record})
+
+    shown = [emit if json else show, tensorboard(folder)]
+    run = Run(trainer, folder, max(minutes, 0), together(shown), status)
+    if resume and states(folder):
+        run.resume()
+    stop_on_signal(run)
+    return run.train()
+
+
+def _show_report(report: dict[str, dict[str, float]]) -> None:
+    rows = [
+        [name, f"{scores['parameters'] / 1e6:.2f} M"]
+        + [f"{scores[key]:.4f}" if key in scores else "-" for key in SCORES[1:]]
+        for name, scores in report.items()
+    ]
+    console.table("Student and teacher", ["", *SCORES], rows)
