@@ -20,14 +20,16 @@ _BLOCK = 1 << 24  # numbers looked at in one go
 def inspect(target: str) -> dict[str, Any]:
     """Return what `target` is and holds, as plain data; `kind` says which keys there are.
 
-    `target`: a file or folder of documents or concepts, a data set, the folder of a space or a
-    model, the name of a card, or a .safetensors file of weights. Raises NotFoundError if there is
-    nothing of that name, IntegrityError if it is cut off.
+    `target`: a file or folder of documents or concepts, a data set, the folder of a space, a
+    model or a training run, the name of a card, or a .safetensors file of weights. Raises
+    NotFoundError if there is nothing of that name, IntegrityError if it is cut off.
     """
     path = Path(target)
     if path.is_dir() and (path / "config.json").is_file():
         kind = read_json(path / "config.json").get("kind")
         return _model(target) if kind == "model" else _space(target)
+    if (path / "model" / "config.json").is_file():  # the folder of a training run
+        return _model(target)
     if path.is_file() and path.suffix == ".toml":
         return _card(target)
     if path.is_file() and _is_weights(path):

@@ -295,7 +295,8 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     Raises NotFoundError, UsageError for a malformed change, IntegrityError for what is in the file.
     """
     if not path.is_file():
-        raise NotFoundError(f"no such recipe: {path}", "examples: lcm train --help")
+        hint = "recipes to start from are in examples/recipes: see docs/training.md"
+        raise NotFoundError(f"no such recipe: {path}", hint)
     try:
         data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -344,6 +344,8 @@ class _File:
 
 def _files(path: str) -> list[Path]:
     def fail(error: LcmError) -> None:
+        if isinstance(error, NotFoundError) and not error.hint:
+            error.hint = f"make a data set of text there: lcm embed TEXT -o {path}"
         raise error
 
     sources = list(expand([path], fail))

@@ -158,6 +158,9 @@ def test_model(lcm, tmp_path):
     space = SpaceRef("tiny", "0123456789abcdef")
     model = build(preset("base", "nano", concept_dim=16, space=space, prompts={"expand": "More:"}))
     save(model, tmp_path / "m")
+    save(model, tmp_path / "run" / "model")
+    of_run = json.loads(lcm("inspect", tmp_path / "run", "--json").stdout)
+    assert of_run["architecture"] == "base"
     shown = lcm("inspect", tmp_path / "m")
     assert shown.code == 0, shown.stderr
     rows = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())

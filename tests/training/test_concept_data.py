@@ -398,6 +398,9 @@ def test_what_is_no_data(tmp_path: Path, corpus: str) -> None:
     for path, kind, message in cases:
         with pytest.raises(kind, match=message):
             open_data(path)
+    with pytest.raises(NotFoundError) as missing:
+        open_data(str(tmp_path / "no" / "folder"))
+    assert f"lcm embed TEXT -o {tmp_path / 'no' / 'folder'}" in missing.value.hint
 
 
 def test_sentences_need_a_space(corpus: str) -> None:
