@@ -207,11 +207,11 @@ class Writer:
             return
         config = model.config
         check_space(config, SpaceRef(space.name, space.fingerprint), space.dim)
-        self.end_D = self._encode([config.end_text])[0]
+        self.end_D = self.encode([config.end_text])[0]
         if config.break_text:
-            self.break_D = self._encode([config.break_text])[0]
+            self.break_D = self.encode([config.break_text])[0]
         if isinstance(config, SonarLLMConfig) and config.begin_text:
-            self.begin_SD = self._encode([config.begin_text])
+            self.begin_SD = self.encode([config.begin_text])
 
     def embedded(
         self, document: Document, source: str = "auto", one_per_line: bool = False
@@ -323,7 +323,7 @@ class Writer:
             options,
             end=self.end_D,
             breaks=self.break_D,
-            reencode=None if self.space is None else self._reencode,
+            reencode=None if self.space is None else self.reencode,
             on_concept=told if at_once else None,
             watch=None if looks is None else looks.seen.append,
         )
@@ -349,16 +349,18 @@ class Writer:
     def _own_lang(self, space: Space) -> str:
         return OWN_LANG if OWN_LANG in space.languages else space.languages[0]
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return the concepts of what a model is told in its own language, (N, D)."""
         assert self.space is not None
         return torch.from_numpy(self.space.encode(texts, self._own_lang(self.space)).concepts)
 
-    def _reencode(self, concepts_BD: Tensor) -> Tensor:
+    def reencode(self, concepts_BD: Tensor) -> Tensor:
+        """Return what concepts become when they are decoded and encoded again."""
         assert self.space is not None
         lang, rows_BD = self._own_lang(self.space), concepts_BD.float().cpu().numpy()
         limits = [LEAST_TOKENS] * len(rows_BD)
         found = self.space.decode(rows_BD, [lang], DecodeOptions(beam=1), limits=limits)[lang]
-        return self._encode([best[0].text for best in found])
+        return self.encode([best[0].text for best in found])
 
 
 @dataclass

@@ -16,25 +16,24 @@ import torch
 from torch import Tensor
 
 from lcm_cli.answer import AUTO, EXTRACTIVE, Answer, Sentence, Source, Task
+from lcm_cli.continuation import LEAST_TOKENS, Writer
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.guard import Reason, Thresholds, cosines, refuse
 from lcm_cli.hub import cards, locate_model
 from lcm_cli.length import Length, count_words
-from lcm_cli.models.checkpoint import check_space, load_model, read_config
-from lcm_cli.models.config import AnyConfig, QuantizerConfig, SonarLLMConfig, SpaceRef
+from lcm_cli.models.checkpoint import load_model, read_config
+from lcm_cli.models.config import AnyConfig, QuantizerConfig
 from lcm_cli.models.extractive import select
 from lcm_cli.models.generate import GenerateOptions, generate
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.pipeline import Embedded, Progress
-from lcm_cli.space import DecodeOptions, Space
+from lcm_cli.space import Space
 
 METHOD = "generated"
 MOST = 64  # sentences of an answer for which no length was asked
-LEAST_TOKENS = 64  # that a sentence of an answer may have in any case
 LEAST_CONTEXT = 4  # concepts: two of a source, and two of an answer
 TOGETHER = 64  # documents that are continued side by side
 SOURCES, NEARLY = 3, 0.1  # so many sources are named at most, all so near to the nearest
-PROMPT_LANG = "eng_Latn"  # of prompts and end texts, as in training
 
 # An expansion says much that its source does not: a single sentence on the subject must do.
 THRESHOLDS = {"summarize": Thresholds(), "expand": Thresholds(about=0.0)}
@@ -45,22 +44,17 @@ class AnswerModel:
 
     def __init__(self, model: ConceptModel, name: str, task: Task, space: Space) -> None:
         """Raise UsageError if it was not, IntegrityError for a model of another space."""
-        config = model.config
-        check_space(config, SpaceRef(space.name, space.fingerprint), space.dim)
+        # How prompts and end texts are encoded is the same wherever a model goes on with something.
+        self._writer, config = Writer(model, space), model.config
         if task not in config.prompts:
             known = (
                 f"its tasks: {', '.join(config.prompts)}" if config.prompts else "it has no task"
             )
             raise UsageError(f"the model {name} was not trained to {task}: {known}")
         self.model, self.name, self.task, self.space = model, name, task, space
-        begin = config.begin_text if isinstance(config, SonarLLMConfig) else ""
-        self._begin_SD = self._encode([begin] if begin else [])
-        self._prompt_SD = self._encode([config.prompts[task]])
-        self._end_D = self._encode([config.end_text])[0]
-        close = config.break_text
-        self._break_D = self._encode([close])[0] if close else None
+        self._prompt_SD = self._writer.encode([config.prompts[task]])
         # For source and answer: all but what opens the document, the prompt and the end.
-        self._context = config.max_length - len(self._begin_SD) - 2
+        self._context = config.max_length - len(self._writer.begin_SD) - 2
         if self._context < LEAST_CONTEXT:
             raise UsageError(f"the context of {name}, {config.max_length} concepts, is too short")
 
@@ -126,9 +120,9 @@ class AnswerModel:
                     self.model,
                     prompts,
                     options,
-                    end=self._end_D,
-                    breaks=self._break_D,
-                    reencode=self._reencode,
+                    end=self._writer.end_D,
+                    breaks=self._writer.break_D,
+                    reencode=self._writer.reencode,
                 )
                 for i, each in zip(some, done, strict=True):
                     found[i] = self._finite(each.concepts_SD[:limit].float().cpu().numpy())
@@ -142,15 +136,7 @@ class AnswerModel:
 
     def _prompt(self, source_SD: np.ndarray) -> Tensor:
         source = torch.from_numpy(np.ascontiguousarray(source_SD, dtype=np.float32))
-        return torch.cat([self._begin_SD, source, self._prompt_SD])
-
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        return torch.from_numpy(self.space.encode(texts, PROMPT_LANG).concepts)
-
-    def _reencode(self, concepts_BD: Tensor) -> Tensor:
-        rows, greedy = concepts_BD.float().cpu().numpy(), DecodeOptions(beam=1)
-        found = self.space.decode(rows, [PROMPT_LANG], greedy)[PROMPT_LANG]
-        return self._encode([best[0].text for best in found])
+        return torch.cat([self._writer.begin_SD, source, self._prompt_SD])
 
 
 def load(wanted: str, task: Task, space: Space, *, must_suit: bool = True) -> AnswerModel | None:
