@@ -63,7 +63,7 @@ def _fit_normalizer(
         parts = counted(concepts(data, recipe.concepts), advance)
         normalizer = fit(parts, recipe.normalizer, seed=recipe.seed)
     save_normalizer(normalizer, folder, SpaceRef(space.name, space.fingerprint))
-    deviation = float(normalizer.normalize(held_out(data)).std(dim=0).mean())
+    deviation = float(normalizer.normalize(held_out(data)).std(dim=0, correction=0).mean())
     return {"kind": "normalizer", "path": str(folder), "deviation": deviation}
 
 

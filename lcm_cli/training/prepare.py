@@ -186,7 +186,9 @@ def set_normalizer(model: ConceptModel, source: str, data: EndlessData, progress
     Raises NotFoundError, or IntegrityError if it is of another space or method.
     """
     if source:
-        model.normalizer.load_state_dict(read_normalizer(source, model.config))
+        state = read_normalizer(source, model.config)
+        checkpoint.check_state(model.normalizer, state, source)
+        model.normalizer.load_state_dict(state)
         return
     if model.config.normalizer.method == "none":
         return
@@ -204,21 +206,28 @@ def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
     folder = folder / NORMALIZER if (folder / NORMALIZER).is_dir() else folder
     file = folder / checkpoint.CONFIG
     if not file.is_file():
-        raise NotFoundError(f"no normalizer at {source}: {file.name} is missing")
+        raise NotFoundError(f"no normalizer at {source}: {file.name} is missing", _made(NORMALIZER))
     try:
         theirs = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise IntegrityError(f"{file} is not the config of a normalizer: {error}") from error
-    fingerprint = theirs.get("space", {}).get("fingerprint")
-    mine = {"kind": NORMALIZER, **asdict(config.normalizer)}
+    if theirs.get("kind") != NORMALIZER:
+        raise IntegrityError(f"{source} is no normalizer", _made(NORMALIZER))
+    mine = asdict(config.normalizer)
     if different := [key for key, value in mine.items() if theirs.get(key) != value]:
         key = different[0]
         raise IntegrityError(
             f"{source} has {key} = {theirs.get(key)!r}, the recipe's model {mine[key]!r}",
             "[model.normalizer] in the recipe says what is wanted",
         )
+    space = theirs.get("space")
+    fingerprint = space.get("fingerprint") if isinstance(space, dict) else None
     if fingerprint != config.space.fingerprint:
-        raise IntegrityError(f"{source} was fitted in another space than {config.space.name}")
+        raise IntegrityError(
+            f"{source} was fitted in another space ({fingerprint}) than "
+            f"{config.space.name!r} ({config.space.fingerprint})",
+            _made(NORMALIZER),
+        )
     return checkpoint.read_weights(folder / checkpoint.WEIGHTS)
 
 
@@ -227,26 +236,46 @@ def set_quantizer(
 ) -> None:
     """Give a Quant-LCM the codebooks of a checkpoint, or fit them.
 
-    Raises IntegrityError if they are of other shapes than the model's.
+    Raises NotFoundError, or IntegrityError if they are of other shapes or another space.
     """
-    config = model.quantizer.config
     if source:
-        folder = Path(source)
-        inner = folder / QUANTIZER
-        found = checkpoint.load_quantizer(inner if inner.is_dir() else folder)
-        theirs = found.config
-        for name in ("concept_dim", "codebooks", "units"):
-            has, wants = getattr(theirs, name), getattr(config, name)
-            if has != wants:
-                raise IntegrityError(
-                    f"{source} has {name} {has}, the model {wants}",
-                    f"set it in the recipe's [model]: {name} = {has}",
-                )
-        if theirs.space.fingerprint not in ("", model.config.space.fingerprint):
-            raise IntegrityError(f"{source} was fitted in another space: {theirs.space.name}")
-        model.quantizer.load_state_dict(found.state_dict())
-        return
-    model.quantizer.load_state_dict(fit_codebooks(config, data, FITTED, 20, seed, progress))
+        state = read_quantizer(source, model.quantizer.config, model.config.space)
+    else:
+        state = fit_codebooks(model.quantizer.config, data, FITTED, 20, seed, progress)
+    model.quantizer.load_state_dict(state)
+
+
+def read_quantizer(source: str, config: QuantizerConfig, space: SpaceRef) -> dict[str, Tensor]:
+    """Return the codebooks of a checkpoint, or of the folder of a run that fitted them.
+
+    Raises NotFoundError, or IntegrityError if they do not suit a model of `config` in `space`.
+    """
+    folder = Path(source)
+    folder = folder / QUANTIZER if (folder / QUANTIZER).is_dir() else folder
+    if folder.exists() and not (folder / checkpoint.CONFIG).is_file():
+        missing = f"no quantizer at {source}: {checkpoint.CONFIG} is missing"
+        raise NotFoundError(missing, _made(QUANTIZER))
+    found = checkpoint.load_quantizer(folder)
+    theirs = found.config
+    # Another space first: its width may differ, and is not the recipe's to set.
+    if theirs.space.fingerprint not in ("", space.fingerprint):
+        raise IntegrityError(
+            f"{source} was fitted in another space ({theirs.space.fingerprint}) than "
+            f"{space.name!r} ({space.fingerprint})",
+            _made(QUANTIZER),
+        )
+    for name in ("concept_dim", "codebooks", "units"):
+        has, wants = getattr(theirs, name), getattr(config, name)
+        if has != wants:
+            raise IntegrityError(
+                f"{source} has {name} {has}, the model {wants}",
+                f"set it in the recipe's [model]: {name} = {has}",
+            )
+    return found.state_dict()
+
+
+def _made(kind: str) -> str:
+    return f'make one in the space of the recipe: lcm train RECIPE.toml, whose kind is "{kind}"'
 
 
 def fit_codebooks(

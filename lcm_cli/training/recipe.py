@@ -256,6 +256,11 @@ class NormalizerRecipe:
     concepts: int = 1_000_000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raise IntegrityError if there would be nothing to fit on."""
+        if self.concepts < 1:
+            raise IntegrityError(f"concepts must be at least 1, not {self.concepts}")
+
 
 @dataclass(frozen=True)
 class QuantizerFit:
@@ -266,6 +271,12 @@ class QuantizerFit:
     iterations: int = 20
     concepts: int = 1_000_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for numbers that cannot be."""
+        for name in ("codebooks", "units", "iterations", "concepts"):
+            if getattr(self, name) < 1:
+                raise IntegrityError(f"quantizer.{name} must be at least 1")
 
 
 @dataclass(frozen=True)

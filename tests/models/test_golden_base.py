@@ -12,6 +12,8 @@ from lcm_cli.models.config import SquaredError
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import Cache
 from lcm_cli.models.official import official_config, official_state
+from lcm_cli.training.model import ModelTrainer
+from lcm_cli.training.recipe import Training
 
 FILES = ["base_model", "base_forward", "base_losses", "base_train8_final_weights", "base_variants"]
 COMPARED = 111
@@ -138,6 +140,45 @@ def test_eight_training_steps(golden: Callable[[str], Any]) -> None:
         assert loss.value.item() == pytest.approx(step["loss_sum"], rel=1e-5)
         assert loss.targets == step["num_targets"]
         assert norm.item() == pytest.approx(step["grad_norm"], rel=1e-5)
+    for key in file.tensors:
+        file.check(key, model.get_parameter(key).detach())
+
+
+class _SameBatch:
+    """Data of which every step takes the same documents."""
+
+    summary = "the same documents"
+
+    def __init__(self, documents: Batch) -> None:
+        self.documents = documents
+
+    def batch(self, number: int) -> Batch:
+        return self.documents
+
+    def validation(self, limit: int) -> list[Batch]:
+        return []
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_eight_steps_of_our_trainer(golden: Callable[[str], Any], parts: int) -> None:
+    """Schedule, clipping and the division by the number of targets are `lcm train`'s own."""
+    file, weights = golden("base_train8_final_weights"), golden("base_model")
+    config = weights.facts["config"]
+    model = _model(config, weights.under(""))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    options = Training(
+        steps=9,  # the official cosine takes one step more than its maximum of 8
+        learning_rate=1e-3, warmup=3, initial_rate=1e-7, final_rate=1e-5, clip=1.0,
+        betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1, accumulate=parts,
+    )  # fmt: skip
+    trainer = ModelTrainer(model, _SameBatch(_documents(golden)), options)
+    for step in file.facts["log"]:
+        done = trainer.train_step()
+        assert done["lr"] == pytest.approx(step["lr_used"], rel=1e-9)
+        assert done["loss"] == pytest.approx(step["loss_sum"] / step["num_targets"], rel=1e-5)
+        assert done["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-5)
     for key in file.tensors:
         file.check(key, model.get_parameter(key).detach())
 
