@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lcm_cli.documents.document import SpaceInfo, check_space
-from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.files import atomic_path
 
 MANIFEST = "manifest.json"
@@ -299,7 +299,7 @@ def writing(
     keep: bool = False,
     run: Mapping[str, Any] | None = None,
 ) -> Iterator[Draft]:
-    """Make `folder` if need be and hold it alone while its data set is written.
+    """Make `folder`, and those above it, if need be; hold it alone while its data set is written.
 
     The new manifest is in force when this ends without an error. Raises UsageError if the folder
     holds anything and neither `force` nor `keep` allows that nor the same `run` was stopped,
@@ -307,9 +307,7 @@ def writing(
     """
     from filelock import FileLock, Timeout
 
-    if not folder.parent.is_dir():
-        raise NotFoundError(f"no such folder: {folder.parent}", f"mkdir -p {folder.parent}")
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / _LOCK, blocking=False):
             draft = Draft(folder, info, dtype, force, keep, run)

@@ -42,12 +42,13 @@ def find_target(path: str) -> Target:
 def check_target(path: str, *, force: bool = False) -> None:
     """Raise now what `open_writer` would raise when the work is done and has to be written.
 
-    UsageError for an unknown suffix or an existing file, NotFoundError for a missing folder.
+    UsageError for an unknown suffix or an existing file, NotFoundError for a missing folder (those
+    above a data set are made).
     """
     target = find_target(path)
     if target.kind == "stdout":
         return
-    if not target.path.parent.is_dir():
+    if target.kind != "dataset" and not target.path.parent.is_dir():
         parent = target.path.parent
         raise NotFoundError(f"no such folder: {parent}", f"create it: mkdir -p {parent}")
     if target.kind == "dataset":

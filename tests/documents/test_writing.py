@@ -238,7 +238,14 @@ def test_an_existing_target_needs_force(tmp_path, name):
     assert [d.id for d in loaded(path)] == ["new"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+def test_the_folders_above_a_data_set_are_made(tmp_path):
+    path = tmp_path / "data" / "train"
+    check_target(str(path))
+    assert not path.parent.exists()
+    assert [d.id for d in loaded(write(path, document("a")))] == ["a"]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "folder"])
 def test_missing_folder(tmp_path, name):
     for attempt in (lambda p: write(p, document()), check_target):
         with pytest.raises(NotFoundError, match="no such folder"):
