@@ -73,6 +73,8 @@ def _files(source: str) -> tuple[dict[str, Path], str]:
             names = hub.MODEL_FILES if found.kind == "model" else _SPACE_FILES
             return {names[role]: path for role, path in found.files.items()}, found.licence
         folder = found.path
+    if (folder / "model" / "config.json").is_file():  # the folder of a training run
+        folder /= "model"
     layout = layout_of(folder)
     if layout not in OURS:
         message = f"{source} is in the layout of {layout}, not in that of lcm"
@@ -98,7 +100,7 @@ def _state(folder: Path) -> Path:
         return whole[-1]
     raise NotFoundError(
         f"there is no state-*.pt beside {folder}",
-        "push the model/ in the folder of a run, or leave out --with-state",
+        "push the folder of a run, or leave out --with-state",
     )
 
 

@@ -84,7 +84,7 @@ def test_own_card_is_kept(account, model):
 
 
 def test_state_only_if_asked(account, model):
-    push.push(str(model), "org/model", licence="MIT", with_state=True)
+    push.push(str(model.parent), "org/model", licence="MIT", with_state=True)
     assert published(account, "org/model")["state-000000020.pt"] == b"optimizer" * 100
     for state in model.parent.glob("state-*.pt"):
         state.unlink()
