@@ -3,11 +3,28 @@
 import os
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lcm_cli import console
+from lcm_cli.errors import UsageError
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe. Repeatable."),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME]"),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
+MaxMinutes = Annotated[
+    float,
+    typer.Option("--max-minutes", min=0, metavar="M", help="Stop, saved, after so many minutes."),
+]
 Report = Callable[[dict[str, Any]], None]
 
 # What a log record shows, in this order: key, words around the number, its format.
@@ -93,6 +110,19 @@ def _size(count: float) -> str:
     while count >= 1000:
         count, unit = count / 1000, next(units)
     return f"{count:.3g} {unit}"
+
+
+def check_folder(folder: Path, resume: bool, kind: str) -> None:
+    """Raise UsageError for a run that is there already, or to resume one that is not."""
+    from lcm_cli.training.states import states
+
+    begun = bool(states(folder)) or (folder / kind).exists()
+    if begun and not resume:
+        other = "choose another folder with -o"
+        hint = f"go on with --resume, or {other}" if states(folder) else other
+        raise UsageError(f"there is a run in {folder}", hint)
+    if resume and not states(folder):
+        raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")
 
 
 def own_device(device: str) -> str:

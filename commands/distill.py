@@ -9,9 +9,9 @@ import typer
 from lcm_cli import console
 from lcm_cli.errors import UsageError
 
+from . import _training as shared
 from ._options import Device, Force, Json
-from ._training import show, status, stop_on_signal, together
-from .train import _check_folder
+from ._training import check_folder, show, status, stop_on_signal, together
 
 if TYPE_CHECKING:
     from lcm_cli.training.model import ModelTrainer
@@ -27,18 +27,13 @@ SCORES = ("parameters", "l2", "par", "ca", "to_teacher")
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="A recipe with a [distill] table, in TOML.")],
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: key=value. Repeatable.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of the run.  [default: runs/NAME]"),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-    max_minutes: Annotated[
-        float, typer.Option(min=0, help="Stop, saved, after so many minutes.")
-    ] = float("inf"),
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A recipe with a [distill] table, in TOML.")
+    ],
+    changes: shared.Changes = None,
+    output: shared.RunFolder = None,
+    resume: shared.Resume = False,
+    max_minutes: shared.MaxMinutes = float("inf"),
     capture: Annotated[
         bool,
         typer.Option("--capture", help="Only write the teacher's predictions: distill.capture."),
@@ -58,7 +53,7 @@ def main(
         raise UsageError(f'{recipe} is of kind "{loaded.kind}": only models have teachers')
     folder = output or Path("runs") / loaded.name
     if not capture:
-        _check_folder(folder, resume, loaded.kind)
+        check_folder(folder, resume, loaded.kind)
 
     from lcm_cli.models.checkpoint import load_model
     from lcm_cli.space import pick_device

@@ -8,8 +8,17 @@ import typer
 from lcm_cli import console
 from lcm_cli.errors import UsageError
 
+from . import _training as shared
 from ._options import Device, Json
-from ._training import own_device, show, show_estimate, status, stop_on_signal, together
+from ._training import (
+    check_folder,
+    own_device,
+    show,
+    show_estimate,
+    status,
+    stop_on_signal,
+    together,
+)
 
 EPILOG = """\
 lcm train recipe.toml
@@ -26,20 +35,10 @@ def main(
     recipe: Annotated[
         Path, typer.Argument(metavar="RECIPE", help="A recipe, or a checkpoint's card, in TOML.")
     ],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe. Repeatable."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME]"
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
-    max_minutes: Annotated[
-        float, typer.Option(min=0, metavar="M", help="Stop, saved, after so many minutes.")
-    ] = float("inf"),
+    changes: shared.Changes = None,
+    output: shared.RunFolder = None,
+    resume: shared.Resume = False,
+    max_minutes: shared.MaxMinutes = float("inf"),
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only tell memory, disk and time, by a few steps.")
     ] = False,
@@ -65,7 +64,7 @@ def main(
 
         (console.emit if json else show_estimate)(dry_run(loaded, chosen))
         return
-    _check_folder(folder, resume, loaded.kind)
+    check_folder(folder, resume, loaded.kind)
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(loaded, ModelRecipe | SpaceRecipe):
         from lcm_cli.training.fitting import fit_recipe
@@ -97,15 +96,3 @@ def main(
         console.info(f"stopped at step {trainer.step} of {trainer.steps}; go on with: {command}")
     if not json and world.leads:
         console.out(str(result))
-
-
-def _check_folder(folder: Path, resume: bool, kind: str) -> None:
-    from lcm_cli.training.states import states
-
-    begun = bool(states(folder)) or (folder / kind).exists()
-    if begun and not resume:
-        other = "choose another folder with -o"
-        hint = f"go on with --resume, or {other}" if states(folder) else other
-        raise UsageError(f"there is a run in {folder}", hint)
-    if resume and not states(folder):
-        raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")
