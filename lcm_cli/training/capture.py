@@ -159,7 +159,8 @@ class Captured:
         """
         again = "capture them again: lcm distill RECIPE --capture --force"
         if not path.is_file():
-            raise NotFoundError(f"no captured predictions: {path}", again.removesuffix(" --force"))
+            first = "capture them first: lcm distill RECIPE --capture"
+            raise NotFoundError(f"no captured predictions: {path}", first)
         try:
             file = pq.ParquetFile(path)
             about = file.schema_arrow.metadata or {}

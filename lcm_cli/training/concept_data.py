@@ -248,7 +248,8 @@ class ConceptData:
         least = max(WINDOW_BYTES // (2 * self._dim), WINDOW_BATCHES * self.options.batch_concepts)
         if not len(units):
             raise IntegrityError(f"epoch {epoch + 1} is empty", "raise the weights in [data]")
-        plans, batch = [], max(self.options.batch_concepts, self._longest)
+        row = max(self._longest, self._wrap if self.options.packing else 0)
+        plans, batch = [], max(self.options.batch_concepts, row)
         for number, part in enumerate(cut(sizes, max(1, int(sizes.sum()) // least))):
             batches = -(-int(sizes[part].sum()) // batch)
             plans.append(_Plan(epoch, number, [units[order[i]] for i in part], batches))

@@ -123,6 +123,13 @@ def test_an_epoch_has_every_concept_once(corpus: str, packing: bool) -> None:
         assert [data.epoch(number) for number in (0, count - 1, count)] == [0, 0, 1]
 
 
+def test_packed_rows_longer_than_a_batch(corpus: str) -> None:
+    """A batch has a whole row at the least, however few concepts are asked for."""
+    with open_data(corpus, packing=True, wrap=40, batch_concepts=10) as data:
+        found = seen(data, range(data.batches_per_epoch))
+        assert sum(found.values()) == sum(LENGTHS)
+
+
 def test_documents_end_with_the_end_and_pieces_do_not(corpus: str) -> None:
     with open_data(corpus, wrap=10, prefix=("Go.",)) as data:
         rows = [r for n in range(data.batches_per_epoch) for r in rows_of(data.batch(n))]
