@@ -3,6 +3,7 @@
 Shapes: B documents, S concepts, D concept dim.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,7 @@ from lcm_cli.evaluation.systems import Prediction, Settings, System, parted
 from lcm_cli.files import sha256
 from lcm_cli.hub import locate_model
 from lcm_cli.length import Length, count_words, taken
-from lcm_cli.models.checkpoint import check_space, load_model, read_config
+from lcm_cli.models.checkpoint import check_space, load_model, read_config, weight_parts
 from lcm_cli.models.config import SpaceRef
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ class ConceptSystem(System):
 
     @cached_property
     def _digest(self) -> str:
-        return sha256(self.files.weights)
+        digests = [sha256(part) for part in weight_parts(self.files.weights)]
+        return (
+            digests[0] if len(digests) == 1 else hashlib.sha256(str(digests).encode()).hexdigest()
+        )
 
     @cached_property
     def model(self) -> Any:

@@ -100,14 +100,24 @@ def load(files: ModelFiles) -> nn.Module:
 
 def read_all_weights(file: Path) -> dict[str, Tensor]:
     """Map the weights of a checkpoint, in one file or in the several that an index names."""
+    state: dict[str, Tensor] = {}
+    for part in weight_parts(file):
+        state |= read_weights(part)
+    return state
+
+
+def weight_parts(file: Path) -> list[Path]:
+    """Return the files that the weights are in: this one, or those that the index beside it names.
+
+    Raises IntegrityError for an index that leads elsewhere.
+    """
     index = file.with_name(f"{file.name}.index.json")
     parts = {} if file.is_file() else read_json(index).get("weight_map", {})
-    state: dict[str, Tensor] = {}
-    for name in sorted(set(map(str, parts.values()))) or [file.name]:
+    names = sorted(set(map(str, parts.values()))) or [file.name]
+    for name in names:
         if Path(name).name != name:
             raise IntegrityError(f"{index}: a weight file may not lie elsewhere: {name}")
-        state |= read_weights(file.with_name(name))
-    return state
+    return [file.with_name(name) for name in names]
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

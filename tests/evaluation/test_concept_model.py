@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError
 from lcm_cli.evaluation.resolve import systems
@@ -51,3 +52,18 @@ def test_a_model_of_another_width_is_refused(tmp_path):
     space = load_space("tiny", device="cpu")
     with pytest.raises(IntegrityError, match="width 8"):
         systems([str(tmp_path / "other")], space, Settings())
+
+
+def test_weights_in_several_files(folder, tmp_path):
+    state = load_file(folder / "model.safetensors")
+    for number, half in enumerate((list(state)[::2], list(state)[1::2])):
+        save_file({name: state[name] for name in half}, tmp_path / f"model-{number}.safetensors")
+    index = {name: f"model-{n % 2}.safetensors" for n, name in enumerate(state)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    space = load_space("tiny", device="cpu")
+    whole, parts = systems([str(folder), str(tmp_path)], space, Settings())
+    assert len(parts.about()["sha256"]) == 64
+    assert parts.about()["sha256"] != whole.about()["sha256"]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, parts.model.state_dict()[name])
