@@ -122,6 +122,12 @@ class Continued:
 Told = Callable[[int, Sentence], None]
 
 
+def own_language(space: Space) -> str:
+    """Return the language in which models are told of ends, breaks and tasks: English, if it can
+    be."""
+    return OWN_LANG if OWN_LANG in space.languages else space.languages[0]
+
+
 def generate(
     document: Document,
     model: ConceptModel,
@@ -346,18 +352,15 @@ class Writer:
         )
         return [{code: found[code][n][0].text for code in to} for n in range(len(rows_ND))]
 
-    def _own_lang(self, space: Space) -> str:
-        return OWN_LANG if OWN_LANG in space.languages else space.languages[0]
-
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the concepts of what a model is told in its own language, (N, D)."""
         assert self.space is not None
-        return torch.from_numpy(self.space.encode(texts, self._own_lang(self.space)).concepts)
+        return torch.from_numpy(self.space.encode(texts, own_language(self.space)).concepts)
 
     def reencode(self, concepts_BD: Tensor) -> Tensor:
         """Return what concepts become when they are decoded and encoded again."""
         assert self.space is not None
-        lang, rows_BD = self._own_lang(self.space), concepts_BD.float().cpu().numpy()
+        lang, rows_BD = own_language(self.space), concepts_BD.float().cpu().numpy()
         limits = [LEAST_TOKENS] * len(rows_BD)
         found = self.space.decode(rows_BD, [lang], DecodeOptions(beam=1), limits=limits)[lang]
         return self.encode([best[0].text for best in found])

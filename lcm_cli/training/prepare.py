@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lcm_cli.continuation import own_language
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import BREAK_TEXT, AnyConfig, ModelConfig, QuantizerConfig, SpaceRef
@@ -144,7 +145,7 @@ def open_data(
     from lcm_cli.training.concept_data import ConceptData
 
     def encode(texts: Sequence[str]) -> Tensor:
-        return torch.from_numpy(space.encode(texts, "eng_Latn").concepts)
+        return torch.from_numpy(space.encode(texts, own_language(space)).concepts)
 
     shape = config or ModelConfig()
     data = ConceptData(
