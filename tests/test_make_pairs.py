@@ -44,7 +44,7 @@ def test_salience_is_what_lcm_summarize_says(tmp_path: Path) -> None:
         "lang": "eng_Latn",
         "task": "summarize",
         "sentences": SENTENCES,
-        "target": [sentence.text for sentence in summary.sentences],
+        "target": [sentence.texts["eng_Latn"] for sentence in summary.sentences],
     }
     assert done.stderr == "1 pairs from 1 stories\n"
 
