@@ -68,7 +68,10 @@ def _official_name(key: str) -> str:
 
 
 def _common(data: Data, changes: Data) -> dict[str, Any]:
-    method = "gaussian_robust" if data["sonar_normalizer_name"] else "none"
+    name = data["sonar_normalizer_name"] or ""
+    if "fft" in name:  # weights do not show it, and would be read wrongly
+        raise IntegrityError(f"sonar_normalizer_name {name!r}: Fourier normalizers cannot be read")
+    method = "gaussian_robust" if name else "none"
     return {
         "concept_dim": data["sonar_embed_dim"],
         "model_dim": data["model_dim"],

@@ -77,3 +77,9 @@ def test_sonar_llm_lacks_something(golden: Callable[[str], Any]) -> None:
     other = config["llama_config"] | {"rms_norm_eps": 1e-6}
     with pytest.raises(IntegrityError, match="rms_norm_eps = 1e-06"):
         sonar_llm({"llama_config": other}, state)
+
+
+def test_fourier_normalizers_are_refused(golden: Callable[[str], Any]) -> None:
+    config = golden("keys_toy_base_lcm").facts["config"] | {"sonar_normalizer_name": "base_fft"}
+    with pytest.raises(IntegrityError, match="base_fft"):
+        official_config(config)
