@@ -88,6 +88,6 @@ def test_torchrun_starts_it(write_recipe, tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stdout.splitlines() if not line.startswith("[Gloo]")]
-    assert said == [str(tmp_path / "run" / "model")]
+    # Gloo writes to stdout too, in pieces of lines.
+    assert done.stdout.splitlines().count(str(tmp_path / "run" / "model")) == 1
     assert weights(tmp_path / "run").isfinite().all()
