@@ -31,6 +31,7 @@ Report = Callable[[dict[str, Any]], None]
 _SHOWN = (
     ("loss", "loss {:.4g}"),
     ("align", "align {:.3f}"),
+    ("contrast", "contrast {:.3f}"),
     ("lr", "lr {:.1e}"),
     ("concepts_per_second", "{:.0f} concepts/s"),
     ("sentences_per_second", "{:.0f} sentences/s"),

@@ -50,9 +50,11 @@ class SpaceTraining:
     """How to train a space.
 
     `batch_tokens` counts the tokens of one side of the pairs; `noise` is the largest standard
-    deviation added to concepts, in units of their own; `align` weighs the pull between
-    translations; `join` is the share of pairs joined into longer ones; `decay` is the share of the
-    steps over which the learning rate falls to 0. Lengths are in tokens, intervals in steps.
+    deviation added to concepts, in units of their own; `translate` is the share of targets that are
+    translations, the rest being the sentences themselves; `align` weighs the pull between
+    translations, `contrast` the push between other sentences; `join` is the share of pairs joined
+    into longer ones; `decay` is the share of the steps over which the learning rate falls to 0.
+    Lengths are in tokens, intervals in steps.
     """
 
     steps: int = 10_000
@@ -63,7 +65,9 @@ class SpaceTraining:
     decay: float = 0.25
     clip: float = 1.0
     noise: float = 0.4
+    translate: float = 0.5
     align: float = 0.3
+    contrast: float = 0.0
     join: float = 0.15
     max_tokens: int = 128
     seed: int = 0

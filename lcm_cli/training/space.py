@@ -2,8 +2,8 @@
 
 Every step takes pairs of translations (a, b). Both are encoded; each concept, with noise, must be
 decoded into a or b at random (auto-encoding and translation), and the two concepts are pulled
-together. The noise makes predicted concepts, which are never exact, decode well
-(Large Concept Models, section 2.5.2).
+together and, if the recipe says so, apart from those of other sentences. The noise makes predicted
+concepts, which are never exact, decode well (Large Concept Models, section 2.5.2).
 
 Shapes: N pairs, R = 2 N rows, T tokens of the packed batch, D concept dim, M model dim,
 V vocabulary.
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lcm_cli.errors import IntegrityError
@@ -68,10 +69,12 @@ class _TiedCrossEntropy(torch.autograd.Function):
             span = slice(start, start + _TiedCrossEntropy.SLICE)
             h, y = hidden_TM[span], targets_T[span, None]
             logits = (h @ weight_VM.T).float()
-            total = logits.logsumexp(dim=1, keepdim=True)
-            loss += (total - logits.gather(1, y)).sum()
-            grad = logits.sub_(total).exp_()
-            grad.scatter_add_(1, y, torch.full_like(total, -1.0))
+            logits.sub_(logits.amax(dim=1, keepdim=True))
+            wanted = logits.gather(1, y)
+            grad = logits.exp_()  # one pass of exponentials for loss and gradient
+            total = grad.sum(dim=1, keepdim=True)
+            loss += (total.log() - wanted).sum()
+            grad.div_(total).scatter_add_(1, y, torch.full_like(total, -1.0))
             grad = grad.to(h.dtype)
             grad_hidden[span] = grad @ weight_VM
             grad_weight += grad.T @ h
@@ -131,10 +134,10 @@ class SpaceTrainer:
         examples = [self.data.example(item) for item in self._batch()]
         rng = np.random.default_rng([self.options.seed, 1, self.step])
         with self._fast_math():
-            token_loss, align_loss = self._losses(examples, rng)
-        (token_loss + self.options.align * align_loss).backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+            token_loss, align_loss, contrast_loss = self._losses(examples, rng)
         o = self.options
+        (token_loss + o.align * align_loss + o.contrast * contrast_loss).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, o.clip)
         rate = learning_rate(self.step, o.steps, o.learning_rate, o.warmup, o.decay)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = rate
@@ -145,22 +148,25 @@ class SpaceTrainer:
         return {
             "loss": token_loss.item(),
             "align": align_loss.item(),
+            "contrast": contrast_loss.item(),
             "grad_norm": norm.item(),
             "lr": rate,
             "sentences": 2 * len(examples),
         }
 
-    def _losses(self, examples: list[Example], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _losses(
+        self, examples: list[Example], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
         left, right = [e.left for e in examples], [e.right for e in examples]
         concepts_RD = self.encoder(left + right).float()
         a_ND, b_ND = concepts_RD.chunk(2)
         variance_D = concepts_RD.detach().var(dim=0, correction=0)
         align = ((a_ND - b_ND) ** 2).mean() / (2 * variance_D.mean() + 1e-8)
         noisy_RD = self._with_noise(concepts_RD, variance_D.sqrt(), rng)
-        swap = rng.random(len(examples)) < 0.5
+        swap = rng.random(len(examples)) < self.options.translate
         targets = [b if s else a for a, b, s in zip(left, right, swap, strict=True)]
         targets += [a if s else b for a, b, s in zip(left, right, swap, strict=True)]
-        return self._decoding_loss(noisy_RD, targets), align
+        return self._decoding_loss(noisy_RD, targets), align, _contrast(a_ND, b_ND)
 
     def _with_noise(self, concepts_RD: Tensor, sigma_D: Tensor, rng: np.random.Generator) -> Tensor:
         size_R = rng.uniform(0.0, self.options.noise, len(concepts_RD)).astype(np.float32)
@@ -258,6 +264,17 @@ class SpaceTrainer:
     def sample(self) -> dict[str, Any]:
         """Nothing: the scores tell more of a space than an example does."""
         return {}
+
+
+def _contrast(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """Mean cross entropy of finding each translation among all of the batch, by cosine.
+
+    InfoNCE in both directions at a temperature of 0.05 (LaBSE: Feng et al. 2022, without margin).
+    """
+    logits_NN = (functional.normalize(a_ND) @ functional.normalize(b_ND).T).float() / 0.05
+    wanted_N = torch.arange(len(a_ND), device=a_ND.device)
+    there = functional.cross_entropy(logits_NN, wanted_N)
+    return (there + functional.cross_entropy(logits_NN.T, wanted_N)) / 2
 
 
 def make_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) -> SpaceTrainer:

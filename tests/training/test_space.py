@@ -90,6 +90,40 @@ def test_it_learns_to_say_and_to_translate(recipe, tmp_path):
     assert np.linalg.norm(concepts.mean(0)) < 0.5 * np.linalg.norm(concepts, axis=1).mean()
 
 
+def test_contrast_sets_other_sentences_apart(recipe, tmp_path):
+    def mean_loss(weight: float) -> float:
+        changes = (f"train.contrast={weight}", "train.align=0.0", "train.steps=60")
+        trainer = begin(recipe, tmp_path / f"run{weight}", "train.join=0.0", *changes)
+        for _ in range(trainer.steps):
+            trainer.train_step()
+        losses = [trainer._losses([trainer.data.example(item) for item in batch], rng())[2].item()
+                 for batch in trainer.data.batches(5, 0, 120, 0.0)]  # fmt: skip
+        return float(np.mean(losses))
+
+    def rng() -> np.random.Generator:
+        return np.random.default_rng(0)
+
+    assert mean_loss(1.0) < 0.3 * mean_loss(0.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_targets_are_translations_as_often_as_the_recipe_says(recipe, tmp_path, share):
+    trainer = begin(recipe, tmp_path / "run", f"train.translate={share}")
+    examples = [trainer.data.example(item) for item in trainer.data.batches(0, 0, 120, 0.0)[0]]
+    seen: list[list[list[int]]] = []
+    original = trainer._decoding_loss
+
+    def look(concepts_RD: torch.Tensor, targets: list[list[int]]) -> torch.Tensor:
+        seen.append(targets)
+        return original(concepts_RD, targets)
+
+    trainer._decoding_loss = look
+    trainer._losses(examples, np.random.default_rng(0))
+    own = [e.left for e in examples] + [e.right for e in examples]
+    other = [e.right for e in examples] + [e.left for e in examples]
+    assert seen == [other if share else own]
+
+
 def test_centring_changes_no_text(recipe, tmp_path):
     trainer = begin(recipe, tmp_path / "run")
     for _ in range(5):
