@@ -9,7 +9,7 @@ from typing import Any
 from lcm_cli import documents
 from lcm_cli.documents.kinds import HEAD, sniff
 from lcm_cli.errors import IntegrityError, NotFoundError
-from lcm_cli.repository import read_json
+from lcm_cli.repository import read_json, weight_parts
 from lcm_cli.schema import nearest
 
 # safetensors' names, their size in bytes, and the exponent bits that are all set in NaN and inf
@@ -116,7 +116,7 @@ def _model(source: str) -> dict[str, Any]:
 
     files = locate_model(source)
     config = read_config(files.config)
-    weights = _weights(files.weights)
+    parts = [_weights(part) for part in weight_parts(files.weights)]
     about: dict[str, Any] = {"max_length": None, "normalizer": None, "prompts": {}, "end_text": ""}
     if not isinstance(config, QuantizerConfig):
         about = {
@@ -135,7 +135,10 @@ def _model(source: str) -> dict[str, Any]:
         "fingerprint": config.space.fingerprint or None,
         "dim": config.concept_dim,
         **about,
-        **{key: weights[key] for key in ("parameters", "dtypes", "bytes", "non_finite")},
+        "parameters": sum(part["parameters"] for part in parts),
+        "dtypes": dict(sum((Counter(part["dtypes"]) for part in parts), Counter[str]())),
+        "bytes": sum(part["bytes"] for part in parts),
+        "non_finite": {k: n for part in parts for k, n in part["non_finite"].items()},
     }
 
 
@@ -156,6 +159,8 @@ def _weights(path: Path) -> dict[str, Any]:
 
     from lcm_cli.documents.tensors import read_header
 
+    if not path.is_file():
+        raise NotFoundError(f"no such file: {path}", "the checkpoint is incomplete: pull it again")
     with path.open("rb") as file:
         header, entries = read_header(file, str(path))
     metadata = entries.pop("__metadata__", {})

@@ -69,6 +69,20 @@ def weight_files(names: Sequence[str]) -> list[str]:
     return []
 
 
+def weight_parts(file: Path) -> list[Path]:
+    """Return the files that the weights are in: this one, or those that the index beside it names.
+
+    Raises IntegrityError for an index that leads elsewhere.
+    """
+    index = file.with_name(f"{file.name}.index.json")
+    parts = {} if file.is_file() else read_json(index).get("weight_map", {})
+    names = sorted(set(map(str, parts.values()))) or [file.name]
+    for name in names:
+        if Path(name).name != name:
+            raise IntegrityError(f"{index}: a weight file may not lie elsewhere: {name}")
+    return [file.with_name(name) for name in names]
+
+
 def licence_in(folder: Path) -> str:
     """Return the licence that a checkpoint's own files name, "" if they name none."""
     for name in ("origin.json", "config.json"):

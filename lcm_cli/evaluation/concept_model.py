@@ -17,8 +17,9 @@ from lcm_cli.evaluation.systems import Prediction, Settings, System, parted
 from lcm_cli.files import sha256
 from lcm_cli.hub import locate_model
 from lcm_cli.length import Length, count_words, taken
-from lcm_cli.models.checkpoint import check_space, load_model, read_config, weight_parts
+from lcm_cli.models.checkpoint import check_space, load_model, read_config
 from lcm_cli.models.config import SpaceRef
+from lcm_cli.repository import weight_parts
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,7 +27,7 @@ from lcm_cli.models.packed import prepare
 from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
-from lcm_cli.repository import read_json
+from lcm_cli.repository import weight_parts
 from lcm_cli.space import pick_device
 
 CONFIG, WEIGHTS = MODEL_FILES["config"], MODEL_FILES["model"]
@@ -104,20 +104,6 @@ def read_all_weights(file: Path) -> dict[str, Tensor]:
     for part in weight_parts(file):
         state |= read_weights(part)
     return state
-
-
-def weight_parts(file: Path) -> list[Path]:
-    """Return the files that the weights are in: this one, or those that the index beside it names.
-
-    Raises IntegrityError for an index that leads elsewhere.
-    """
-    index = file.with_name(f"{file.name}.index.json")
-    parts = {} if file.is_file() else read_json(index).get("weight_map", {})
-    names = sorted(set(map(str, parts.values()))) or [file.name]
-    for name in names:
-        if Path(name).name != name:
-            raise IntegrityError(f"{index}: a weight file may not lie elsewhere: {name}")
-    return [file.with_name(name) for name in names]
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

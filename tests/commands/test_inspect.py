@@ -172,3 +172,33 @@ def test_model(lcm, tmp_path):
     assert (report["kind"], report["dim"], report["prompts"]) == ("model", 16, {"expand": "More:"})
     (tmp_path / "m" / "model.safetensors").unlink()
     assert lcm("inspect", tmp_path / "m").code == 3
+
+
+def test_a_model_in_several_files(lcm, report, tmp_path):
+    from safetensors.torch import load_file
+    from safetensors.torch import save_file as save_tensors
+
+    from lcm_cli.models.checkpoint import build, save
+    from lcm_cli.models.config import preset
+
+    save(build(preset("base", "nano", concept_dim=16)), tmp_path / "m")
+    whole = report(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    state = load_file(weights)
+    weight_map = {key: f"model-0000{1 + n % 2}-of-00002.safetensors" for n, key in enumerate(state)}
+    for name in set(weight_map.values()):
+        part = {key: state[key].clone() for key in state if weight_map[key] == name}
+        save_tensors(part, weights.with_name(name))
+    weights.unlink()
+    index = {"weight_map": weight_map}
+    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
+    parts = report(tmp_path / "m")
+    sizes = [path.stat().st_size for path in weights.parent.glob("*.safetensors")]
+    assert (parts.pop("bytes"), len(sizes)) == (sum(sizes), 2)
+    del whole["bytes"]  # of one header instead of two
+    assert parts == whole
+    weights.with_name("model-00002-of-00002.safetensors").unlink()
+    lacking = lcm("inspect", tmp_path / "m")
+    assert lacking.code == 3
+    assert "model-00002-of-00002.safetensors" in lacking.stderr
+    assert "hint: the checkpoint is incomplete" in lacking.stderr
