@@ -75,11 +75,14 @@ def carry_out(request: Request) -> None:
         problems.finish(any_done=False)
     writer, options = _load(request, space)
     ready = _ready(chain(head, documents), writer, codes, options, (lang, request), problems)
+    first = list(islice(ready, 1))
+    if not first:  # before any output is opened
+        problems.finish(any_done=False)
     pausing = stdin_pauses if "-" in paths else None
     with result(request.output, request.force) as out, _concepts(request, writer) as keep:
         several = len(paths) > 1 or len(head) > 1
         printer = _Printer(request, writer, options, out, several)
-        for window in windows(ready, _size, CONCEPTS, pausing=pausing):
+        for window in windows(chain(first, ready), _size, CONCEPTS, pausing=pausing):
             printer.begin(window[0], codes)
             found = writer.continue_all(
                 window,

@@ -293,6 +293,20 @@ def test_text_that_cannot_be_continued(lcm: Run, models: Path, tmp_path: Path) -
     assert _short(lcm, tmp_path / "gone.txt", "--model", models / "base").code == 3
 
 
+def test_nothing_is_written_where_every_prompt_is_refused(
+    lcm: Run, golden: Path, tmp_path: Path
+) -> None:
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    outputs = [tmp_path / "more.parquet", tmp_path / "out.jsonl"]
+    for file in files:
+        _concepts(file, np.full((63, 32), 0.01))
+    to = ("--concepts-out", outputs[0], "--json", "-o", outputs[1])
+    for count, code in ((1, 2), (2, 1)):
+        done = _short(lcm, *files[:count], "--model", golden / "base", *to)
+        assert (done.code, done.stderr.count("error: ")) == (code, count), done.stderr
+        assert sorted(tmp_path.glob("[mo]*")) == []
+
+
 def test_one_broken_document_does_not_stop_the_others(
     lcm: Run, models: Path, tmp_path: Path
 ) -> None:
