@@ -7,6 +7,7 @@ normalizer moves. SONAR-LLM's Llama blocks are renamed, and their rotary channel
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +43,7 @@ def official_config(data: Data, **changes: Any) -> AnyConfig:
 
     Raises IntegrityError for another model type, a missing key, or a setting without counterpart.
     """
-    builders: dict[str, Callable[[Data, Data], AnyConfig]] = {
+    builders: dict[str, Callable[[Data], AnyConfig]] = {
         "base_lcm": _base,
         "two_tower_diffusion_lcm": _two_tower,
     }
@@ -52,7 +53,7 @@ def official_config(data: Data, **changes: Any) -> AnyConfig:
             f"model_type {kind!r} is no official concept model", f"known: {', '.join(builders)}"
         )
     try:
-        return builders[kind](data, changes)
+        return replace(builders[kind](data), **changes)
     except KeyError as error:
         raise IntegrityError(f"the official config lacks the key {error}") from error
 
@@ -67,7 +68,7 @@ def _official_name(key: str) -> str:
     return re.sub(r"^(frontend\.)?sonar_normalizer\.", "normalizer.", key)
 
 
-def _common(data: Data, changes: Data) -> dict[str, Any]:
+def _common(data: Data) -> dict[str, Any]:
     name = data["sonar_normalizer_name"] or ""
     if "fft" in name:  # weights do not show it, and would be read wrongly
         raise IntegrityError(f"sonar_normalizer_name {name!r}: Fourier normalizers cannot be read")
@@ -77,10 +78,10 @@ def _common(data: Data, changes: Data) -> dict[str, Any]:
         "model_dim": data["model_dim"],
         "max_length": data["max_seq_len"],
         "normalizer": NormalizerConfig(method=method),  # type: ignore[arg-type]
-    } | dict(changes)
+    }
 
 
-def _base(data: Data, changes: Data) -> BaseConfig:
+def _base(data: Data) -> BaseConfig:
     _check(data["frontend"], "frontend")
     _check(data["postnet"], "postnet")
     if data["model_output_dim"] not in (None, data["sonar_embed_dim"]):
@@ -92,11 +93,11 @@ def _base(data: Data, changes: Data) -> BaseConfig:
         scale_input=data["frontend"]["scale_embeddings"],
         input_weight_norm=data["frontend"]["weight_normalization"],
         output_activation=data["postnet"]["activation_name"],
-        **_common(data, changes),
+        **_common(data),
     )
 
 
-def _two_tower(data: Data, changes: Data) -> TwoTowerConfig:
+def _two_tower(data: Data) -> TwoTowerConfig:
     denoiser = data["denoiser"]
     _check(data["frontend"], "encoder_frontend")
     for part in ("pre_denoiser", "post_denoiser"):
@@ -110,7 +111,7 @@ def _two_tower(data: Data, changes: Data) -> TwoTowerConfig:
         contextualizer=_stack(data["context_encoder"]),
         denoiser=_stack(denoiser),
         schedule=official_schedule(data["noise_scheduler"]),
-        **_common(data, changes),
+        **_common(data),
     )
 
 
@@ -192,7 +193,7 @@ def sonar_llm(
     """
     named = {_llama_name(key): tensor for key, tensor in state.items() if not _UNUSED.match(key)}
     try:
-        ours = _llama_config(config, named, changes)
+        ours = replace(_llama_config(config, named), **changes)
     except KeyError as error:
         raise IntegrityError(f"the SONAR-LLM checkpoint lacks {error}") from error
     heads = {"q_proj": ours.transformer.heads, "k_proj": ours.transformer.kv_heads}
@@ -209,7 +210,7 @@ def _llama_name(key: str) -> str:
     return key
 
 
-def _llama_config(config: Data, state: Mapping[str, Tensor], changes: Data) -> SonarLLMConfig:
+def _llama_config(config: Data, state: Mapping[str, Tensor]) -> SonarLLMConfig:
     llama = config["llama_config"]
     model_dim, concept_dim = state["frontend.pre_linear.weight"].shape
     layers = {key.split(".")[2] for key in state if key.startswith("lcm.layers.")}
@@ -234,7 +235,6 @@ def _llama_config(config: Data, state: Mapping[str, Tensor], changes: Data) -> S
         max_length=llama.get("max_position_embeddings", 2048),
         transformer=stack,
         begin_text="Begin of text." if config.get("add_begin", True) else "",
-        **changes,
     )
 
 

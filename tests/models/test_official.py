@@ -1,6 +1,7 @@
 """Official shapes, key by key, on the meta device; SONAR-LLM against transformers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,15 @@ def test_presets_are_the_official_models(
     golden: Callable[[str], Any], architecture: str, size: str, name: str
 ) -> None:
     assert preset(architecture, size) == official_config(golden(f"keys_{name}").facts["config"])
+
+
+@pytest.mark.parametrize("name", ["base_model", "two_tower_model"])
+def test_any_field_can_be_changed(golden: Callable[[str], Any], name: str) -> None:
+    data = golden(name).facts["config"]
+    config = official_config(data)
+    stack = "transformer" if config.architecture == "base" else "denoiser"
+    still = replace(getattr(config, stack), dropout=0.0)
+    assert official_config(data, **{stack: still}) == replace(config, **{stack: still}) != config
 
 
 def test_what_cannot_be_expressed_is_named(golden: Callable[[str], Any]) -> None:
