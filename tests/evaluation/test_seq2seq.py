@@ -68,7 +68,8 @@ def test_it_translates_between_languages_that_it_knows(folder):
 
 
 def test_one_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The client looks at its environment once, when it is imported.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     space = load_space("tiny", device="cpu")
     (system,) = systems(["hf:no/such"], space, Settings())
     with pytest.raises(NotFoundError, match="cannot load no/such"):
