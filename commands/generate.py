@@ -28,10 +28,11 @@ def main(
     to: options.To = None,
     source: options.From = "auto",
     max_concepts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most sentences to add.")
+        int,
+        typer.Option(min=1, metavar="N", help="Most concepts to add; breaks and plans count, too."),
     ] = 32,
     min_concepts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Do not stop before the N-th sentence.")
+        int, typer.Option(min=1, metavar="N", help="Do not stop before the N-th concept.")
     ] = 1,
     seed: options.Seed = 0,
     temperature: Annotated[
