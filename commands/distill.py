@@ -11,7 +11,7 @@ from lcm_cli.errors import UsageError
 
 from . import _training as shared
 from ._options import Device, Force, Json
-from ._training import check_folder, show, status, stop_on_signal, together
+from ._training import check_folder, own_device, show, status, stop_on_signal, together
 
 if TYPE_CHECKING:
     from lcm_cli.training.model import ModelTrainer
@@ -59,14 +59,17 @@ def main(
     from lcm_cli.space import pick_device
     from lcm_cli.training.distill import ALONE, Lesson
 
-    chosen = pick_device(device)
+    chosen = pick_device(own_device(device))
     lesson = Lesson(loaded, chosen)
+    if not lesson.world.leads:  # the others keep quiet, all but errors
+        console.configure(quiet=True)
     if capture:
+        if not lesson.world.leads:  # nor do they have a part in this
+            return
         path, count = lesson.capture(force=force, progress=console.progress)
         console.info(f"predictions for {count:,} documents")
         console.emit({"path": str(path), "documents": count}) if json else console.out(str(path))
         return
-    models: dict[str, Any] = {}
     trainers: dict[str, Any] = {"student": (lesson.student, folder)}
     if lesson.options.compare:
         trainers[ALONE] = (lesson.alone, folder / ALONE)
@@ -74,12 +77,17 @@ def main(
     for name, (make, place) in trainers.items():
         place.mkdir(parents=True, exist_ok=True)
         trainer = make()
-        console.info(f"{name}: {trainer.summary}, on {chosen}")
+        console.info(f"{name}: {trainer.summary}, on {lesson.world.size} x {chosen}")
         if not _train(name, trainer, place, (ends - time.monotonic()) / 60, resume, json):
             command = f"lcm distill {recipe} -o {folder} --resume"
             console.info(f"{name} stopped at step {trainer.step}; go on with: {command}")
             return
-        models[name] = load_model(place / loaded.kind, device=str(chosen))
+    if not lesson.world.leads:
+        return
+    models: dict[str, Any] = {
+        name: load_model(place / loaded.kind, device=str(chosen))
+        for name, (_, place) in trainers.items()
+    }
     report = lesson.report(models, folder)
     console.emit({"report": report}) if json else _show_report(report)
     console.info(f"done: {folder / loaded.kind}")
@@ -95,7 +103,7 @@ def _train(
     def emit(record: dict[str, Any]) -> None:
         console.emit({"model": name, **record})
 
-    shown = [emit if json else show, tensorboard(folder)]
+    shown = [emit if json else show, tensorboard(folder)] if trainer.world.leads else []
     run = Run(trainer, folder, max(minutes, 0), together(shown), status)
     if resume and states(folder):
         run.resume()

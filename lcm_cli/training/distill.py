@@ -4,7 +4,6 @@ Shapes: B documents, S concepts, D concept dim.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +28,7 @@ from lcm_cli.training.capture import (
     model_fingerprint,
 )
 from lcm_cli.training.model import Data, ModelTrainer
+from lcm_cli.training.parallel import World, join
 from lcm_cli.training.prepare import (
     EndlessData,
     Progress,
@@ -57,11 +57,14 @@ class DistillTrainer(ModelTrainer):
         *,
         teaching: Teaching,
         sampler: Sampler | None = None,
+        world: World | None = None,
     ) -> None:
-        super().__init__(model, data, options, objective=teaching, sampler=sampler)
+        # The matrices are part of the objective, and shared out with it.
+        super().__init__(model, data, options, objective=teaching, sampler=sampler, world=world)
         self.teaching = teaching
         if matrices := list(teaching.matrices.parameters()):
             self.parameters += matrices
+            self.names += [f"matrices.{name}" for name, _ in teaching.matrices.named_parameters()]
             if options.ema:
                 self.average += [p.detach().clone() for p in matrices]
             self.optimizers.append(
@@ -72,20 +75,18 @@ class DistillTrainer(ModelTrainer):
 
     def train_step(self) -> dict[str, float]:
         """Do one optimizer step; what is logged holds each part of the loss, unweighted."""
-        return super().train_step() | self.teaching.take()
+        return super().train_step() | self.teaching.take(self.world)
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that `restore` needs to go on exactly here."""
-        return super().state() | {"matrices": self.teaching.matrices.state_dict()}
+    def _tensors(self) -> dict[str, Any]:
+        return super()._tensors() | {"matrices": self.teaching.matrices.state_dict()}
 
-    def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
-        """Go back to where `state` was taken."""
-        super().restore(state)
+    def _restore_tensors(self, state: dict[str, Any]) -> None:
+        super()._restore_tensors(state)
         self.teaching.matrices.load_state_dict(state["matrices"])
 
 
 class Lesson:
-    """What a recipe with a [distill] table needs: space, data, teacher.
+    """What a recipe with a [distill] table needs: space, data, teacher, the processes of the run.
 
     `student` and `alone` are the trainers of two equal models, with the teacher and without.
     """
@@ -99,6 +100,7 @@ class Lesson:
         student or the space, UsageError for a recipe that cannot be distilled.
         """
         self.recipe, self.device, self.options = recipe, device, distillation(recipe)
+        self.world = join()
         self.space = load_space(recipe.space, device=str(device))
         self.start = load_start(recipe.start) if recipe.start else None
         self.config = model_config(recipe, self.space, self.start)
@@ -162,12 +164,23 @@ class Lesson:
         model = self.model()
         teaching = Teaching(model, teacher, self.options, captured).to(self.device)
         return DistillTrainer(
-            model, self.data, self.recipe.train, teaching=teaching, sampler=self._sampler()
+            model,
+            self.data,
+            self.recipe.train,
+            teaching=teaching,
+            sampler=self._sampler(),
+            world=self.world,
         )
 
     def alone(self) -> ModelTrainer:
         """Return the trainer of the same student without a teacher."""
-        return ModelTrainer(self.model(), self.data, self.recipe.train, sampler=self._sampler())
+        return ModelTrainer(
+            self.model(),
+            self.data,
+            self.recipe.train,
+            sampler=self._sampler(),
+            world=self.world,
+        )
 
     def _sampler(self) -> Sampler:
         return Sampler(self.space, self.recipe.train.sample_to, self.config.end_text)
@@ -221,8 +234,6 @@ def distillation(recipe: ModelRecipe) -> Distillation:
     for name in ("normalizer", "quantizer"):
         if getattr(recipe, name):
             raise UsageError(f"{name} = {getattr(recipe, name)!r}: a student has its teacher's")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("distillation runs in one process", "start it without torchrun")
     return recipe.distill
 
 

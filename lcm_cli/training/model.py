@@ -225,7 +225,7 @@ class ModelTrainer:
         """Return the tensors that are cut among processes, None where each has them all."""
         if not self.sharded:
             return None
-        model, optimizers = get_state_dict(self.model, self.optimizers)
+        model, optimizers = get_state_dict(self.shared, self.optimizers)
         average = dict(zip(self.names, self.average, strict=False))
         return {"model": model, "optimizers": optimizers, "average": average}
 
@@ -266,7 +266,7 @@ class ModelTrainer:
         assert state is not None
         load_sharded(state, shards)
         set_state_dict(
-            self.model,
+            self.shared,
             self.optimizers,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizers"],

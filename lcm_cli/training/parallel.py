@@ -95,12 +95,15 @@ def share(
     shared = Shared(model, objective)
     if world.size == 1:
         return shared
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (*shared.parameters(), *model.buffers()):
         dist.broadcast(tensor.data, 0)
     if options.parallel == "ddp":
         device_ids = [model.device.index] if model.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
-            shared, device_ids=device_ids, broadcast_buffers=False
+            shared,
+            device_ids=device_ids,
+            broadcast_buffers=False,
+            find_unused_parameters=getattr(objective, "partial", False),
         )
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

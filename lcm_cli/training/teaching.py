@@ -28,6 +28,7 @@ from lcm_cli.errors import IntegrityError
 from lcm_cli.models.diffusion_lcm import DiffusionLCM
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, squared_error
 from lcm_cli.models.quant_lcm import QuantLCM
+from lcm_cli.training.parallel import World
 from lcm_cli.training.recipe import Distillation
 
 # Where each architecture's outputs leave it.
@@ -126,9 +127,16 @@ class Teaching(nn.Module):
         total = torch.stack(weighed).sum()
         return Loss(total, own.errors_N, own.timesteps_N, own.terms)
 
-    def take(self) -> dict[str, float]:
-        """Return the mean of each part since the last call."""
-        means = {name: total / max(self._targets, 1) for name, total in self._sums.items()}
+    @property
+    def partial(self) -> bool:
+        """Whether a part of the student may have no gradient: its head, where only hidden states
+        are learned."""
+        return not self.options.own and not self.options.prediction
+
+    def take(self, world: World | None = None) -> dict[str, float]:
+        """Return the mean of each part since the last call, over all processes."""
+        *sums, targets = (world or World()).sum([*self._sums.values(), self._targets])
+        means = dict(zip(self._sums, (total / max(targets, 1) for total in sums), strict=True))
         weights = {"own": 1.0, "prediction": self.options.prediction, "hidden": self.options.hidden}
         self._sums, self._targets = dict.fromkeys(self._sums, 0.0), 0
         return {name: mean for name, mean in means.items() if weights[name]}

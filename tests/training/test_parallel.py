@@ -62,6 +62,86 @@ def test_a_run_goes_on_in_another_number_of_processes(
     torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
 
 
+@pytest.fixture
+def taught(run, write_recipe, tmp_path):
+    """Return the arguments of a distillation in which hidden states are learned too."""
+
+    def make(architecture, *changes):
+        recipe, errors = write_recipe(architecture), tmp_path / "errors"
+        teacher = ("train", recipe, *COMMON, "-o", tmp_path / "teacher")
+        assert run(*teacher, errors=errors) == 0, errors.read_text()
+        with recipe.open("a") as file:
+            file.write(f'[distill]\nteacher = "{tmp_path}/teacher"\nhidden = 1.0\n')
+        narrow = "transformer" if architecture == "base" else "denoiser"
+        smaller = ("--set", "model.model_dim=32", "--set", f"model.{narrow}.layers=1")
+        return ("distill", recipe, *COMMON, *smaller, *changes, "-o")
+
+    return make
+
+
+def logged(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "loss" in record]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parallel", "weights_of_parts"),
+    [
+        ("base", "ddp", {}),
+        ("two_tower", "fsdp", {}),
+        ("base", "ddp", {"own": 0.0, "prediction": 0.0}),  # then the head has no gradient
+    ],
+)
+def test_two_processes_distill_what_one_does(
+    run, taught, tmp_path, architecture, parallel, weights_of_parts
+):
+    changes = [f"distill.{name}={value}" for name, value in weights_of_parts.items()]
+    changes += [f"train.parallel={parallel}", "train.steps=20", "train.save_every=20"]
+    common = taught(architecture, *(part for change in changes for part in ("--set", change)))
+    errors = tmp_path / "errors"
+    assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
+    assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
+    (one,), (two,) = (logged(tmp_path / name) for name in ("one", "two"))
+    for name in {"loss", "own", "prediction", "hidden", "concepts"} & one.keys():
+        assert one[name] == pytest.approx(two[name], rel=1e-5)
+    assert "hidden" in one
+    for folder in (".", "alone"):
+        torch.testing.assert_close(
+            weights(tmp_path / "one" / folder), weights(tmp_path / "two" / folder),
+            atol=1e-4, rtol=0,
+        )  # fmt: skip
+    left, right = (json.loads((tmp_path / name / "report.json").read_text())
+                   for name in ("one", "two"))  # fmt: skip
+    assert list(left) == list(right) == ["teacher", "student", "alone"]
+    assert left["student"]["l2"] == pytest.approx(right["student"]["l2"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("parallel", "others"), [("ddp", 1), ("fsdp", 2)])
+def test_a_distillation_goes_on(run, taught, tmp_path, parallel, others):
+    still = ("--set", "model.transformer.dropout=0.0", "--set", "train.schedule=constant")
+    common = taught("base", *still, "--set", f"train.parallel={parallel}")
+    errors = tmp_path / "errors"
+    assert run(*common, tmp_path / "whole", errors=errors) == 0, errors.read_text()
+    half = (*common, tmp_path / "run", "--set", "distill.compare=false", "--set", "train.steps=4")
+    assert run(*half, errors=errors, processes=2) == 0, errors.read_text()
+    resumed = (*common, tmp_path / "run", "--resume")
+    assert run(*resumed, errors=errors, processes=others) == 0, errors.read_text()
+    for folder in (".", "alone"):
+        torch.testing.assert_close(
+            weights(tmp_path / "whole" / folder), weights(tmp_path / "run" / folder),
+            atol=1e-4, rtol=0,
+        )  # fmt: skip
+
+
+def test_the_first_process_captures(run, taught, tmp_path):
+    common, errors = taught("base", "--set", "distill.hidden=0.0"), tmp_path / "errors"
+    captured = ("--set", f'distill.capture="{tmp_path}/teacher.parquet"')
+    assert run(*common, tmp_path / "run", *captured, "--capture", errors=errors, processes=2) == 0
+    assert errors.read_text().count("60 documents") == 1
+    assert run(*common, tmp_path / "run", *captured, errors=errors, processes=2) == 0
+    assert "done:" in errors.read_text()
+
+
 def test_cut_states_need_several_processes(run, write_recipe, tmp_path):
     recipe, errors = write_recipe("base"), tmp_path / "errors"
     common = ("train", recipe, *COMMON, "--set", "train.parallel=fsdp", "-o", tmp_path / "run")
