@@ -17,17 +17,21 @@ EPILOG = """\
 lcm checkpoints show sonar
 
 lcm checkpoints show org/model --json
+
+lcm checkpoints show runs/mine/model
 """
 
 
 def main(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A checkpoint of the list.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A checkpoint of the list, or a folder.")
+    ],
     json: Json = False,
 ) -> None:
     """Show one checkpoint: licence, source, shapes, how it was trained, results."""
-    from lcm_cli.inventory import find
+    from lcm_cli.inventory import find_any
 
-    found = find(name)
+    found = find_any(name)
     if json:
         return console.emit(facts(found) | {"card": asdict(found.card) if found.card else None})
     rows = [(key, value) for key, value in _lines(found) if value]

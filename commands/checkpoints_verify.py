@@ -13,12 +13,17 @@ EPILOG = """\
 lcm checkpoints verify            # all that are on this machine
 
 lcm checkpoints verify sonar --json
+
+lcm checkpoints verify runs/mine/model
 """
 
 
 def main(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A checkpoint of the list.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME", help="A checkpoint of the list, or a folder.", show_default=False
+        ),
     ] = "",
     json: Json = False,
 ) -> None:
@@ -26,21 +31,27 @@ def main(
 
     Exit code 5 if one differs or is missing.
     """
-    from lcm_cli.inventory import checkpoints, find, verify
+    from lcm_cli.inventory import checkpoints, find_any, verify
 
-    wrong = []
-    for one in [find(name)] if name else [one for one in checkpoints() if one.path]:
+    known, wrong = 0, []
+    for one in [find_any(name)] if name else [one for one in checkpoints() if one.path]:
         for check in verify(one):
+            known += check.status != "no record"
             if check.status in ("differs", "missing"):
-                wrong.append((one.name, check.file))
+                wrong.append((one, check.file))
             if json:
                 found = {"name": one.name, "file": str(check.file), "status": check.status}
                 console.emit(found)
             else:
                 console.out(f"{check.status:9}  {one.name}  {check.file}")
+    if name and not known:
+        console.warn(f"no sha256 is on record here; what is in the files: lcm inspect {name}")
     if wrong:
-        names = list(dict.fromkeys(checkpoint for checkpoint, _ in wrong))
+        again = (
+            "copy it again" if one.where == "folder" else f"run: lcm pull {one.name} --force"
+            for one, _ in wrong
+        )
         raise IntegrityError(
             f"{len(wrong)} files are not what they should be, the first: {wrong[0][1]}",
-            "; ".join(f"run: lcm pull {checkpoint} --force" for checkpoint in names),
+            "; ".join(dict.fromkeys(again)),
         )

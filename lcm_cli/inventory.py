@@ -14,17 +14,18 @@ from lcm_cli.errors import LcmError, NotFoundError, UsageError
 from lcm_cli.files import sha256
 from lcm_cli.paths import cache_dir
 from lcm_cli.plan import ORIGIN, origin
-from lcm_cli.repository import OURS, layout_of, licence_in, needed, read_json
+from lcm_cli.repository import OURS, Layout, layout_of, licence_in, needed, read_json
 from lcm_cli.schema import nearest
 from lcm_cli.snapshot import describe, hub_cache, is_commit
 
-Where = Literal["bundled", "pulled", "hub", "absent"]
+Where = Literal["bundled", "pulled", "hub", "folder", "absent"]
 Status = Literal["ok", "differs", "missing", "no record"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint. `where`: with lcm, in its cache, in that of the Hub's client, or not here.
+    """One checkpoint. `where`: with lcm, in its cache, in that of the Hub's client, in a folder of
+    the user's, or not here.
 
     `files` are its files by the name that the record of digests has for them. `used` is the day on
     which they were last read, as far as the file system tells.
@@ -68,6 +69,21 @@ def find(name: str) -> Checkpoint:
         hint = f"did you mean {' or '.join(near)}?" if near else "see: lcm checkpoints list"
         raise NotFoundError(f"there is no checkpoint called {name!r} here", hint)
     return known[name]
+
+
+def find_any(source: str) -> Checkpoint:
+    """Return the checkpoint called `source`, or the one in that folder. Raises NotFoundError."""
+    known, folder = checkpoints(), Path(source)
+    if not folder.is_dir() or any(one.name == source for one in known):
+        return find(source)
+    if (folder / "model" / "config.json").is_file():  # the folder of a training run
+        folder /= "model"
+    for one in known:
+        if one.path and one.path.resolve() == folder.resolve():
+            return one
+    found = _in_folder(source, layout_of(folder), "folder", folder)
+    recorded = {name: folder / Path(name).name for name in _recorded(found)}
+    return replace(found, files=recorded | found.files)  # also what is not there any more
 
 
 def verify(checkpoint: Checkpoint) -> Iterator[Check]:
@@ -155,11 +171,11 @@ def _kept(kind: str, name: str) -> Checkpoint:
     with suppress(LcmError):  # a damaged one is listed, too: verify says what is wrong with it
         record = read_json(folder / ("config.json" if kind == "space" else ORIGIN))
     made_of = [part for part in record.get("source", {}).values() if isinstance(part, dict)]
-    names = hub.FILES if kind == "space" else dict.fromkeys(record.get("sha256", {}), "")
+    names = hub.FILES.values() if kind == "space" else record.get("sha256", {})
     found = Checkpoint(
         *(str(record.get("name", name)), kind, "pulled", str(record.get("licence", ""))),
         path=folder,
-        files={role: folder / (file or role) for role, file in names.items()},
+        files={file: folder / file for file in names},
         source=", ".join(dict.fromkeys(str(part.get("from", "")) for part in made_of)),
         revision=next((str(p["revision"]) for p in made_of if "revision" in p), ""),
     )
@@ -183,18 +199,17 @@ def _in_hub_cache() -> Iterator[Checkpoint]:
 
 def _of_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
     layout = layout_of(folder)
-    names = needed(layout, [path.name for path in folder.iterdir()], repo)
     if layout not in OURS:
         raise NotFoundError(f"{repo} is used in its converted form")
     name = repo if revision == "main" else f"{repo}@{revision}"
-    found = Checkpoint(
-        *(name, layout, "hub", licence_in(folder)),
-        path=folder,
-        files={file: folder / file for file in names},
-        source=f"https://huggingface.co/{repo}",
-        revision=folder.name,
-    )
-    return _measured(found)
+    found = _in_folder(name, layout, "hub", folder)
+    return replace(found, source=f"https://huggingface.co/{repo}", revision=folder.name)
+
+
+def _in_folder(name: str, layout: Layout, where: Where, folder: Path) -> Checkpoint:
+    names = needed(layout, [path.name for path in folder.iterdir()], name)
+    files = {file: folder / file for file in names}
+    return _measured(Checkpoint(name, layout, where, licence_in(folder), path=folder, files=files))
 
 
 def _measured(found: Checkpoint) -> Checkpoint:
@@ -212,10 +227,11 @@ def _recorded(checkpoint: Checkpoint) -> dict[str, str]:
         )
     if checkpoint.where == "bundled" and checkpoint.card:
         return {role: file.sha256 for role, file in checkpoint.card.files.items()}
-    if checkpoint.where == "pulled":
+    if checkpoint.where in ("pulled", "folder"):
         name = "config.json" if checkpoint.kind == "space" else ORIGIN
-        recorded = read_json(checkpoint.path / name).get("sha256", {})
-        return recorded if isinstance(recorded, dict) else {}
+        recorded = read_json(checkpoint.path / name).get("sha256")
+        known: dict[str, str] = recorded if isinstance(recorded, dict) else {}
+        return {hub.FILES.get(role, role): digest for role, digest in known.items()}
     address = f"{hub.repository(checkpoint.name)[0]}@{checkpoint.revision}"
     found = {name: pins.pinned(cache_dir(), f"{address}/{name}") for name in checkpoint.files}
     return {name: pin.sha256 for name, pin in found.items() if pin}

@@ -1,12 +1,14 @@
 """lcm checkpoints, as a user meets it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lcm_cli.app import main
+from lcm_cli.files import sha256
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
 
@@ -108,6 +110,52 @@ def test_verify(published, capsys):
     assert "hint: run: lcm pull org/model --force" in shown.err
     assert main(["pull", "org/model", "--force"]) == 0
     assert main(["checkpoints", "verify", "org/model"]) == 0
+
+
+def test_folders_of_the_users_own(cache, random_space, model, capsys):
+    """The folder of a model, of a training run, of a space; a record of digests or none."""
+    run = Path("run")
+    run.mkdir()
+    shutil.copytree(model, run / "model")
+    for folder, kind, files in ((model, "model", 2), (run, "model", 2), (random_space, "space", 4)):
+        assert main(["checkpoints", "show", str(folder), "--json"]) == 0
+        (found,) = lines(capsys)
+        assert (found["name"], found["kind"], found["where"]) == (str(folder), kind, "folder")
+        assert main(["checkpoints", "verify", str(folder)]) == 0
+        shown = capsys.readouterr()
+        assert shown.out.count("no record ") == files
+        assert f"lcm inspect {folder}" in shown.err
+    weights = model / "model.safetensors"
+    (model / "origin.json").write_text(json.dumps({"sha256": {weights.name: sha256(weights)}}))
+    assert main(["checkpoints", "verify", str(model)]) == 0
+    assert f"ok         {model}  {weights}" in capsys.readouterr().out
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    (model / "origin.json").write_text(json.dumps({"sha256": {weights.name: "0", "part": "1"}}))
+    assert main(["checkpoints", "verify", str(model)]) == 5
+    shown = capsys.readouterr()
+    assert f"missing    {model}  {model / 'part'}" in shown.out
+    assert "2 files are not what they should be" in shown.err
+    assert "hint: copy it again" in shown.err
+
+
+def test_a_pulled_folder_is_the_checkpoint_itself(published, capsys):
+    main(["pull", "org/model"])
+    folder = capsys.readouterr().out.strip()
+    main(["checkpoints", "show", "org/model"])
+    by_name = capsys.readouterr().out
+    assert main(["checkpoints", "show", folder]) == 0
+    assert capsys.readouterr().out == by_name
+
+
+def test_folders_that_hold_no_checkpoint(cache, model, capsys):
+    Path("empty").mkdir()
+    for command in ("show", "verify"):
+        assert main(["checkpoints", command, "empty"]) == 3
+        assert "empty holds no checkpoint" in capsys.readouterr().err
+        assert main(["checkpoints", command, "nosuch"]) == 3
+        assert "there is no checkpoint called 'nosuch'" in capsys.readouterr().err
+    assert main(["checkpoints", "remove", str(model)]) == 3  # only what was pulled
+    assert model.is_dir()
 
 
 def test_push_pull_remove(hub_server, model, monkeypatch, capsys):
