@@ -13,6 +13,7 @@ from lcm_cli.hub import ModelFiles, locate_space
 from lcm_cli.languages import find, language
 from lcm_cli.models.config import AnyConfig, QuantizerConfig, read_config
 from lcm_cli.pipeline import find_languages, space_info
+from lcm_cli.schema import counted
 from lcm_cli.windows import stdin_pauses, windows
 
 from ._options import input_paths
@@ -262,7 +263,8 @@ class _Printer:
         if self._several and not self._request.json:
             for sentence in done.sentences:
                 show_trace(sentence)
-        count = f"{len(done.sentences)} concepts" if self._silent else f"{len(done.sentences)}"
+        added = len(done.sentences)
+        count = counted(added, "concept") if self._silent else f"{added}"
         console.info(f"{document.label}: {count} added; {STOPS[done.stop]}")
 
 

@@ -1,5 +1,6 @@
 """What the commands on documents print, to standard output or into a file."""
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,17 @@ def result(output: str | None, force: bool) -> Iterator[Result]:
             file.write(f"{line}\n".encode())
 
         yield Result(text, lambda obj: text(json.dumps(obj, ensure_ascii=False)))
+
+
+class Pipe(io.RawIOBase):
+    """Standard output for binary data, through the console, which knows of readers that leave."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        console.out_bytes((data,))
+        return len(data)
 
 
 def provenance(space: "Space", seed: int | None = None) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def show_estimate(record: dict[str, Any]) -> None:
     if record["memory_bytes"]:
         console.out(f"memory      {_size(record['memory_bytes'])} at its peak, measured")
     console.out(f"disk        {_size(record['disk_bytes'])}")
-    epochs = f", {record['epochs']:.2f} epochs" if "epochs" in record else ""
+    epochs = f", {_epochs(record['epochs'])}" if "epochs" in record else ""
     console.out(f"steps       {record['steps']:,}{epochs}")
     if record["per_step"] is None:
         console.warn("the state does not fit into the free memory: nothing was measured")
@@ -103,6 +103,11 @@ def show_estimate(record: dict[str, Any]) -> None:
     console.out(f"a step      {record['per_step']:,.0f} {record['unit']}")
     console.out(f"time        {record['seconds_per_step']:.3g} s a step, measured")
     console.out(f"in all      {duration(record['minutes'])}, without evaluations")
+
+
+def _epochs(count: float) -> str:
+    number = f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
+    return f"{number} epoch{'s' * (number != '1')}"
 
 
 def _size(count: float) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from lcm_cli import console
 from lcm_cli.errors import UsageError
+from lcm_cli.schema import counted
 
 from . import _training as shared
 from ._options import Device, Force, Json
@@ -67,7 +68,7 @@ def main(
         if not lesson.world.leads:  # nor do they have a part in this
             return
         path, count = lesson.capture(force=force, progress=console.progress)
-        console.info(f"predictions for {count:,} documents")
+        console.info(f"predictions for {counted(count, 'document')}")
         console.emit({"path": str(path), "documents": count}) if json else console.out(str(path))
         return
     trainers: dict[str, Any] = {"student": (lesson.student, folder)}

@@ -1,6 +1,5 @@
 """lcm embed: documents to concepts, in a file or a pipe."""
 
-import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ import typer
 
 from lcm_cli import console
 from lcm_cli.errors import UsageError
+from lcm_cli.schema import counted
 
 from . import _options as options
 
@@ -67,7 +67,7 @@ def main(
         console.progress("embedding (sentences)") as advance,
     ):
         if writer.done:
-            console.info(f"going on after {writer.done} documents, which are done")
+            console.info(f"going on after the {counted(writer.done, 'document')} that were done")
             road.skip(writer.done, writer.last)
         for window in road.embedded(loaded, advance, ends=writer.fills):
             for each in window:
@@ -76,7 +76,8 @@ def main(
                 sentences += each.size
     seconds = time.perf_counter() - start
     console.info(
-        f"embedded {sentences} sentences of {documents} documents in {seconds:.1f} s"
+        f"embedded {counted(sentences, 'sentence')} of {counted(documents, 'document')}"
+        f" in {seconds:.1f} s"
         f" ({sentences / seconds:.1f} sentences/s)"
     )
     road.finish()
@@ -102,20 +103,11 @@ def _writer(
     """Yield what takes the documents with their concepts; no target means JSON Lines to stdout."""
     from lcm_cli.documents import ConceptWriter, open_writer, to_json
 
+    from ._result import Pipe
+
     if target is None:
         yield ConceptWriter(info, dtype, lambda document: console.emit(to_json(document)))
         return
-    pipe = cast(BinaryIO, _Pipe())
+    pipe = cast(BinaryIO, Pipe())
     with open_writer(target, info, dtype=dtype, force=force, stdout=pipe, run=run) as writer:
         yield writer
-
-
-class _Pipe(io.RawIOBase):
-    """Standard output for binary data, through the console, which knows of readers that leave."""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        console.out_bytes((data,))
-        return len(data)

@@ -38,6 +38,20 @@ def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def not_there(path: Path, what: str = "file") -> NotFoundError:
+    """Return the error of a path that leads nowhere; its hint has what is called like it there."""
+    from lcm_cli.schema import nearest
+
+    folder = path.parent
+    here = "" if path.is_absolute() else f"paths are from the current folder, {Path.cwd()}"
+    if not folder.is_dir():
+        return NotFoundError(f"no such {what}: {path} (there is no folder {folder})", here)
+    near = nearest(path.name, (entry.name for entry in folder.iterdir() if entry.exists()))
+    like = " or ".join(str(folder / name) for name in near)
+    hint = f"did you mean {like}?" if near else here or f"see: ls {folder}"
+    return NotFoundError(f"no such {what}: {path}", hint)
+
+
 def disk_error(error: OSError, path: Path) -> LcmError:
     """Put a failed write into words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.files import not_there
 from lcm_cli.paths import cache_dir
 from lcm_cli.schema import nearest, parse
 from lcm_cli.snapshot import local_snapshot
@@ -370,7 +371,7 @@ def _names() -> list[str]:
 def _card_file(source: str) -> Traversable | Path | None:
     if source.endswith(".toml"):
         if not Path(source).is_file():
-            raise NotFoundError(f"no such card: {source}")
+            raise not_there(Path(source), "card")
         return Path(source).resolve()
     if not source or "/" in source or "\\" in source:
         return None

@@ -48,8 +48,8 @@ def _named(name: str, error: NotFoundError) -> dict[str, Any]:
     if name in known:
         return _card(name)
     near = nearest(name, known)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"checkpoints: {', '.join(known)}"
-    raise NotFoundError(f"{error.message}, and no checkpoint is called so", error.hint or hint)
+    hint = f"did you mean {' or '.join(near)}?" if near else error.hint
+    raise NotFoundError(f"{error.message}, and no checkpoint is called so", hint)
 
 
 def _with_licence(report: dict[str, Any]) -> dict[str, Any]:

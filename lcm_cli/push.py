@@ -10,6 +10,7 @@ from typing import Any
 from lcm_cli import hub
 from lcm_cli.download import Notice, ignore
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.files import not_there
 from lcm_cli.inventory import find
 from lcm_cli.model_card import model_card
 from lcm_cli.pull_model import check_model
@@ -170,7 +171,7 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises NotFoundError, IntegrityError if it is not of this form.
     """
     if not path.is_file():
-        raise NotFoundError(f"no such file: {path}")
+        raise not_there(path)
     found = read_json(path)
     metrics = found.get("metrics")
     numbers = isinstance(metrics, dict) and all(

@@ -21,6 +21,11 @@ def nearest(word: str, candidates: Iterable[str], n: int = 3) -> list[str]:
     return [spelled[match] for match in get_close_matches(word.casefold(), spelled, n)]
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 document", "2,000 documents"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
     """Make a `cls`, a dataclass (pydantic's or the standard library's), from `data`.
 

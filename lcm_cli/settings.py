@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcm_cli.errors import IntegrityError, NotFoundError
-from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.errors import IntegrityError
+from lcm_cli.files import atomic_path, disk_error, not_there
 from lcm_cli.paths import user_config_file
 from lcm_cli.schema import nearest
 
@@ -28,7 +28,7 @@ def find(chosen: Path | None = None) -> Path | None:
     Raises NotFoundError if `chosen` is given and is no file.
     """
     if chosen is not None and not chosen.is_file():
-        raise NotFoundError(f"no such config file: {chosen}")
+        raise not_there(chosen, "config file")
     candidates = (chosen, LOCAL, user_config_file())
     return next((path for path in candidates if path is not None and path.is_file()), None)
 

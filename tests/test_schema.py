@@ -7,7 +7,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked
 
 from lcm_cli.errors import IntegrityError, NotFoundError
-from lcm_cli.schema import nearest, parse
+from lcm_cli.schema import counted, nearest, parse
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,8 @@ def test_nearest_ignores_case_and_puts_the_closest_first() -> None:
     assert nearest("FRENSH", ["Finnish", "French", "German"])[0] == "French"
     assert nearest("qqq", ["French"]) == []
     assert nearest("aaaa", ["aaab", "aaac", "aaad", "aaae"], n=2) == ["aaae", "aaad"]
+
+
+def test_numbers_of_things() -> None:
+    assert counted(1, "document") == "1 document"
+    assert [counted(n, "document") for n in (0, 2000)] == ["0 documents", "2,000 documents"]

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from lcm_cli.documents.encoding import STDIN
 from lcm_cli.documents.kinds import HEAD, STREAM_HEAD, Kind, sniff
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.files import not_there
 
 Report = Callable[[LcmError], None]
 _LISTED = 10  # files named in one message
@@ -94,13 +95,13 @@ def _expand(path: str, report: Report) -> Iterator[Source]:
     elif glob.has_magic(path):
         yield from _glob(path, report)
     else:
-        raise _missing(Path(path))
+        raise not_there(Path(path))
 
 
 def _file(path: Path, id: str) -> Source:
     id = os.fsencode(id).decode("utf-8", "replace")  # a name may be any bytes, an id is text
     if not path.exists():
-        raise _missing(path)
+        raise not_there(path)
     if not path.is_file():
         return Source(str(path), id, path)  # a pipe such as <(command): readable only once
     with _open(path) as file:
@@ -112,20 +113,9 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise not_there(path) from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", f"see: ls -l {path}") from error
-
-
-def _missing(path: Path) -> NotFoundError:
-    from lcm_cli.schema import nearest
-
-    folder = path.parent
-    if not folder.is_dir():
-        return NotFoundError(f"no such file: {path} (there is no folder {folder})")
-    near = nearest(path.name, (entry.name for entry in folder.iterdir() if entry.exists()))
-    hint = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else ""
-    return NotFoundError(f"no such file: {path}", hint)
 
 
 def _glob(pattern: str, report: Report) -> Iterator[Source]:

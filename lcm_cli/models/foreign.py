@@ -15,7 +15,8 @@ import yaml
 from torch import Tensor
 
 from lcm_cli.convert import read_folder, read_pickle, read_safetensors
-from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
+from lcm_cli.files import not_there
 from lcm_cli.models.checkpoint import CONFIG, build, check_state, write
 from lcm_cli.models.config import AnyConfig, SpaceRef, from_dict, preset, to_dict
 from lcm_cli.models.official import official_config, official_state, sonar_llm
@@ -52,7 +53,7 @@ def read_model(source: Path) -> tuple[AnyConfig, dict[str, Tensor]]:
     The tensors stay mapped to the file.
     """
     if not source.exists():
-        raise NotFoundError(f"no such file or folder: {source}")
+        raise not_there(source, "file or folder")
     place = _config_file(source)
     about = _settings(place)
     state = _tensors(source)

@@ -29,6 +29,7 @@ from lcm_cli.documents.document import Concepts, SpaceInfo
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.models.config import BREAK_TEXT
 from lcm_cli.models.interface import PADDING, Batch
+from lcm_cli.schema import counted
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
 from lcm_cli.training.rows import Affixes, Corpus, Item, Limits, cut, pack
 from lcm_cli.training.shards import Rows, check_same_space, look
@@ -151,7 +152,7 @@ class ConceptData:
     @property
     def summary(self) -> str:
         """What there is, and what was left out, in one line."""
-        parts = [f"{self.documents:,} documents, {self.concepts:,} concepts an epoch"]
+        parts = [f"{counted(self.documents, 'document')}, {self.concepts:,} concepts an epoch"]
         gone = [f"{count:,} {why}" for why, count in self.left_out.items() if count]
         if gone:
             parts.append(f"without {', '.join(gone)}")

@@ -140,7 +140,7 @@ def test_cut_off(lcm, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("tinny", "did you mean tiny?"), ("nosuch.parquet", "checkpoints: ")],
+    [("tinny", "did you mean tiny?"), ("nosuch.parquet", "paths are from the current folder, /")],
 )
 def test_nothing_of_that_name(lcm, tmp_path, monkeypatch, name, hint):
     monkeypatch.chdir(tmp_path)

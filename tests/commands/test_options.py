@@ -9,6 +9,7 @@ from lcm_cli import console
 from lcm_cli.errors import UsageError
 
 options = import_module("lcm_cli.commands._options")
+training = import_module("lcm_cli.commands._training")
 
 
 def _flags() -> set[str]:
@@ -21,6 +22,20 @@ def _flags() -> set[str]:
         for flag in (info.default, *(info.param_decls or ()))
         if isinstance(flag, str) and flag.startswith("--")
     }
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"),
+    [(3000.0, "3,000 epochs"), (99.5, "99.5 epochs"), (1.0, "1 epoch"), (1e-3, "0.001 epochs")],
+)
+def test_an_estimate_in_epochs(
+    capsys: pytest.CaptureFixture[str], epochs: float, told: str
+) -> None:
+    sizes = dict.fromkeys(("parameters", "trained", "state_bytes", "disk_bytes"), 10)
+    training.show_estimate(
+        sizes | {"memory_bytes": 0, "steps": 50, "per_step": None, "epochs": epochs}
+    )
+    assert f"steps       50, {told}\n" in capsys.readouterr().out
 
 
 def test_what_the_config_file_may_share_is_shared() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -149,6 +150,9 @@ def test_missing_file_offers_the_nearest(tmp_path):
     assert isinstance(error, NotFoundError)
     assert f"did you mean {tmp_path / 'story.txt'}" in error.hint
     assert "no folder" in caught([tmp_path / "nowhere" / "a.txt"]).message
+    assert caught([tmp_path / "else"]).hint == f"see: ls {tmp_path}"
+    for name in ("else", "nowhere/a.txt"):
+        assert caught([name]).hint == f"paths are from the current folder, {Path.cwd()}"
 
 
 def test_missing_file_is_found_before_anything_is_read(tmp_path):
