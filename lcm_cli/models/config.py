@@ -281,6 +281,9 @@ class SonarLLMConfig(BaseConfig):
     normalizer: NormalizerConfig = field(default_factory=lambda: NormalizerConfig(method="none"))
     end_text: str = "End of sequence."
     begin_text: str = "Begin of text."  # opens every prompt; "" for none
+    # What it is trained on: the cross-entropy of the next sentence's tokens through the space's
+    # frozen decoder, or the squared error of its concept.
+    loss: Literal["tokens", "squared"] = "tokens"
     transformer: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(
             bias=False, output_bias=False, dropout=0.0, rope_theta=500_000.0

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lcm_cli.models.config import AnyConfig
@@ -30,6 +32,8 @@ class Batch:
     lengths_B: Tensor
     sources_B: Tensor | None = None  # how many concepts of each row are given, not learned
     segments_BS: Tensor | None = None  # which of its row's documents a concept is of
+    # What each concept of each row says, as token ids: [language] x </s>.
+    tokens: Sequence[Sequence[NDArray[np.int32]]] | None = None
 
     @classmethod
     def of(cls, documents: Sequence[Tensor], sources: Sequence[int] | None = None) -> "Batch":
@@ -57,8 +61,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on `device`."""
-        parts = (self.concepts_BSD, self.lengths_B, self.sources_B, self.segments_BS)
-        return Batch(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+        parts = {key: part for key, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **{key: part.to(device) for key, part in parts.items()})  # type: ignore[arg-type]
 
     def rows(self, numbers: Sequence[int]) -> "Batch":
         """Return some rows, in this order, without the padding that none of them needs.
@@ -66,13 +70,15 @@ class Batch:
         No row at all becomes one of length 0, of which there is nothing to learn.
         """
         if not numbers:
-            return Batch(self.concepts_BSD[:1, :1] * 0, self.lengths_B[:1] * 0)
+            nothing = None if self.tokens is None else [self.tokens[0][:0]]
+            return Batch(self.concepts_BSD[:1, :1] * 0, self.lengths_B[:1] * 0, tokens=nothing)
         chosen = torch.tensor(list(numbers), device=self.lengths_B.device)
         lengths_B = self.lengths_B[chosen]
         longest = int(lengths_B.max())
         sources_B = None if self.sources_B is None else self.sources_B[chosen]
         segments_BS = None if self.segments_BS is None else self.segments_BS[chosen, :longest]
-        return Batch(self.concepts_BSD[chosen, :longest], lengths_B, sources_B, segments_BS)
+        tokens = None if self.tokens is None else [self.tokens[number] for number in numbers]
+        return Batch(self.concepts_BSD[chosen, :longest], lengths_B, sources_B, segments_BS, tokens)
 
     def deal(self, world: int) -> list[list[int]]:
         """Deal the rows to `world` processes so that each has about as many concepts.

@@ -10,18 +10,21 @@ again: pass `reencode` to `generate`.
 Shapes: B documents, S concepts, D concept dim, N targets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from lcm_cli.errors import IntegrityError
 from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
 from lcm_cli.models.config import SonarLLMConfig
 from lcm_cli.models.interface import Batch, Loss, Noise
 
-# Predicted concepts (N, D), and of which document and sentence each is (N, 2): the cross-entropy of
-# those sentences' tokens, (N,).
-TokenLoss = Callable[[Tensor, Tensor], Tensor]
+# Predicted concepts (N, D), and the tokens of the sentences that they are to say: the cross-entropy
+# of each sentence, (N,).
+TokenLoss = Callable[[Tensor, Sequence[NDArray[np.int32]]], Tensor]
 
 
 class SonarLLM(BaseLCM):
@@ -33,22 +36,27 @@ class SonarLLM(BaseLCM):
 
     def __init__(self, config: SonarLLMConfig) -> None:
         super().__init__(config)
+        # Set where it is trained: no part of the model, of its parameters or its checkpoint.
+        self.token_loss: TokenLoss | None = None
 
-    def loss(
-        self,
-        batch: Batch,
-        generator: torch.Generator | None = None,
-        token_loss: TokenLoss | None = None,
-    ) -> Loss:
-        """Return the token loss of every next sentence, or, without `token_loss`, squared error."""
-        if token_loss is None:
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
+        """Return the cross-entropy of every next sentence, or, without `token_loss`, its squared
+        error. Raises IntegrityError for a batch that does not hold what its concepts say."""
+        if self.token_loss is None:
             return super().loss(batch, generator)
+        if batch.tokens is None:
+            raise IntegrityError(
+                "the data do not say what their concepts mean",
+                'learn without it: --set model.loss="squared"',
+            )
         chosen_BS = batch.learned(first=self.config.objective.min_context)[:, 1:]
         x_BSD = self.normalized(batch.concepts_BSD)
-        prediction_ND = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1][chosen_BS]
-        document_N, before_N = chosen_BS.nonzero(as_tuple=True)
-        sentences_N2 = torch.stack([document_N, before_N + 1], dim=1)
-        errors_N = token_loss(prediction_ND.float(), sentences_N2)
+        prediction_BSD = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1]
+        prediction_ND = self.normalizer.denormalize(prediction_BSD[chosen_BS])
+        places = chosen_BS.nonzero().tolist()
+        errors_N = self.token_loss(
+            prediction_ND.float(), [batch.tokens[row][before + 1] for row, before in places]
+        )
         return Loss(errors_N.sum(), errors_N.detach())
 
     def spread(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:

@@ -15,7 +15,7 @@ Shapes: S concepts, D concept dim, P sentences put before or after.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
 from typing import Self
@@ -31,8 +31,10 @@ from lcm_cli.models.config import BREAK_TEXT
 from lcm_cli.models.interface import PADDING, Batch
 from lcm_cli.schema import counted
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
+from lcm_cli.training.groups import Break, Rows
 from lcm_cli.training.rows import Affixes, Corpus, Item, Limits, cut, pack
-from lcm_cli.training.shards import Rows, check_same_space, look
+from lcm_cli.training.said import Tokenize, Tokens
+from lcm_cli.training.shards import check_same_space, look
 
 Encode = Callable[[Sequence[str]], Tensor]
 Floats = NDArray[np.float32]
@@ -50,6 +52,7 @@ class Row:
     documents: list[list[Concepts]]
     lengths: list[int]
     source: int
+    tokens: list[Tokens] | None = None  # what each concept says, where that is wanted
 
     @property
     def length(self) -> int:
@@ -59,7 +62,7 @@ class Row:
     def alone(self) -> "Row":
         """Return a copy that does not keep the row group in memory."""
         documents = [[np.concatenate(parts)] for parts in self.documents]
-        return Row(documents, self.lengths, self.source)
+        return replace(self, documents=documents)
 
 
 @dataclass(frozen=True)
@@ -101,24 +104,31 @@ class ConceptData:
         prompts: Mapping[str, str] | None = None,
         end_text: str = "End of text.",
         break_text: str = BREAK_TEXT,
+        begin_text: str = "",
+        tokenize: Tokenize | None = None,
         workers: int = 1,
     ) -> None:
         """Look through all files; `encode` gives the concepts (P, D) of sentences.
+
+        With `tokenize` the batches hold what their concepts say.
 
         Raises NotFoundError, UsageError, IntegrityError for what is wrong with options or files.
         """
         self.options, self.seed = options, seed
         self._dim = dim
         suffix = (end_text,) if options.suffix is None else options.suffix
-        affixes = _Sentences(encode, dim, prompts or {}, options.prefix, suffix)
-        break_D = affixes.one(break_text) if options.plan else None
+        prefix = options.prefix
+        if prefix is None:
+            prefix = (begin_text,) if begin_text else ()
+        affixes = _Sentences(encode, tokenize, dim, prompts or {}, prefix, suffix)
+        closing = affixes.closing(break_text) if options.plan else None
         self._wrap = min(options.wrap, max_length)
         limits = Limits(self._wrap, max_length, options.min_sentences, options.max_sentences)
 
         def corpora(entries: Sequence[str | DataSet]) -> list[Corpus]:
             sets = [as_data_set(entry) for entry in entries]
             return [
-                Corpus(look(each, dim, options.filter, break_D), affixes.of(each), limits)
+                Corpus(look(each, dim, options.filter, closing, tokenize), affixes.of(each), limits)
                 for each in sets
             ]
 
@@ -297,14 +307,17 @@ class _Sentences:
     def __init__(
         self,
         encode: Encode | None,
+        tokenize: Tokenize | None,
         dim: int,
         prompts: Mapping[str, str],
         prefix: Sequence[str],
         suffix: Sequence[str],
     ) -> None:
-        self._encode, self._dim, self._prompts = encode, dim, prompts
+        self._encode, self._tokenize = encode, tokenize
+        self._dim, self._prompts = dim, prompts
         self._known: dict[str, Floats] = {}
-        self._prefix, self._suffix = self._concepts(prefix), self._concepts(suffix)
+        self._prefix, self._suffix = prefix, suffix
+        self._concepts([*prefix, *suffix])
 
     def of(self, entry: DataSet) -> Affixes:
         """Return what is put around the documents of `entry`."""
@@ -317,12 +330,18 @@ class _Sentences:
                     f"its tasks: {known}; add it to the model's prompts",
                 )
             prompt = [self._prompts[entry.task]]
-        return Affixes(self._prefix, self._concepts(prompt), self._suffix)
+        around = self._prefix, prompt, self._suffix
+        prefix_PD, prompt_PD, suffix_PD = map(self._concepts, around)
+        if self._tokenize is None:
+            return Affixes(prefix_PD, prompt_PD, suffix_PD)
+        before, between, after = (self._tokenize(part, "") for part in around)
+        return Affixes(prefix_PD, prompt_PD, suffix_PD, (before, between, after))
 
-    def one(self, sentence: str) -> Floats:
-        """Return the concept (D,) of a sentence."""
-        found: Floats = self._concepts([sentence])[0]
-        return found
+    def closing(self, sentence: str) -> Break:
+        """Return what closes a paragraph, by its sentence."""
+        concept_D = self._concepts([sentence])[0]
+        tokens = None if self._tokenize is None else self._tokenize([sentence], "")[0]
+        return Break(concept_D, tokens)
 
     def _concepts(self, sentences: Sequence[str]) -> Floats:
         new = [text for text in dict.fromkeys(sentences) if text not in self._known]
@@ -348,8 +367,11 @@ class _Sentences:
 
 
 def _row(items: Sequence[Item], corpora: Sequence[Corpus], groups: Groups) -> Row:
-    found = [corpora[item.place[0]].concepts_of(item, groups[item.place]) for item in items]
-    return Row(found, [item.length for item in items], items[0].source)
+    owners = [(item, corpora[item.place[0]], groups[item.place]) for item in items]
+    found = [corpus.concepts_of(item, read) for item, corpus, read in owners]
+    said = [corpus.tokens_of(item, read) for item, corpus, read in owners]
+    tokens = None if said[0] is None else [each for part in said for each in part or ()]
+    return Row(found, [item.length for item in items], items[0].source, tokens)
 
 
 def _batch(rows: Sequence[Row]) -> Batch:
@@ -373,6 +395,7 @@ def _batch(rows: Sequence[Row]) -> Batch:
         torch.tensor([row.length for row in rows]),
         torch.tensor(sources) if any(sources) else None,
         torch.from_numpy(segments_BS) if packed else None,
+        None if rows[0].tokens is None else tuple(row.tokens or [] for row in rows),
     )
 
 

@@ -41,11 +41,12 @@ class DataOptions:
     An entry of `train` and `validation` is PATH[=SPLIT][:WEIGHT], or a table with the keys of
     `DataSet`. `batch_concepts` counts the concepts of a batch, over all processes. Documents longer
     than `wrap` are cut into pieces of about equal length; `packing` puts several short ones into
-    one row. Documents with fewer than `min_sentences` or more than `max_sentences` are left out,
-    as are those for which `filter`, a condition on their columns, is not true. `prefix` and
-    `suffix` are sentences put before and after each document; `suffix` is the model's end of text
-    unless it is given. `plan` puts a break after each paragraph of a plain document and, where the
-    documents have plans, the plan of each paragraph before it.
+    one row. Documents with fewer than `min_sentences` or more than `max_sentences` are left out, as
+    are those for which `filter`, a condition on their columns, is not true. `prefix` and `suffix`
+    are sentences put before and after each document: unless they are given, what opens the model's
+    prompts, if anything does (SONAR-LLM), and its end of text. `plan` puts a break after each
+    paragraph of a plain document and, where the documents have plans, the plan of each paragraph
+    before it.
     """
 
     train: tuple[str | DataSet, ...]
@@ -56,7 +57,7 @@ class DataOptions:
     min_sentences: int = 1
     max_sentences: int | None = None
     filter: str = ""
-    prefix: tuple[str, ...] = ()
+    prefix: tuple[str, ...] | None = None
     suffix: tuple[str, ...] | None = None
     plan: bool = False
 

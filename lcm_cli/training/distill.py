@@ -32,6 +32,7 @@ from lcm_cli.training.parallel import World, join
 from lcm_cli.training.prepare import (
     EndlessData,
     Progress,
+    listen,
     load_start,
     model_config,
     new_model,
@@ -203,6 +204,7 @@ class Lesson:
                     f"{self.recipe.start} has another {name} than the teacher",
                     "begin with a new student, or one that was trained with this teacher",
                 )
+        listen(model, self.space)
         return model.to(self.device)
 
     def report(self, models: dict[str, ConceptModel], folder: Path) -> dict[str, Any]:

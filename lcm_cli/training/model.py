@@ -24,6 +24,7 @@ from lcm_cli.errors import IntegrityError, LcmError
 from lcm_cli.evaluation.next_concept import next_concept_metrics
 from lcm_cli.models import checkpoint
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
+from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
 from lcm_cli.training.optim import model_optimizers
 from lcm_cli.training.parallel import World, alone, load_sharded, share, whole
@@ -292,6 +293,8 @@ class ModelTrainer:
             model = checkpoint.build(self.model.config).to(self.device)
             model.load_state_dict(state)
             assert isinstance(model, ConceptModel)
+            if isinstance(model, SonarLLM) and isinstance(self.model, SonarLLM):
+                model.token_loss = self.model.token_loss
             yield model.eval()
             return
         trained = [p.data for p in self.parameters]

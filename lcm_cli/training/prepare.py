@@ -7,25 +7,36 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lcm_cli.continuation import own_language
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.models import checkpoint
-from lcm_cli.models.config import BREAK_TEXT, AnyConfig, ModelConfig, QuantizerConfig, SpaceRef
+from lcm_cli.models.config import (
+    BREAK_TEXT,
+    AnyConfig,
+    ModelConfig,
+    QuantizerConfig,
+    SonarLLMConfig,
+    SpaceRef,
+)
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.normalizer import fit
 from lcm_cli.models.quant_lcm import QuantLCM, fit_quantizer
+from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.space import Space, load_space
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
 from lcm_cli.training.model import Data, ModelTrainer
 from lcm_cli.training.parallel import World, join
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
+from lcm_cli.training.said import Tokenize, Tokens
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.states import states
 
@@ -104,6 +115,7 @@ def make_trainer(
             set_normalizer(model, recipe.normalizer, data, progress)
         if isinstance(model, QuantLCM) and (start is None or recipe.quantizer):
             set_quantizer(model, recipe.quantizer, data, recipe.train.seed, progress)
+    listen(model, space)
     sampler = Sampler(space, recipe.train.sample_to, config.end_text)
     return ModelTrainer(model.to(device), data, recipe.train, sampler=sampler, world=world)
 
@@ -135,6 +147,34 @@ def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> Con
     return model
 
 
+def listen(model: ConceptModel, space: Space) -> None:
+    """Give a SONAR-LLM that learns from tokens the decoder of its space."""
+    if learns_tokens(model.config):
+        from lcm_cli.training.token_loss import TokenLoss
+
+        assert isinstance(model, SonarLLM)
+        model.token_loss = TokenLoss(space)
+
+
+def learns_tokens(config: AnyConfig | ModelConfig) -> bool:
+    """Return whether a model of `config` learns from what concepts say."""
+    return isinstance(config, SonarLLMConfig) and config.loss == "tokens"
+
+
+def tokenizing(space: Space) -> Tokenize:
+    """Return what turns sentences into tokens; a language that is not named is the space's own.
+
+    It raises NotFoundError for a language that the space has not.
+    """
+    tokenizer, find = space.tokenizer, cache(space.find_language)
+
+    def tokenize(texts: Sequence[str], lang: str) -> list[Tokens]:
+        code = find(lang) if lang else own_language(space)
+        return [np.array(row, np.int32) for row in tokenizer.encode(texts, code)]
+
+    return tokenize
+
+
 def open_data(
     options: DataOptions, space: Space, *, seed: int, config: AnyConfig | None = None
 ) -> EndlessData:
@@ -157,6 +197,8 @@ def open_data(
         prompts=shape.prompts,
         end_text=shape.end_text,
         break_text=shape.break_text or BREAK_TEXT,
+        begin_text=shape.begin_text if isinstance(shape, SonarLLMConfig) else "",
+        tokenize=tokenizing(space) if learns_tokens(shape) else None,
     )
     theirs = data.space
     if theirs is not None and theirs.fingerprint not in ("", space.fingerprint):

@@ -10,21 +10,28 @@ Shapes: S concepts, D concept dim, P sentences put before or after.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lcm_cli.documents.document import Concepts
-from lcm_cli.training.shards import Index, Ints, Rows
+from lcm_cli.training.groups import Ints, Rows
+from lcm_cli.training.said import Tokens
+from lcm_cli.training.shards import Index
 
 
 @dataclass(frozen=True)
 class Affixes:
-    """Concepts of the sentences around a document: before it, before its target, after it."""
+    """Concepts of the sentences around a document: before it, before its target, after it.
+
+    `tokens` are what these say, in the same order, where that is wanted.
+    """
 
     prefix_PD: NDArray[np.float32]
     prompt_PD: NDArray[np.float32]
     suffix_PD: NDArray[np.float32]
+    tokens: tuple[list[Tokens], list[Tokens], list[Tokens]] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,16 +131,28 @@ class Corpus:
 
     def concepts_of(self, item: Item, read: Sequence[Rows]) -> list[Concepts]:
         """Return the concepts of an item, in parts (S, D); `read` is its row group."""
-        affixes, own_SD = self._affixes, read[0].row(item.row)
-        if item.source:
-            kept = item.source - len(affixes.prefix_PD) - len(affixes.prompt_PD)
-            source = (affixes.prefix_PD, own_SD[:kept], affixes.prompt_PD)
-            return [*source, read[1].row(item.row), affixes.suffix_PD]
-        parts, start = [], 0
-        for part in (affixes.prefix_PD, own_SD, affixes.suffix_PD):
-            parts.append(part[max(item.begin - start, 0) : max(item.end - start, 0)])
-            start += len(part)
-        return parts
+        around = self._affixes.prefix_PD, self._affixes.prompt_PD, self._affixes.suffix_PD
+        return _parts(item, around, [rows.row(item.row) for rows in read])
+
+    def tokens_of(self, item: Item, read: Sequence[Rows]) -> list[Tokens] | None:
+        """Return what each concept of an item says, None where that is not wanted."""
+        if self._affixes.tokens is None:
+            return None
+        parts = _parts(item, self._affixes.tokens, [rows.said(item.row) for rows in read])
+        return [tokens for part in parts for tokens in part]
+
+
+def _parts(item: Item, around: tuple[Any, Any, Any], own: Sequence[Any]) -> list[Any]:
+    """Return the parts of an item: arrays or lists, cut from the `own` parts and those `around`."""
+    prefix, prompt, suffix = around
+    if item.source:
+        kept = item.source - len(prefix) - len(prompt)
+        return [prefix, own[0][:kept], prompt, own[1], suffix]
+    parts, start = [], 0
+    for part in (prefix, own[0], suffix):
+        parts.append(part[max(item.begin - start, 0) : max(item.end - start, 0)])
+        start += len(part)
+    return parts
 
 
 def pack(items: Sequence[Item], room: int) -> list[list[Item]]:

@@ -1,16 +1,15 @@
-"""Parquet files of concepts as training sees them: what is in each row, and whole row groups.
+"""Parquet files of concepts as training sees them: what is in each row.
 
 Looking reads the sentences (a twentieth of the size of the concepts) to learn how long documents
-are; the concepts themselves are read a row group at a time, when training comes to them.
+are; the concepts themselves are read a row group at a time, when training comes to them: groups.py.
 
-Shapes: R rows, N concepts of all rows, D concept dim.
+Shapes: R rows, D concept dim.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lcm_cli.documents.checks import finite_rows
-from lcm_cli.documents.document import Concepts, SpaceInfo
+from lcm_cli.documents.document import SpaceInfo
 from lcm_cli.documents.sources import Source, expand
 from lcm_cli.documents.tables import (
     CONCEPTS,
@@ -36,37 +34,24 @@ from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.paragraphs import count, order
 from lcm_cli.training.data_options import DataSet
 from lcm_cli.training.filters import Filter
-
-Ints = NDArray[np.int64]
+from lcm_cli.training.groups import (
+    AGAIN,
+    PARAGRAPHS,
+    Break,
+    Group,
+    Ints,
+    Rows,
+    label,
+    list_lengths,
+    load,
+    weave,
+    whole,
+    with_tokens,
+)
+from lcm_cli.training.said import Tokenize
 
 SPLIT = "split"
-PARAGRAPHS = "paragraphs"
 _PARTITION = re.compile(r"split=([^/\\]+)")
-_AGAIN = "lcm inspect {} lists every such document; embed its sentences again"
-
-
-@dataclass(frozen=True)
-class Group:
-    """One row group of a file."""
-
-    path: Path
-    number: int
-    first: int  # its first row, in the file
-    columns: tuple[str, ...]  # of the concepts: the source's, and the target's if there is one
-    paragraphs: bool = False  # whether there is a column of them
-    plans: str = ""  # the column of their concepts
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Concepts of the rows of a group: row r has `flat[ends[r] : ends[r + 1]]`."""
-
-    flat_ND: Concepts
-    ends: Ints  # (R + 1,)
-
-    def row(self, number: int) -> Concepts:
-        """Return the concepts of one row, (S, D)."""
-        return self.flat_ND[self.ends[number] : self.ends[number + 1]]
 
 
 @dataclass
@@ -81,7 +66,8 @@ class Index:
     target: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # concepts; 0: no target
     woven: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # breaks and plans
     planned: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    break_D: NDArray[np.float32] | None = None  # comes after each paragraph
+    closing: Break | None = None  # comes after each paragraph
+    tokenize: Tokenize | None = None  # where what concepts say is wanted
     filtered: int = 0  # rows that the filter left out
     space: SpaceInfo | None = None
 
@@ -96,7 +82,7 @@ class Index:
         """
         where = self.groups[group]
         first, last = np.searchsorted(self.group, [group, group + 1])
-        read = _load(where, dim)
+        read = load(where, dim)
         for rows, lengths in zip(read, (self.length, self.target), strict=False):
             expected, own = lengths[first:last], self.row[first:last]
             found = np.diff(rows.ends)[own]
@@ -105,25 +91,37 @@ class Index:
                 raise IntegrityError(
                     f"{label(where, own[one])} has {expected[one]} sentences"
                     f" and {found[one]} concepts",
-                    _AGAIN.format(where.path),
+                    AGAIN.format(where.path),
                 )
-        if self.break_D is not None:
+        if self.tokenize is not None:
+            own = self.row[first:last].tolist()
+            columns = (SENTENCES, TARGET_SENTENCES)
+            read = [
+                with_tokens(rows, where, names, own, self.tokenize)
+                for rows, names in zip(read, columns, strict=False)
+            ]
+        if self.closing is not None:
             plain = self.row[first:last][self.target[first:last] == 0]
-            read[0] = _weave(read[0], where, plain, self.break_D)
+            read[0] = weave(read[0], where, plain, self.closing, self.tokenize)
         return read
 
 
 def look(
-    entry: DataSet, dim: int, condition: str = "", break_D: NDArray[np.float32] | None = None
+    entry: DataSet,
+    dim: int,
+    condition: str = "",
+    closing: Break | None = None,
+    tokenize: Tokenize | None = None,
 ) -> Index:
     """Find the documents of `entry` for which `condition` is true.
 
-    With `break_D` plain documents are read with breaks and, where they have some, with plans.
+    With `closing` plain documents are read with breaks and, where they have some, with plans; with
+    `tokenize` all are read with what they say.
 
     Raises NotFoundError for a missing path or split, UsageError for what is not Parquet,
     IntegrityError for broken files, concepts of another width or space, or if nothing is left.
     """
-    index, parts, splits = Index(entry, break_D=break_D), [], set()
+    index, parts, splits = Index(entry, closing=closing, tokenize=tokenize), [], set()
     wanted = Filter(condition) if condition else None
     for path in _files(entry.path):
         with intact(str(path)):
@@ -133,7 +131,7 @@ def look(
                 splits.add(own)
             if entry.split and own not in (None, entry.split):
                 continue
-            file = _File(path, entry, dim, wanted, own, break_D is not None)
+            file = _File(path, entry, dim, wanted, own, closing is not None)
             _agree(index, file)
             for part in file.parts(len(index.groups)):
                 splits |= part.splits
@@ -143,43 +141,6 @@ def look(
     if not len(index):
         raise _nothing(entry, splits, index.filtered)
     return index
-
-
-def _load(group: Group, dim: int) -> list[Rows]:
-    with intact(str(group.path)):
-        file = pq.ParquetFile(group.path, page_checksum_verification=True)
-        table = file.read_row_group(group.number, list(group.columns), use_threads=False)
-        return [_rows(table[name], group, name, dim) for name in group.columns]
-
-
-def _weave(rows: Rows, group: Group, plain: Ints, break_D: Concepts) -> Rows:
-    """Return the rows of a group, those that are `plain` with their breaks and plans."""
-    dim = len(break_D)
-    with intact(str(group.path)):
-        file = pq.ParquetFile(group.path, page_checksum_verification=True)
-        names = [*([PARAGRAPHS] if group.paragraphs else []), *filter(None, [group.plans])]
-        table = file.read_row_group(group.number, names, use_threads=False)
-    plans = Rows(rows.flat_ND[:0], np.zeros_like(rows.ends))
-    if group.plans:
-        plans = _rows(table[group.plans], group, group.plans, dim)
-    # Behind all sentences stand all plans, and the break behind these.
-    flat_ND = np.concatenate([rows.flat_ND, plans.flat_ND, break_D[None]], dtype=rows.flat_ND.dtype)
-    numbers, chosen = [], set(plain.tolist())
-    for row, (begin, end) in enumerate(zip(rows.ends[:-1], rows.ends[1:], strict=True)):
-        own = np.arange(begin, end)
-        if row in chosen:
-            of_plans = np.arange(*plans.ends[row : row + 2]) + len(rows.flat_ND)
-            paragraphs = table[PARAGRAPHS][row].as_py() if group.paragraphs else None
-            own = np.concatenate([own, of_plans, [len(flat_ND) - 1]])
-            own = own[order(paragraphs or [], end - begin, len(of_plans))]
-        numbers.append(own)
-    ends = np.cumsum([0, *map(len, numbers)])
-    return Rows(flat_ND[np.concatenate(numbers)], ends)
-
-
-def label(group: Group, row: int) -> str:
-    """Return what messages call a row."""
-    return f"{group.path} row {group.first + row}"
 
 
 @dataclass(frozen=True)
@@ -260,7 +221,7 @@ class _File:
         lengths = self._lengths(table, self._sentences, self._concepts, where.number)[rows]
         if (bad := np.flatnonzero(lengths <= 0)).size:
             what = f"{label(where, rows[bad[0]])} has no concepts"
-            raise IntegrityError(what, _AGAIN.format(self._path))
+            raise IntegrityError(what, AGAIN.format(self._path))
         targets = np.zeros(len(rows), np.int64)
         if self._targets is not None:
             found = self._lengths(table, self._target_sentences, self._targets, where.number)
@@ -290,10 +251,10 @@ class _File:
             given, own = max(int(plans[row]), 0), paragraphs or []
             if own and len(own) != length:
                 what = f"{length} sentences and {len(own)} paragraph numbers"
-                raise IntegrityError(f"{label(where, row)} has {what}", _AGAIN.format(self._path))
+                raise IntegrityError(f"{label(where, row)} has {what}", AGAIN.format(self._path))
             if given and given != count(own):
                 what = f"{given} plans and {count(own)} paragraphs"
-                raise IntegrityError(f"{label(where, row)} has {what}", _AGAIN.format(self._path))
+                raise IntegrityError(f"{label(where, row)} has {what}", AGAIN.format(self._path))
             woven[number] = len(order(own, length, given)) - length
             planned[number] = given > 0
         return woven, planned
@@ -322,11 +283,11 @@ class _File:
         self, table: pa.Table, sentences: str | None, concepts: str | None, number: int
     ) -> Ints:
         """Return how many sentences each row has, or concepts where it has no sentences, (R,)."""
-        found = _counts(table[sentences or concepts])
+        found = list_lengths(table[sentences or concepts])
         if sentences is not None and (found < 0).any():
             assert concepts is not None
             counted = self._file.read_row_group(number, [concepts], use_threads=False)
-            found = np.where(found < 0, _counts(counted[concepts]), found)
+            found = np.where(found < 0, list_lengths(counted[concepts]), found)
         return found
 
     def _named(self, table: pa.Table, count: int) -> dict[str, pa.Array]:
@@ -336,7 +297,7 @@ class _File:
         for name in self._wanted.columns:
             held = self._aliases.get(name) or name
             if held in table.column_names:
-                columns[name] = _whole(table[held])
+                columns[name] = whole(table[held])
             else:  # only the partition is not a column
                 columns[name] = pa.array([self._partition] * count)
         return columns
@@ -427,58 +388,5 @@ def _first(names: Iterable[str], among: Sequence[str]) -> str | None:
     return next((name for name in names if name in among), None)
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-
-
 def _strings(column: pa.ChunkedArray) -> pa.Array:
-    return pc.cast(_whole(column), pa.string())
-
-
-def _counts(column: pa.ChunkedArray) -> Ints:
-    """Return how long each row's list is, -1 for a row without, (R,)."""
-    counts = pc.fill_null(pc.list_value_length(_whole(column)), -1)
-    return np.asarray(counts, dtype=np.int64)
-
-
-def _rows(column: pa.ChunkedArray, group: Group, name: str, dim: int) -> Rows:
-    array = _whole(column)
-    counts = np.maximum(_counts(column), 0)
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    rows = _Checked(group, name, ends)
-    vectors = array.flatten()
-    if vectors.null_count:
-        rows.refuse(np.asarray(vectors.is_null()), "a concept that is missing (null)")
-    if not pa.types.is_fixed_size_list(vectors.type):
-        rows.refuse(
-            np.asarray(vectors.value_lengths()) != dim, f"a concept that has not {dim} dimensions"
-        )
-    flat = vectors.flatten()
-    if flat.null_count:
-        holes: Any = np.asarray(flat.is_null()).reshape(-1, dim).any(axis=1)
-        rows.refuse(holes, "a concept with a missing value (null)")
-    values: Any = flat.to_numpy(zero_copy_only=False).reshape(-1, dim)
-    if values.dtype == np.float64:  # the official code's
-        values = values.astype(np.float32)
-    rows.refuse(~finite_rows(values), "a concept with NaN or infinite values")
-    return Rows(values, ends)
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """Whose concepts are checked."""
-
-    group: Group
-    name: str
-    ends: Ints
-
-    def refuse(self, bad: NDArray[np.bool_], what: str) -> None:
-        """Raise IntegrityError for the first concept that is `bad`, (N,)."""
-        if bad.any():
-            first = int(np.argmax(bad))
-            row = int(np.searchsorted(self.ends, first, side="right")) - 1
-            place = f"{what}: number {first - int(self.ends[row])} of {self.name}"
-            raise IntegrityError(
-                f"{label(self.group, row)} has {place}", _AGAIN.format(self.group.path)
-            )
+    return pc.cast(whole(column), pa.string())

@@ -5,15 +5,14 @@ decoded into a or b at random (auto-encoding and translation), and the two conce
 together and, if the recipe says so, apart from those of other sentences. The noise makes predicted
 concepts, which are never exact, decode well (Large Concept Models, section 2.5.2).
 
-Shapes: N pairs, R = 2 N rows, T tokens of the packed batch, D concept dim, M model dim,
-V vocabulary.
+Shapes: N pairs, R = 2 N rows, T tokens of the packed batch, D concept dim.
 """
 
 import io
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lcm_cli.errors import IntegrityError
 from lcm_cli.evaluation.space import evaluate_space
@@ -31,7 +29,7 @@ from lcm_cli.files import atomic_path
 from lcm_cli.space import Space, load_space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
-from lcm_cli.space.tokenizer import EOS, Tokenizer
+from lcm_cli.space.tokenizer import Tokenizer
 from lcm_cli.space.weights import load_weights
 from lcm_cli.training.optim import learning_rate, make_optimizers, split_parameters
 from lcm_cli.training.parallel import World
@@ -43,49 +41,11 @@ from lcm_cli.training.parallel_text import (
     read_translations,
 )
 from lcm_cli.training.recipe import SpaceRecipe, SpaceShape
+from lcm_cli.training.token_loss import decoding_loss, short_rows
 
 State = dict[str, Tensor]
 
 TOKENIZER_SENTENCES = 60_000  # a language; more changes little
-
-
-class _TiedCrossEntropy(torch.autograd.Function):
-    """Sum of cross entropies of linear logits, a slice of tokens at a time.
-
-    Logits of all tokens at once would be the largest tensor of the step by far; their gradient is
-    known as soon as they are, so both directions are done while a slice is in cache.
-    """
-
-    SLICE = 512
-
-    @staticmethod
-    def forward(ctx: Any, hidden_TM: Tensor, weight_VM: Tensor, targets_T: Tensor) -> Tensor:
-        loss = hidden_TM.new_zeros((), dtype=torch.float32)
-        grad_hidden, grad_weight = (
-            torch.empty_like(hidden_TM),
-            torch.zeros_like(weight_VM).float(),
-        )
-        for start in range(0, len(hidden_TM), _TiedCrossEntropy.SLICE):
-            span = slice(start, start + _TiedCrossEntropy.SLICE)
-            h, y = hidden_TM[span], targets_T[span, None]
-            logits = (h @ weight_VM.T).float()
-            logits.sub_(logits.amax(dim=1, keepdim=True))
-            wanted = logits.gather(1, y)
-            grad = logits.exp_()  # one pass of exponentials for loss and gradient
-            total = grad.sum(dim=1, keepdim=True)
-            loss += (total.log() - wanted).sum()
-            grad.div_(total).scatter_add_(1, y, torch.full_like(total, -1.0))
-            grad = grad.to(h.dtype)
-            grad_hidden[span] = grad @ weight_VM
-            grad_weight += grad.T @ h
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        (scale,) = grad_outputs
-        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale, None
 
 
 class SpaceTrainer:
@@ -176,16 +136,9 @@ class SpaceTrainer:
     def _decoding_loss(self, concepts_RD: Tensor, targets: list[list[int]]) -> Tensor:
         """Mean cross entropy a token. The language token is given, not predicted."""
         order = sorted(range(len(targets)), key=lambda i: len(targets[i]))
-        rows = [[EOS, *targets[i]] for i in order]
-        hidden_TM = self.decoder(concepts_RD[order], [row[:-1] for row in rows])
-        device = hidden_TM.device
-        wanted_T = torch.tensor([t for row in rows for t in (-1, *row[2:])], device=device)
-        kept = (wanted_T >= 0).nonzero().flatten()
-        weight = self.decoder.decoder_frontend.embed.weight
-        if torch.is_autocast_enabled(device.type):
-            hidden_TM, weight = hidden_TM.bfloat16(), weight.bfloat16()
-        loss: Tensor = _TiedCrossEntropy.apply(hidden_TM[kept], weight, wanted_T[kept])  # type: ignore[no-untyped-call]
-        return loss / len(kept)
+        rows = [targets[i] for i in order]
+        total, each_T = decoding_loss(self.decoder, concepts_RD[order], rows)
+        return total / len(each_T)
 
     def _batch(self) -> list[Item]:
         """Return the batch of the current step; epochs follow each other."""
@@ -198,11 +151,9 @@ class SpaceTrainer:
 
     @contextmanager
     def _fast_math(self) -> Iterator[None]:
-        device = self._device().type
-        # The fused attention's backward on CPUs is ten times slower on rows as short as ours.
-        attention = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
+        device = self._device()
         lower = self.options.precision == "bfloat16"
-        with attention, torch.autocast(device, torch.bfloat16, enabled=lower):
+        with short_rows(device), torch.autocast(device.type, torch.bfloat16, enabled=lower):
             yield
 
     def _device(self) -> torch.device:

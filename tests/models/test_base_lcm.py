@@ -1,10 +1,15 @@
 """Base-LCM and SONAR-LLM beyond their golden numbers."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lcm_cli.errors import UsageError
+from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
 from lcm_cli.models.config import preset
 from lcm_cli.models.interface import Batch, Noise
@@ -63,22 +68,26 @@ def llama() -> SonarLLM:
 
 def test_sonar_llm_learns_through_a_decoder(llama: SonarLLM) -> None:
     """The decoder's loss is told which sentence each prediction is for."""
-    batch, asked = _batch(), list[Tensor]()
-    weight = torch.randn(DIM, 5)
-    tokens = torch.randint(5, batch.concepts_BSD.shape[:2])
+    batch, asked = _batch(), list[int]()
+    squared = llama.loss(batch).value
+    weight = torch.randn(DIM, 70)
+    lengths = (4, 6, 2)
+    tokens = [[np.array([10 * row + n], np.int32) for n in range(6)] for row in range(3)]
 
-    def token_loss(prediction_ND: Tensor, sentence_N2: Tensor) -> Tensor:
-        asked.append(sentence_N2)
-        goal_N = tokens[sentence_N2[:, 0], sentence_N2[:, 1]]
+    def token_loss(prediction_ND: Tensor, sentences: Sequence[NDArray[np.int32]]) -> Tensor:
+        goal_N = torch.tensor([int(sentence[0]) for sentence in sentences])
+        asked.extend(goal_N.tolist())
         return torch.nn.functional.cross_entropy(prediction_ND @ weight, goal_N, reduction="none")
 
-    loss = llama.loss(batch, token_loss=token_loss)
-    places = [(row, n) for row, length in enumerate((4, 6, 2)) for n in range(1, length)]
-    assert [tuple(pair) for pair in asked[0].tolist()] == places
-    assert loss.targets == len(places)
+    llama.token_loss = token_loss
+    with pytest.raises(IntegrityError, match="what their concepts mean"):
+        llama.loss(batch)
+    loss = llama.loss(replace(batch, tokens=tokens))
+    assert asked == [10 * row + n for row, length in enumerate(lengths) for n in range(1, length)]
+    assert loss.targets == len(asked)
     loss.value.backward()
     assert all(p.grad is not None for p in llama.parameters())
-    assert llama.loss(batch).value != loss.value
+    assert squared != loss.value
 
 
 def test_sonar_llm_temperature_is_relative(llama: SonarLLM) -> None:

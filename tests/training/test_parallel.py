@@ -29,7 +29,10 @@ def scores(folder):
 
 @pytest.mark.parametrize(
     ("architecture", "parallel"),
-    [("base", "ddp"), ("two_tower", "ddp"), ("one_tower", "fsdp"), ("two_tower", "fsdp")],
+    [
+        *(("base", "ddp"), ("two_tower", "ddp"), ("sonar_llm", "ddp")),
+        *(("one_tower", "fsdp"), ("two_tower", "fsdp"), ("sonar_llm", "fsdp")),
+    ],
 )
 def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, architecture, parallel):
     recipe, errors = write_recipe(architecture), tmp_path / "errors"
