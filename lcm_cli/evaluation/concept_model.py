@@ -1,15 +1,19 @@
 """Concept models as systems: they predict next concepts, and answer what they were finetuned for.
 
-Shapes: B documents, S concepts, D concept dim.
+Shapes: B documents, S concepts, D concept dim, P plans, W concepts with breaks and plans.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from lcm_cli.continuation import own_language
 from lcm_cli.evaluation.data import Row
 from lcm_cli.evaluation.metrics import cosines
 from lcm_cli.evaluation.shared import SharedSpace
@@ -19,14 +23,13 @@ from lcm_cli.hub import locate_model
 from lcm_cli.length import Length, count_words, taken
 from lcm_cli.models.checkpoint import check_space, load_model, read_config
 from lcm_cli.models.config import SpaceRef
+from lcm_cli.models.interface import Batch, Noise
+from lcm_cli.paragraphs import parts
 from lcm_cli.repository import weight_parts
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lcm_cli.answer import Task
     from lcm_cli.generative import AnswerModel
-    from lcm_cli.models.interface import Batch
     from lcm_cli.space import Space
 
 EXPANSION = 64  # sentences of an expansion, at most
@@ -47,6 +50,9 @@ class ConceptSystem(System):
         prompts = getattr(self.config, "prompts", {})
         self.tasks = ("next-concept", *(t for t in ("summarize", "expand") if t in prompts))
         self.max_length = int(getattr(self.config, "max_length", 0)) or self.max_length
+        self._break_text = str(getattr(self.config, "break_text", ""))
+        if self._break_text:  # at most one break and one plan come to two sentences
+            self.max_length //= 2
 
     def about(self) -> dict[str, Any]:
         return {
@@ -68,11 +74,44 @@ class ConceptSystem(System):
         """The network."""
         return load_model(self.name, device=self._device)
 
-    def predict(self, batch: "Batch", seeds: Sequence[int]) -> "Tensor":
-        from lcm_cli.models.interface import Noise
+    def batch(
+        self, documents: Sequence[np.ndarray], rows: Sequence[Row], space: SharedSpace
+    ) -> Batch:
+        """Put a break between paragraphs for a model that learned them, and room for its plan
+        behind each if it learned plans: as `lcm generate` does."""
+        plain = super().batch(documents, rows, space)
+        if not self._break_text:
+            return plain
+        language = own_language(cast("Space", space))
+        break_1D = space.concepts([self._break_text], language)
+        plans = np.zeros((int(getattr(self.config, "plans", False)), break_1D.shape[1]), np.float32)
+        woven = [
+            with_breaks(own_SD, row.paragraphs, np.concatenate([break_1D, plans]))
+            for own_SD, row in zip(documents, rows, strict=True)
+        ]
+        batch = super().batch([x_SD for x_SD, _ in woven], rows, space)
+        marks_BS = nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(mark_S) for _, mark_S in woven], batch_first=True
+        )
+        return Batch(batch.concepts_BSD, batch.lengths_B, woven_BS=marks_BS)
 
-        noise = Noise(seeds, self.model.device)
-        return self.model.predict(batch.to(self.model.device), self.model.Options(), noise)
+    def predict(self, batch: Batch, seeds: Sequence[int]) -> Tensor:
+        """Predict every concept; plans are first filled in, one after the other, by the model's
+        own from all before it. Each pass has the same noise, so these stay what it says."""
+
+        def once() -> Tensor:
+            noise = Noise(seeds, self.model.device)
+            found: Tensor = self.model.predict(batch, self.model.Options(), noise)
+            return found
+
+        batch = batch.to(self.model.device)
+        predicted_BSD = once()
+        for rows_P, places_P in _plans(batch):
+            concepts_BSD = batch.concepts_BSD.clone()
+            concepts_BSD[rows_P, places_P] = predicted_BSD[rows_P, places_P - 1].float()
+            batch = replace(batch, concepts_BSD=concepts_BSD)
+            predicted_BSD = once()
+        return predicted_BSD
 
     def write(
         self, rows: Sequence[Row], to: str, task: str, space: SharedSpace
@@ -109,3 +148,28 @@ class ConceptSystem(System):
             model: Any = space
             self._answers[task] = AnswerModel(self.model, self.name, cast("Task", task), model)
         return self._answers[task]
+
+
+def with_breaks(
+    own_SD: np.ndarray, paragraphs: Sequence[int], between_WD: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a document with `between_WD` after each of its paragraphs but the last, (W, D), and
+    which of that is no sentence of its own, (W,)."""
+    found, marks = [], []
+    for begin, end in parts(paragraphs[: len(own_SD)], len(own_SD)):
+        found += [own_SD[begin:end], between_WD]
+        marks += [np.zeros(end - begin, bool), np.ones(len(between_WD), bool)]
+    return np.concatenate(found[:-1]), np.concatenate(marks[:-1])
+
+
+def _plans(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield row and place of each document's first plan, then of each second one, and so on."""
+    if batch.woven_BS is None:
+        return
+    plan_BS = batch.woven_BS.clone()
+    plan_BS[:, 1:] &= batch.woven_BS[:, :-1]  # a break comes before each
+    plan_BS[:, :1] = False
+    number_BS = plan_BS.cumsum(dim=1) * plan_BS
+    for number in range(1, int(number_BS.max()) + 1):
+        rows_P, places_P = (number_BS == number).nonzero(as_tuple=True)
+        yield rows_P, places_P

@@ -30,7 +30,8 @@ class Row:
     """One row of the data; `number` is its place there, from 1.
 
     Texts are given by sentences; without a reference `target` is empty. `parallel` holds the same
-    text in other languages, by code.
+    text in other languages, by code. `paragraphs` numbers the paragraph of each source sentence; it
+    is empty if that is not known.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Row:
     target: tuple[str, ...] = ()
     target_lang: str = ""
     parallel: Mapping[str, str] = field(default_factory=dict)
+    paragraphs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,17 @@ def _row(
         for name in columns.parallel
         if record.get(name) and name in languages
     }
-    return Row(number, id, done.lang, tuple(done.sentences), tuple(target), target_lang, parallel)
+    source = tuple(done.sentences)
+    paragraphs = tuple(done.paragraphs or _paragraphs(record, len(source)))
+    return Row(number, id, done.lang, source, tuple(target), target_lang, parallel, paragraphs)
+
+
+def _paragraphs(record: Mapping[str, Any], sentences: int) -> list[int]:
+    """Return the column of a data set with the paragraph of each sentence, if it fits."""
+    value = record.get("paragraphs")
+    if not isinstance(value, list) or len(value) != sentences:
+        return []
+    return value if all(type(each) is int for each in value) else []
 
 
 def _lang(record: Mapping[str, Any], columns: Columns, label: str) -> str:

@@ -8,6 +8,9 @@
     MI    (log p(s^_n | s_(n-10) ... s_(n-1)) - log p(s^_n)) / |s^_n|, of the decoded sentences and
           by a language model; averaged with the numbers of tokens as weights
 
+Breaks and plans of planning models are read, and that is all: they are no targets, nor among the
+concepts that PAR and CA compare with, so that the numbers are those of sentences.
+
 PAR above 1 tells that the model repeats what it has read, below 1 that it strays from it.
 
 Shapes: B documents, S concepts, D concept dim, N targets, P concepts of the batch.
@@ -89,8 +92,9 @@ def score_predictions(
     """Score predictions of concepts 1 .. S - 1, (B, S - 1, D) and raw, as `predict` gives them.
 
     Of documents with a source only what comes after it counts. The true concepts of all documents
-    of the batch, sources included, are what CA compares with.
+    of the batch, sources included, are what CA compares with. Breaks and plans do not count at all.
     """
+    predicted_BSD, batch = of_sentences(predicted_BSD, batch)
     concepts_BSD = batch.concepts_BSD.to(predicted_BSD.device).float()
     chosen_BS = batch.learned(first=1)
     chosen_BS[:, 0] = False  # nothing comes before the first concept
@@ -107,6 +111,22 @@ def score_predictions(
         l2_r_N = distance(reconstruct(predicted_ND).to(true_ND.device), true_ND)
     scores = distance(predicted_ND, true_ND), par_N, ca_N, l2_r_N, ca_all_N
     return NextConcept(*(score.cpu() for score in scores))
+
+
+def of_sentences(predicted_BSD: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+    """Return predictions of concepts 1 .. S - 1, and the batch, without breaks and plans.
+
+    That of a document's first sentence, made from the plan before it, is left out too: of other
+    models there is none.
+    """
+    if batch.woven_BS is None:
+        return predicted_BSD, batch
+    sentences, places_BS = batch.sentences()
+    # A row of zeros stands for the first concept, which is never predicted.
+    all_BSD = torch.nn.functional.pad(predicted_BSD, (0, 0, 1, 0))
+    places_BS = places_BS[:, 1:].to(all_BSD.device)
+    rows_B1 = torch.arange(len(all_BSD), device=all_BSD.device)[:, None]
+    return all_BSD[rows_B1, places_BS], sentences
 
 
 def distance(left_ND: Tensor, right_ND: Tensor) -> Tensor:

@@ -70,6 +70,16 @@ class System(ABC):
         """Write what `task` asks for of each row, in the language `to` ("": the row's own)."""
         raise NotImplementedError
 
+    def batch(
+        self, documents: Sequence[np.ndarray], rows: Sequence[Row], space: SharedSpace
+    ) -> "Batch":
+        """Return what `predict` reads: the concepts, (S, D) each, of what the rows begin with."""
+        import torch
+
+        from lcm_cli.models.interface import Batch
+
+        return Batch.of([torch.from_numpy(each.astype(np.float32)) for each in documents])
+
     def predict(self, batch: "Batch", seeds: Sequence[int]) -> "Tensor":
         """Predict concepts 1 .. S - 1 of each document from those before it, (B, S - 1, D)."""
         raise NotImplementedError

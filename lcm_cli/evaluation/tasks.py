@@ -208,7 +208,7 @@ def _predicted(system: System, rows: Sequence[Row], context: Context) -> list[Re
     rows = [row for row in rows if len(row.source) > 1]
     lm = context.lm.name if context.lm else ""
     key = ["next-concept", system.name, system.about(), context.space.fingerprint, lm]
-    key.append(context.longest)
+    key += [context.longest, [list(row.paragraphs) for row in rows]]
     return kept(key, rows, context, lambda: _predict(system, rows, context))
 
 
@@ -216,14 +216,14 @@ def _predict(system: System, rows: Sequence[Row], context: Context) -> list[Reco
     """Predict every sentence of each row from the true ones before it, and score that."""
     import torch
 
-    from lcm_cli.evaluation.next_concept import score_predictions
-    from lcm_cli.models.interface import Batch
+    from lcm_cli.evaluation.next_concept import of_sentences, score_predictions
 
     texts = [row.source[: context.longest] for row in rows]
     concepts = [context.space.concepts(t, row.lang) for t, row in zip(texts, rows, strict=True)]
-    batch = Batch.of([torch.from_numpy(each.astype(np.float32)) for each in concepts])
+    batch = system.batch(concepts, rows, context.space)
     with torch.inference_mode():
         predicted_BSD = system.predict(batch, [context.seed + row.number for row in rows]).cpu()
+    predicted_BSD, batch = of_sentences(predicted_BSD, batch)
     counts = [len(text) - 1 for text in texts]
     guesses = [predicted_BSD[i, :count].float().numpy() for i, count in enumerate(counts)]
     codes = [row.lang for row, count in zip(rows, counts, strict=True) for _ in range(count)]

@@ -25,7 +25,8 @@ class Batch:
     """Documents of raw concepts, padded on the right.
 
     A row is one document, or several, one behind the other, that see nothing of each other: then
-    `segments_BS` numbers them.
+    `segments_BS` numbers them. `woven_BS` tells the breaks and plans of planning models from
+    sentences: they are learned like these, and no scores are theirs.
     """
 
     concepts_BSD: Tensor
@@ -34,6 +35,7 @@ class Batch:
     segments_BS: Tensor | None = None  # which of its row's documents a concept is of
     # What each concept of each row says, as token ids: [language] x </s>.
     tokens: Sequence[Sequence[NDArray[np.int32]]] | None = None
+    woven_BS: Tensor | None = None  # which concepts are breaks or plans
 
     @classmethod
     def of(cls, documents: Sequence[Tensor], sources: Sequence[int] | None = None) -> "Batch":
@@ -76,9 +78,28 @@ class Batch:
         lengths_B = self.lengths_B[chosen]
         longest = int(lengths_B.max())
         sources_B = None if self.sources_B is None else self.sources_B[chosen]
-        segments_BS = None if self.segments_BS is None else self.segments_BS[chosen, :longest]
         tokens = None if self.tokens is None else [self.tokens[number] for number in numbers]
-        return Batch(self.concepts_BSD[chosen, :longest], lengths_B, sources_B, segments_BS, tokens)
+        marks = {
+            name: mark[chosen, :longest]
+            for name in ("segments_BS", "woven_BS")
+            if (mark := getattr(self, name)) is not None
+        }
+        concepts_BSD = self.concepts_BSD[chosen, :longest]
+        return Batch(concepts_BSD, lengths_B, sources_B, tokens=tokens, **marks)
+
+    def sentences(self) -> "tuple[Batch, Tensor]":
+        """Return the batch without breaks and plans, and where its concepts stand here, (B, S)."""
+        positions_S = self.positions()
+        if self.woven_BS is None:
+            return self, positions_S.expand(len(self.lengths_B), -1)
+        kept_BS = (positions_S < self.lengths_B[:, None]) & ~self.woven_BS
+        lengths_B = kept_BS.sum(dim=1)
+        longest = max(int(lengths_B.max()), 1)
+        places_BS = (~kept_BS).byte().argsort(dim=1, stable=True)[:, :longest]
+        rows_B1 = torch.arange(len(places_BS), device=places_BS.device)[:, None]
+        segments_BS = None if self.segments_BS is None else self.segments_BS[rows_B1, places_BS]
+        kept_BSD = self.concepts_BSD[rows_B1, places_BS]
+        return Batch(kept_BSD, lengths_B, self.sources_B, segments_BS), places_BS
 
     def deal(self, world: int) -> list[list[int]]:
         """Deal the rows to `world` processes so that each has about as many concepts.

@@ -32,7 +32,7 @@ from lcm_cli.models.interface import PADDING, Batch
 from lcm_cli.schema import counted
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
 from lcm_cli.training.groups import Break, Rows
-from lcm_cli.training.rows import Affixes, Corpus, Item, Limits, cut, pack
+from lcm_cli.training.rows import Affixes, Corpus, Item, Limits, Marks, cut, pack
 from lcm_cli.training.said import Tokenize, Tokens
 from lcm_cli.training.shards import check_same_space, look
 
@@ -53,6 +53,7 @@ class Row:
     lengths: list[int]
     source: int
     tokens: list[Tokens] | None = None  # what each concept says, where that is wanted
+    woven: Marks | None = None  # which concepts are breaks or plans, (S,)
 
     @property
     def length(self) -> int:
@@ -371,7 +372,25 @@ def _row(items: Sequence[Item], corpora: Sequence[Corpus], groups: Groups) -> Ro
     found = [corpus.concepts_of(item, read) for item, corpus, read in owners]
     said = [corpus.tokens_of(item, read) for item, corpus, read in owners]
     tokens = None if said[0] is None else [each for part in said for each in part or ()]
-    return Row(found, [item.length for item in items], items[0].source, tokens)
+    woven = _joined([corpus.woven_of(item, read) for item, corpus, read in owners])
+    return Row(found, [item.length for item in items], items[0].source, tokens, woven)
+
+
+def _joined(marks: Sequence[Marks | None]) -> Marks | None:
+    """Return the marks of all items; either all have some, or none."""
+    found = [mark for mark in marks if mark is not None]
+    return np.concatenate(found) if found else None
+
+
+def _padded(marks: Sequence[Marks | None], longest: int, neutral: float = 0) -> Tensor | None:
+    """Return the marks of all rows, (B, S), or None likewise."""
+    found = [mark for mark in marks if mark is not None]
+    if not found:
+        return None
+    marks_BS = np.full((len(found), longest), neutral, found[0].dtype)
+    for number, mark in enumerate(found):
+        marks_BS[number, : len(mark)] = mark
+    return torch.from_numpy(marks_BS)
 
 
 def _batch(rows: Sequence[Row]) -> Batch:
@@ -396,6 +415,7 @@ def _batch(rows: Sequence[Row]) -> Batch:
         torch.tensor(sources) if any(sources) else None,
         torch.from_numpy(segments_BS) if packed else None,
         None if rows[0].tokens is None else tuple(row.tokens or [] for row in rows),
+        _padded([row.woven for row in rows], longest),
     )
 
 

@@ -47,10 +47,15 @@ class Rows:
     flat_ND: Concepts
     ends: Ints  # (R + 1,)
     tokens: list[Tokens] | None = None  # what each concept says, where that is wanted
+    woven_N: NDArray[np.bool_] | None = None  # which are breaks or plans, where there are some
 
     def row(self, number: int) -> Concepts:
         """Return the concepts of one row, (S, D)."""
-        return self.flat_ND[self.ends[number] : self.ends[number + 1]]
+        return self.flat_ND[self.place(number)]
+
+    def place(self, number: int) -> slice:
+        """Return where the concepts of one row are."""
+        return slice(int(self.ends[number]), int(self.ends[number + 1]))
 
     def said(self, number: int) -> list[Tokens]:
         """Return what the concepts of one row say."""
@@ -106,10 +111,11 @@ def weave(rows: Rows, group: Group, plain: Ints, closing: Break, tokenize: Token
         numbers.append(own)
     ends = np.cumsum([0, *map(len, numbers)])
     places = np.concatenate(numbers)
+    woven = Rows(flat_ND[places], ends, woven_N=places >= len(rows.flat_ND))
     if rows.tokens is None or closing.tokens is None:
-        return Rows(flat_ND[places], ends)
+        return woven
     flat = [*rows.tokens, *(plans.tokens or []), closing.tokens]
-    return Rows(flat_ND[places], ends, [flat[place] for place in places.tolist()])
+    return replace(woven, tokens=[flat[place] for place in places.tolist()])
 
 
 def label(group: Group, row: int) -> str:

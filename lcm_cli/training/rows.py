@@ -20,6 +20,8 @@ from lcm_cli.training.groups import Ints, Rows
 from lcm_cli.training.said import Tokens
 from lcm_cli.training.shards import Index
 
+Marks = NDArray[Any]  # a number for each concept
+
 
 @dataclass(frozen=True)
 class Affixes:
@@ -141,6 +143,19 @@ class Corpus:
         parts = _parts(item, self._affixes.tokens, [rows.said(item.row) for rows in read])
         return [tokens for part in parts for tokens in part]
 
+    def woven_of(self, item: Item, read: Sequence[Rows]) -> NDArray[np.bool_] | None:
+        """Return which concepts of an item are breaks or plans, (S,); None where none can be."""
+        if read[0].woven_N is None:
+            return None
+        return self._marks(item, [_mark(rows, rows.woven_N, item.row, False) for rows in read])
+
+    def _marks(self, item: Item, own: list[Marks], neutral: float = 0) -> Marks:
+        """Return a number for each concept of an item: its rows' `own`, `neutral` around them."""
+        affixes = self._affixes
+        around = affixes.prefix_PD, affixes.prompt_PD, affixes.suffix_PD
+        prefix, prompt, suffix = (np.full(len(part), neutral, own[0].dtype) for part in around)
+        return np.concatenate(_parts(item, (prefix, prompt, suffix), own))
+
 
 def _parts(item: Item, around: tuple[Any, Any, Any], own: Sequence[Any]) -> list[Any]:
     """Return the parts of an item: arrays or lists, cut from the `own` parts and those `around`."""
@@ -153,6 +168,12 @@ def _parts(item: Item, around: tuple[Any, Any, Any], own: Sequence[Any]) -> list
         parts.append(part[max(item.begin - start, 0) : max(item.end - start, 0)])
         start += len(part)
     return parts
+
+
+def _mark(rows: Rows, marks_N: Marks | None, row: int, neutral: bool | float) -> Marks:
+    """Return the marks of one row, (S,): `neutral` ones where it has none."""
+    place = rows.place(row)
+    return np.full(place.stop - place.start, neutral) if marks_N is None else marks_N[place]
 
 
 def pack(items: Sequence[Item], room: int) -> list[list[Item]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,3 +112,16 @@ def test_padding_does_not_count():
     plain, wide = score_predictions(PREDICTED, BATCH), score_predictions(predicted, padded)
     for name in ("l2", "ca"):
         assert torch.equal(getattr(plain, name), getattr(wide, name))
+
+
+def test_breaks_and_plans_leave_no_trace():
+    """The scores are those of the sentences alone, as another model would have them."""
+    odd = rows((50, 50))
+    woven = Batch.of([torch.cat([odd, FIRST[:2], odd, odd, FIRST[2:]]), SECOND])
+    marks = torch.tensor([[1, 0, 0, 1, 1, 0], [0] * 6], dtype=torch.bool)
+    woven = replace(woven, woven_BS=marks)
+    guesses = torch.full((2, 5, 2), 70.0)
+    guesses[0, [1, 4]], guesses[1, 0] = PREDICTED[0], PREDICTED[1, 0]
+    found, expected = score_predictions(guesses, woven), score_predictions(PREDICTED, BATCH)
+    for name in ("l2", "par", "ca", "ca_all"):
+        assert torch.equal(getattr(found, name).nan_to_num(), getattr(expected, name).nan_to_num())

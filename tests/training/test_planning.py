@@ -115,6 +115,38 @@ def test_packing_and_validation_have_them_too(tmp_path: Path) -> None:
     assert held[0].concepts_BSD[0, :4, 0].tolist() == [0, 1, -2, -1]
 
 
+def test_the_batch_tells_what_is_woven_in(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", document([2, 3], plans=True), document([2], plans=True))
+    for more in ({"packing": True}, {"prefix": ("Go.",)}, {"wrap": 4}):
+        options = DataOptions((path,), (path,), plan=True, **more)
+        with ConceptData(options, dim=DIM, max_length=64, seed=0, encode=encode) as data:
+            whole, held = data.batch(0), data.validation()
+        hands = [hand for hand in whole.deal(2) if hand]
+        for batch in (whole, *map(whole.rows, hands), *held, whole.to("cpu")):
+            assert batch.woven_BS is not None
+            first_BS = batch.concepts_BSD[..., 0]
+            assert torch.equal(batch.woven_BS, (first_BS == -2) | (first_BS >= 100))
+            only, _ = batch.sentences()
+            left = [first_BS[row][:n] for row, n in enumerate(batch.lengths_B.tolist())]
+            left = [each[(each != -2) & (each < 100)].tolist() for each in left]
+            assert only.lengths_B.tolist() == [len(each) for each in left]
+            for row, numbers in enumerate(left):
+                assert only.concepts_BSD[row, : len(numbers), 0].tolist() == numbers
+
+
+def test_pairs_among_planned_documents_have_nothing_woven_in(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", document([2], target=2), document([2]))
+    options = DataOptions((path,), plan=True)
+    with ConceptData(options, dim=DIM, max_length=64, seed=0, encode=encode) as data:
+        batch = data.batch(0)
+    assert batch.woven_BS is not None and batch.sources_B is not None
+    told = {
+        int(source): mark.tolist()
+        for source, mark in zip(batch.sources_B, batch.woven_BS, strict=True)
+    }
+    assert told == {2: [False] * 5, 0: [False, False, True, False, False]}
+
+
 def test_some_documents_without_plans(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", document([2], plans=True), document([3]))
     with pytest.raises(IntegrityError, match="1 of 2 documents have plans"):
@@ -229,6 +261,30 @@ def test_a_plan_is_reported_and_is_not_text(planner: Path) -> None:
     assert plan.before == 1
     assert cosine(plan.concept_D, tiny.encode(PLANS[1:], "eng_Latn").concepts[0]) > 0.95
     assert done.texts["eng_Latn"] == " ".join(told)
+
+
+def test_evaluation_reads_breaks_and_the_models_own_plans(planner: Path) -> None:
+    from lcm_cli.evaluation.data import Row
+    from lcm_cli.evaluation.resolve import systems
+    from lcm_cli.evaluation.systems import Settings
+    from lcm_cli.evaluation.tasks import Context, SharedSpace, Work, run
+
+    tiny = load_space("tiny", device="cpu")
+    (system,) = systems([str(planner)], tiny, Settings())
+    space = SharedSpace(tiny)
+    row = Row(1, "s", "eng_Latn", (*STORY[0], *STORY[1]), paragraphs=(0, 0, 1, 1))
+    own_SD = space.concepts(row.source, "eng_Latn")
+    batch = system.batch([own_SD], [row], space)
+    assert batch.woven_BS is not None
+    assert batch.woven_BS.tolist() == [[False, False, True, True, False, False]]
+    predicted_BSD = system.predict(batch, [0])
+    plan_D = tiny.encode(PLANS[1:], "eng_Latn").concepts[0]
+    assert cosine(predicted_BSD[0, 2].numpy(), plan_D) > 0.95  # what comes after the break
+    # Without its plan it would say that, not the sentence, after the break.
+    (record,) = run("next-concept", system, [row], Context(space, Work()))
+    assert len(record["prediction"]) == 3 and record["source"] == list(row.source)
+    assert cosine(predicted_BSD[0, 3].numpy(), own_SD[2]) > 0.95
+    assert record["scores"]["ca_all"] == 1.0
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
