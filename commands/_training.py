@@ -1,8 +1,10 @@
 """What `lcm train` and its kin show while they run, and how they are stopped."""
 
 import os
+import shlex
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -129,6 +131,29 @@ def check_folder(folder: Path, resume: bool, kind: str) -> None:
         raise UsageError(f"there is a run in {folder}", hint)
     if resume and not states(folder):
         raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")
+
+
+@contextmanager
+def at_work(folder: Path, recipe: Any, resume: bool) -> Iterator[None]:
+    """Hold the folder of a run, and keep the recipe there; warn if it is not that of the run."""
+    from lcm_cli.training.run_folder import changes, hold, write_recipe
+
+    with hold(folder):
+        if os.environ.get("RANK", "0") == "0":
+            if resume and (found := changes(folder, recipe)):
+                console.warn(f"the recipe is not that of the run so far: {'; '.join(found)}")
+            write_recipe(folder, recipe)
+        yield
+
+
+def resume_command(name: str, recipe: Path, folder: Path, changes: Sequence[str]) -> str:
+    """Return the command that goes on with a run, with what was changed in the recipe."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = ["lcm"]
+    if processes != "1":
+        start = ["torchrun", "--nproc-per-node", processes, "-m", "lcm_cli"]
+    parts = [*start, name, str(recipe), *(part for each in changes for part in ("--set", each))]
+    return shlex.join([*parts, "-o", str(folder), "--resume"])
 
 
 def own_device(device: str) -> str:

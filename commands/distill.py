@@ -71,27 +71,27 @@ def main(
         console.info(f"predictions for {counted(count, 'document')}")
         console.emit({"path": str(path), "documents": count}) if json else console.out(str(path))
         return
-    trainers: dict[str, Any] = {"student": (lesson.student, folder)}
-    if lesson.options.compare:
-        trainers[ALONE] = (lesson.alone, folder / ALONE)
-    ends = time.monotonic() + 60 * max_minutes
-    for name, (make, place) in trainers.items():
-        place.mkdir(parents=True, exist_ok=True)
-        trainer = make()
-        console.info(f"{name}: {trainer.summary}, on {lesson.world.size} x {chosen}")
-        if not _train(name, trainer, place, (ends - time.monotonic()) / 60, resume, json):
-            command = f"lcm distill {recipe} -o {folder} --resume"
-            console.info(f"{name} stopped at step {trainer.step}; go on with: {command}")
+    command = shared.resume_command("distill", recipe, folder, changes or ())
+    with shared.at_work(folder, loaded, resume):
+        trainers: dict[str, Any] = {"student": (lesson.student, folder)}
+        trainers |= {ALONE: (lesson.alone, folder / ALONE)} if lesson.options.compare else {}
+        ends = time.monotonic() + 60 * max_minutes
+        for name, (make, place) in trainers.items():
+            place.mkdir(parents=True, exist_ok=True)
+            trainer = make()
+            console.info(f"{name}: {trainer.summary}, on {lesson.world.size} x {chosen}")
+            if not _train(name, trainer, place, (ends - time.monotonic()) / 60, resume, json):
+                console.info(f"{name} stopped at step {trainer.step}; go on with: {command}")
+                return
+        if not lesson.world.leads:
             return
-    if not lesson.world.leads:
-        return
-    models: dict[str, Any] = {
-        name: load_model(place / loaded.kind, device=str(chosen))
-        for name, (_, place) in trainers.items()
-    }
-    report = lesson.report(models, folder)
-    console.emit({"report": report}) if json else _show_report(report)
-    console.info(f"done: {folder / loaded.kind}")
+        models: dict[str, Any] = {
+            name: load_model(place / loaded.kind, device=str(chosen))
+            for name, (_, place) in trainers.items()
+        }
+        report = lesson.report(models, folder)
+        console.emit({"report": report}) if json else _show_report(report)
+        console.info(f"done: {folder / loaded.kind}")
 
 
 def _train(

@@ -1,7 +1,7 @@
 """lcm train: train or finetune what a recipe describes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,11 @@ from ._training import (
     together,
 )
 
+if TYPE_CHECKING:
+    import torch
+
+    from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
+
 EPILOG = """\
 lcm train recipe.toml
 
@@ -33,7 +38,10 @@ lcm train recipe.toml --dry-run
 
 def main(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A recipe, or a checkpoint's card, in TOML.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe or a checkpoint's card, in TOML, or a run's folder."
+        ),
     ],
     changes: shared.Changes = None,
     output: shared.RunFolder = None,
@@ -51,7 +59,7 @@ def main(
     loaded = load_recipe(recipe, changes or ())
     if isinstance(loaded, ModelRecipe) and loaded.distill is not None:
         raise UsageError(f"{recipe} names a teacher", f"learn from it: lcm distill {recipe}")
-    folder = output or Path("runs") / loaded.name
+    folder = output or (recipe if resume and recipe.is_dir() else Path("runs") / loaded.name)
 
     from lcm_cli.space import pick_device
 
@@ -65,22 +73,34 @@ def main(
         (console.emit if json else show_estimate)(dry_run(loaded, chosen))
         return
     check_folder(folder, resume, loaded.kind)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not isinstance(loaded, ModelRecipe | SpaceRecipe):
+    with shared.at_work(folder, loaded, resume):
+        if isinstance(loaded, ModelRecipe | SpaceRecipe):
+            command = shared.resume_command("train", recipe, folder, changes or ())
+            _train(loaded, folder, chosen, resume, max_minutes, json, command)
+            return
         from lcm_cli.training.fitting import fit_recipe
 
         fitted = fit_recipe(loaded, folder, chosen, console.progress)
         (console.emit if json else show)(fitted)
-        return
 
+
+def _train(
+    recipe: "ModelRecipe | SpaceRecipe",
+    folder: Path,
+    device: "torch.device",
+    resume: bool,
+    max_minutes: float,
+    json: bool,
+    command: str,
+) -> None:
     from lcm_cli.training.curves import tensorboard
     from lcm_cli.training.loop import Run
     from lcm_cli.training.prepare import prepare
 
-    trainer = prepare(loaded, folder, chosen, console.progress)
+    trainer = prepare(recipe, folder, device, console.progress)
     world, shown = trainer.world, []
     if world.leads:  # the others keep quiet, all but errors
-        console.info(f"{trainer.summary}, on {world.size} x {chosen}")
+        console.info(f"{trainer.summary}, on {world.size} x {device}")
         shown = [console.emit if json else show, tensorboard(folder)]
     else:
         console.configure(quiet=True)
@@ -88,11 +108,10 @@ def main(
     if resume:
         run.resume()
     stop_on_signal(run)
-    result = folder / loaded.kind
+    result = folder / recipe.kind
     if run.train():
         console.info(f"done: {result}")
     else:
-        command = f"lcm train {recipe} -o {folder} --resume"
         console.info(f"stopped at step {trainer.step} of {trainer.steps}; go on with: {command}")
     if not json and world.leads:
         console.out(str(result))

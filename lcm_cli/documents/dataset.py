@@ -184,6 +184,7 @@ class Draft:
             )
         elif force:
             (folder / _JOURNAL).unlink(missing_ok=True)
+        _remove_halves(folder)
         numbers = [int(_SHARD_NAME.fullmatch(path.name)[1]) for path in _shard_files(folder)]  # type: ignore[index]
         self._next = max(numbers, default=-1) + 1
 
@@ -252,10 +253,16 @@ def _unfinished(folder: Path, run: dict[str, Any], info: SpaceInfo, dtype: str) 
 
 
 def _remove_rest(folder: Path, counted: set[str]) -> None:
-    """Remove what a killed writer left: shards that are not in its journal, halves of files."""
-    for path in [*_shard_files(folder), *folder.glob(".*.part")]:
+    """Remove shards that a killed writer finished and did not note."""
+    for path in _shard_files(folder):
         if path.name not in counted:
             path.unlink(missing_ok=True)
+
+
+def _remove_halves(folder: Path) -> None:
+    """Remove the halves of files that killed writers left. There is no other writer now."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

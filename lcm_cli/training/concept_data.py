@@ -124,6 +124,11 @@ class ConceptData:
         affixes = _Sentences(encode, tokenize, dim, prompts or {}, prefix, suffix)
         closing = affixes.closing(break_text) if options.plan else None
         self._wrap = min(options.wrap, max_length)
+        if self._wrap < 2:
+            raise IntegrityError(
+                f"the model's max_length, {max_length}, leaves nothing to predict",
+                "set model.max_length = 128, or more",
+            )
         limits = Limits(self._wrap, max_length, options.min_sentences, options.max_sentences)
 
         def corpora(entries: Sequence[str | DataSet]) -> list[Corpus]:

@@ -116,8 +116,8 @@ class Run:
             self.trainer.restore(state["trainer"], shards)
             self._seconds, self._best = state["seconds"], state["best"]
             self._waited, self._evaluated = state["waited"], state["evaluated"]
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            hint = "the recipe must have the shapes the run began with"
+        except (IntegrityError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            hint = f"the recipe must have the shapes the run began with: {self.folder}/recipe.json"
             raise IntegrityError(
                 f"cannot resume the run in {self.folder}: {error}", hint
             ) from error

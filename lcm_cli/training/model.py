@@ -254,6 +254,7 @@ class ModelTrainer:
         self._usual, self._settled = state["usual"]
 
     def _restore_tensors(self, state: dict[str, Any]) -> None:
+        checkpoint.check_state(self.model, state["model"], "its state")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

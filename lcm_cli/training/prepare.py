@@ -105,6 +105,12 @@ def make_trainer(
     space = load_space(recipe.space, device=str(device))
     start = None if not recipe.start else load_start(recipe.start)
     config = model_config(recipe, space, start)
+    if recipe.quantizer and config.architecture != "quant":
+        raise IntegrityError(
+            f"quantizer = {recipe.quantizer!r} is of no use to a model of this kind",
+            f'leave it out, or set model.architecture = "quant", not {config.architecture!r}',
+        )
+    sampler = Sampler(space, recipe.train.sample_to, config.end_text)
     data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
     if recipe.data.plan:
         config = replace(config, plans=data.plans)
@@ -116,12 +122,13 @@ def make_trainer(
         if isinstance(model, QuantLCM) and (start is None or recipe.quantizer):
             set_quantizer(model, recipe.quantizer, data, recipe.train.seed, progress)
     listen(model, space)
-    sampler = Sampler(space, recipe.train.sample_to, config.end_text)
     return ModelTrainer(model.to(device), data, recipe.train, sampler=sampler, world=world)
 
 
 def load_start(source: str) -> ConceptModel:
     """Load the checkpoint to finetune: a name, a folder, or that of a run."""
+    if source.startswith("runs/") and not Path(source).exists():  # looks like ORG/REPO
+        raise NotFoundError(f"there is no run in {source}", "train what it starts from first")
     return checkpoint.load_model(source, device="cpu")
 
 

@@ -1,5 +1,6 @@
 """Recipes: what to train, on what, how. A TOML file, checked before anything starts."""
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,20 @@ class SpaceTraining:
     eval_every: int = 2000
     eval_sentences: int = 100
 
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for numbers that cannot be."""
+        for name in ("steps", "batch_tokens", "max_tokens", "save_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise IntegrityError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "warmup", "clip", "noise", "align", "contrast", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise IntegrityError(
+                    f"train.{name} must be 0 or a positive number, not {getattr(self, name)}"
+                )
+        for name in ("decay", "translate", "join"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise IntegrityError(f"train.{name} must be in [0, 1], not {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class SpaceRecipe:
@@ -98,6 +113,9 @@ class SpaceRecipe:
             raise IntegrityError(
                 f"dim {self.shape.dim} is not a multiple of {self.shape.heads} heads"
             )
+
+
+_RATES = ("learning_rate", "initial_rate", "final_rate", "eps", "weight_decay", "clip")
 
 
 @dataclass(frozen=True)
@@ -134,7 +152,7 @@ class Training:
     eval_documents: int = 100
     patience: int = 0  # evaluations without a better one before the run ends; 0: go on
     sample_every: int = 0  # decode a sample; 0: never
-    sample_to: str = "eng_Latn"
+    sample_to: str = ""  # a language; English if the space has it
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -142,9 +160,13 @@ class Training:
         for name in ("steps", "accumulate", "save_every", "keep", "eval_every", "eval_documents"):
             if getattr(self, name) < 1:
                 raise IntegrityError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("learning_rate", "warmup", "clip", "weight_decay", "patience", "sample_every"):
-            if getattr(self, name) < 0:
-                raise IntegrityError(f"train.{name} must not be negative: {getattr(self, name)}")
+        for name in (*_RATES, "warmup", "patience", "sample_every", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise IntegrityError(
+                    f"train.{name} must be 0 or a positive number, not {getattr(self, name)}"
+                )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise IntegrityError(f"train.betas must be in [0, 1), not {list(self.betas)}")
         if self.parallel == "fsdp" and self.optimizer == "muon":
             raise IntegrityError("muon needs whole matrices, and fsdp cuts them", "use adamw")
         if self.parallel == "fsdp" and self.precision == "float16":
@@ -307,15 +329,22 @@ KINDS: dict[str, type[Recipe]] = {
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, or the [recipe] table of a checkpoint's card, and apply `key=value`s.
 
+    A folder is that of a run, whose recipe.json is read.
+
     Raises NotFoundError, UsageError for a malformed change, IntegrityError for what is in the file.
     """
+    path = path / "recipe.json" if path.is_dir() else path
     if not path.is_file():
         hint = "recipes to start from are in examples/recipes: see docs/training.md"
         raise NotFoundError(f"no such recipe: {path}", hint)
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"{path} is not valid TOML: {error}") from error
+        read = json.loads if path.suffix == ".json" else tomllib.loads
+        data: dict[str, Any] = read(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of both, and of the encoding
+        form = "JSON" if path.suffix == ".json" else "TOML"
+        raise IntegrityError(f"{path} is not valid {form}: {error}") from error
+    if not isinstance(data, dict):
+        raise IntegrityError(f"{path} is no recipe")
     whole = data
     data = data.get("recipe", data)
     if "kind" not in data or "licence_note" in data:  # a card that was not trained with lcm
@@ -329,6 +358,8 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         near = " or ".join(nearest(kind, KINDS)) or ", ".join(KINDS)
         raise IntegrityError(f"{path}: kind = {kind!r} is no kind of recipe", f"kinds: {near}")
     recipe: Recipe = parse(KINDS[kind], data, str(path))
+    if recipe.name in ("", "..") or Path(recipe.name).name != recipe.name:
+        raise IntegrityError(f"{path}: name = {recipe.name!r} cannot be the name of a folder")
     return recipe
 
 

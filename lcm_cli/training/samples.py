@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lcm_cli.continuation import own_language
 from lcm_cli.evaluation.next_concept import Reconstruct
 from lcm_cli.models.generate import GenerateOptions, generate
 from lcm_cli.models.interface import Batch, ConceptModel
@@ -21,10 +22,14 @@ RECONSTRUCTED = 256  # predictions for which l2-r is measured
 
 
 class Sampler:
-    """Decodes with a space, into the language `to`."""
+    """Decodes with a space, into the language `to`; empty: English, if the space has it.
+
+    Raises NotFoundError if it has not the language that is named.
+    """
 
     def __init__(self, space: Space, to: str, end_text: str) -> None:
-        self.space, self.to, self.end_text = space, to, end_text
+        self.space, self.end_text = space, end_text
+        self.to = space.find_language(to) if to else own_language(space)
 
     def text(self, concepts_ND: Tensor) -> list[str]:
         """Decode concepts, greedily."""
@@ -36,6 +41,10 @@ class Sampler:
     def concepts(self, texts: list[str]) -> np.ndarray:
         """Encode sentences of the language."""
         return self.space.encode(texts, self.to).concepts
+
+    def _own(self, text: str) -> Tensor:
+        """Encode a sentence that stands for an end, as it was for training."""
+        return torch.from_numpy(self.space.encode([text], own_language(self.space)).concepts[0])
 
     def reconstruction(self) -> Reconstruct:
         """Return decoding and encoding again, of the first few concepts; NaN for the others."""
@@ -65,13 +74,13 @@ class Sampler:
             given = int(batch.sources_B[row])
         document_SD = batch.concepts_BSD[row, :length].float()
         prompt_SD, rest_SD = document_SD[: max(given, 1)], document_SD[max(given, 1) :]
-        end_D = torch.from_numpy(self.concepts([self.end_text])[0])
+        end_D = self._own(self.end_text)
         options = GenerateOptions(max_concepts=LENGTH)
         reencode = None
         if model.reencodes:
             reencode = lambda x: torch.from_numpy(self.concepts(self.text(x)))  # noqa: E731
         close = model.config.break_text
-        break_D = torch.from_numpy(self.concepts([close])[0]) if close else None
+        break_D = self._own(close) if close else None
         found = generate(model, [prompt_SD], options, end=end_D, breaks=break_D, reencode=reencode)
         made = found[0].concepts_SD
         return {

@@ -571,6 +571,14 @@ def going_on(path, *docs, stop=None, run=None, **options):
     return None
 
 
+def test_halves_of_files_go_when_killed_before_the_first_shard(tmp_path):
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / ".part-00000.parquet.abc.part").write_bytes(b"half")
+    assert going_on(path, document("a")) == 0
+    assert not list(path.glob(".*.part"))
+
+
 def test_the_same_run_goes_on_after_an_error(tmp_path):
     docs = [document(id) for id in "abc"]
     path = tmp_path / "set"

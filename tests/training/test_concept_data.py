@@ -475,3 +475,9 @@ def test_pack(lengths: list[int]) -> None:
     assert sorted(item.row for row in rows for item in row) == [*range(len(lengths)), 99]
     assert all(sum(item.length for item in row) <= 16 or row == [items[-1]] for row in rows)
     assert len(rows) - 1 <= 2 * sum(lengths) / 16 + 1
+
+
+def test_a_context_in_which_nothing_follows_anything(tmp_path):
+    path = write(tmp_path / "a.parquet", plain([3, 4]))
+    with pytest.raises(IntegrityError, match="leaves nothing to predict"):
+        open_data(path, max_length=1)

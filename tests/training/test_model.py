@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lcm_cli.errors import IntegrityError, LcmError, UsageError
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.models.checkpoint import load_model
 from lcm_cli.training.loop import Run
 from lcm_cli.training.states import states
@@ -234,3 +234,19 @@ def test_nan_scores_do_not_reach_the_log(start, tmp_path):
     _, records = train(start(tmp_path), tmp_path)
     numbers = [value for record in records for value in record.values()]
     assert all(math.isfinite(n) for n in numbers if isinstance(n, float))
+
+
+def test_samples_are_in_a_language_of_the_space(start, tmp_path):
+    trainer = start(tmp_path / "a", "train.sample_to=french")
+    assert trainer.sampler.to == "fra_Latn"
+    assert start(tmp_path / "b").sampler.to == "eng_Latn"
+    with pytest.raises(NotFoundError, match="xx"):
+        start(tmp_path / "c", "train.sample_to=xx")
+
+
+def test_what_a_recipe_names_in_vain_is_an_error(start, tmp_path):
+    with pytest.raises(IntegrityError, match="quantizer"):
+        start(tmp_path / "a", "quantizer=runs/quantizer")
+    with pytest.raises(NotFoundError) as missing:
+        start(tmp_path / "b", "start=runs/not-there")
+    assert "pull" not in missing.value.hint

@@ -60,3 +60,32 @@ def test_a_dry_run_of_what_is_fitted_is_refused(kind, tmp_path, capsys):
 def test_cards_of_what_others_trained_are_no_recipes(name):
     with pytest.raises(IntegrityError, match="is a card, and holds no recipe"):
         load_recipe(ROOT / "checkpoints" / name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "train.learning_rate=nan",
+        "train.learning_rate=inf",
+        "train.clip=nan",
+        "train.initial_rate=-1.0",
+        "train.eps=-1e-5",
+        "train.betas=[0.9, 1.5]",
+        "train.seed=-1",
+        "name=../elsewhere",
+        'name=""',
+        "name=..",
+    ],
+)
+def test_numbers_and_names_that_cannot_be(change):
+    with pytest.raises(IntegrityError, match=change.partition("=")[0]):
+        load_recipe(ROOT / "examples" / "recipes" / "small.toml", [change])
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["train.steps=0", "train.learning_rate=nan", "train.translate=2", "train.max_tokens=0"],
+)
+def test_numbers_of_spaces_that_cannot_be(change):
+    with pytest.raises(IntegrityError, match=change.partition("=")[0]):
+        load_recipe(ROOT / "checkpoints" / "tiny.toml", [change])

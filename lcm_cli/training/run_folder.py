@@ -1,0 +1,90 @@
+"""The folder of a run: the recipe that it was trained with, and who is at work in it."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lcm_cli.errors import LcmError
+from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.training.recipe import Recipe
+
+RECIPE = "recipe.json"
+_LOCK = ".lock"
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Make the folder of a run, and hold it alone: of several processes, the first one does.
+
+    What a killed run left of files that it was writing is removed. Raises LcmError if another run
+    is at work in it, or it cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.environ.get("RANK", "0") != "0":
+            yield
+            return
+        with FileLock(folder / _LOCK, blocking=False):
+            _remove_halves(folder)
+            yield
+    except Timeout as error:
+        raise LcmError(
+            f"another run is at work in {folder}", "wait for it, or choose another folder with -o"
+        ) from error
+
+
+def _remove_halves(folder: Path) -> None:
+    for path in [
+        *folder.glob(".*.part"),
+        *folder.glob("*/.*.part"),
+        *folder.glob("best/*/.*.part"),
+    ]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def changes(folder: Path, recipe: Recipe) -> list[str]:
+    """Return what differs between the recipe that a run began with and this one, in words."""
+    try:
+        before = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of an earlier lcm, or damaged: nothing is known
+        return []
+    old, new = _flat(before), _flat(_plain(recipe))
+    return [
+        f"{key} was {_shown(old.get(key))} and is {_shown(new.get(key))}"
+        for key in dict.fromkeys([*new, *old])
+        if old.get(key) != new.get(key)
+    ]
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write the whole recipe, with defaults and changes, so that `load_recipe` reads it."""
+    text = json.dumps(_plain(recipe), indent=2, ensure_ascii=False) + "\n"
+    try:
+        with atomic_path(folder / RECIPE, force=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, folder / RECIPE) from error
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as JSON has it."""
+    return dict(json.loads(json.dumps(asdict(recipe))))
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,104 @@
+"""The folder of a run: its recipe, going on with another one, two at once, what a kill left."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcm_cli.errors import IntegrityError, LcmError
+from lcm_cli.training.recipe import load_recipe
+from lcm_cli.training.run_folder import changes, hold, write_recipe
+
+Run = Callable[..., Any]
+FEW = ("--device", "cpu", "--set", "train.steps=3", "--set", "train.save_every=2")
+
+
+def test_a_run_keeps_its_recipe_and_can_be_repeated_from_it(
+    lcm: Run, write_recipe: Run, tmp_path: Path
+) -> None:
+    recipe = write_recipe("base")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert lcm("train", recipe, *FEW, "--set", "train.seed=7", "-o", first).code == 0
+    kept = json.loads((first / "recipe.json").read_text())
+    assert (kept["train"]["steps"], kept["train"]["seed"], kept["train"]["ema"]) == (3, 7, 0.9)
+    done = lcm("train", first, "-o", second, "--device", "cpu")
+    assert done.code == 0, done.stderr
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (first, second)]
+    assert weights[0] == weights[1]
+    assert (second / "recipe.json").read_text() == (first / "recipe.json").read_text()
+    again = lcm("train", first, "--set", "train.steps=4", "--resume", "--device", "cpu")
+    assert again.code == 0 and (first / "state-000000004.pt").is_file(), again.stderr
+
+
+def test_the_command_to_go_on_with_has_the_changes(
+    lcm: Run, write_recipe: Run, tmp_path: Path
+) -> None:
+    run = tmp_path / "a run"
+    changed = ("--set", "train.steps=50", "--set", 'train.freeze=["postnet.*"]')
+    common = ("train", write_recipe("base"), "--device", "cpu", "-o", run)
+    stopped = lcm(*common, *changed, "--max-minutes", "0")
+    assert stopped.code == 0, stopped.stderr
+    command = shlex.split(stopped.stderr.partition("go on with: ")[2])
+    assert command[0] == "lcm"
+    done = lcm(*command[1:], "--device", "cpu")
+    assert done.code == 0, done.stderr
+    assert "warning" not in done.stderr
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 50
+
+
+def test_going_on_with_another_recipe_is_said(lcm: Run, write_recipe: Run, tmp_path: Path) -> None:
+    common = ("train", write_recipe("base"), "-o", tmp_path / "run")
+    assert lcm(*common, *FEW).code == 0
+    done = lcm(*common, *FEW, "--set", "train.steps=4", "--set", "train.seed=1", "--resume")
+    assert done.code == 0
+    assert "train.steps was 3 and is 4; train.seed was 0 and is 1" in done.stderr
+    other = lcm(*common, *FEW, "--set", "model.model_dim=32", "--resume")
+    assert other.code == 5
+    assert "model.model_dim was not set and is 32" in other.stderr
+    assert "wrong shapes" in other.stderr and len(other.stderr) < 2000
+
+
+def test_two_runs_in_a_folder_are_refused(lcm: Run, write_recipe: Run, tmp_path: Path) -> None:
+    with hold(tmp_path / "run"):
+        refused = lcm("train", write_recipe("base"), "-o", tmp_path / "run", *FEW)
+    assert refused.code == 1
+    assert "another run is at work" in refused.stderr
+    with hold(tmp_path / "run"), pytest.raises(LcmError), hold(tmp_path / "run"):
+        pass
+
+
+def test_halves_of_files_go_when_a_run_goes_on(tmp_path: Path) -> None:
+    halves = [
+        tmp_path / ".state-000000002.pt.x1.part",
+        tmp_path / "model" / ".model.safetensors.x1.part",
+        tmp_path / "best" / "model" / ".model.safetensors.x1.part",
+        tmp_path / ".state-000000002.part" / "rest.pt",
+    ]
+    kept = tmp_path / "state-000000001.pt"
+    for path in (*halves, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    with hold(tmp_path):
+        assert not any(path.exists() for path in halves)
+        assert kept.exists()
+
+
+def test_every_kind_of_recipe_can_be_read_again(tmp_path: Path) -> None:
+    recipes = Path(__file__).parent.parent.parent / "examples" / "recipes"
+    for path in sorted(recipes.glob("*.toml")):
+        recipe = load_recipe(path)
+        write_recipe(tmp_path, recipe)
+        assert load_recipe(tmp_path / "recipe.json") == recipe
+        assert changes(tmp_path, recipe) == []
+
+
+def test_a_damaged_recipe_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text('{"kind": ')
+    with pytest.raises(IntegrityError, match="not valid JSON"):
+        load_recipe(tmp_path)
+    (tmp_path / "recipe.json").write_text("[1]")
+    with pytest.raises(IntegrityError, match="no recipe"):
+        load_recipe(tmp_path)
