@@ -1,9 +1,10 @@
-"""How fast training data are read: concepts a second of one process, from disk.
+"""How fast training data are read: concepts a second of one process, or of each of eight.
 
     python benchmarks/data.py [--concepts 300000] [--folder FOLDER]
 
 Writes a data set as `lcm embed` does (1024 numbers a concept, float16, documents of 2 to 200
-sentences), takes its files out of the page cache, and takes batches as fast as they come.
+sentences), takes its files out of the page cache, and takes batches, or the first process's eighth
+of each, as fast as they come.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.training.concept_data import ConceptData
 from lcm_cli.training.data_options import DataOptions
+from lcm_cli.training.parallel import Share
 
 DIM = 1024
 WORDS = [f"word{number}" for number in range(17)]  # about a hundred characters
@@ -42,7 +44,8 @@ def main() -> None:
         }
         for name, more in ways.items():
             for workers in (1, 2):
-                measure(path, f"{name}, {workers} threads", workers, **more)
+                measure(path, f"{name}, {workers} threads", workers, Share(), **more)
+            measure(path, f"{name}, 1 threads, as one of 8 processes", 1, Share(0, 8, 8), **more)
 
 
 def write(path: Path, concepts: int) -> int:
@@ -60,7 +63,7 @@ def write(path: Path, concepts: int) -> int:
     raise AssertionError
 
 
-def measure(path: Path, name: str, workers: int, **more: Any) -> None:
+def measure(path: Path, name: str, workers: int, share: Share, **more: Any) -> None:
     """Time an epoch."""
     forget(path)
     options = DataOptions((str(path),), suffix=(), **more)
@@ -69,7 +72,8 @@ def measure(path: Path, name: str, workers: int, **more: Any) -> None:
         looked = time.perf_counter()
         cpu = time.process_time()
         concepts = sum(
-            int(data.batch(number).lengths_B.sum()) for number in range(data.batches_per_epoch)
+            int(data.portion(number, share).lengths_B.sum())
+            for number in range(data.batches_per_epoch)
         )
         seconds = time.perf_counter() - looked
         cpu = time.process_time() - cpu

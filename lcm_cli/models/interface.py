@@ -6,6 +6,7 @@ Shapes: B documents, S concepts, D concept dim, N positions that are predicted.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heapreplace
 from typing import Any
 
 import numpy as np
@@ -106,14 +107,7 @@ class Batch:
 
         Returns the numbers of each process's rows; all of them together are all rows.
         """
-        lengths = self.lengths_B.tolist()
-        hands: list[list[int]] = [[] for _ in range(world)]
-        loads = [0] * world
-        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-            lightest = loads.index(min(loads))
-            hands[lightest].append(row)
-            loads[lightest] += lengths[row]
-        return [sorted(hand) for hand in hands]
+        return deal(self.lengths_B.tolist(), world)
 
     def shard(self, rank: int, world: int) -> "Batch":
         """Return the rows that process `rank` of `world` computes; see `deal`."""
@@ -157,6 +151,17 @@ class Batch:
         rows_B1 = torch.arange(len(x_BSD), device=x_BSD.device)[:, None]
         steps_S = self.positions()[: places_BS.shape[1]]
         return x_BSD[rows_B1, places_BS], steps_S < (self.lengths_B - self.sources_B)[:, None]
+
+
+def deal(lengths: Sequence[int], world: int) -> list[list[int]]:
+    """Deal rows of these lengths as `Batch.deal` does."""
+    hands: list[list[int]] = [[] for _ in range(world)]
+    loads = [(0, hand) for hand in range(world)]  # a heap: the lightest first
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        load, lightest = loads[0]
+        hands[lightest].append(row)
+        heapreplace(loads, (load + lengths[row], lightest))
+    return [sorted(hand) for hand in hands]
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 Everything is a function of the options, the seed and a number: `batch(n)` is the n-th batch since
 the start, whatever was asked for before, and however many threads work ahead. Resuming needs no
-saved state.
+saved state. `portion(n, share)` is what one of several processes computes of it: the concepts of
+other rows are not put together, nor kept, and not read either where a row group has only such.
 
 An epoch takes each data set `weight` times; of a weight of 0.5, one half in one epoch and the other
 half in the next. Its row groups are shuffled, all data sets together, and dealt into windows that
@@ -32,6 +33,7 @@ from lcm_cli.models.interface import PADDING, Batch
 from lcm_cli.schema import counted
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
 from lcm_cli.training.groups import Break, Rows
+from lcm_cli.training.parallel import Portion, Share
 from lcm_cli.training.rows import Affixes, Corpus, Item, Limits, Marks, cut, pack
 from lcm_cli.training.said import Tokenize, Tokens
 from lcm_cli.training.shards import check_same_space, look
@@ -77,10 +79,20 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A window in memory: the items of each row of each batch, and the groups they are in."""
+class _Own:
+    """What a process needs of a batch: the items of each row of its parts; all rows' lengths."""
 
-    batches: list[list[list[Item]]]
+    parts: list[list[list[Item]]]
+    lengths: list[int]
+    sourced: bool  # whether any row of the batch has a source
+    packed: bool  # or several documents
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window in memory: what is needed of each batch, and the groups they are in."""
+
+    batches: list[_Own]
     groups: Groups
 
 
@@ -116,7 +128,7 @@ class ConceptData:
         Raises NotFoundError, UsageError, IntegrityError for what is wrong with options or files.
         """
         self.options, self.seed = options, seed
-        self._dim = dim
+        self._dim, self._tokenize = dim, tokenize
         suffix = (end_text,) if options.suffix is None else options.suffix
         prefix = options.prefix
         if prefix is None:
@@ -154,8 +166,8 @@ class ConceptData:
         self._ends = [0]  # batches before each epoch
         self._lock = Lock()
         self._plans = lru_cache(4)(self._plan)
-        self._windows: OrderedDict[tuple[int, int], Future[_Window]] = OrderedDict()
-        self._made: dict[int, Future[Batch]] = {}
+        self._windows: OrderedDict[tuple[int, int, Share], Future[_Window]] = OrderedDict()
+        self._made: dict[tuple[int, Share], Future[Portion]] = {}
         self._loaders = ThreadPoolExecutor(workers, "load")
         self._makers = ThreadPoolExecutor(workers, "batch")
 
@@ -178,12 +190,17 @@ class ConceptData:
 
     def batch(self, number: int) -> Batch:
         """Return the number-th batch since the start: concepts (B, S, D) float32 on the CPU."""
-        for ahead in range(number, number + AHEAD):
-            if ahead not in self._made:
-                self._made[ahead] = self._makers.submit(self._make, ahead)
-        for old in [other for other in self._made if not number <= other < number + AHEAD]:
+        return self.portion(number, Share()).parts[0]
+
+    def portion(self, number: int, share: Share) -> Portion:
+        """Return what a process computes of the number-th batch since the start."""
+        wanted = [(ahead, share) for ahead in range(number, number + AHEAD)]
+        for one in wanted:
+            if one not in self._made:
+                self._made[one] = self._makers.submit(self._make, *one)
+        for old in [other for other in self._made if other not in wanted]:
             self._made.pop(old).cancel()
-        return self._made.pop(number).result()
+        return self._made.pop((number, share)).result()
 
     def epoch(self, number: int) -> int:
         """Return in which epoch the number-th batch is."""
@@ -209,7 +226,8 @@ class ConceptData:
         rows.sort(key=lambda row: row.length)
         lengths = np.array([row.length for row in rows], dtype=np.int64)
         parts = -(-int(lengths.sum()) // max(self.options.batch_concepts, lengths.max(initial=1)))
-        return [_batch([rows[i] for i in part]) for part in cut(lengths, parts)]
+        batches = [[rows[i] for i in part] for part in cut(lengths, parts)]
+        return [_batch(batch, any(row.source for row in batch)) for batch in batches]
 
     def close(self) -> None:
         """Stop working ahead."""
@@ -222,7 +240,7 @@ class ConceptData:
     def __exit__(self, *problem: object) -> None:
         self.close()
 
-    def _make(self, number: int) -> Batch:
+    def _make(self, number: int, share: Share) -> Portion:
         epoch, place = self._place(number)
         plans = self._epoch(epoch)
         window = 0
@@ -230,11 +248,20 @@ class ConceptData:
             place -= plans[window].batches
             window += 1
         following = (epoch, window + 1) if window + 1 < len(plans) else (epoch + 1, 0)
-        held = self._window(epoch, window)
-        self._window(*following)  # begins to read what will be needed next
+        held = self._window(epoch, window, share)
+        self._window(*following, share)  # begins to read what will be needed next
         loaded = held.result()
-        rows = [_row(items, self._train, loaded.groups) for items in loaded.batches[place]]
-        return _batch(rows)
+        own = loaded.batches[place]
+        parts = []
+        for items_of_rows in own.parts:
+            rows = [_row(items, self._train, loaded.groups) for items in items_of_rows]
+            parts.append(_batch(rows, own.sourced, own.packed) if rows else self._nothing())
+        return Portion(parts, torch.tensor(own.lengths))
+
+    def _nothing(self) -> Batch:
+        """Return a row of length 0, as `Batch.rows` does where there are none."""
+        tokens: list[list[Tokens]] | None = None if self._tokenize is None else [[]]
+        return Batch(torch.zeros(1, 1, self._dim), torch.tensor([0]), tokens=tokens)
 
     # --- epochs and windows
 
@@ -272,24 +299,29 @@ class ConceptData:
             plans.append(_Plan(epoch, number, [units[order[i]] for i in part], batches))
         return plans
 
-    def _window(self, epoch: int, number: int) -> "Future[_Window]":
+    def _window(self, epoch: int, number: int, share: Share) -> "Future[_Window]":
         plan = self._epoch(epoch)[number]
         with self._lock:
-            found = self._windows.get((epoch, number))
+            found = self._windows.get((epoch, number, share))
             if found is None:
-                found = self._loaders.submit(self._load, plan)
-                self._windows[epoch, number] = found
+                found = self._loaders.submit(self._load, plan, share)
+                self._windows[epoch, number, share] = found
                 while len(self._windows) > 3:  # this one, the next, and one that may be in use
                     self._windows.popitem(last=False)
         return found
 
-    def _load(self, plan: _Plan) -> _Window:
-        places = sorted({(corpus, group) for corpus, group, _ in plan.units})
-        groups = {
-            (corpus, group): self._train[corpus].index.read(group, self._dim)
-            for corpus, group in places
-        }
-        return _Window(self._arrange(plan), groups)
+    def _load(self, plan: _Plan, share: Share) -> _Window:
+        batches = [_own(rows, share) for rows in self._arrange(plan)]
+        needed: dict[tuple[int, int], set[int]] = {}
+        for item in (x for own in batches for part in own.parts for row in part for x in row):
+            needed.setdefault(item.place, set()).add(item.row)
+        groups = {}
+        for (corpus, group), rows in sorted(needed.items()):
+            read = self._train[corpus].index.read(group, self._dim)
+            if share.size > 1:  # others have most of it
+                read = [each.only(np.array(sorted(rows))) for each in read]
+            groups[corpus, group] = read
+        return _Window(batches, groups)
 
     def _arrange(self, plan: _Plan) -> list[list[list[Item]]]:
         """Put the documents of a window into rows, and those of like length into batches."""
@@ -372,6 +404,16 @@ class _Sentences:
         return concepts
 
 
+def _own(rows: list[list[Item]], share: Share) -> _Own:
+    lengths = [sum(item.length for item in row) for row in rows]
+    return _Own(
+        [[rows[number] for number in part] for part in share.rows(lengths)],
+        lengths,
+        sourced=any(item.source for row in rows for item in row),
+        packed=any(len(row) > 1 for row in rows),
+    )
+
+
 def _row(items: Sequence[Item], corpora: Sequence[Corpus], groups: Groups) -> Row:
     owners = [(item, corpora[item.place[0]], groups[item.place]) for item in items]
     found = [corpus.concepts_of(item, read) for item, corpus, read in owners]
@@ -398,8 +440,8 @@ def _padded(marks: Sequence[Marks | None], longest: int, neutral: float = 0) -> 
     return torch.from_numpy(marks_BS)
 
 
-def _batch(rows: Sequence[Row]) -> Batch:
-    """Put rows into one padded array, each concept in one copy.
+def _batch(rows: Sequence[Row], sourced: bool, packed: bool = False) -> Batch:
+    """Put rows into one padded array, each concept in one copy; with sources, with segments.
 
     By numpy: torch would start threads of its own in each thread that works ahead.
     """
@@ -412,12 +454,10 @@ def _batch(rows: Sequence[Row]) -> Batch:
             x_BSD[number, start : start + len(part)] = part
             start += len(part)
         segments_BS[number, :start] = np.repeat(np.arange(len(row.lengths)), row.lengths)
-    sources = [row.source for row in rows]
-    packed = any(len(row.lengths) > 1 for row in rows)
     return Batch(
         torch.from_numpy(x_BSD),
         torch.tensor([row.length for row in rows]),
-        torch.tensor(sources) if any(sources) else None,
+        torch.tensor([row.source for row in rows]) if sourced else None,
         torch.from_numpy(segments_BS) if packed else None,
         None if rows[0].tokens is None else tuple(row.tokens or [] for row in rows),
         _padded([row.woven for row in rows], longest),

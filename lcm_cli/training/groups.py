@@ -4,8 +4,9 @@ Shapes: R rows, N concepts of all rows, D concept dim.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ class Rows:
         """Return what the concepts of one row say."""
         assert self.tokens is not None
         return self.tokens[self.ends[number] : self.ends[number + 1]]
+
+    def only(self, rows: Ints) -> "Rows":
+        """Return a copy that holds the concepts of some rows; these keep their numbers."""
+        wanted = np.zeros(len(self.ends) - 1, np.bool_)
+        wanted[rows] = True
+        counts = np.diff(self.ends)
+        kept_N = np.repeat(wanted, counts)
+        cut: dict[str, Any] = {"ends": np.cumsum([0, *np.where(wanted, counts, 0)])}
+        for name in {part.name for part in fields(self)} - {"ends"}:
+            value = getattr(self, name)
+            if isinstance(value, list):
+                cut[name] = list(compress(value, kept_N))
+            else:
+                cut[name] = None if value is None else value[kept_N]
+        return Rows(**cut)
 
 
 @dataclass(frozen=True)

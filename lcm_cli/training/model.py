@@ -27,7 +27,7 @@ from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
 from lcm_cli.training.optim import model_optimizers
-from lcm_cli.training.parallel import World, alone, load_sharded, share, whole
+from lcm_cli.training.parallel import Portion, Share, World, alone, load_sharded, share, whole
 from lcm_cli.training.recipe import Training
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.schedules import rate
@@ -52,6 +52,9 @@ class Data(Protocol):
 
     def batch(self, number: int) -> Batch:
         """Return the batch of a step."""
+
+    def portion(self, number: int, share: Share) -> Portion:
+        """Return what a process computes of the batch of a step."""
 
     def validation(self, limit: int) -> list[Batch]:
         """Return at most `limit` held-out documents."""
@@ -117,15 +120,15 @@ class ModelTrainer:
         Raises LcmError, naming the batch, if the loss is not finite or explodes, unless such
         batches are to be skipped.
         """
-        batch, o = self.data.batch(self.step), self.options
-        concepts = max(int(batch.lengths_B.sum()), 1)
+        o, share = self.options, self.world.share(self.options.accumulate)
+        portion = self.data.portion(self.step, share)
+        concepts = max(int(portion.lengths_B.sum()), 1)
         total, targets, levels = 0.0, 0, _Levels()
-        parts = -(-o.accumulate // self.world.size) * self.world.size  # as many for each process
-        for part in range(self.world.rank, parts, self.world.size):
-            seed_everything(o.seed, self.step, part)
-            with alone(self.shared, last=part + self.world.size >= parts):
+        for number, batch in zip(share.numbers, portion.parts, strict=True):
+            seed_everything(o.seed, self.step, number)
+            with alone(self.shared, last=number == share.numbers[-1]):
                 with self.autocast():
-                    loss: Loss = self.shared(batch.shard(part, parts).to(self.device))
+                    loss: Loss = self.shared(batch.to(self.device))
                 # The number of targets is known when all parts are done; this one is near it.
                 self.scaler.scale(loss.value / concepts).backward()
             total, targets = total + float(loss.value.detach()), targets + loss.targets
@@ -134,14 +137,14 @@ class ModelTrainer:
         mean, learning_rate = total / max(targets, 1), rate(self.step, o)
         # Gradients of several processes were averaged, not summed.
         norm = self._clip(concepts / max(targets, 1) * self.world.size)
-        if self._accept(mean, norm, batch):
+        if self._accept(mean, norm, portion):
             self._update(learning_rate)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         metrics = {"loss": mean, "lr": learning_rate, "grad_norm": norm, **levels.means()}
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        return finite | self._sizes(batch)
+        return finite | self._sizes(portion.lengths_B)
 
     def _gather(self, total: float, targets: int, levels: "_Levels") -> tuple[float, int]:
         """Sum what all processes found."""
@@ -170,7 +173,7 @@ class ModelTrainer:
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
 
-    def _accept(self, loss: float, norm: float, batch: Batch) -> bool:
+    def _accept(self, loss: float, norm: float, portion: Portion) -> bool:
         """Return whether a loss is to be learned from; raises LcmError if that is to be an end."""
         exploded = self._settled >= SETTLING and loss > EXPLODED * self._usual
         finite = math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())
@@ -182,11 +185,12 @@ class ModelTrainer:
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
         if self.options.on_nan == "skip" and self._in_a_row <= MOST_SKIPPED:
             return False
-        raise self._diverged(loss, norm, batch)
+        raise self._diverged(loss, norm, portion)
 
-    def _diverged(self, loss: float, norm: float, batch: Batch) -> LcmError:
-        rows, concepts = len(batch.lengths_B), int(batch.lengths_B.sum())
-        cause = "" if bool(torch.isfinite(batch.concepts_BSD).all()) else ", not all of them finite"
+    def _diverged(self, loss: float, norm: float, portion: Portion) -> LcmError:
+        rows, concepts = len(portion.lengths_B), int(portion.lengths_B.sum())
+        finite = all(bool(torch.isfinite(part.concepts_BSD).all()) for part in portion.parts)
+        cause = ", not all of them finite" if self.world.any(not finite) else ""
         usual = f" (usually {self._usual:.4g})" if math.isfinite(loss) else ""
         return LcmError(
             f"the loss is {loss:.4g}{usual}, the gradient's norm {norm:.4g} at step {self.step}, "
@@ -196,10 +200,10 @@ class ModelTrainer:
             'or leave such batches out: --set train.on_nan="skip"',
         )
 
-    def _sizes(self, batch: Batch) -> dict[str, float]:
-        concepts = int(batch.lengths_B.sum())
+    def _sizes(self, lengths_B: Tensor) -> dict[str, float]:
+        concepts = int(lengths_B.sum())
         self.concepts += concepts
-        length = float(batch.lengths_B.float().mean())
+        length = float(lengths_B.float().mean())
         flops = concepts * flops_per_concept(self.model.config, self._weights, length)
         return {"concepts": concepts, "flops": flops, "skipped": float(self.skipped)}
 

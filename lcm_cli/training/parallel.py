@@ -17,9 +17,35 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lcm_cli.models.interface import Batch, ConceptModel, Loss
+from lcm_cli.models.interface import Batch, ConceptModel, Loss, deal
 from lcm_cli.models.layers import Block
 from lcm_cli.training.recipe import Training
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which parts of a batch a process computes: rank, rank + size ... of `parts`."""
+
+    rank: int = 0
+    size: int = 1
+    parts: int = 1
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of its parts."""
+        return range(self.rank, self.parts, self.size)
+
+    def rows(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Return which rows, of a batch with rows of these lengths, are in each of its parts."""
+        return deal(lengths, self.parts)[self.rank :: self.size]
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What a process computes of a batch: some parts of it; and how long all its rows are."""
+
+    parts: list[Batch]
+    lengths_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +59,10 @@ class World:
     def leads(self) -> bool:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
+
+    def share(self, parts: int) -> Share:
+        """Return this process's share of batches in `parts` parts, or a few more: as many each."""
+        return Share(self.rank, self.size, -(-parts // self.size) * self.size)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         """Return each number summed over all processes."""

@@ -13,6 +13,7 @@ from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import Cache
 from lcm_cli.models.official import official_config, official_state
 from lcm_cli.training.model import ModelTrainer
+from lcm_cli.training.parallel import Portion, Share
 from lcm_cli.training.recipe import Training
 
 FILES = ["base_model", "base_forward", "base_losses", "base_train8_final_weights", "base_variants"]
@@ -154,6 +155,10 @@ class _SameBatch:
 
     def batch(self, number: int) -> Batch:
         return self.documents
+
+    def portion(self, number: int, share: Share) -> Portion:
+        own = share.rows(self.documents.lengths_B.tolist())
+        return Portion([self.documents.rows(rows) for rows in own], self.documents.lengths_B)
 
     def validation(self, limit: int) -> list[Batch]:
         return []

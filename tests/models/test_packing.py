@@ -129,6 +129,7 @@ def test_rows_are_dealt_evenly_and_none_is_lost() -> None:
     batch = Batch.of(_documents(*lengths), [0, 0, 1, 0, 2, 0, 0])
     hands = batch.deal(3)
     assert sorted(row for hand in hands for row in hand) == list(range(7))
+    assert hands == [[0, 1], [4, 6], [2, 3, 5]]  # the longest first, to the first of the lightest
     loads = [sum(lengths[row] for row in hand) for hand in hands]
     assert max(loads) - min(loads) <= 1
     shards = [batch.shard(rank, 3) for rank in range(3)]

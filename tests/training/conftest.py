@@ -19,6 +19,7 @@ from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.models.interface import Batch
 from lcm_cli.space import load_space
 from lcm_cli.training.model import ModelTrainer
+from lcm_cli.training.parallel import Portion, Share
 from lcm_cli.training.prepare import make_trainer
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
 
@@ -66,6 +67,11 @@ class Memory:
         if number in self.poisoned:
             batch.concepts_BSD[0, 0, 0] = torch.nan
         return batch
+
+    def portion(self, number: int, share: Share) -> Portion:
+        batch = self.batch(number)
+        own = [batch.rows(rows) for rows in share.rows(batch.lengths_B.tolist())]
+        return Portion(own, batch.lengths_B)
 
     @property
     def summary(self) -> str:

@@ -20,6 +20,7 @@ from lcm_cli.models.interface import Batch
 from lcm_cli.schema import parse
 from lcm_cli.training.concept_data import ConceptData
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
+from lcm_cli.training.parallel import Share
 from lcm_cli.training.rows import Item, cut, pack
 
 DIM = 4
@@ -98,7 +99,9 @@ def seen(data: ConceptData, numbers: Sequence[int]) -> Counter[tuple[int, int]]:
 
 def same(a: Batch, b: Batch) -> bool:
     parts = [
-        (getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(Batch)
+        (getattr(a, field.name), getattr(b, field.name))
+        for field in dataclasses.fields(Batch)
+        if field.name != "tokens"
     ]
     return all((x is None and y is None) or torch.equal(x, y) for x, y in parts)
 
@@ -218,6 +221,66 @@ def test_a_target_follows_the_source_and_its_prompt(tmp_path: Path) -> None:
     }
     rows = {int(row[0][0]): row for row in rows_of(batch)}
     assert [x[1] for x in rows[51][:9]] == list(range(9))  # the source's beginning was kept
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("size", "parts"), [(1, 1), (1, 3), (2, 4), (5, 5)])
+def test_a_process_makes_its_rows_of_the_batch(
+    tmp_path: Path, size: int, parts: int, packing: bool
+) -> None:
+    path = write(tmp_path / "a.parquet", [*pairs(), *plain(LENGTHS)], group=2)
+    settings = {"batch_concepts": 40, "wrap": 16, "packing": packing}
+    with open_data(path, **settings) as data:
+        batches = [data.batch(number) for number in range(8)]
+    assert any(len(batch.lengths_B) < parts for batch in batches) or parts < 5
+    for rank in range(size):
+        share = Share(rank, size, parts)
+        with open_data(path, **settings) as data:
+            for number, batch in enumerate(batches):
+                portion = data.portion(number, share)
+                assert portion.lengths_B.tolist() == batch.lengths_B.tolist()
+                wanted = [batch.shard(part, parts) for part in share.numbers]
+                assert len(portion.parts) == len(wanted) == parts // size
+                assert all(map(same, portion.parts, wanted))
+
+
+def test_a_process_has_what_its_rows_say(tmp_path: Path) -> None:
+    rows = [row | {"lang": "eng_Latn"} for row in plain(LENGTHS)]
+    for row in rows:
+        row["sentences"] = [f"{row['id']}.{place}" for place in range(len(row["concepts"]))]
+
+    def tokenize(sentences: Sequence[str], language: str) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in sentences]
+
+    path = write(tmp_path / "a.parquet", rows, group=2)
+    for rank in range(5):
+        with open_data(path, batch_concepts=40, wrap=16, tokenize=tokenize) as data:
+            for number in range(4):
+                (part,) = data.portion(number, Share(rank, 5, 5)).parts
+                wanted = data.batch(number).shard(rank, 5)
+                assert [[x.tolist() for x in row] for row in part.tokens or ()] == [
+                    [x.tolist() for x in row] for row in wanted.tokens or ()
+                ]
+                assert part.tokens is not None and len(part.tokens) == len(part.lengths_B)
+
+
+def test_a_process_keeps_what_its_rows_need(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lcm_cli.training.shards import Index
+
+    read: list[int] = []
+    whole = Index.read
+    monkeypatch.setattr(
+        Index, "read", lambda self, group, dim: read.append(group) or whole(self, group, dim)
+    )
+    kept = groups = 0
+    for rank in range(7):
+        with open_data(corpus, batch_concepts=40, suffix=()) as data:
+            data.portion(0, Share(rank, 7, 7))
+            window = data._window(0, 0, Share(rank, 7, 7)).result()
+        kept += sum(len(rows.flat_ND) for read in window.groups.values() for rows in read)
+        groups += len(window.groups)
+    assert kept == sum(LENGTHS)  # each concept in one process
+    assert groups < 7 * 5 and len(read) < 2 * 7 * 5  # two windows, epochs: of five groups each
 
 
 def test_a_target_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
