@@ -392,6 +392,6 @@ def _did_you_mean(name: str, kind: str = "") -> str:
     own = [known for known, card in cards().items() if kind in ("", card.kind)]
     here = [name for each in PARTS if kind in ("", each) for name in pulled(each)]
     known = sorted({*own, *here})
-    near = nearest(name, known) or known
-    named = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{named}A folder, a card (.toml) or ORG/REPO works as well"
+    near = nearest(name, known)
+    named = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+    return f"{named} A folder, a card (.toml) or ORG/REPO works as well"
