@@ -220,7 +220,9 @@ def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServ
         # The client looks at these once, whatever they were when some test imported it.
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for place in ("file_download", "constants"):  # before release 1, and since
+            name = f"huggingface_hub.{place}.HUGGINGFACE_CO_URL_TEMPLATE"
+            monkeypatch.setattr(name, template, raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         sleep = time.sleep
         monkeypatch.setattr("time.sleep", lambda seconds: sleep(min(seconds, 0.02)))

@@ -178,7 +178,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._file(content, headers | {"ETag": f'"{git_oid(content)}"'})
         digest = hashlib.sha256(content).hexdigest()
         headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-        self._status(302, headers | {"Location": f"{self.server.url}/lfs/{digest}"})
+        elsewhere = self.server.url.replace("127.0.0.1", "localhost")  # as the Hub's files are
+        self._status(302, headers | {"Location": f"{elsewhere}/lfs/{digest}"})
 
     def _lfs(self, digest: str) -> None:
         self._file(self.server.blobs[digest], {"ETag": f'"{digest}"'})
