@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
-from lcm_cli.evaluation.next_concept import mutual_information
+from lcm_cli.evaluation.next_concept import CONTEXT, mutual_information
 from lcm_cli.evaluation.shared import SharedSpace
 from lcm_cli.pipeline import prose
 from lcm_cli.schema import nearest
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 TOGETHER = 16  # texts in a batch
-CONTEXT = 10  # sentences that MI looks back at (paper 2.4.1)
 ENGLISH = "eng_Latn"
 
 
@@ -303,6 +302,10 @@ class LanguageModel:
         """Its network."""
         return load(self.name, "AutoModelForCausalLM").to(self.device).eval()
 
+    def load(self) -> None:
+        """Load both now; raises UsageError without transformers, NotFoundError for no model."""
+        self.tokenizer, self.network  # noqa: B018
+
     def log_probability(self, before: str, text: str) -> tuple[float, int]:
         """Return log p(text | before) in nats, and of how many tokens.
 
@@ -326,19 +329,27 @@ class LanguageModel:
         return float(picked_T.sum()), len(picked_T)
 
     def mutual_information(self, text: Sequence[str], said: Sequence[str]) -> float:
-        """Return the MI of predictions `said` for sentences 2, 3, ... of `text`, nats a token.
+        """Return the MI of predictions `said` for sentences 2, 3, ... of `text`, nats a token."""
+        conditional, alone_N, counts = (
+            list(part) for part in zip(*self.scores(text, said), strict=True)
+        )
+        return mutual_information(conditional, alone_N, counts)
 
-        A newline goes before each sentence, with its context and without: so the same tokens are
+    def scores(
+        self, text: Sequence[str], said: Sequence[str], first: int = 1
+    ) -> list[tuple[float, float, int]]:
+        """Score predictions `said` for the sentences of `text` from number `first` on.
+
+        Returns of each the log probability after its context and alone, and the number of tokens. A
+        newline goes before each sentence, with its context and without: so the same tokens are
         scored, and the first of them has something before it.
         """
-        scores = []
-        for n, sentence in enumerate(said, start=1):
+        found = []
+        for n, sentence in enumerate(said, start=first):
             before = " ".join(text[max(0, n - CONTEXT) : n])
             with_context, count = self._after(before, sentence)
-            alone, _ = self._after("", sentence)
-            scores.append((with_context, alone, count))
-        conditional, alone_N, counts = (list(part) for part in zip(*scores, strict=True))
-        return mutual_information(conditional, alone_N, counts)
+            found.append((with_context, self._after("", sentence)[0], count))
+        return found
 
     def _after(self, before: str, sentence: str) -> tuple[float, int]:
         return self.log_probability(before + "\n", sentence)
@@ -405,7 +416,7 @@ def load(name: str, kind: str, fallback: str = "") -> Any:
         if fallback:
             return load(fallback, kind)
         reason = str(error).strip().splitlines()[0]
-        hint = "the first time it has to be fetched: go online, or name a folder (NAME=FOLDER)"
+        hint = "the first time it has to be fetched: go online, or name a folder"
         raise NotFoundError(f"cannot load {name}: {reason}", hint) from error
 
 

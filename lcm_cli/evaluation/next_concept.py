@@ -29,6 +29,7 @@ from lcm_cli.models.interface import Batch, ConceptModel, Noise
 # Sentences that are like nothing before them (most often second ones) would dominate the mean of
 # the paper's ratio: its denominator, the best cosine of the truth, has to reach this.
 LEAST_COSINE = 0.05
+CONTEXT = 10  # sentences that MI looks back at (paper 2.4.1)
 CHUNK = 1 << 22  # distances computed at a time
 
 # Decodes concepts (N, D) to text and encodes that again, (N, D).

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from lcm_cli.training.prepare import (
     Progress,
     listen,
     load_start,
+    make_sampler,
     model_config,
     new_model,
     no_progress,
@@ -169,7 +171,7 @@ class Lesson:
             self.data,
             self.recipe.train,
             teaching=teaching,
-            sampler=self._sampler(),
+            sampler=self._sampler,
             world=self.world,
         )
 
@@ -179,12 +181,13 @@ class Lesson:
             self.model(),
             self.data,
             self.recipe.train,
-            sampler=self._sampler(),
+            sampler=self._sampler,
             world=self.world,
         )
 
+    @cached_property
     def _sampler(self) -> Sampler:
-        return Sampler(self.space, self.recipe.train.sample_to, self.config.end_text)
+        return make_sampler(self.recipe, self.space, self.config, self.world)
 
     def model(self) -> ConceptModel:
         """Return a student as it begins, with the teacher's normalizer and codebooks.

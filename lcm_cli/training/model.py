@@ -325,7 +325,15 @@ class ModelTrainer:
             metrics = next_concept_metrics(
                 model, self._held_out, seed=self.options.seed, reconstruct=roundtrip
             )
-        return {"eval": scores | metrics.means()}
+            found = scores | metrics.means() | self._mutual_information(model, self._held_out)
+        return {"eval": found}
+
+    def _mutual_information(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
+        """Return MI where a judge was loaded: in the leading process, if the recipe names one."""
+        if self.sampler is None or self.sampler.lm is None:
+            return {}
+        score = self.sampler.mutual_information(model, batches, self.options.seed)
+        return {"mi": score} if math.isfinite(score) else {}
 
     @torch.no_grad()
     def _held_out_loss(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:

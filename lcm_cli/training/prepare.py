@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lcm_cli.continuation import own_language
-from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import (
     BREAK_TEXT,
@@ -110,7 +110,7 @@ def make_trainer(
             f"quantizer = {recipe.quantizer!r} is of no use to a model of this kind",
             f'leave it out, or set model.architecture = "quant", not {config.architecture!r}',
         )
-    sampler = Sampler(space, recipe.train.sample_to, config.end_text)
+    sampler = make_sampler(recipe, space, config, world or World())
     data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
     if recipe.data.plan:
         config = replace(config, plans=data.plans)
@@ -123,6 +123,24 @@ def make_trainer(
             set_quantizer(model, recipe.quantizer, data, recipe.train.seed, progress)
     listen(model, space)
     return ModelTrainer(model.to(device), data, recipe.train, sampler=sampler, world=world)
+
+
+def make_sampler(recipe: ModelRecipe, space: Space, config: AnyConfig, world: World) -> Sampler:
+    """Return what makes text of predictions; the process that leads loads the recipe's judge.
+
+    Raises UsageError without the package transformers, NotFoundError if there is no such model.
+    """
+    lm, judge = None, recipe.train.judge
+    if judge and world.leads:
+        from lcm_cli.evaluation.judges import LanguageModel
+
+        lm = LanguageModel(judge, str(space.device))
+        try:
+            lm.load()
+        except LcmError as error:
+            hint = f"{error.hint}; to go on without: --set train.judge="
+            raise type(error)(f"train.judge: {error.message}", hint) from error
+    return Sampler(space, recipe.train.sample_to, config.end_text, lm)
 
 
 def load_start(source: str) -> ConceptModel:

@@ -153,6 +153,7 @@ class Training:
     patience: int = 0  # evaluations without a better one before the run ends; 0: go on
     sample_every: int = 0  # decode a sample; 0: never
     sample_to: str = ""  # a language; English if the space has it
+    judge: str = ""  # a causal language model, folder or Hub name, for MI in evaluations
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -3,32 +3,45 @@
 Shapes: N concepts, D concept dim.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lcm_cli.continuation import own_language
-from lcm_cli.evaluation.next_concept import Reconstruct
+from lcm_cli.evaluation.next_concept import (
+    CONTEXT,
+    Reconstruct,
+    mutual_information,
+    of_sentences,
+)
 from lcm_cli.models.generate import GenerateOptions, generate
-from lcm_cli.models.interface import Batch, ConceptModel
+from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.space import DecodeOptions, Space
+
+if TYPE_CHECKING:
+    from lcm_cli.evaluation.judges import LanguageModel
 
 PROMPT = 4  # concepts of a document without a source that are given
 LENGTH = 4  # concepts of a sample
 TOKENS = 64  # of a decoded sentence: what is not learned yet may have no end
 RECONSTRUCTED = 256  # predictions for which l2-r is measured
+JUDGED = 16  # documents for which MI is measured
+PREDICTED = 8  # predictions of each of these, at most
 
 
 class Sampler:
     """Decodes with a space, into the language `to`; empty: English, if the space has it.
 
-    Raises NotFoundError if it has not the language that is named.
+    The language model `lm`, a judge of what is predicted, should know that language. Raises
+    NotFoundError if the space has not the one that is named.
     """
 
-    def __init__(self, space: Space, to: str, end_text: str) -> None:
-        self.space, self.end_text = space, end_text
+    def __init__(
+        self, space: Space, to: str, end_text: str, lm: "LanguageModel | None" = None
+    ) -> None:
+        self.space, self.end_text, self.lm = space, end_text, lm
         self.to = space.find_language(to) if to else own_language(space)
 
     def text(self, concepts_ND: Tensor) -> list[str]:
@@ -61,6 +74,35 @@ class Sampler:
             return again_ND
 
         return reconstruct
+
+    def mutual_information(self, model: ConceptModel, batches: list[Batch], seed: int) -> float:
+        """Return the MI of predicted sentences (paper 2.4.1), in nats a token; NaN without any.
+
+        Of a few documents, spread over all of them. Their context, too, is what the decoder says.
+        """
+        assert self.lm is not None
+        rows = [(batch, row) for batch in batches for row in range(len(batch.lengths_B))]
+        count = min(JUDGED, len(rows))
+        pieces, truths, guesses = [], [], []
+        for number, place in enumerate(np.linspace(0, len(rows), count, endpoint=False, dtype=int)):
+            one = rows[place][0].rows([rows[place][1]])
+            noise = Noise([seed + number], model.device)
+            predicted_BSD = model.predict(one.to(model.device), model.Options(), noise)
+            predicted_BSD, one = of_sentences(predicted_BSD.cpu(), one)
+            first = 1 if one.sources_B is None else max(int(one.sources_B[0]), 1)
+            length, start = min(int(one.lengths_B[0]), first + PREDICTED), max(0, first - CONTEXT)
+            if first < length:
+                pieces.append((length - start, first - start))
+                truths.append(one.concepts_BSD[0, start:length].float())
+                guesses.append(predicted_BSD[0, first - 1 : length - 1])
+        if not pieces:
+            return float("nan")
+        texts, said = self.text(torch.cat(truths)), self.text(torch.cat(guesses))
+        scores: list[tuple[float, float, int]] = []
+        for length, first in pieces:
+            scores += self.lm.scores(texts[:length], said[: length - first], first)
+            texts, said = texts[length:], said[length - first :]
+        return mutual_information(*(list(part) for part in zip(*scores, strict=True)))
 
     def sample(self, model: ConceptModel, batches: list[Batch], number: int) -> dict[str, Any]:
         """Continue a document, another one for each `number`; returns prompt, text and truth."""
