@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from lcm_cli import __version__, console
 from lcm_cli.files import atomic_path
@@ -14,6 +14,7 @@ from lcm_cli.languages import language
 from lcm_cli.pipeline import Embedded
 
 if TYPE_CHECKING:
+    from lcm_cli.documents import ConceptWriter, SpaceInfo
     from lcm_cli.space import Space
 
 
@@ -80,3 +81,22 @@ def provenance(space: "Space", seed: int | None = None) -> dict[str, Any]:
 def truncations(embedded: Embedded) -> list[dict[str, int]]:
     """Return the sentences over the token limit for JSON, counted from 1."""
     return [asdict(cut) | {"index": cut.index + 1} for cut in embedded.truncated]
+
+
+@contextmanager
+def concept_writer(
+    target: str | None,
+    info: "SpaceInfo",
+    dtype: Literal["float16", "float32"],
+    force: bool,
+    run: dict[str, Any],
+) -> Iterator["ConceptWriter"]:
+    """Yield what takes the documents with their concepts; no target means JSON Lines to stdout."""
+    from lcm_cli.documents import ConceptWriter, open_writer, to_json
+
+    if target is None:
+        yield ConceptWriter(info, dtype, lambda document: console.emit(to_json(document)))
+        return
+    pipe = cast(BinaryIO, Pipe())
+    with open_writer(target, info, dtype=dtype, force=force, stdout=pipe, run=run) as writer:
+        yield writer

@@ -66,10 +66,21 @@ class Road:
                 "the input has changed: add --force to start anew",
             )
 
+    def beginning(self, most: int) -> list[Document]:
+        """Return the first documents, with about `most` sentences; they are still to come."""
+        taken, count = [], 0
+        for prepared in self._prepared:
+            taken.append(prepared)
+            count += prepared.size
+            if count >= most:
+                break
+        self._prepared = chain(taken, self._prepared)
+        return [prepared.document for prepared in taken]
+
     def embedded(
         self,
         space: "Space",
-        progress: Progress,
+        progress: Progress | None,
         most: int = SENTENCES,
         ends: Callable[[Document], bool] = lambda document: False,
     ) -> Iterator[list[Embedded]]:

@@ -1,9 +1,7 @@
 """lcm embed: documents to concepts, in a file or a pipe."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,16 +11,16 @@ from lcm_cli.schema import counted
 
 from . import _options as options
 
-if TYPE_CHECKING:
-    from lcm_cli.documents import ConceptWriter, SpaceInfo
-
 EPILOG = """\
 lcm embed story.txt -o story.safetensors
 
 lcm embed corpus.jsonl texts/ -o corpus/ --from eng
 
+lcm embed corpus.jsonl -o corpus/ --fragility
+
 lcm embed story.txt -o - | lcm decode - --to nld
 """
+EMBEDDING, SCORING = "embedding (sentences)", "scoring (sentences with noise)"
 Dtype = Literal["float16", "float32"]
 
 
@@ -34,6 +32,12 @@ def main(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Number format of the concepts on disk.")
     ] = "float16",
+    fragility: Annotated[
+        bool,
+        typer.Option(
+            "--fragility", help="Score how little noise each sentence bears, for training (slow)."
+        ),
+    ] = False,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
     space: options.Space = None,
@@ -48,28 +52,33 @@ def main(
     goes on after its last shard when the same command is given again.
     """
     from lcm_cli.documents.sources import identify
+    from lcm_cli.fragility import SAMPLE, cloud, score
     from lcm_cli.pipeline import space_info
 
     from ._place import Place
+    from ._result import concept_writer
     from ._road import Road
 
     target = None if json and output in (None, "-") else output
-    _check(target, json, force)
+    _check(target, json, force, fragility)
     place = Place(space)
     road = Road(inputs, place, source, one_per_line)
     loaded = place.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
-    run["precision"] = precision
+    run |= {"precision": precision, "fragility": fragility}
+    known = cloud(road.beginning(SAMPLE), loaded) if fragility else None
     documents = sentences = 0
     start = time.perf_counter()
     with (
-        _writer(target, space_info(loaded), dtype, force, run) as writer,
-        console.progress("embedding (sentences)") as advance,
+        concept_writer(target, space_info(loaded), dtype, force, run) as writer,
+        console.progress(EMBEDDING if known is None else SCORING) as advance,
     ):
         if writer.done:
             console.info(f"going on after the {counted(writer.done, 'document')} that were done")
             road.skip(writer.done, writer.last)
-        for window in road.embedded(loaded, advance, ends=writer.fills):
+        for window in road.embedded(loaded, advance if known is None else None, ends=writer.fills):
+            if known is not None:
+                score([each.document for each in window], loaded, known, advance)
             for each in window:
                 writer.write(each.document)
                 documents += 1
@@ -83,31 +92,16 @@ def main(
     road.finish()
 
 
-def _check(target: str | None, json: bool, force: bool) -> None:
+def _check(target: str | None, json: bool, force: bool, fragility: bool) -> None:
     from lcm_cli.documents import check_target
 
     if target is None and not json:
         raise UsageError("no place for the concepts", "name a file: -o FILE, or add --json")
     if json and target is not None and not target.endswith(".jsonl"):
         raise UsageError(f"--json does not fit {target}", "name a file that ends in .jsonl")
+    if fragility and (target is None or target.endswith((".jsonl", ".safetensors"))):
+        raise UsageError("--fragility needs tables", "write to a folder, or to NAME.parquet")
     if target == "-":
         console.out_bytes(())  # a terminal is refused before any work
     elif target is not None:
         check_target(target, force=force)
-
-
-@contextmanager
-def _writer(
-    target: str | None, info: "SpaceInfo", dtype: Dtype, force: bool, run: dict[str, Any]
-) -> Iterator["ConceptWriter"]:
-    """Yield what takes the documents with their concepts; no target means JSON Lines to stdout."""
-    from lcm_cli.documents import ConceptWriter, open_writer, to_json
-
-    from ._result import Pipe
-
-    if target is None:
-        yield ConceptWriter(info, dtype, lambda document: console.emit(to_json(document)))
-        return
-    pipe = cast(BinaryIO, Pipe())
-    with open_writer(target, info, dtype=dtype, force=force, stdout=pipe, run=run) as writer:
-        yield writer

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Concepts: TypeAlias = "NDArray[np.floating[Any]]"  # a string: numpy is imported when it is needed
+Scores: TypeAlias = "NDArray[np.float32]"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Document:
     split: str = ""  # which part of a corpus it is in, such as "train"; empty if none
     target: Document | None = None  # what a model is to make of it: a summary, for one
     plans: Document | None = None  # a sentence for each paragraph, that says what it is about
+    fragility: Scores | None = None  # of each sentence, (S,) float32; written, and read by training
 
     @property
     def label(self) -> str:
@@ -109,6 +111,8 @@ def check_alignment(document: Document, *, has_sentences: bool | None = None) ->
         counts["concepts"] = len(document.concepts)
     if document.paragraphs:
         counts["paragraph numbers"] = len(document.paragraphs)
+    if document.fragility is not None:
+        counts["fragility scores"] = len(document.fragility)
     if len(set(counts.values())) > 1:
         found = " and ".join(f"{count} {what}" for what, count in counts.items())
         raise IntegrityError(

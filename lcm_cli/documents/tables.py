@@ -2,7 +2,8 @@
 
 Columns: id, lang, text (strings), sentences (list of strings), paragraphs (list of int32),
 concepts (list of fixed-size lists of float16 or float32), split (string), target_sentences and
-target_concepts, plans and plan_concepts (as sentences and concepts). The official LCM code calls
+target_concepts, plans and plan_concepts (as sentences and concepts), fragility and
+target_fragility (lists of float32, which only training reads). The official LCM code calls
 the sentences text_sentences and the concepts text_sentences_sonar_emb.
 """
 
@@ -36,6 +37,7 @@ TARGET_SENTENCES = ("target_sentences",)
 TARGET_CONCEPTS = ("target_concepts",)
 PLANS = ("plans",)
 PLAN_CONCEPTS = ("plan_concepts",)
+FRAGILITY = ("fragility", "target_fragility")
 BATCH_BYTES = 16 << 20  # of a Parquet file that are decoded at a time
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # what a whole Arrow IPC stream ends with
 _FILE_MAGIC = b"ARROW1\x00\x00"  # an Arrow IPC file is this, then a stream, then an index
@@ -58,6 +60,7 @@ def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
         "target_concepts": vectors,
         "plans": pa.list_(pa.string()),
         "plan_concepts": vectors,
+        **dict.fromkeys(FRAGILITY, pa.list_(pa.float32())),
     }
     about = {
         "lcm.version": __version__,
@@ -83,6 +86,7 @@ def batch(documents: Sequence[Document], layout: pa.Schema) -> pa.RecordBatch:
         pa.array([document.split or None for document in documents], pa.string()),
         *_part(targets, kind),
         *_part(plans, kind),
+        *(_scores(part) for part in (documents, targets)),
     ]
     return pa.record_batch(columns, schema=layout)
 
@@ -92,6 +96,11 @@ def _part(parts: Sequence[Document | None], kind: pa.DataType) -> tuple[pa.Array
     known = [None if part is None else part.sentences or None for part in parts]
     concepts = [None if part is None else part.concepts for part in parts]
     return pa.array(known, pa.list_(pa.string())), _vectors(concepts, kind)
+
+
+def _scores(documents: Sequence[Document | None]) -> pa.Array:
+    scores = [None if document is None else document.fragility for document in documents]
+    return pa.array(scores, pa.list_(pa.float32()))
 
 
 def _vectors(matrices: Sequence[Concepts | None], kind: pa.DataType) -> pa.Array:

@@ -70,6 +70,12 @@ def sentence_chrf(prediction: str, target: str) -> float:
     return float(_chrf().sentence_score(prediction, [target]).score) if target.strip() else NAN
 
 
+def sentence_bleu(prediction: str, target: str, lang: str) -> float:
+    """Return BLEU of one sentence, of no longer n-grams than it has words."""
+    metric = _bleu(bleu_tokenizer(lang), effective_order=True)
+    return float(metric.sentence_score(prediction, [target]).score)
+
+
 def corpus_scores(
     predictions: Sequence[str], targets: Sequence[str], lang: str, samples: int = 1000
 ) -> dict[str, tuple[float, float, float]]:
@@ -117,10 +123,10 @@ def _chrf() -> Any:
 
 
 @cache
-def _bleu(tokenizer: str) -> Any:
+def _bleu(tokenizer: str, effective_order: bool = False) -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU(tokenize=tokenizer)
+    return BLEU(tokenize=tokenizer, effective_order=effective_order)
 
 
 def overlap(prediction: str, source: str, n: int = 3) -> float:

@@ -6,6 +6,7 @@ built. Nothing here imports torch: `preset("two_tower", "39M")` is cheap.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,9 +148,11 @@ class DiffusionObjective:
     timesteps: Literal["uniform", "beta"] = "uniform"
     beta_a: float = 0.8
     beta_b: float = 1.0
-    weighting: Literal["none", "clamped_snr"] = "none"
+    weighting: Literal["none", "clamped_snr", "fragility"] = "none"
     snr_min: float = 0.0  # equation 17
     snr_max: float = 5.0
+    fragility_a: float = -4.0  # equation 19: w = sigmoid(a fragility + b)
+    fragility_b: float = 3.5
 
     def __post_init__(self) -> None:
         _fraction(self, "condition_dropping")
@@ -158,6 +161,9 @@ class DiffusionObjective:
             0 <= self.snr_min <= self.snr_max,
             f"snr_min {self.snr_min} must lie between 0 and snr_max {self.snr_max}",
         )
+        for name in ("fragility_a", "fragility_b"):
+            value = getattr(self, name)
+            _require(math.isfinite(value), f"{name} must be a finite number, not {value}")
 
 
 @dataclass(frozen=True)

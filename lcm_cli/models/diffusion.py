@@ -347,6 +347,9 @@ class Levels:
         self.weights_T: Tensor | None = None
         if objective.weighting == "clamped_snr":  # eq. 17
             self.weights_T = schedule.snrs().clamp(objective.snr_min, objective.snr_max)
+        self._fragility: tuple[float, float] | None = None
+        if objective.weighting == "fragility":
+            self._fragility = objective.fragility_a, objective.fragility_b
 
     def draw(
         self,
@@ -360,12 +363,22 @@ class Levels:
             return torch.zeros(shape, dtype=torch.long, device=device)
         return torch.multinomial(chances_T, count, True, generator=generator).view(shape)
 
-    def weights(self, timesteps_N: Tensor) -> Tensor | None:
-        """Return a weight for each target, of mean 1; None when all are 1."""
+    def weights(self, timesteps_N: Tensor, fragility_N: Tensor | None = None) -> Tensor | None:
+        """Return a weight for each target; None when all are 1.
+
+        Those of noise levels have a mean of 1; those of fragility are equation 19's as they are.
+        """
+        if self._fragility is not None and fragility_N is not None:
+            return fragility_weights(fragility_N, *self._fragility)
         if self.weights_T is None:
             return None
         weights_N = self.weights_T.to(timesteps_N.device)[timesteps_N]
         return weights_N / weights_N.sum() * len(timesteps_N)
+
+
+def fragility_weights(fragility_N: Tensor, a: float, b: float) -> Tensor:
+    """Equation 19, sigmoid(a fragility + b); 1 for concepts without a score (NaN)."""
+    return (a * fragility_N + b).sigmoid().nan_to_num(nan=1.0)
 
 
 def _probabilities(objective: DiffusionObjective, steps: int) -> Tensor:

@@ -106,7 +106,7 @@ class DiffusionLCM(ConceptModel):
         generator: torch.Generator | None = None,
         draws: Draws | None = None,
     ) -> Loss:
-        """Return the weighted squared error of every concept, each at its own noise (eq. 16).
+        """Return the weighted squared error of every concept, each at its own noise (eq. 16, 19).
 
         `draws` replaces what `generator` would give.
         """
@@ -119,15 +119,21 @@ class DiffusionLCM(ConceptModel):
         places_BS = None if batch.sources_B is None else batch.places()
         out_BSD = self(x_BSD, noisy_BSD, t_BS, places_BS, draws.dropped_BS, batch.segments_BS)
         goal_BSD = self.schedule.target(x0_BSD, noise_BSD, t_BS)
-        return self._weigh(out_BSD[target_BS], goal_BSD[target_BS], t_BS[target_BS])
+        fragility_N = None
+        if batch.fragility_BS is not None:
+            fragility_N = batch.targets(batch.fragility_BS)[0][target_BS]
+        return self._weigh(out_BSD[target_BS], goal_BSD[target_BS], t_BS[target_BS], fragility_N)
 
-    def _weigh(self, out_ND: Tensor, goal_ND: Tensor, timesteps_N: Tensor) -> Loss:
+    def _weigh(
+        self, out_ND: Tensor, goal_ND: Tensor, timesteps_N: Tensor, fragility_N: Tensor | None
+    ) -> Loss:
         root = self.config.objective.root
-        errors_N, weights_N = squared_error(out_ND, goal_ND, root), self.levels.weights(timesteps_N)
+        errors_N = squared_error(out_ND, goal_ND, root)
+        weights_N = self.levels.weights(timesteps_N, fragility_N)
         raw_ND, raw_goal_ND = map(self.normalizer.denormalize, (out_ND.detach(), goal_ND))
         terms = {"unnormalized": squared_error(raw_ND, raw_goal_ND, root).sum()}
         value = errors_N.sum() if weights_N is None else (errors_N * weights_N).sum()
-        return Loss(value, errors_N.detach(), timesteps_N, terms)
+        return Loss(value, errors_N.detach(), timesteps_N, terms, weights_N)
 
     @torch.inference_mode()
     def predict(self, batch: Batch, options: DiffusionOptions, noise: Noise) -> Tensor:

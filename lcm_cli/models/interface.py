@@ -37,6 +37,7 @@ class Batch:
     # What each concept of each row says, as token ids: [language] x </s>.
     tokens: Sequence[Sequence[NDArray[np.int32]]] | None = None
     woven_BS: Tensor | None = None  # which concepts are breaks or plans
+    fragility_BS: Tensor | None = None  # how little noise each concept bears; NaN: not known
 
     @classmethod
     def of(cls, documents: Sequence[Tensor], sources: Sequence[int] | None = None) -> "Batch":
@@ -82,7 +83,7 @@ class Batch:
         tokens = None if self.tokens is None else [self.tokens[number] for number in numbers]
         marks = {
             name: mark[chosen, :longest]
-            for name in ("segments_BS", "woven_BS")
+            for name in ("segments_BS", "woven_BS", "fragility_BS")
             if (mark := getattr(self, name)) is not None
         }
         concepts_BSD = self.concepts_BSD[chosen, :longest]
@@ -172,6 +173,7 @@ class Loss:
     errors_N: Tensor  # unweighted loss of each target, detached
     timesteps_N: Tensor | None = None  # the noise level of each target, for diffusion
     terms: dict[str, Tensor] = field(default_factory=dict)  # further sums, to log
+    weights_N: Tensor | None = None  # of each target; None: 1
 
     @property
     def targets(self) -> int:

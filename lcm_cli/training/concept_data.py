@@ -56,6 +56,7 @@ class Row:
     source: int
     tokens: list[Tokens] | None = None  # what each concept says, where that is wanted
     woven: Marks | None = None  # which concepts are breaks or plans, (S,)
+    fragility: Marks | None = None  # how little noise each bears
 
     @property
     def length(self) -> int:
@@ -119,11 +120,13 @@ class ConceptData:
         break_text: str = BREAK_TEXT,
         begin_text: str = "",
         tokenize: Tokenize | None = None,
+        fragility: bool = False,
         workers: int = 1,
     ) -> None:
         """Look through all files; `encode` gives the concepts (P, D) of sentences.
 
-        With `tokenize` the batches hold what their concepts say.
+        With `tokenize` the batches hold what their concepts say, with `fragility` those of training
+        hold the score of each.
 
         Raises NotFoundError, UsageError, IntegrityError for what is wrong with options or files.
         """
@@ -143,14 +146,13 @@ class ConceptData:
             )
         limits = Limits(self._wrap, max_length, options.min_sentences, options.max_sentences)
 
-        def corpora(entries: Sequence[str | DataSet]) -> list[Corpus]:
+        def corpora(entries: Sequence[str | DataSet], scored: bool) -> list[Corpus]:
             sets = [as_data_set(entry) for entry in entries]
-            return [
-                Corpus(look(each, dim, options.filter, closing, tokenize), affixes.of(each), limits)
-                for each in sets
-            ]
+            found = [look(e, dim, options.filter, closing, tokenize, scored) for e in sets]
+            return [Corpus(i, affixes.of(e), limits) for i, e in zip(found, sets, strict=True)]
 
-        self._train, self._validation = corpora(options.train), corpora(options.validation)
+        self._train = corpora(options.train, fragility)
+        self._validation = corpora(options.validation, False)  # no held-out score is weighed
         self.space = _common_space([*self._train, *self._validation])
         self.plans = _all_planned([*self._train, *self._validation])
         self.documents = sum(len(corpus) for corpus in self._train)
@@ -420,7 +422,8 @@ def _row(items: Sequence[Item], corpora: Sequence[Corpus], groups: Groups) -> Ro
     said = [corpus.tokens_of(item, read) for item, corpus, read in owners]
     tokens = None if said[0] is None else [each for part in said for each in part or ()]
     woven = _joined([corpus.woven_of(item, read) for item, corpus, read in owners])
-    return Row(found, [item.length for item in items], items[0].source, tokens, woven)
+    fragility = _joined([corpus.fragility_of(item, read) for item, corpus, read in owners])
+    return Row(found, [item.length for item in items], items[0].source, tokens, woven, fragility)
 
 
 def _joined(marks: Sequence[Marks | None]) -> Marks | None:
@@ -461,6 +464,7 @@ def _batch(rows: Sequence[Row], sourced: bool, packed: bool = False) -> Batch:
         torch.from_numpy(segments_BS) if packed else None,
         None if rows[0].tokens is None else tuple(row.tokens or [] for row in rows),
         _padded([row.woven for row in rows], longest),
+        _padded([row.fragility for row in rows], longest, np.nan),
     )
 
 

@@ -26,6 +26,7 @@ from lcm_cli.training.said import Tokenize, Tokens, read_tokens
 Ints = NDArray[np.int64]
 
 PARAGRAPHS = "paragraphs"
+SCORED = "make the scores: lcm embed TEXT -o DATASET/ --fragility"
 AGAIN = "lcm inspect {} lists every such document; embed its sentences again"
 
 
@@ -49,6 +50,7 @@ class Rows:
     ends: Ints  # (R + 1,)
     tokens: list[Tokens] | None = None  # what each concept says, where that is wanted
     woven_N: NDArray[np.bool_] | None = None  # which are breaks or plans, where there are some
+    fragility_N: NDArray[np.float32] | None = None  # where it is wanted; NaN: not known
 
     def row(self, number: int) -> Concepts:
         """Return the concepts of one row, (S, D)."""
@@ -102,6 +104,24 @@ def with_tokens(
         return replace(rows, tokens=read_tokens(*where, tokenize, partial(label, group)))
 
 
+def with_fragility(rows: Rows, group: Group, name: str, own: Sequence[int]) -> Rows:
+    """Return `rows` with the scores of those that are `own`, as many as these have concepts."""
+    if not own:
+        return replace(rows, fragility_N=np.full(len(rows.flat_ND), np.nan, np.float32))
+    with intact(str(group.path)):
+        file = pq.ParquetFile(group.path, page_checksum_verification=True)
+        column = file.read_row_group(group.number, [name], use_threads=False)[name]
+    ends = np.cumsum([0, *np.maximum(list_lengths(column), 0)])
+    flat: Any = whole(column).flatten().to_numpy(zero_copy_only=False)
+    scores_N = np.full(len(rows.flat_ND), np.nan, np.float32)
+    for row in own:
+        scores_N[rows.place(row)] = scores = flat[ends[row] : ends[row + 1]]
+        if not np.isfinite(scores).all():
+            what = f"a missing, NaN or infinite value in {name}"
+            raise IntegrityError(f"{label(group, row)} has {what}", SCORED)
+    return replace(rows, fragility_N=scores_N)
+
+
 def weave(rows: Rows, group: Group, plain: Ints, closing: Break, tokenize: Tokenize | None) -> Rows:
     """Return the rows of a group, those that are `plain` with their breaks and plans."""
     break_D, dim = closing.concept_D, len(closing.concept_D)
@@ -128,6 +148,10 @@ def weave(rows: Rows, group: Group, plain: Ints, closing: Break, tokenize: Token
     ends = np.cumsum([0, *map(len, numbers)])
     places = np.concatenate(numbers)
     woven = Rows(flat_ND[places], ends, woven_N=places >= len(rows.flat_ND))
+    if rows.fragility_N is not None:
+        unknown = np.full(len(flat_ND) - len(rows.flat_ND), np.nan, np.float32)
+        fragility_N = np.concatenate([rows.fragility_N, unknown])[places]
+        woven = replace(woven, fragility_N=fragility_N)
     if rows.tokens is None or closing.tokens is None:
         return woven
     flat = [*rows.tokens, *(plans.tokens or []), closing.tokens]

@@ -224,6 +224,7 @@ def open_data(
         break_text=shape.break_text or BREAK_TEXT,
         begin_text=shape.begin_text if isinstance(shape, SonarLLMConfig) else "",
         tokenize=tokenizing(space) if learns_tokens(shape) else None,
+        fragility=weighs_fragility(shape),
     )
     theirs = data.space
     if theirs is not None and theirs.fingerprint not in ("", space.fingerprint):
@@ -233,6 +234,11 @@ def open_data(
             f'set space = "{theirs.name}" in the recipe, or embed the text again',
         )
     return data
+
+
+def weighs_fragility(config: AnyConfig | ModelConfig) -> bool:
+    """Return whether a model of `config` weighs its loss by the fragility of concepts."""
+    return getattr(getattr(config, "objective", None), "weighting", "") == "fragility"
 
 
 def concepts(data: EndlessData, limit: int) -> Iterator[Tensor]:

@@ -149,6 +149,16 @@ class Corpus:
             return None
         return self._marks(item, [_mark(rows, rows.woven_N, item.row, False) for rows in read])
 
+    def fragility_of(self, item: Item, read: Sequence[Rows]) -> NDArray[np.float32] | None:
+        """Return how little noise each concept of an item bears, (S,); None if that is not wanted.
+
+        It is NaN for what is no sentence of the data.
+        """
+        if read[0].fragility_N is None:
+            return None
+        own = [_mark(rows, rows.fragility_N, item.row, np.nan) for rows in read]
+        return self._marks(item, own, np.nan)
+
     def _marks(self, item: Item, own: list[Marks], neutral: float = 0) -> Marks:
         """Return a number for each concept of an item: its rows' `own`, `neutral` around them."""
         affixes = self._affixes

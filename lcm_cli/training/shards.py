@@ -21,6 +21,7 @@ from lcm_cli.documents.document import SpaceInfo
 from lcm_cli.documents.sources import Source, expand
 from lcm_cli.documents.tables import (
     CONCEPTS,
+    FRAGILITY,
     PLAN_CONCEPTS,
     PLANS,
     SENTENCES,
@@ -37,6 +38,7 @@ from lcm_cli.training.filters import Filter
 from lcm_cli.training.groups import (
     AGAIN,
     PARAGRAPHS,
+    SCORED,
     Break,
     Group,
     Ints,
@@ -46,6 +48,7 @@ from lcm_cli.training.groups import (
     load,
     weave,
     whole,
+    with_fragility,
     with_tokens,
 )
 from lcm_cli.training.said import Tokenize
@@ -68,6 +71,7 @@ class Index:
     planned: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     closing: Break | None = None  # comes after each paragraph
     tokenize: Tokenize | None = None  # where what concepts say is wanted
+    fragility: bool = False  # whether it is wanted
     filtered: int = 0  # rows that the filter left out
     space: SpaceInfo | None = None
 
@@ -100,6 +104,14 @@ class Index:
                 with_tokens(rows, where, names, own, self.tokenize)
                 for rows, names in zip(read, columns, strict=False)
             ]
+        if self.fragility:
+            targets = self.target[first:last]
+            # Of pairs the target alone is learned.
+            learned = [self.row[first:last][mask].tolist() for mask in (targets == 0, targets > 0)]
+            read = [
+                with_fragility(rows, where, name, own)
+                for rows, name, own in zip(read, FRAGILITY, learned, strict=False)
+            ]
         if self.closing is not None:
             plain = self.row[first:last][self.target[first:last] == 0]
             read[0] = weave(read[0], where, plain, self.closing, self.tokenize)
@@ -112,16 +124,18 @@ def look(
     condition: str = "",
     closing: Break | None = None,
     tokenize: Tokenize | None = None,
+    fragility: bool = False,
 ) -> Index:
     """Find the documents of `entry` for which `condition` is true.
 
     With `closing` plain documents are read with breaks and, where they have some, with plans; with
-    `tokenize` all are read with what they say.
+    `tokenize` all are read with what they say, with `fragility` with the score of each concept.
 
     Raises NotFoundError for a missing path or split, UsageError for what is not Parquet,
     IntegrityError for broken files, concepts of another width or space, or if nothing is left.
     """
-    index, parts, splits = Index(entry, closing=closing, tokenize=tokenize), [], set()
+    index = Index(entry, closing=closing, tokenize=tokenize, fragility=fragility)
+    parts, splits = [], set()
     wanted = Filter(condition) if condition else None
     for path in _files(entry.path):
         with intact(str(path)):
@@ -131,7 +145,7 @@ def look(
                 splits.add(own)
             if entry.split and own not in (None, entry.split):
                 continue
-            file = _File(path, entry, dim, wanted, own, closing is not None)
+            file = _File(path, entry, dim, wanted, own, closing is not None, fragility)
             _agree(index, file)
             for part in file.parts(len(index.groups)):
                 splits |= part.splits
@@ -169,6 +183,7 @@ class _File:
         wanted: Filter | None,
         partition: str | None,
         weave: bool,
+        fragility: bool,
     ) -> None:
         self._path, self._entry, self._wanted = path, entry, wanted
         self._file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -182,7 +197,7 @@ class _File:
         self._paragraphs = PARAGRAPHS if weave and PARAGRAPHS in names else None
         self._plan_concepts = _first(PLAN_CONCEPTS, names) if weave else None
         self._plans = _first(PLANS, names) if self._plan_concepts else None
-        self._weave = weave
+        self._weave, self._fragility = weave, fragility
         if self._concepts is None:
             raise IntegrityError(
                 f"{path} has no column of concepts; it has {', '.join(names)}",
@@ -226,10 +241,37 @@ class _File:
         if self._targets is not None:
             found = self._lengths(table, self._target_sentences, self._targets, where.number)
             targets = np.maximum(found[rows], 0)
+        if self._fragility:
+            own, theirs = FRAGILITY
+            self._check_scores(table, where, own, rows, np.where(targets, 0, lengths))
+            self._check_scores(table, where, theirs, rows, targets)
         woven, planned = self._woven(table, where, rows, np.where(targets, 0, lengths))
         values = set() if splits is None else set(pc.unique(splits).drop_null().to_pylist())
         left_out = of_split - len(rows)
         return _Part(where, group, rows, lengths, targets, woven, planned, left_out, values)
+
+    def _check_scores(
+        self, table: pa.Table, where: Group, name: str, rows: Ints, counts: Ints
+    ) -> None:
+        """Raise IntegrityError unless each of the `rows` has as many scores as `counts` says.
+
+        0 is a row that needs none.
+        """
+        if not counts.any():
+            return
+        if name not in table.column_names:
+            names = ", ".join(self._layout.names)
+            what = f"no column {name!r}, by which the loss is to be weighed; it has {names}"
+            raise IntegrityError(f"{self._path} has {what}", SCORED)
+        kind = table[name].type
+        if not _is_list(kind) or not pa.types.is_floating(kind.value_type):
+            what = f"the column {name!r} has the type {kind}, not lists of numbers"
+            raise IntegrityError(f"{self._path}: {what}", SCORED)
+        found = np.maximum(list_lengths(table[name]), 0)[rows]
+        if (bad := np.flatnonzero((counts > 0) & (found != counts))).size:
+            one = bad[0]
+            what = f"{found[one]} values of {name} for {counts[one]} sentences"
+            raise IntegrityError(f"{label(where, rows[one])} has {what}", SCORED)
 
     def _woven(
         self, table: pa.Table, where: Group, rows: Ints, lengths: Ints
@@ -274,6 +316,7 @@ class _File:
         if self._targets is not None:
             names.add(self._target_sentences or self._targets)
         names |= {self._paragraphs, self._plans or self._plan_concepts}
+        names |= {*FRAGILITY} if self._fragility else set()
         if self._wanted is not None:
             names |= {self._aliases.get(name) or name for name in self._wanted.columns}
         present = [name for name in self._layout.names if name in names]

@@ -151,10 +151,7 @@ class Teaching(nn.Module):
             theirs = self._ears[0].output
         theirs_NV = chosen(model, batch, theirs)
         errors_N = distances(model, self.kind, mine_NV, theirs_NV)
-        if isinstance(model, DiffusionLCM) and own.timesteps_N is not None:
-            weights_N = model.levels.weights(own.timesteps_N)
-            errors_N = errors_N if weights_N is None else errors_N * weights_N
-        return errors_N.sum()
+        return (errors_N if own.weights_N is None else errors_N * own.weights_N).sum()
 
     def _hidden(self, batch: Batch, targets: int) -> Tensor:
         mine, theirs = self._ear.hidden, self._ears[0].hidden

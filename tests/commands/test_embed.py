@@ -206,3 +206,26 @@ def test_killed_it_goes_on(
     assert sorted(p.name for p in often.iterdir()) == sorted(p.name for p in whole.iterdir())
     again = road("embed", pairs, "-o", often, "--from", "en")
     assert (again.code, "exists already" in again.stderr) == (2, True)
+
+
+def test_fragility(road: Run, story: Path, german: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    lines = [{"text": "One dog. Two cats.", "target": "Pets."}, {"text": "It rains."}]
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(map(json.dumps, lines)))
+    done = road("embed", source, "-o", tmp_path / "data", "--fragility", "--from", "eng")
+    assert done.code == 0, done.stderr
+    table = pq.read_table(tmp_path / "data" / "part-00000.parquet")
+    assert [len(scores) for scores in table["fragility"].to_pylist()] == [2, 1]
+    assert [scores and len(scores) for scores in table["target_fragility"].to_pylist()] == [1, None]
+    assert all(-1 <= each <= 0 for row in table["fragility"].to_pylist() for each in row)
+    again = road("embed", source, "-o", tmp_path / "b.parquet", "--fragility", "--from", "eng")
+    assert again.code == 0
+    assert pq.read_table(tmp_path / "b.parquet")["fragility"] == table["fragility"]
+    plain = road("embed", source, "-o", tmp_path / "c.parquet", "--from", "eng")
+    assert plain.code == 0
+    assert pq.read_table(tmp_path / "c.parquet")["fragility"].null_count == 2
+    for name in ("x.jsonl", "x.safetensors"):
+        refused = road("embed", source, "-o", tmp_path / name, "--fragility")
+        assert refused.code == 2 and "needs tables" in refused.stderr
