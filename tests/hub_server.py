@@ -225,7 +225,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         repo = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
         if repo in self.server.repos:
             return self._json({"url": f"{self.server.url}/{repo}"}, 409)
-        self.server.repos[repo] = Repo(private=bool(wanted.get("private")))
+        private = wanted.get("private") or wanted.get("visibility") == "private"
+        self.server.repos[repo] = Repo(private=bool(private))
         self.server.repos[repo].commit({".gitattributes": b""})
         self._json({"url": f"{self.server.url}/{repo}"})
 
