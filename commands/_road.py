@@ -1,5 +1,6 @@
 """The road of documents through a command: all that is cheap first, then windows of many."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -49,22 +50,25 @@ class Road:
         self.several = len(paths) > 1 or len(head) > 1
         self._prepared = chain(head, prepared)
         self._live = "-" in paths
+        self._again = 0
         self._truncated = self._pieces = 0
 
-    def skip(self, count: int, last: str) -> None:
+    def skip(self, count: int, last: str, again: int = 0) -> None:
         """Leave out the first `count` documents, which are done; `last` is the id of the last.
 
-        Raises UsageError if it is another document that stands there now.
+        The last `again` of them still have a place in the windows, so that what follows is encoded
+        with the same neighbours as if this had never been stopped. Raises UsageError if it is
+        another document that stands there now.
         """
-        skipped = None
-        for skipped in islice(self._prepared, count):  # noqa: B007
-            pass
-        if skipped is not None and skipped.document.id != last:
+        skipped = deque(islice(self._prepared, count), maxlen=max(again, 1))
+        if skipped and skipped[-1].document.id != last:
             raise UsageError(
                 f"document {count} was {last!r} when this was stopped, and is"
-                f" {skipped.document.id!r} now",
+                f" {skipped[-1].document.id!r} now",
                 "the input has changed: add --force to start anew",
             )
+        if again:
+            self._prepared, self._again = chain(skipped, self._prepared), len(skipped)
 
     def beginning(self, most: int) -> list[Document]:
         """Return the first documents, with about `most` sentences; they are still to come."""
@@ -97,9 +101,11 @@ class Road:
             ends=lambda prepared: ends(prepared.document),
         )
         for window in parts:
-            done = embed(window, space, progress)
-            self._tell(done)
-            yield done
+            known, self._again = self._again, max(0, self._again - len(window))
+            if new := window[known:]:
+                done = embed(new, space, progress)
+                self._tell(done)
+                yield done
 
     def finish(self) -> None:
         """Tell what was done to long sentences, and end with exit code 1 if there were problems."""

@@ -49,7 +49,7 @@ def main(
 
     The name after -o chooses the format: .parquet, .arrow, .jsonl, .safetensors (one document), a
     folder (shards of Parquet), or - for a pipe (Arrow IPC stream). A folder that was not finished
-    goes on after its last shard when the same command is given again.
+    goes on where it was, but for a few minutes, when the same command is given again.
     """
     from lcm_cli.documents.sources import identify
     from lcm_cli.fragility import SAMPLE, cloud, score
@@ -75,7 +75,7 @@ def main(
     ):
         if writer.done:
             console.info(f"going on after the {counted(writer.done, 'document')} that were done")
-            road.skip(writer.done, writer.last)
+            road.skip(writer.done, writer.last, writer.open)
         for window in road.embedded(loaded, advance if known is None else None, ends=writer.fills):
             if known is not None:
                 score([each.document for each in window], loaded, known, advance)
@@ -83,6 +83,7 @@ def main(
                 writer.write(each.document)
                 documents += 1
                 sentences += each.size
+            writer.save()
     seconds = time.perf_counter() - start
     console.info(
         f"embedded {counted(sentences, 'sentence')} of {counted(documents, 'document')}"

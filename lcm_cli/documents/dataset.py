@@ -4,12 +4,12 @@ Shards are only added, never changed; the manifest is replaced in one step when 
 there. So a reader sees the whole of the last version, whatever a writer is doing or died doing.
 
 A writer that can go on after it was stopped keeps a journal of the shards that are done, beside
-them, until the manifest is there.
+them, until the manifest is there; and of the open shard, now and then, the documents it has so far.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ VERSION = 1
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 _LOCK = ".lock"
 _JOURNAL = ".unfinished.json"
+_SAVED = ".saved-"
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,21 @@ class Manifest:
 class Journal:
     """What an unfinished data set is made of, and which shards of it are done.
 
-    `run` says which documents it is made of, and how; `last` is the id of the last one done.
+    `run` says which documents it is made of, and how; `saved` are files with the documents of the
+    open shard; `last` is the id of the last document done.
     """
 
     run: dict[str, Any]
     space: SpaceInfo
     dtype: str
     shards: list[Shard] = field(default_factory=list)
+    saved: list[Shard] = field(default_factory=list)
     last: str = ""
 
     @property
     def documents(self) -> int:
         """Number of documents done."""
-        return sum(shard.documents for shard in self.shards)
+        return sum(shard.documents for shard in [*self.shards, *self.saved])
 
 
 def shard_name(number: int) -> str:
@@ -153,7 +156,7 @@ class Draft:
 
     `keep` (the old shards stay, the new ones are added) or `force` (they replace the old ones) is
     needed if there is a data set already. With a `run`, an unfinished data set of the same run goes
-    on after its last shard: `done` documents, the `last` of which has this id.
+    on: `done` documents, the `last` of which has this id, are in its shards or `saved`.
     """
 
     def __init__(
@@ -177,6 +180,7 @@ class Draft:
             _check_same(folder, old, info, dtype)
         self._kept = old.shards if keep and old is not None else []
         self._shards = found.shards if found else []
+        self.saved = found.saved if found else []
         self.done, self.last = (found.documents, found.last) if found else (0, "")
         if found is not None:
             _remove_rest(
@@ -185,6 +189,7 @@ class Draft:
         elif force:
             (folder / _JOURNAL).unlink(missing_ok=True)
         _remove_halves(folder)
+        self._remove_saved(keep={each.file for each in self.saved})
         numbers = [int(_SHARD_NAME.fullmatch(path.name)[1]) for path in _shard_files(folder)]  # type: ignore[index]
         self._next = max(numbers, default=-1) + 1
 
@@ -193,12 +198,37 @@ class Draft:
         self._next += 1
         return self.folder / shard_name(self._next - 1)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the same run can go on with this after it was stopped."""
+        return self._run is not None
+
+    def saved_path(self) -> Path:
+        """Return the path of the next file for documents of the open shard."""
+        return self.folder / f"{_SAVED}{len(self.saved):05d}.parquet"
+
+    def save(self, file: Shard, last: str) -> None:
+        """Note a file with documents of the open shard, up to `last`."""
+        self.saved.append(file)
+        self._note(last)
+
     def add(self, shard: Shard, last: str) -> None:
         """Take a finished shard into the manifest to be; `last` is its last document."""
         self._shards.append(shard)
+        self.saved = []
+        self._note(last)
+        self._remove_saved()  # after the journal has the shard that they are in
+
+    def _note(self, last: str) -> None:
         if self._run is not None:
-            journal = Journal(dict(self._run), self._info, self._dtype, self._shards, last)
+            about = dict(self._run), self._info, self._dtype
+            journal = Journal(*about, self._shards, self.saved, last)
             _write_json(self.folder / _JOURNAL, asdict(journal))
+
+    def _remove_saved(self, keep: Collection[str] = ()) -> None:
+        for path in self.folder.glob(f"{_SAVED}*.parquet"):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove the new shards; what was there before stays as it was. A run keeps them."""
@@ -245,7 +275,7 @@ def _unfinished(folder: Path, run: dict[str, Any], info: SpaceInfo, dtype: str) 
             f"{folder} holds an unfinished data set of other documents or options",
             f"finish it with the command that began it, or {again}",
         )
-    for shard in journal.shards:
+    for shard in [*journal.shards, *journal.saved]:
         file = folder / shard.file
         if not file.is_file() or file.stat().st_size != shard.bytes:
             raise IntegrityError(f"{file} is not as its writer left it", again)

@@ -159,6 +159,20 @@ def read_parquet(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Doc
             yield from rows.documents(part)
 
 
+def read_whole(path: Path) -> Iterator[Document]:
+    """Yield the rows of a file that we wrote with all that is in them, fragility too."""
+    with path.open("rb") as file, intact(str(path)):
+        scores = pq.read_table(path, columns=list(FRAGILITY)).to_pydict()
+        rows = read_parquet(file, Source(str(path), path.name, path), True)
+        for number, document in enumerate(rows):
+            if isinstance(document, LcmError):
+                raise document
+            for part, name in zip((document, document.target), FRAGILITY, strict=True):
+                if part is not None and scores[name][number] is not None:
+                    part.fragility = np.array(scores[name][number], np.float32)
+            yield document
+
+
 def read_arrow(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
     """Yield the rows of an Arrow IPC stream (or file), each batch as soon as it has come."""
     watched = _Watched(file)

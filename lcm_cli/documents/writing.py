@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from lcm_cli.documents import dataset
 from lcm_cli.documents.checks import check_concepts, finite_rows
 from lcm_cli.documents.document import Document, SpaceInfo, check_alignment
 from lcm_cli.documents.encoding import check_text
-from lcm_cli.documents.tables import about, batch, schema
+from lcm_cli.documents.tables import about, batch, read_whole, schema
 from lcm_cli.documents.targets import find_target
 from lcm_cli.documents.tensors import write_safetensors
 from lcm_cli.documents.text import to_json
@@ -28,23 +29,27 @@ Write = Callable[[Document], None]
 
 GROUP_BYTES = 16 << 20  # of concepts in a Parquet row group: what a reader holds at a time
 SHARD_BYTES = 256 << 20  # of concepts in a shard of a data set
+SAVE_SECONDS = 120.0  # between two saves of what the open shard holds
 
 
 class ConceptWriter:
     """Takes documents with concepts of one space, and refuses those that no reader would take.
 
-    `done` documents, the last of which has the id `last`, were written by a run that was stopped.
-    `fills` tells of each document to come whether it will be the last of its shard.
+    `done` documents, the last of which has the id `last`, were written by a run that was stopped;
+    the `open` last of them are in a shard that is not full. `fills` tells of each document to come,
+    beginning with those in the open shard, whether it will be the last of its shard.
     """
 
     def __init__(self, info: SpaceInfo, dtype: Dtype, write: "Write | _Shards") -> None:
         self.info = info
         self.dtype = dtype
         self.count = 0  # documents written
-        self.done, self.last = 0, ""
+        self.done, self.open, self.last = 0, 0, ""
         self.fills: Callable[[Document], bool] = lambda document: False
+        self._save: Callable[[], None] = lambda: None
         if isinstance(write, _Shards):
             self.done, self.last, self.fills = write.draft.done, write.draft.last, write.ends()
+            self.open, self._save = write.restored, write.save
             write = write.write
         self._write = write
 
@@ -56,6 +61,13 @@ class ConceptWriter:
         """
         self._write(as_written(document, self.info, self.dtype))
         self.count += 1
+
+    def save(self) -> None:
+        """Let all that was written survive a kill, if a run goes on; at most every SAVE_SECONDS.
+
+        To be called where a run that goes on may begin. Raises LcmError if the disk is full.
+        """
+        self._save()
 
 
 @contextmanager
@@ -76,8 +88,8 @@ def open_writer(
     a folder or a name without suffix (data set: shards of about `shard_bytes` and a manifest), -
     (Arrow IPC stream to `stdout`, each document at once). `force` replaces what is there; `extend`
     adds to a data set. A `run` (plain data that says which documents these are, and how they were
-    made) keeps the shards of a data set that was not finished; the same run then goes on after
-    them.
+    made) keeps what there is of a data set that was not finished; the same run then goes on after
+    its last whole shard, or its last `save`.
 
     Files appear, whole, when the context ends without an error; a stream that was broken off lacks
     its end mark. Raises UsageError for an unknown suffix, an existing file, a terminal, or if no
@@ -247,6 +259,7 @@ def _dataset(
     folder: AbstractContextManager[dataset.Draft], layout: pa.Schema, shard_bytes: int
 ) -> Iterator["_Shards"]:
     with folder as draft, _Shards(draft, layout, shard_bytes) as shards:
+        shards.restore()
         yield shards
 
 
@@ -260,6 +273,31 @@ class _Shards:
         self._fills = self.ends()
         self._file = ExitStack()  # what closes the shard being written
         self._shard: _OpenShard | None = None
+        self.restored = 0  # documents of the open shard that an earlier run wrote
+        self._unsaved: list[Document] = []  # a kill would lose them
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Begin the open shard of an earlier run again, with the documents that it saved."""
+        for file in list(self.draft.saved):
+            for document in read_whole(self.draft.folder / file.file):
+                self._add(document)
+                self.restored += 1
+
+    def save(self) -> None:
+        """Put what is only in the open shard into a file of its own, if that is long ago.
+
+        The shard itself is worth nothing before it is whole.
+        """
+        if not self._unsaved or time.monotonic() - self._saved_at < SAVE_SECONDS:
+            return
+        path = self.draft.saved_path()
+        with _parquet(path, self._layout, True) as write:
+            file = _OpenShard(path, write)
+            for document in self._unsaved:
+                file.add(document)
+        self.draft.save(file.closed(), file.last)
+        self._unsaved, self._saved_at = [], time.monotonic()
 
     def ends(self) -> Callable[[Document], bool]:
         """Return a function that tells of one document after the other which are a shard's last.
@@ -278,6 +316,11 @@ class _Shards:
         return fills
 
     def write(self, document: Document) -> None:
+        if self.draft.goes_on:
+            self._unsaved.append(document)
+        self._add(document)
+
+    def _add(self, document: Document) -> None:
         if self._shard is None:
             path = self.draft.next_path()
             write = self._file.enter_context(_parquet(path, self._layout, False))
@@ -289,11 +332,8 @@ class _Shards:
     def _end(self, shard: "_OpenShard") -> None:
         self._file.close()
         self._shard = None
-        size, digest = shard.path.stat().st_size, sha256(shard.path)
-        self.draft.add(
-            dataset.Shard(shard.path.name, shard.documents, shard.concepts, size, digest),
-            shard.last,
-        )
+        self.draft.add(shard.closed(), shard.last)
+        self._unsaved, self._saved_at = [], time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -319,3 +359,8 @@ class _OpenShard:
         self.documents += 1
         self.concepts += len(document.concepts)
         self.last = document.id
+
+    def closed(self) -> dataset.Shard:
+        """Return what the manifest says of the file, which is whole now."""
+        size, digest = self.path.stat().st_size, sha256(self.path)
+        return dataset.Shard(self.path.name, self.documents, self.concepts, size, digest)

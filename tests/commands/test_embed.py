@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lcm_cli.commands._place import Place
+from lcm_cli.commands._road import Road
 from lcm_cli.documents import read_concepts, writing
 from lcm_cli.space import Space, load_space
 
@@ -206,6 +208,58 @@ def test_killed_it_goes_on(
     assert sorted(p.name for p in often.iterdir()) == sorted(p.name for p in whole.iterdir())
     again = road("embed", pairs, "-o", often, "--from", "en")
     assert (again.code, "exists already" in again.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("done", [32, 96, 100, 250])
+def test_what_follows_saved_documents_has_the_same_neighbours(
+    space: Space, random_space: Path, tmp_path: Path, done: int
+) -> None:
+    """Documents are encoded in windows of 32, 64, ... sentences: which one may matter."""
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join('{"text": "A hen."}\n' for _ in range(250)))
+
+    def windows(skipped: int) -> list[list[str]]:
+        road = Road([str(source)], Place(str(random_space)), "eng_Latn", one_per_line=False)
+        if skipped:
+            road.skip(skipped, f"a.jsonl:{skipped}", again=skipped)
+        return [[each.document.id for each in window] for window in road.embedded(space, None)]
+
+    whole = windows(0)
+    assert [len(window) for window in whole] == [32, 64, 128, 26]
+    ids = [f"a.jsonl:{number}" for number in range(1, done + 1)]
+    rest = [[id for id in window if id not in ids] for window in whole]
+    assert windows(done) == [window for window in rest if window]
+
+
+OFTEN_SAVED = SMALL_SHARDS.replace(
+    'writing.open_writer.__wrapped__.__kwdefaults__["shard_bytes"] = 300',
+    "writing.SAVE_SECONDS = 0.0",
+)
+
+
+def test_killed_within_a_shard_it_goes_on(
+    road: Run, random_space: Path, surroundings: dict[str, str], tmp_path: Path
+) -> None:
+    whole, often, source = tmp_path / "whole", tmp_path / "often", tmp_path / "a.jsonl"
+    texts = ("The hen ran. The dog slept" + " on" * (n * n % 23) + "." for n in range(1500))
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    arguments = ["embed", str(source), "--from", "en", "--dtype", "float32", "-o"]
+    assert road(*arguments, whole).code == 0
+    process = subprocess.Popen(
+        [sys.executable, "-c", OFTEN_SAVED, *arguments, str(often)],
+        cwd=ROOT, env=surroundings | {"LCM_SPACE": str(random_space)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not (often / ".saved-00001.parquet").exists():
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not list(often.glob("part-*"))
+    done = road(*arguments, often)
+    assert done.code == 0
+    assert "going on after the " in done.stderr
+    manifests = [(folder / "manifest.json").read_text() for folder in (whole, often)]
+    assert manifests[0] == manifests[1]
+    assert sorted(p.name for p in often.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
 def test_fragility(road: Run, story: Path, german: Path, tmp_path: Path) -> None:

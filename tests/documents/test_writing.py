@@ -27,6 +27,7 @@ from lcm_cli.documents import (
     read,
     read_concepts,
     to_json,
+    writing,
 )
 from lcm_cli.documents.dataset import read_manifest
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
@@ -521,26 +522,32 @@ def test_what_inspect_says_of_a_data_set(tmp_path):
 # --- data sets that go on after they were stopped
 
 GOING_ON = """
-    folder = sys.argv[1]
-    with open_writer(folder, info, shard_bytes=400, run={"inputs": ["a", 7]}) as writer:
+    from lcm_cli.documents import writing
+    folder, shard_bytes, writing.SAVE_SECONDS = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    with open_writer(folder, info, shard_bytes=shard_bytes, run={"inputs": ["a", 7]}) as writer:
         print(writer.done, writer.last, flush=True)
         for number in range(writer.done, 300):
             rng = np.random.default_rng(number)
             concepts = rng.standard_normal((number % 7 + 1, 4)).astype(np.float32)
             writer.write(Document(str(number), concepts=concepts))
+            if number % 3 == 0:
+                writer.save()
             print(number, flush=True)
 """
 
 
-def test_killed_at_any_moment_it_goes_on(tmp_path):
+@pytest.mark.parametrize(("shard_bytes", "seconds"), [(400, 60), (1 << 20, 0), (2000, 0.002)])
+def test_killed_at_any_moment_it_goes_on(tmp_path, shard_bytes, seconds):
     """Nothing is lost, nothing twice, and the data set is that of a run that was never stopped."""
     whole, often = tmp_path / "whole", tmp_path / "often"
-    assert run(GOING_ON, whole).returncode == 0
+    assert run(GOING_ON, whole, shard_bytes, 60).returncode == 0  # saves nothing
     code = textwrap.dedent(PREFIX) + textwrap.dedent(GOING_ON)
     done, rng = [], np.random.default_rng(1)
     for kill_after in (*rng.integers(1, 70, 5), None):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(often)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(often), str(shard_bytes), str(seconds)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         done.append(int(process.stdout.readline().split()[0]))
         if kill_after is not None:
@@ -554,6 +561,61 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     assert read_manifest(often) == read_manifest(whole)  # names, sizes and sha256 of the shards
     assert left_over(often) == left_over(whole)
     assert [d.id for d in loaded(often)] == [str(number) for number in range(300)]
+
+
+def test_what_was_saved_comes_back_whole(tmp_path, monkeypatch):
+    """Targets, plans and scores too: the shard is the one that a run never stopped writes."""
+    monkeypatch.setattr(writing, "SAVE_SECONDS", 0.0)
+    docs = [
+        document("a", sentences=["A.", "B."], paragraphs=[0, 1], lang="eng_Latn", split="train",
+                 target=document("", 1, sentences=["T."], fragility=np.float32([-0.25])),
+                 plans=document("", 2, sentences=["P.", "Q."]),
+                 fragility=np.float32([-0.5, -1 / 3])),
+        document("b", 3, 1 / 3),
+        document("c", 1, target=document("", 2)),
+        document("d", 2, sentences=["C.", "D."], fragility=np.float32([0, -1])),
+    ]  # fmt: skip
+    whole, often = tmp_path / "whole", tmp_path / "often"
+    write(whole, *docs, dtype="float32")
+    begin = dict(dtype="float32", run={"a": 1})
+    for stop in range(len(docs)):
+        with (
+            contextlib.suppress(RuntimeError),
+            open_writer(str(often), INFO, **begin) as writer,
+        ):
+            assert (writer.done, writer.open, writer.last) == (stop, stop, "abc"[:stop][-1:])
+            writer.write(docs[stop])
+            writer.save()
+            assert len(list(often.glob(".saved-*"))) == stop + 1
+            raise RuntimeError
+    with open_writer(str(often), INFO, **begin) as writer:
+        assert writer.done == len(docs)
+    assert left_over(often) == left_over(whole) == ["manifest.json", "part-00000.parquet"]
+    assert read_manifest(often) == read_manifest(whole)
+
+
+def test_a_saved_file_that_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "SAVE_SECONDS", 0.0)
+    path = tmp_path / "set"
+    with contextlib.suppress(RuntimeError), open_writer(str(path), INFO, run={"a": 1}) as writer:
+        writer.write(document("a"))
+        writer.save()
+        raise RuntimeError
+    saved = path / ".saved-00000.parquet"
+    saved.write_bytes(bytes(saved.stat().st_size))
+    with pytest.raises(IntegrityError, match="damaged"):
+        going_on(path, document("a"))
+    saved.unlink()
+    with pytest.raises(IntegrityError, match="not as its writer left it"):
+        going_on(path, document("a"))
+    assert going_on(path, document("a"), force=True) == 0
+
+
+def test_one_file_is_not_saved_by_parts(tmp_path):
+    with open_writer(str(tmp_path / "a.parquet"), INFO, run={"a": 1}) as writer:
+        writer.write(document("a"))
+        writer.save()
+        assert left_over(tmp_path) == [p.name for p in tmp_path.glob(".a.parquet.*")]
 
 
 def going_on(path, *docs, stop=None, run=None, **options):
