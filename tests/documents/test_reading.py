@@ -527,8 +527,11 @@ def test_stream_cut_off_between_two_documents():
 def test_a_flipped_bit_in_a_parquet_file_is_seen(tmp_path):
     path = tmp_path / "a.parquet"
     write(path, Document("x", sentences=["a"] * 99, concepts=concepts(99)))
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = {c.path_in_schema: c for c in map(group.column, range(group.num_columns))}
+    chunk = columns["concepts.list.element.list.element"]
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
     path.write_bytes(data)
     assert isinstance(caught([path], load=read_concepts), IntegrityError)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.utils import reset_sessions
 
 from lcm_cli.errors import NotFoundError, UsageError
 from lcm_cli.evaluation.data import Row
@@ -67,9 +68,16 @@ def test_it_translates_between_languages_that_it_knows(folder):
         system.write([ROW], "fra_Latn", "translate", SharedSpace(space))
 
 
-def test_one_that_is_not_there(monkeypatch):
-    # The client looks at its environment once, when it is imported.
+@pytest.fixture
+def no_network(monkeypatch):
+    # The client looks at its environment once, when it is imported, and keeps its sessions.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    reset_sessions()
+    yield
+    reset_sessions()
+
+
+def test_one_that_is_not_there(no_network):
     space = load_space("tiny", device="cpu")
     (system,) = systems(["hf:no/such"], space, Settings())
     with pytest.raises(NotFoundError, match="cannot load no/such"):
