@@ -89,22 +89,23 @@ def _show_fit(record: dict[str, Any]) -> None:
 
 def show_estimate(record: dict[str, Any]) -> None:
     """Write what `--dry-run` found, a line each, on stdout."""
-    frozen = record["parameters"] - record["trained"]
-    console.out(
-        f"parameters  {record['parameters']:,}" + (f", {frozen:,} frozen" if frozen else "")
-    )
-    console.out(f"state       {_size(record['state_bytes'])} (weights, gradients, optimizer)")
+    if record["parameters"] is not None:
+        frozen = record["parameters"] - record["trained"]
+        more = f", {frozen:,} frozen" if frozen else ""
+        console.out(f"parameters  {record['parameters']:,}{more}")
+        console.out(f"state       {_size(record['state_bytes'])} (weights, gradients, optimizer)")
     if record["memory_bytes"]:
         console.out(f"memory      {_size(record['memory_bytes'])} at its peak, measured")
-    console.out(f"disk        {_size(record['disk_bytes'])}")
-    epochs = f", {_epochs(record['epochs'])}" if "epochs" in record else ""
+    if record["disk_bytes"]:
+        console.out(f"disk        {_size(record['disk_bytes'])}")
+    epochs = f", {_epochs(record['epochs'])}" if record["epochs"] else ""
     console.out(f"steps       {record['steps']:,}{epochs}")
-    if record["per_step"] is None:
-        console.warn("the state does not fit into the free memory: nothing was measured")
-        return
     console.out(f"a step      {record['per_step']:,.0f} {record['unit']}")
-    console.out(f"time        {record['seconds_per_step']:.3g} s a step, measured")
-    console.out(f"in all      {duration(record['minutes'])}, without evaluations")
+    if record["seconds_per_step"] is not None:
+        console.out(f"time        {record['seconds_per_step']:.3g} s a step, measured")
+        console.out(f"in all      {duration(record['minutes'])}, without evaluations")
+    for line in record["not_known"]:
+        console.warn(f"not known: {line}")
 
 
 def _epochs(count: float) -> str:

@@ -341,6 +341,19 @@ class ConceptData:
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def prompt_of(entry: DataSet, prompts: Mapping[str, str]) -> list[str]:
+    """Return what stands between source and target; raises IntegrityError for an unknown task."""
+    if not entry.task:
+        return []
+    if entry.task not in prompts:
+        known = ", ".join(sorted(prompts)) or "none"
+        raise IntegrityError(
+            f"{entry.path}: the model has no prompt for the task {entry.task!r}",
+            f"its tasks: {known}; add it to the model's prompts",
+        )
+    return [prompts[entry.task]]
+
+
 class _Sentences:
     """Encodes what is put before, between and after documents, each sentence once."""
 
@@ -361,16 +374,7 @@ class _Sentences:
 
     def of(self, entry: DataSet) -> Affixes:
         """Return what is put around the documents of `entry`."""
-        prompt: list[str] = []
-        if entry.task:
-            if entry.task not in self._prompts:
-                known = ", ".join(sorted(self._prompts)) or "none"
-                raise IntegrityError(
-                    f"{entry.path}: the model has no prompt for the task {entry.task!r}",
-                    f"its tasks: {known}; add it to the model's prompts",
-                )
-            prompt = [self._prompts[entry.task]]
-        around = self._prefix, prompt, self._suffix
+        around = self._prefix, prompt_of(entry, self._prompts), self._suffix
         prefix_PD, prompt_PD, suffix_PD = map(self._concepts, around)
         if self._tokenize is None:
             return Affixes(prefix_PD, prompt_PD, suffix_PD)

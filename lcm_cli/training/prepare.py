@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lcm_cli.continuation import own_language
+from lcm_cli.documents.document import SpaceInfo
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import (
@@ -105,11 +106,6 @@ def make_trainer(
     space = load_space(recipe.space, device=str(device))
     start = None if not recipe.start else load_start(recipe.start)
     config = model_config(recipe, space, start)
-    if recipe.quantizer and config.architecture != "quant":
-        raise IntegrityError(
-            f"quantizer = {recipe.quantizer!r} is of no use to a model of this kind",
-            f'leave it out, or set model.architecture = "quant", not {config.architecture!r}',
-        )
     sampler = make_sampler(recipe, space, config, world or World())
     data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
     if recipe.data.plan:
@@ -150,13 +146,24 @@ def load_start(source: str) -> ConceptModel:
     return checkpoint.load_model(source, device="cpu")
 
 
-def model_config(recipe: ModelRecipe, space: Space, start: ConceptModel | None = None) -> AnyConfig:
-    """Return the config of the model to train, which belongs to `space`."""
+def model_config(
+    recipe: ModelRecipe, space: Space | SpaceInfo, start: ConceptModel | None = None
+) -> AnyConfig:
+    """Return the config of the model to train, which belongs to `space`.
+
+    Raises what `ModelRecipe.config` raises, IntegrityError if `start` is of another space, or the
+    recipe has a quantizer that the model has no use for.
+    """
     reference = {"name": space.name, "fingerprint": space.fingerprint}
     if start is not None:
         checkpoint.check_space(start.config, SpaceRef(**reference), space.dim)
     given = {"concept_dim": space.dim, "space": reference}
     config = recipe.config(given, None if start is None else start.config)
+    if recipe.quantizer and config.architecture != "quant":
+        raise IntegrityError(
+            f"quantizer = {recipe.quantizer!r} is of no use to a model of this kind",
+            f'leave it out, or set model.architecture = "quant", not {config.architecture!r}',
+        )
     if recipe.data.plan and not config.break_text:
         config = replace(config, break_text=BREAK_TEXT)
     return config

@@ -137,7 +137,7 @@ def look(
     index = Index(entry, closing=closing, tokenize=tokenize, fragility=fragility)
     parts, splits = [], set()
     wanted = Filter(condition) if condition else None
-    for path in _files(entry.path):
+    for path in files_of(entry.path):
         with intact(str(path)):
             partition = _PARTITION.search(str(path.parent))
             own = partition[1] if partition else None
@@ -346,7 +346,12 @@ class _File:
         return columns
 
 
-def _files(path: str) -> list[Path]:
+def files_of(path: str) -> list[Path]:
+    """Return the Parquet files that an entry's path stands for.
+
+    Raises NotFoundError if there are none, UsageError for what is not Parquet.
+    """
+
     def fail(error: LcmError) -> None:
         if isinstance(error, NotFoundError) and not error.hint:
             error.hint = f"make a data set of text there: lcm embed TEXT -o {path}"

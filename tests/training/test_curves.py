@@ -71,7 +71,7 @@ def test_tensorboard_gets_every_number(tmp_path):
 def test_an_estimate_counts_what_a_state_holds(start, tmp_path, model_recipe):
     trainer = start(tmp_path)
     size = sum(p.numel() for p in trainer.model.parameters())
-    report = _report(model_recipe(), size, size, 0.0)
+    report = _report(model_recipe(), (size, size), 0.0)
     Run(trainer, tmp_path).train()
     state = next(tmp_path.glob("state-*.pt")).stat().st_size
     assert report["disk_bytes"] == pytest.approx(3 * state + 8 * size, rel=0.05)

@@ -1,5 +1,6 @@
 """The recipes in examples/: they can be read, and describe the paper's models."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -46,6 +47,99 @@ def test_what_fsdp_cannot_do(tmp_path):
 def test_shares_are_shares(change):
     with pytest.raises(IntegrityError, match=change.partition("=")[0]):
         load_recipe(ROOT / "examples" / "recipes" / "small.toml", [change])
+
+
+def without_teacher(path):
+    data = tomllib.loads(path.read_text())
+    return data["kind"] == "model" and "distill" not in data
+
+
+@pytest.mark.parametrize("path", [*filter(without_teacher, RECIPES)], ids=lambda path: path.name)
+def test_a_dry_run_needs_neither_space_nor_data(path, lcm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(path)
+    done = lcm("train", path, "--dry-run", "--json", "--offline")
+    assert done.code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["steps"], report["unit"]) == (recipe.train.steps, "concepts")
+    assert report["per_step"] == recipe.data.batch_concepts
+    measured = ("memory_bytes", "seconds_per_step", "minutes", "epochs")
+    assert all(report[name] is None for name in measured)
+    unknown = "\n".join(report["not_known"])
+    assert ("run: lcm pull sonar" in unknown) == (recipe.space == "sonar")
+    assert "lcm embed TEXT -o" in unknown
+    arithmetic = ("parameters", "trained", "state_bytes", "disk_bytes")
+    if recipe.start:
+        assert f"there is no run in {recipe.start}; train what it starts from first" in unknown
+        assert all(report[name] is None for name in arithmetic)
+        return
+    with torch.device("meta"):
+        model = build(recipe.config({"concept_dim": 1024 if recipe.space == "sonar" else 256}))
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    saved = 4 * (report["parameters"] + (3 if recipe.train.ema else 2) * report["trained"])
+    assert report["state_bytes"] == saved + 4 * report["trained"]
+    assert report["disk_bytes"] > (recipe.train.keep + 1) * saved
+
+
+def test_what_a_dry_run_says_without_space_and_data(lcm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "examples" / "recipes" / "base-1.6B.toml"
+    done = lcm("train", path, "--dry-run")
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names == ["parameters", "state", "disk", "steps", "a"]
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == 2 and all(
+        "not known: time, peak memory, epochs: " in w for w in warnings
+    )
+    assert (
+        "sonar is not on this machine" in warnings[0] and "no such file: fineweb-edu" in warnings[1]
+    )
+    real = lcm("train", path)
+    assert (real.code, real.stdout) == (3, "") and "run: lcm pull sonar" in real.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ("space=sonarr", 3),
+        ("start=nonesuch", 3),
+        ("space=sonar-llm-100m", 2),
+        ("model.architecture=bass", 2),
+        ("model.transformer.layer=2", 5),
+        ("model.concept_dim=3", 5),
+        ("quantizer=runs/quantizer", 5),
+        ("data.filter=1 +", 5),
+        ('train.freeze=["nothing.*"]', 5),
+        ('data.train=[{path="pairs/", task="sing"}]', 5),
+    ],
+)
+def test_wrong_recipes_fail_without_space_and_data(lcm, tmp_path, monkeypatch, change, code):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "examples" / "recipes" / "base-1.6B.toml"
+    done = lcm("train", path, "--dry-run", "--set", change)
+    assert (done.code, done.stdout) == (code, ""), done.stderr
+
+
+@pytest.mark.parametrize("start", ["", "tiny-two-tower"])
+def test_a_dry_run_with_data_agrees_with_one_without(lcm, write_recipe, tmp_path, start):
+    """What is reckoned is what the run's own model has; the rest is measured."""
+    common = ("train", write_recipe("two_tower"), "--dry-run", "--json")
+    if start:
+        common += ("--set", f"start={start}")
+    known = json.loads(lcm(*common).stdout)
+    assert known["not_known"] == [] and known["seconds_per_step"] > 0 and known["epochs"] > 0
+    data = f'data.train=["{tmp_path / "nowhere"}"]'
+    reckoned = json.loads(lcm(*common, "--set", data).stdout)
+    for name in ("parameters", "trained", "state_bytes", "disk_bytes", "steps", "unit"):
+        assert known[name] == reckoned[name]
+    assert set(known) == set(reckoned)
+
+
+def test_a_dry_run_of_what_does_not_fit_into_memory(lcm, write_recipe, monkeypatch):
+    monkeypatch.setattr("lcm_cli.training.dry_run.ROOM", 0.0)
+    done = lcm("train", write_recipe("base"), "--dry-run")
+    assert done.code == 0 and "parameters" in done.stdout and "time" not in done.stdout
+    assert "the state does not fit into the free memory" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["quantizer", "normalizer"])
