@@ -8,8 +8,10 @@ from typing import Any
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import atomic_path
+from lcm_cli.training.run_folder import RECIPE
 
 LOG = "metrics.jsonl"
+LOG_EVERY = 20  # steps
 SUFFIXES = (".png", ".svg", ".pdf")
 FIRST = ("loss", "eval.loss")  # the panels that come first; the others follow by name
 LEFT_OUT = ("minutes", "concepts", "sentences", "skipped", "eta_minutes", "eval.targets")
@@ -20,9 +22,11 @@ Curve = tuple[list[int], list[float]]  # steps and values
 def read_curves(run: Path) -> dict[str, Curve]:
     """Return every number in a run's log as a curve: "loss", "lr", "eval.l2" ...
 
-    Raises NotFoundError if there is no log, IntegrityError if it holds no record.
+    Raises NotFoundError if there is no run, IntegrityError if it has no record.
     """
     path = run / LOG if run.is_dir() else run
+    if (run / RECIPE).is_file() and not path.is_file():
+        raise _nothing_yet(run)
     if not path.is_file():
         raise NotFoundError(
             f"no run at {run}: {path} is missing", "a run is what lcm train -o made"
@@ -38,8 +42,15 @@ def read_curves(run: Path) -> dict[str, Curve]:
             steps.append(int(record["step"]))
             values.append(value)
     if not curves:
-        raise IntegrityError(f"{path} has no record yet")
+        raise _nothing_yet(run)
     return curves
+
+
+def _nothing_yet(run: Path) -> IntegrityError:
+    return IntegrityError(
+        f"the run {run} has no record yet",
+        f"there is one after each {LOG_EVERY} steps, and after each evaluation",
+    )
 
 
 def flat(record: dict[str, Any]) -> dict[str, float]:

@@ -10,11 +10,10 @@ from typing import Any, Protocol
 
 from lcm_cli.errors import IntegrityError, LcmError
 from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.training.curves import LOG, LOG_EVERY
 from lcm_cli.training.parallel import World
 from lcm_cli.training.states import read_state, save_state
 
-LOG = "metrics.jsonl"
-LOG_EVERY = 20  # steps
 BEST = "best"
 
 Report = Callable[[dict[str, Any]], None]

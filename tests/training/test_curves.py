@@ -51,6 +51,10 @@ def test_what_cannot_be_drawn(run, tmp_path):
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(IntegrityError, match="no record"):
         plot([run], tmp_path / "a.png")
+    (run / "metrics.jsonl").unlink()
+    (run / "recipe.json").write_text("{}")  # it has begun
+    with pytest.raises(IntegrityError, match="no record yet"):
+        plot([run], tmp_path / "a.png")
 
 
 def test_the_command_draws(lcm, run, tmp_path):
