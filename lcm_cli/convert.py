@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcm_cli.errors import IntegrityError
 from lcm_cli.files import atomic_path
+from lcm_cli.repository import weight_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -312,20 +313,15 @@ def read_folder(folder: Path) -> dict[str, Any]:
     Raises IntegrityError for a file that is damaged, holds more than tensors, or lies elsewhere.
     """
     state: dict[str, Any] = {}
-    for name in _weight_files(folder):
-        if Path(name).name != name:
-            raise IntegrityError(f"{folder}: a weight file may not lie elsewhere: {name}")
-        path = folder / name
+    for path in _weight_files(folder):
         state |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     return state
 
 
-def _weight_files(folder: Path) -> list[str]:
+def _weight_files(folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin", "model.pt"):
-        if (folder / name).is_file():
-            return [name]
-        if index := _json(folder / f"{name}.index.json"):
-            return sorted({str(part) for part in index.get("weight_map", {}).values()})
+        if (folder / name).is_file() or (folder / f"{name}.index.json").is_file():
+            return weight_parts(folder / name)
     raise IntegrityError(
         f"{folder} has neither model.safetensors nor pytorch_model.bin nor model.pt"
     )

@@ -72,10 +72,12 @@ def weight_files(names: Sequence[str]) -> list[str]:
 def weight_parts(file: Path) -> list[Path]:
     """Return the files that the weights are in: this one, or those that the index beside it names.
 
-    Raises IntegrityError for an index that leads elsewhere.
+    Raises IntegrityError for an index that leads elsewhere, or names no files.
     """
     index = file.with_name(f"{file.name}.index.json")
     parts = {} if file.is_file() else read_json(index).get("weight_map", {})
+    if not isinstance(parts, dict):
+        raise IntegrityError(f"{index}: weight_map is no object", "pull it again")
     names = sorted(set(map(str, parts.values()))) or [file.name]
     for name in names:
         if Path(name).name != name:

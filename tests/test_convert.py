@@ -131,6 +131,9 @@ def test_port_may_not_reach_outside(official, tmp_path):
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(IntegrityError, match="may not lie elsewhere"):
         convert(official, "encoder", source, tmp_path)
+    (source / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
+    with pytest.raises(IntegrityError, match="weight_map is no object"):
+        convert(official, "encoder", source, tmp_path)
 
 
 @pytest.mark.parametrize(
