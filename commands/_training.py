@@ -137,14 +137,16 @@ def check_folder(folder: Path, resume: bool, kind: str) -> None:
 @contextmanager
 def at_work(folder: Path, recipe: Any, resume: bool) -> Iterator[None]:
     """Hold the folder of a run, and keep the recipe there; warn if it is not that of the run."""
-    from lcm_cli.training.run_folder import changes, hold, write_recipe
+    from lcm_cli.training.run_folder import changes, hold, keeping
 
     with hold(folder):
-        if os.environ.get("RANK", "0") == "0":
-            if resume and (found := changes(folder, recipe)):
-                console.warn(f"the recipe is not that of the run so far: {'; '.join(found)}")
-            write_recipe(folder, recipe)
-        yield
+        if os.environ.get("RANK", "0") != "0":
+            yield
+            return
+        if resume and (found := changes(folder, recipe)):
+            console.warn(f"the recipe is not that of the run so far: {'; '.join(found)}")
+        with keeping(folder, recipe):
+            yield
 
 
 def resume_command(name: str, recipe: Path, folder: Path, changes: Sequence[str]) -> str:

@@ -55,12 +55,34 @@ def changes(folder: Path, recipe: Recipe) -> list[str]:
         before = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # of an earlier lcm, or damaged: nothing is known
         return []
+    if not isinstance(before, dict):
+        return []
     old, new = _flat(before), _flat(_plain(recipe))
     return [
         f"{key} was {_shown(old.get(key))} and is {_shown(new.get(key))}"
         for key in dict.fromkeys([*new, *old])
         if old.get(key) != new.get(key)
     ]
+
+
+@contextmanager
+def keeping(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Keep the recipe in the folder of a run; that of the run so far, if it cannot go on with this.
+
+    Such an error comes before a state is saved.
+    """
+    from lcm_cli.training.states import states  # with torch, which `lcm plot` has no need of
+
+    file, before = folder / RECIPE, states(folder)
+    old = file.read_bytes() if before and file.is_file() else None
+    write_recipe(folder, recipe)
+    try:
+        yield
+    except LcmError:
+        if old is not None and states(folder) == before:
+            with atomic_path(file, force=True) as temporary:
+                temporary.write_bytes(old)
+        raise
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

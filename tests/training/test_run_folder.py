@@ -58,6 +58,8 @@ def test_going_on_with_another_recipe_is_said(lcm: Run, write_recipe: Run, tmp_p
     other = lcm(*common, *FEW, "--set", "model.model_dim=32", "--resume")
     assert other.code == 5
     assert "model.model_dim was not set and is 32" in other.stderr
+    kept = json.loads((tmp_path / "run" / "recipe.json").read_text())  # still that of the states
+    assert kept["train"]["steps"] == 4 and "model_dim" not in kept["model"]
     assert "wrong shapes" in other.stderr and len(other.stderr) < 2000
 
 
@@ -100,5 +102,7 @@ def test_a_damaged_recipe_of_a_run(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="not valid JSON"):
         load_recipe(tmp_path)
     (tmp_path / "recipe.json").write_text("[1]")
+    recipes = Path(__file__).parent.parent.parent / "examples" / "recipes"
+    assert changes(tmp_path, load_recipe(recipes / "sonar-llm.toml")) == []
     with pytest.raises(IntegrityError, match="no recipe"):
         load_recipe(tmp_path)
