@@ -8,8 +8,9 @@
     MI    (log p(s^_n | s_(n-10) ... s_(n-1)) - log p(s^_n)) / |s^_n|, of the decoded sentences and
           by a language model; averaged with the numbers of tokens as weights
 
-Breaks and plans of planning models are read, and that is all: they are no targets, nor among the
-concepts that PAR and CA compare with, so that the numbers are those of sentences.
+Breaks and plans of planning models, and what opens prompts of a SONAR-LLM, are read, and that is
+all: they are no targets, nor among the concepts that PAR and CA compare with, so that the numbers
+are those of sentences.
 
 PAR above 1 tells that the model repeats what it has read, below 1 that it strays from it.
 
@@ -97,8 +98,7 @@ def score_predictions(
     """
     predicted_BSD, batch = of_sentences(predicted_BSD, batch)
     concepts_BSD = batch.concepts_BSD.to(predicted_BSD.device).float()
-    chosen_BS = batch.learned(first=1)
-    chosen_BS[:, 0] = False  # nothing comes before the first concept
+    chosen_BS = scored(batch)
     document_N, place_N = chosen_BS.to(predicted_BSD.device).nonzero(as_tuple=True)
     predicted_ND = predicted_BSD[document_N, place_N - 1].float()
     true_ND = concepts_BSD[document_N, place_N]
@@ -112,6 +112,13 @@ def score_predictions(
         l2_r_N = distance(reconstruct(predicted_ND).to(true_ND.device), true_ND)
     scores = distance(predicted_ND, true_ND), par_N, ca_N, l2_r_N, ca_all_N
     return NextConcept(*(score.cpu() for score in scores))
+
+
+def scored(batch: Batch) -> Tensor:
+    """Return which concepts of a batch without breaks and plans are to be scored, (B, S)."""
+    chosen_BS = batch.learned(first=1)
+    chosen_BS[:, 0] = False  # nothing comes before the first concept
+    return chosen_BS
 
 
 def of_sentences(predicted_BSD: Tensor, batch: Batch) -> tuple[Tensor, Batch]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from lcm_cli.errors import IntegrityError, LcmError
-from lcm_cli.evaluation.next_concept import next_concept_metrics
+from lcm_cli.evaluation.next_concept import next_concept_metrics, scored
 from lcm_cli.models import checkpoint
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.sonar_llm import SonarLLM
@@ -321,7 +321,11 @@ class ModelTrainer:
             return {}
         with self.averaged() as model:
             scores = self._held_out_loss(model, self._held_out)
-            roundtrip = None if self.sampler is None else self.sampler.reconstruction()
+            roundtrip = None
+            if self.sampler is not None:
+                sentences = [batch.sentences()[0] for batch in self._held_out]
+                total = sum(int(scored(batch).sum()) for batch in sentences)
+                roundtrip = self.sampler.reconstruction(total)
             metrics = next_concept_metrics(
                 model, self._held_out, seed=self.options.seed, reconstruct=roundtrip
             )

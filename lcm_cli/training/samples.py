@@ -59,18 +59,20 @@ class Sampler:
         """Encode a sentence that stands for an end, as it was for training."""
         return torch.from_numpy(self.space.encode([text], own_language(self.space)).concepts[0])
 
-    def reconstruction(self) -> Reconstruct:
-        """Return decoding and encoding again, of the first few concepts; NaN for the others."""
-        left = RECONSTRUCTED
+    def reconstruction(self, total: int) -> Reconstruct:
+        """Return decoding and encoding again, of a few of `total` concepts, spread evenly over all
+        calls as documents come by length; NaN for the others."""
+        chosen = np.linspace(0, total, min(RECONSTRUCTED, total), endpoint=False, dtype=int)
+        seen = 0
 
         def reconstruct(concepts_ND: Tensor) -> Tensor:
-            nonlocal left
+            nonlocal seen
             again_ND = torch.full_like(concepts_ND, torch.nan)
-            count = min(left, len(concepts_ND))
-            left -= count
-            if count:
-                texts = self.text(concepts_ND[:count])
-                again_ND[:count] = torch.from_numpy(self.concepts(texts)).to(again_ND.device)
+            own = chosen[(chosen >= seen) & (chosen < seen + len(concepts_ND))] - seen
+            seen += len(concepts_ND)
+            if len(own):
+                texts = self.text(concepts_ND[own])
+                again_ND[own] = torch.from_numpy(self.concepts(texts)).to(again_ND.device)
             return again_ND
 
         return reconstruct

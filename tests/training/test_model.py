@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.evaluation.next_concept import next_concept_metrics
 from lcm_cli.models.checkpoint import load_model
 from lcm_cli.training.loop import Run
 from lcm_cli.training.states import states
@@ -250,3 +251,19 @@ def test_what_a_recipe_names_in_vain_is_an_error(start, tmp_path):
     with pytest.raises(NotFoundError) as missing:
         start(tmp_path / "b", "start=runs/not-there")
     assert "pull" not in missing.value.hint
+
+
+def test_what_is_decoded_for_l2_r_is_spread_over_all_documents(start, tmp_path, monkeypatch):
+    """Held-out documents come by length: the first ones are the shortest."""
+    monkeypatch.setattr("lcm_cli.training.samples.RECONSTRUCTED", 5)
+    trainer = start(tmp_path)
+    batches = trainer.data.validation(6) * 2
+    each = sum(int(length) - 1 for length in batches[0].lengths_B)
+    again = trainer.sampler.reconstruction(2 * each)
+    metrics = next_concept_metrics(trainer.model, batches, reconstruct=again)
+    expected = [place * 2 * each // 5 for place in range(5)]
+    assert (~metrics.l2_r.isnan()).nonzero()[:, 0].tolist() == expected
+    seen = []
+    monkeypatch.setattr(trainer.sampler, "reconstruction", lambda n: seen.append(n) or again)
+    trainer.evaluate(tmp_path)
+    assert seen == [each]
