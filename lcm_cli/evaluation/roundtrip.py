@@ -6,7 +6,6 @@ Shapes: S sentences, D concept dim.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -19,6 +18,7 @@ from lcm_cli.evaluation.space import xsim
 from lcm_cli.evaluation.systems import System, parted
 from lcm_cli.evaluation.tables import result
 from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, kept, present
+from lcm_cli.fragility import Cloud
 from lcm_cli.pipeline import prose
 
 DRAWS = 2  # of noise for each sentence's fragility
@@ -97,22 +97,14 @@ def _negated(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class _Cloud:
-    """Where the concepts of the data lie: mean and standard deviation in each dimension."""
-
-    mean_D: np.ndarray
-    std_D: np.ndarray
-
-
-def _cloud(rows: Sequence[Row], context: Context) -> _Cloud:
+def _cloud(rows: Sequence[Row], context: Context) -> Cloud:
     sentences = [sentence for row in rows for sentence in row.source]
     codes = [row.lang for row in rows for _ in row.source]
     concepts_SD = context.space.encode(sentences, codes).concepts
-    return _Cloud(concepts_SD.mean(axis=0), concepts_SD.std(axis=0))
+    return Cloud(concepts_SD.mean(axis=0), concepts_SD.std(axis=0))
 
 
-def _part(system: System, rows: Sequence[Row], cloud: _Cloud, context: Context) -> list[Record]:
+def _part(system: System, rows: Sequence[Row], cloud: Cloud, context: Context) -> list[Record]:
     own = _records(system, rows, "", [row.source for row in rows], context)
     for record, scores in zip(own, _shaken(rows, cloud, context), strict=True):
         record["scores"] |= present(scores)
@@ -164,7 +156,7 @@ def _record(
     }
 
 
-def _shaken(rows: Sequence[Row], cloud: _Cloud, context: Context) -> Iterator[dict[str, float]]:
+def _shaken(rows: Sequence[Row], cloud: Cloud, context: Context) -> Iterator[dict[str, float]]:
     """Decode with noise: at a fixed level, and at random ones for the fragility (paper 2.5.2).
 
     x_(a,e) = mean + sqrt(1 - a) (x - mean) + sqrt(a) e, e with the spread of the data; fragility is
@@ -183,7 +175,7 @@ def _shaken(rows: Sequence[Row], cloud: _Cloud, context: Context) -> Iterator[di
 
 def _noised(
     rows: Sequence[Row],
-    cloud: _Cloud,
+    cloud: Cloud,
     rngs: Sequence[np.random.Generator],
     share: Callable[[np.random.Generator, int], np.ndarray],
     context: Context,
@@ -193,9 +185,7 @@ def _noised(
     for row, rng in zip(rows, rngs, strict=True):
         x_SD = context.space.concepts(row.source, row.lang)
         share_S1 = share(rng, len(x_SD))
-        noise_SD = rng.standard_normal(x_SD.shape) * cloud.std_D
-        x_SD = cloud.mean_D + np.sqrt(1 - share_S1) * (x_SD - cloud.mean_D)
-        mixed.append((x_SD + np.sqrt(share_S1) * noise_SD).astype(np.float32))
+        mixed.append(cloud.noised(x_SD, share_S1, rng.standard_normal(x_SD.shape)))
     true = [sentence for row in rows for sentence in row.source]
     codes = [row.lang for row in rows for _ in row.source]
     said = context.space.texts(np.concatenate(mixed), codes, true, codes)
