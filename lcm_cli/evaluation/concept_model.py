@@ -1,6 +1,7 @@
 """Concept models as systems: they predict next concepts, and answer what they were finetuned for.
 
-Shapes: B documents, S concepts, D concept dim, P plans, W concepts with breaks and plans.
+Shapes: B documents, S concepts, D concept dim, P plans, W concepts with what is put before
+and between them, K concepts of that.
 """
 
 import hashlib
@@ -50,8 +51,13 @@ class ConceptSystem(System):
         prompts = getattr(self.config, "prompts", {})
         self.tasks = ("next-concept", *(t for t in ("summarize", "expand") if t in prompts))
         self.max_length = int(getattr(self.config, "max_length", 0)) or self.max_length
-        self._break_text = str(getattr(self.config, "break_text", ""))
-        if self._break_text:  # at most one break and one plan come to two sentences
+        # What opens each document, and what comes between its paragraphs: one sentence, or none.
+        self._begin, self._break = (
+            [text for text in (getattr(self.config, name, ""),) if text]
+            for name in ("begin_text", "break_text")
+        )
+        self.max_length -= len(self._begin)
+        if self._break:  # at most one break and one plan come to two sentences
             self.max_length //= 2
 
     def about(self) -> dict[str, Any]:
@@ -77,19 +83,20 @@ class ConceptSystem(System):
     def batch(
         self, documents: Sequence[np.ndarray], rows: Sequence[Row], space: SharedSpace
     ) -> Batch:
-        """Put a break between paragraphs for a model that learned them, and room for its plan
-        behind each if it learned plans: as `lcm generate` does."""
-        plain = super().batch(documents, rows, space)
-        if not self._break_text:
-            return plain
+        """Put what opens prompts before each document, a break between paragraphs for a model that
+        learned them, and room for its plan behind each if it learned plans: as `lcm generate`
+        does."""
+        if not self._begin and not self._break:
+            return super().batch(documents, rows, space)
         language = own_language(cast("Space", space))
-        break_1D = space.concepts([self._break_text], language)
-        plans = np.zeros((int(getattr(self.config, "plans", False)), break_1D.shape[1]), np.float32)
+        begin_KD, break_KD = (space.concepts(t, language) for t in (self._begin, self._break))
+        plans = np.zeros((int(getattr(self.config, "plans", False)), break_KD.shape[1]), np.float32)
+        between_KD = np.concatenate([break_KD, plans])
         woven = [
-            with_breaks(own_SD, row.paragraphs, np.concatenate([break_1D, plans]))
+            with_breaks(own_SD, row.paragraphs, between_KD, begin_KD)
             for own_SD, row in zip(documents, rows, strict=True)
         ]
-        batch = super().batch([x_SD for x_SD, _ in woven], rows, space)
+        batch = super().batch([x_WD for x_WD, _ in woven], rows, space)
         marks_BS = nn.utils.rnn.pad_sequence(
             [torch.from_numpy(mark_S) for _, mark_S in woven], batch_first=True
         )
@@ -151,14 +158,14 @@ class ConceptSystem(System):
 
 
 def with_breaks(
-    own_SD: np.ndarray, paragraphs: Sequence[int], between_WD: np.ndarray
+    own_SD: np.ndarray, paragraphs: Sequence[int], between_KD: np.ndarray, begin_KD: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a document with `between_WD` after each of its paragraphs but the last, (W, D), and
-    which of that is no sentence of its own, (W,)."""
-    found, marks = [], []
+    """Return a document with `begin_KD` before it and `between_KD` after each of its paragraphs but
+    the last, (W, D), and which of that is no sentence of its own, (W,)."""
+    found, marks = [begin_KD], [np.ones(len(begin_KD), bool)]
     for begin, end in parts(paragraphs[: len(own_SD)], len(own_SD)):
-        found += [own_SD[begin:end], between_WD]
-        marks += [np.zeros(end - begin, bool), np.ones(len(between_WD), bool)]
+        found += [own_SD[begin:end], between_KD]
+        marks += [np.zeros(end - begin, bool), np.ones(len(between_KD), bool)]
     return np.concatenate(found[:-1]), np.concatenate(marks[:-1])
 
 

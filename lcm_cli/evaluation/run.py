@@ -50,6 +50,9 @@ def evaluate(
     """
     from lcm_cli.evaluation import roundtrip
 
+    # No model reads more than it can, and all systems read the same.
+    most = [system.max_length for system in lineup.of("next-concept")]
+    context.longest = min([context.longest, *most])
     records: list[Record] = []
     results: list[dict[str, Any]] = []
     for task in lineup.tasks:

@@ -8,9 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lcm_cli.continuation import Writer
+from lcm_cli.documents import Document
 from lcm_cli.errors import IntegrityError
+from lcm_cli.evaluation.data import Row
 from lcm_cli.evaluation.resolve import systems
 from lcm_cli.evaluation.systems import Settings
+from lcm_cli.evaluation.tasks import Context, SharedSpace, Work, run
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
 from lcm_cli.space import load_space
@@ -67,3 +71,35 @@ def test_weights_in_several_files(folder, tmp_path):
     assert parts.about()["sha256"] != whole.about()["sha256"]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, parts.model.state_dict()[name])
+
+
+def test_what_opens_prompts_comes_before_each_document(tmp_path):
+    """As in training and generation; the scores are those of sentences alone."""
+    config = replace(preset("sonar_llm", "nano", concept_dim=256), begin_text="Begin of text.")
+    save(build(config), tmp_path / "model")
+    tiny = load_space("tiny", device="cpu")
+    (system,) = systems([str(tmp_path / "model")], tiny, Settings())
+    space, said = SharedSpace(tiny), ("The cat sleeps.", "A dog comes in.", "The cat runs away.")
+    row = Row(1, "s", "fra_Latn", said, paragraphs=(0, 0, 1))
+    own_SD = space.concepts(said, "fra_Latn")
+    batch = system.batch([own_SD], [row], space)
+    writer = Writer(system.model, tiny)
+    prompt_SD = writer.prompt(Document("s", "fra_Latn", sentences=list(said), concepts=own_SD))
+    assert torch.equal(batch.concepts_BSD[0], prompt_SD)
+    assert batch.woven_BS.tolist() == [[True, False, False, False]]
+    assert system.max_length == config.max_length - 1
+    (record,) = run("next-concept", system, [row], Context(space, Work()))
+    predicted_SD = system.predict(batch, [1])[0, 1:]
+    far = float((predicted_SD - torch.from_numpy(own_SD[1:])).norm(dim=-1).mean())
+    assert record["scores"]["l2"] == pytest.approx(far, rel=1e-3)
+    assert len(record["prediction"]) == 2
+
+
+def test_no_model_reads_more_than_it_can(lcm, tmp_path):
+    config = preset("sonar_llm", "nano", concept_dim=256)
+    save(build(replace(config, max_length=4)), tmp_path / "short")
+    call = ("evaluate", tmp_path / "short", "copy-last", "--task", "next-concept", "--data", DATA)
+    result = lcm(*call, "--limit", "2", "-o", tmp_path / "report")
+    assert result.code == 0, result.stderr
+    lines = (tmp_path / "report" / "examples.jsonl").read_text().splitlines()
+    assert {len(json.loads(line)["source"]) for line in lines} == {3}
