@@ -15,6 +15,8 @@ from lcm_cli.training.recipe import Recipe
 
 RECIPE = "recipe.json"
 _LOCK = ".lock"
+_TOPS = ("", "best", "alone", "alone/best")
+_KINDS = ("model", "space", "normalizer", "quantizer")
 
 
 @contextmanager
@@ -41,11 +43,9 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _remove_halves(folder: Path) -> None:
-    for path in [
-        *folder.glob(".*.part"),
-        *folder.glob("*/.*.part"),
-        *folder.glob("best/*/.*.part"),
-    ]:
+    # Of this run alone: in other folders here there may be runs and data sets at work.
+    places = [folder / top / kind for top in _TOPS for kind in ("", *_KINDS)]
+    for path in [path for place in places for path in place.glob(".*.part")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -78,14 +78,15 @@ def test_halves_of_files_go_when_a_run_goes_on(tmp_path: Path) -> None:
         tmp_path / "model" / ".model.safetensors.x1.part",
         tmp_path / "best" / "model" / ".model.safetensors.x1.part",
         tmp_path / ".state-000000002.part" / "rest.pt",
+        tmp_path / "alone" / "best" / "model" / ".model.safetensors.x1.part",
     ]
-    kept = tmp_path / "state-000000001.pt"
-    for path in (*halves, kept):
+    others = [tmp_path / "state-000000001.pt", tmp_path / "data" / ".data-00000.parquet.x1.part"]
+    for path in (*halves, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
     with hold(tmp_path):
         assert not any(path.exists() for path in halves)
-        assert kept.exists()
+        assert all(path.exists() for path in others)
 
 
 def test_every_kind_of_recipe_can_be_read_again(tmp_path: Path) -> None:
