@@ -101,10 +101,8 @@ def _train(
     from lcm_cli.training.loop import Run
     from lcm_cli.training.states import states
 
-    def emit(record: dict[str, Any]) -> None:
-        console.emit({"model": name, **record})
-
-    shown = [emit if json else show, tensorboard(folder)] if trainer.world.leads else []
+    tell = (lambda record: console.emit({"model": name} | record)) if json else show
+    shown = [tell, tensorboard(folder)] if trainer.world.leads else []
     run = Run(trainer, folder, max(minutes, 0), together(shown), status)
     if resume and states(folder):
         run.resume()

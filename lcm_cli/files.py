@@ -38,6 +38,20 @@ def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, if need be.
+
+    Raises UsageError if one of them is something else or cannot be made, LcmError for a full disk.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+        raise UsageError(f"{there} is not a folder", "choose another name") from error
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
 def not_there(path: Path, what: str = "file") -> NotFoundError:
     """Return the error of a path that leads nowhere; its hint has what is called like it there."""
     from lcm_cli.schema import nearest

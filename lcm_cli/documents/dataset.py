@@ -17,7 +17,7 @@ from typing import Any
 
 from lcm_cli.documents.document import SpaceInfo, check_space
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
-from lcm_cli.files import atomic_path
+from lcm_cli.files import atomic_path, make_folder
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -338,13 +338,13 @@ def writing(
 ) -> Iterator[Draft]:
     """Make `folder`, and those above it, if need be; hold it alone while its data set is written.
 
-    The new manifest is in force when this ends without an error. Raises UsageError if the folder
-    holds anything and neither `force` nor `keep` allows that nor the same `run` was stopped,
-    LcmError if it is being written to.
+    The new manifest is in force when this ends without an error. Raises UsageError if this is not a
+    folder, or holds anything and neither `force` nor `keep` allows that nor the same `run` was
+    stopped, LcmError if it is being written to.
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         with FileLock(folder / _LOCK, blocking=False):
             draft = Draft(folder, info, dtype, force, keep, run)

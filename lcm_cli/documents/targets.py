@@ -30,6 +30,8 @@ def find_target(path: str) -> Target:
     if place.is_dir() or path.endswith("/") or not place.suffix:
         if place.is_file():
             raise UsageError(f"{path} is a file", "give it a suffix: .parquet, or another")
+        if place.exists() and not place.is_dir():  # a device, a pipe
+            raise UsageError(f"{path} is not a folder", "choose another name; - is standard output")
         return Target("dataset", place)
     if place.suffix.lower() not in _FORMATS:
         raise UsageError(

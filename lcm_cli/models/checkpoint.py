@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lcm_cli.convert import write_safetensors
-from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.files import atomic_path, make_folder
 from lcm_cli.hub import MODEL_FILES, ModelFiles, locate_model
 from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, to_dict
@@ -170,14 +170,9 @@ def write(
 ) -> None:
     """Write a checkpoint folder, made if needed; the config comes last, so that it means complete.
 
-    Raises UsageError if there is one already and `force` is false, or `folder` is a file.
+    Raises UsageError if there is one already and `force` is false, or `folder` is no folder.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UsageError(f"{folder} is a file", "name a folder") from error
-    except OSError as error:
-        raise disk_error(error, folder) from error
+    make_folder(folder)
     with atomic_path(folder / WEIGHTS, force=force) as temporary:
         write_safetensors(temporary, {name: [tensor] for name, tensor in state.items()})
     text = json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"

@@ -140,9 +140,10 @@ def make_sampler(recipe: ModelRecipe, space: Space, config: AnyConfig, world: Wo
 
 
 def load_start(source: str) -> ConceptModel:
-    """Load the checkpoint to finetune: a name, a folder, or that of a run."""
+    """Load a checkpoint to finetune or to learn from: a name, a folder, or that of a run."""
     if source.startswith("runs/") and not Path(source).exists():  # looks like ORG/REPO
-        raise NotFoundError(f"there is no run in {source}", "train what it starts from first")
+        hint = f"train it first: lcm train RECIPE.toml -o {source}"
+        raise NotFoundError(f"there is no run in {source}", hint)
     return checkpoint.load_model(source, device="cpu")
 
 

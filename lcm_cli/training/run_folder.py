@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcm_cli.errors import LcmError
-from lcm_cli.files import atomic_path, disk_error
+from lcm_cli.files import atomic_path, disk_error, make_folder
 from lcm_cli.training.recipe import Recipe
 
 RECIPE = "recipe.json"
@@ -29,7 +29,7 @@ def hold(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if os.environ.get("RANK", "0") != "0":
             yield
             return

@@ -141,3 +141,5 @@ def test_a_missing_teacher(lcm: Run, made: Path, tmp_path: Path) -> None:
     change = f"distill.teacher={tmp_path / 'nobody'}"
     done = lcm("distill", made / "base.toml", "-o", tmp_path / "run", "--set", change)
     assert done.code == 3 and "nobody" in done.stderr and not (tmp_path / "run").exists()
+    done = lcm("distill", made / "base.toml", "--set", "distill.teacher=runs/nobody")
+    assert done.code == 3 and "train it first: lcm train RECIPE.toml -o runs/nobody" in done.stderr

@@ -264,6 +264,17 @@ def test_a_file_without_suffix_is_no_data_set(tmp_path):
         check_target(str(tmp_path / "a"))
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
+def test_a_device_is_no_data_set(tmp_path):
+    for attempt in (lambda p: write(p, document()), check_target):
+        with pytest.raises(UsageError, match="/dev/full is not a folder"):
+            attempt("/dev/full")
+    (tmp_path / "a").write_text("x")
+    for below in ("a/b", "a/b/c"):
+        with pytest.raises(UsageError, match="a is not a folder"):
+            write(tmp_path / below, document())
+
+
 def test_no_binary_on_a_terminal():
     main, side = os.openpty()
     terminal = os.fdopen(side, "wb", buffering=0)

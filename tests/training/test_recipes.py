@@ -70,7 +70,7 @@ def test_a_dry_run_needs_neither_space_nor_data(path, lcm, tmp_path, monkeypatch
     assert "lcm embed TEXT -o" in unknown
     arithmetic = ("parameters", "trained", "state_bytes", "disk_bytes")
     if recipe.start:
-        assert f"there is no run in {recipe.start}; train what it starts from first" in unknown
+        assert f"there is no run in {recipe.start}; train it first: lcm train" in unknown
         assert all(report[name] is None for name in arithmetic)
         return
     with torch.device("meta"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lcm_cli.errors import IntegrityError, LcmError
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.training.recipe import load_recipe
 from lcm_cli.training.run_folder import changes, hold, write_recipe
 
@@ -87,6 +87,14 @@ def test_halves_of_files_go_when_a_run_goes_on(tmp_path: Path) -> None:
     with hold(tmp_path):
         assert not any(path.exists() for path in halves)
         assert all(path.exists() for path in others)
+
+
+def test_what_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").symlink_to(tmp_path / "nowhere")
+    for name, wrong in (("a", "a"), ("a/run", "a"), ("b", "b"), ("b/run", "b")):
+        with pytest.raises(UsageError, match=f"{wrong} is not a folder"), hold(tmp_path / name):
+            pass
 
 
 def test_every_kind_of_recipe_can_be_read_again(tmp_path: Path) -> None:
