@@ -1,7 +1,8 @@
 """Turn stories into supervised pairs (source, target), to finetune a concept model with.
 
 Each line of the input is a story: {"id", "lang", "sentences": [...]} (or "text"), and "title".
-Each line of the output is a pair: {"id", "lang", "task", "sentences": [source], "target": [...]}.
+Each line of the output is a pair: {"id", "lang", "task", "sentences": [source], "target": [...]}, and
+"split" where the story has one.
 
     python examples/make_pairs.py stories.jsonl --target salience --length 3 > summaries.jsonl
     python examples/make_pairs.py stories.jsonl --task expand --target title > expansions.jsonl
@@ -114,7 +115,7 @@ def pair(story: Story, summary: list[str], task: str) -> Story:
     source, target = story["sentences"], summary
     if task == "expand":
         source, target = target, source
-    head: Story = {key: story[key] for key in ("id", "lang") if key in story}
+    head: Story = {key: story[key] for key in ("id", "lang", "split") if key in story}
     return {**head, "task": task, "sentences": source, "target": target}
 
 

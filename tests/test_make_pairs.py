@@ -24,7 +24,7 @@ SENTENCES = [
     "Nobody had seen the dog.",
     "In the evening it began to rain.",
 ]
-STORY = {"id": "dog", "lang": "en", "title": "The lost dog", "sentences": SENTENCES, "pages": 3}
+STORY = {"id": "dog", "lang": "en", "title": "The lost dog", "sentences": SENTENCES, "split": "dev"}
 
 
 def make(folder: Path, *arguments: str, stories: str = "") -> Any:
@@ -42,6 +42,7 @@ def test_salience_is_what_lcm_summarize_says(tmp_path: Path) -> None:
     assert row == {
         "id": "dog",
         "lang": "eng_Latn",
+        "split": "dev",
         "task": "summarize",
         "sentences": SENTENCES,
         "target": [sentence.texts["eng_Latn"] for sentence in summary.sentences],
