@@ -1,8 +1,8 @@
 """Turn stories into supervised pairs (source, target), to finetune a concept model with.
 
 Each line of the input is a story: {"id", "lang", "sentences": [...]} (or "text"), and "title".
-Each line of the output is a pair: {"id", "lang", "task", "sentences": [source], "target": [...]}, and
-"split" where the story has one.
+Each line of the output is a pair: {"id", "lang", "task", "sentences": [source], "target": [...]},
+with the story's "split" if it has one.
 
     python examples/make_pairs.py stories.jsonl --target salience --length 3 > summaries.jsonl
     python examples/make_pairs.py stories.jsonl --task expand --target title > expansions.jsonl
