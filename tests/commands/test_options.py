@@ -31,10 +31,10 @@ def _flags() -> set[str]:
 def test_an_estimate_in_epochs(
     capsys: pytest.CaptureFixture[str], epochs: float, told: str
 ) -> None:
-    sizes = dict.fromkeys(("parameters", "trained", "state_bytes", "disk_bytes"), 10)
-    training.show_estimate(
-        sizes | {"memory_bytes": 0, "steps": 50, "per_step": None, "epochs": epochs}
-    )
+    keys = ("parameters", "trained", "state_bytes", "disk_bytes", "per_step")
+    rest = {"memory_bytes": 0, "steps": 50, "unit": "concepts", "epochs": epochs}
+    unknown = {"seconds_per_step": None, "not_known": []}
+    training.show_estimate(dict.fromkeys(keys, 10) | rest | unknown)
     assert f"steps       50, {told}\n" in capsys.readouterr().out
 
 
