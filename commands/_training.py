@@ -137,10 +137,10 @@ def check_folder(folder: Path, resume: bool, kind: str) -> None:
 @contextmanager
 def at_work(folder: Path, recipe: Any, resume: bool) -> Iterator[None]:
     """Hold the folder of a run, and keep the recipe there; warn if it is not that of the run."""
-    from lcm_cli.training.run_folder import changes, hold, keeping
+    from lcm_cli.training.run_folder import changes, hold, keeping, leads
 
     with hold(folder):
-        if os.environ.get("RANK", "0") != "0":
+        if not leads():
             yield
             return
         if resume and (found := changes(folder, recipe)):

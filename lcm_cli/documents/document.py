@@ -98,6 +98,14 @@ def check_plans(document: Document) -> None:
         )
 
 
+def filled(part: Document) -> Document | None:
+    """Return a document that belongs to another, checked; None if there is nothing in it."""
+    if not part.sentences and part.concepts is None:
+        return None
+    check_alignment(part)
+    return part
+
+
 def check_alignment(document: Document, *, has_sentences: bool | None = None) -> None:
     """Raise IntegrityError unless sentences, paragraphs and concepts are one to one.
 

@@ -25,6 +25,7 @@ from lcm_cli.documents.document import (
     Document,
     SpaceInfo,
     check_alignment,
+    filled,
     plans_of,
     target_of,
 )
@@ -299,10 +300,7 @@ class _Rows:
         given = row[sentences].as_py() if sentences else None
         part.sentences = _whole(given, "sentences", part.label)
         part.concepts = self._vectors(row, concepts, part)
-        if not part.sentences and part.concepts is None:
-            return None
-        check_alignment(part)
-        return part
+        return filled(part)
 
     def _vectors(
         self, row: dict[str, Any], name: str | None, document: Document

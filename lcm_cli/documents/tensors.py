@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from lcm_cli.documents.document import Document, check_alignment, plans_of, target_of
+from lcm_cli.documents.document import Document, check_alignment, filled, plans_of, target_of
 from lcm_cli.documents.sources import Source
 from lcm_cli.documents.tables import space_info
 from lcm_cli.errors import IntegrityError
@@ -72,16 +72,8 @@ def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator
     target.sentences = _list(metadata, "target_sentences", str, source.name)
     plans = plans_of(*known, concepts=tensors.get(PLANS))
     plans.sentences = _list(metadata, "plans", str, source.name)
-    document.target, document.plans = _or_none(target), _or_none(plans)
+    document.target, document.plans = filled(target), filled(plans)
     yield document
-
-
-def _or_none(part: Document) -> Document | None:
-    """Return a document that belongs to another, None if there is nothing in it."""
-    if not part.sentences and part.concepts is None:
-        return None
-    check_alignment(part)
-    return part
 
 
 def write_safetensors(document: Document, about: dict[str, str], path: Path) -> None:

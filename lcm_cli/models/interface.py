@@ -104,10 +104,7 @@ class Batch:
         return Batch(kept_BSD, lengths_B, self.sources_B, segments_BS), places_BS
 
     def deal(self, world: int) -> list[list[int]]:
-        """Deal the rows to `world` processes so that each has about as many concepts.
-
-        Returns the numbers of each process's rows; all of them together are all rows.
-        """
+        """Deal the rows to `world` processes; see the function `deal`."""
         return deal(self.lengths_B.tolist(), world)
 
     def shard(self, rank: int, world: int) -> "Batch":
@@ -155,7 +152,10 @@ class Batch:
 
 
 def deal(lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Deal rows of these lengths as `Batch.deal` does."""
+    """Deal rows of these lengths to `world` processes so that each has about as many concepts.
+
+    Returns the numbers of each process's rows; all of them together are all rows.
+    """
     hands: list[list[int]] = [[] for _ in range(world)]
     loads = [(0, hand) for hand in range(world)]  # a heap: the lightest first
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

@@ -90,6 +90,10 @@ class Break:
 
 
 def load(group: Group, dim: int) -> list[Rows]:
+    """Read the concepts of a row group: the source's, and the target's if there is one.
+
+    Raises IntegrityError, naming file and row, for holes, other widths, NaN and infinity.
+    """
     with intact(str(group.path)):
         file = pq.ParquetFile(group.path, page_checksum_verification=True)
         table = file.read_row_group(group.number, list(group.columns), use_threads=False)
@@ -99,6 +103,7 @@ def load(group: Group, dim: int) -> list[Rows]:
 def with_tokens(
     rows: Rows, group: Group, names: Sequence[str], own: Sequence[int], tokenize: Tokenize
 ) -> Rows:
+    """Return `rows` with what the concepts of those that are `own` say; see read_tokens."""
     with intact(str(group.path)):
         where = group.path, group.number, names, rows.ends, own
         return replace(rows, tokens=read_tokens(*where, tokenize, partial(label, group)))
@@ -164,6 +169,7 @@ def label(group: Group, row: int) -> str:
 
 
 def whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column in one piece, without a dictionary."""
     array = column.combine_chunks()
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 

@@ -19,6 +19,11 @@ _TOPS = ("", "best", "alone", "alone/best")
 _KINDS = ("model", "space", "normalizer", "quantizer")
 
 
+def leads() -> bool:
+    """Return whether this process is alone, or the first of those that torchrun started."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Make the folder of a run, and hold it alone: of several processes, the first one does.
@@ -30,7 +35,7 @@ def hold(folder: Path) -> Iterator[None]:
 
     try:
         make_folder(folder)
-        if os.environ.get("RANK", "0") != "0":
+        if not leads():
             yield
             return
         with FileLock(folder / _LOCK, blocking=False):
