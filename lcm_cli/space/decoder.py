@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcm_cli.space.layers import Embedding, FeedForward, SelfAttention, Stack, positions
+from lcm_cli.space.layers import Embedding, FeedForward, Packed, SelfAttention, Stack, pack
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,13 @@ class DecoderLayer(nn.Module):
         self.encoder_decoder_attn = CrossAttention(config.model_dim, config.concept_dim)
         self.ffn_layer_norm = nn.LayerNorm(config.model_dim)
         self.ffn = FeedForward(config.model_dim, config.ffn_dim)
+        self.dropout = nn.Dropout(0.0)  # training sets how much
 
-    def forward(self, x_TM: Tensor, lengths: Sequence[int], cross_TM: Tensor) -> Tensor:
+    def forward(self, x_TM: Tensor, rows: Packed, cross_TM: Tensor) -> Tensor:
         """Map packed tokens (T, M) to (T, M)."""
-        x_TM = x_TM + self.self_attn(self.self_attn_layer_norm(x_TM), lengths, causal=True)
-        x_TM = x_TM + cross_TM
-        return x_TM + self.ffn(self.ffn_layer_norm(x_TM))
+        y_TM = self.self_attn(self.self_attn_layer_norm(x_TM), rows, causal=True)
+        x_TM = x_TM + self.dropout(y_TM) + cross_TM
+        return x_TM + self.dropout(self.ffn(self.ffn_layer_norm(x_TM)))
 
     def step(self, x_RM: Tensor, cross_RM: Tensor, cache: Cache, index: int) -> Tensor:
         """Map the newest token of each row, (R, M) to (R, M)."""
@@ -128,13 +129,13 @@ class TextDecoder(nn.Module):
 
         `rows` are the input ids of each concept's sentence; sort them by length for speed.
         """
-        device = concepts_RD.device
-        lengths = [len(row) for row in rows]
-        ids_T = torch.tensor([token for row in rows for token in row], device=device)
-        owner_T = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)).to(device)
-        x_TM = self.decoder_frontend(ids_T, positions(lengths, device))
+        return self.decode(concepts_RD, pack(rows, concepts_RD.device))
+
+    def decode(self, concepts_RD: Tensor, rows: Packed) -> Tensor:
+        """Return the last hidden state of each token of packed rows, (T, M), likewise."""
+        x_TM = self.decoder_frontend(rows.ids_T, rows.positions_T)
         for layer, cross_RM in zip(self._layers(), self.cross(concepts_RD), strict=True):
-            x_TM = layer(x_TM, lengths, cross_RM[owner_T])
+            x_TM = layer(x_TM, rows, cross_RM.index_select(0, rows.owner_T))
         return self.decoder.layer_norm(x_TM)
 
     def step(self, ids_R: Tensor, cross: Sequence[Tensor], cache: Cache) -> Tensor:

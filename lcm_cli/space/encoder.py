@@ -3,7 +3,7 @@
 Equal to sonar-space's encoder (same weights, same numbers) without fairseq2, and padding-free:
 see layers.py. Architecture: SONAR (Duquenne et al. 2023), section 4; masked mean pooling.
 
-Shapes: S sentences, T tokens of the whole batch, M model dim = D concept dim.
+Shapes: S sentences, R rows, T tokens of the whole batch, M model dim = D concept dim.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lcm_cli.space.layers import Embedding, FeedForward, SelfAttention, Stack, blocks, positions
+from lcm_cli.space.layers import Embedding, FeedForward, Packed, SelfAttention, Stack, pack
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class EncoderLayer(nn.Module):
         self.self_attn = SelfAttention(config.model_dim, config.heads)
         self.ffn_layer_norm = nn.LayerNorm(config.model_dim)
         self.ffn = FeedForward(config.model_dim, config.ffn_dim)
+        self.dropout = nn.Dropout(0.0)  # training sets how much
 
-    def forward(self, x_TM: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x_TM: Tensor, rows: Packed) -> Tensor:
         """Map packed tokens (T, M) to (T, M)."""
-        x_TM = x_TM + self.self_attn(self.self_attn_layer_norm(x_TM), lengths)
-        return x_TM + self.ffn(self.ffn_layer_norm(x_TM))
+        x_TM = x_TM + self.dropout(self.self_attn(self.self_attn_layer_norm(x_TM), rows))
+        return x_TM + self.dropout(self.ffn(self.ffn_layer_norm(x_TM)))
 
 
 class TextEncoder(nn.Module):
@@ -58,21 +59,22 @@ class TextEncoder(nn.Module):
 
         The result of a row does not depend on the others: they share matrix products only.
         """
-        device = self.layer_norm.weight.device
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        lengths = [len(rows[i]) for i in order]
-        ids_T = torch.tensor([token for i in order for token in rows[i]], device=device)
-        x_TM = self.encoder_frontend(ids_T, positions(lengths, device))
-        for layer in self.encoder.layers:
-            x_TM = layer(x_TM, lengths)
-        pooled = _mean_pool(self.layer_norm(x_TM), lengths)
+        device = self.layer_norm.weight.device
+        pooled = self.encode(pack([rows[i] for i in order], device))
         back = torch.empty(len(order), dtype=torch.long)
         back[order] = torch.arange(len(order))
         return pooled[back.to(device)]
 
+    def encode(self, rows: Packed) -> Tensor:
+        """Encode packed rows; returns concepts (R, D). A row without tokens is all zeros."""
+        x_TM = self.encoder_frontend(rows.ids_T, rows.positions_T)
+        for layer in self.encoder.layers:
+            x_TM = layer(x_TM, rows)
+        return _mean_pool(self.layer_norm(x_TM), rows)
 
-def _mean_pool(x_TM: Tensor, lengths: Sequence[int]) -> Tensor:
-    spans = (
-        x_TM[start : start + n * length].view(n, length, -1) for start, n, length in blocks(lengths)
-    )
-    return torch.cat([span.sum(dim=1) / span.shape[1] for span in spans])
+
+def _mean_pool(x_TM: Tensor, rows: Packed) -> Tensor:
+    length_R1 = rows.starts_R1.diff().clamp(min=1)[:, None]
+    sums_RM = x_TM.new_zeros(len(length_R1), x_TM.shape[1], dtype=torch.float32)
+    return (sums_RM.index_add(0, rows.owner_T, x_TM.float()) / length_R1).to(x_TM.dtype)

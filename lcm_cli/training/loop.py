@@ -37,8 +37,11 @@ class Trainer(Protocol):
     def summary(self) -> str:
         """What is trained, on what, in one line."""
 
-    def train_step(self) -> dict[str, float]:
-        """Do one optimizer step; returns what to log, averaged over LOG_EVERY steps."""
+    def train_step(self) -> dict[str, Any]:
+        """Do one optimizer step; returns what to log, averaged over LOG_EVERY steps.
+
+        What is a tensor is waited for as late as that: the device goes on with the next steps.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return everything that `restore` needs to go on exactly here."""
@@ -95,14 +98,17 @@ class Run:
             if last or trainer.world.any(self.stop or self._overtime()):
                 self._save()
                 return last
-            metrics = trainer.train_step()
-            if not math.isfinite(metrics.get("loss", 0.0)):  # it lacks where a batch was skipped
-                raise self._diverged(metrics["loss"])
-            recent.add(metrics)
-            self.live({"step": trainer.step, **recent.means()})
-            if trainer.step % LOG_EVERY == 0:
+            waiting = recent.add(trainer.train_step())
+            logging, saving = trainer.step % LOG_EVERY == 0, self._due(trainer.save_every)
+            if waiting and not (logging or saving or self._due(trainer.eval_every)):
+                continue
+            means = recent.means()
+            if not math.isfinite(means.get("loss", 0.0)):  # it lacks where batches were skipped
+                raise self._diverged(means["loss"])
+            self.live({"step": trainer.step, **means})
+            if logging:
                 self._log({"step": trainer.step, **recent.take()})
-            if self._due(trainer.save_every):
+            if saving:
                 self._save()
 
     def resume(self) -> None:
@@ -205,20 +211,23 @@ class _Recent:
         self._reset()
 
     def _reset(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
         self._steps = 0
         self._since = time.monotonic()
 
-    def add(self, metrics: dict[str, float]) -> None:
+    def add(self, metrics: dict[str, Any]) -> bool:
+        """Add those of a step; returns whether some are not known yet."""
         self._steps += 1
         for key, value in metrics.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
             self._counts[key] = self._counts.get(key, 0) + 1
+        return any(not isinstance(value, int | float) for value in metrics.values())
 
     def means(self) -> dict[str, float]:
-        trainer, seconds = self._trainer, time.monotonic() - self._since
-        means = {key: value / self._counts[key] for key, value in self._sums.items()}
+        trainer = self._trainer
+        means = {key: float(value) / self._counts[key] for key, value in self._sums.items()}
+        seconds = time.monotonic() - self._since  # after the device has done it all
         means[f"{trainer.unit}_per_second"] = self._sums.get(trainer.unit, 0.0) / seconds
         flops = self._sums.get("flops", 0.0)
         means.pop("flops", None)

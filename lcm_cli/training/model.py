@@ -26,7 +26,7 @@ from lcm_cli.models import checkpoint
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
-from lcm_cli.training.optim import model_optimizers
+from lcm_cli.training.optim import average_decay, model_optimizers
 from lcm_cli.training.parallel import Portion, Share, World, alone, load_sharded, share, whole
 from lcm_cli.training.recipe import Training
 from lcm_cli.training.samples import Sampler
@@ -169,7 +169,7 @@ class ModelTrainer:
         self.scaler.update()
         if self.average:
             # The first weights are no average: they are forgotten faster.
-            decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+            decay = average_decay(self.options.ema, self.step)
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
 

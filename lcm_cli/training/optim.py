@@ -1,6 +1,7 @@
 """Optimizer and learning-rate schedule: Muon for matrices, AdamW for the rest."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,14 @@ class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz, for the weight matrices of hidden layers.
 
     The step is scaled to AdamW's usual size, 0.2 sqrt(max(rows, columns)) (Liu et al. 2025), so
-    that one learning rate serves both. Matrices of one shape are orthogonalised together.
+    that one learning rate serves both. Matrices of one shape are orthogonalised together. The rate
+    may be a tensor on the device, as a captured step needs it.
     """
 
     def __init__(
         self,
         params: Iterable[nn.Parameter],
-        lr: float,
+        lr: float | Tensor,
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
         weight_decay: float = 0.0,
@@ -56,13 +58,14 @@ class Muon(torch.optim.Optimizer):
                     shapes.setdefault(p.shape, []).append(p)
             for shape, params in shapes.items():
                 stacked = torch.stack([self._momentum(p, group) for p in params])
-                updates = orthogonalize(stacked.to(self.dtype))
-                scale = -group["lr"] * 0.2 * max(shape) ** 0.5
-                for p, update in zip(params, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update, alpha=scale)
+                updates = orthogonalize(stacked.to(self.dtype)).to(params[0].dtype)
+                updates = updates * (-group["lr"] * 0.2 * max(shape) ** 0.5)
+                weights: list[Tensor] = list(params)
+                if group["weight_decay"]:
+                    torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, list(updates))
 
-    def _momentum(self, p: nn.Parameter, group: dict[str, float]) -> Tensor:
+    def _momentum(self, p: nn.Parameter, group: dict[str, Any]) -> Tensor:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
@@ -92,14 +95,37 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float)
 def make_optimizers(
     matrices: list[nn.Parameter], others: list[nn.Parameter], options: SpaceTraining
 ) -> list[torch.optim.Optimizer]:
-    """Return Muon for `matrices` and AdamW for `others`, or AdamW for all, as the recipe says."""
+    """Return Muon for `matrices` and AdamW for `others`, or AdamW for all, as the recipe says.
 
-    def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0)
-
+    Weight decay, decoupled from the gradient, is for matrices alone.
+    """
+    on_gpu = matrices[0].is_cuda
+    rate = torch.zeros((), device=matrices[0].device) if on_gpu else 0.0
+    decay = options.weight_decay
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
     if options.optimizer == "adamw":
-        return [adamw(matrices + others)]
-    return [Muon(matrices, lr=0.0, dtype=getattr(torch, options.precision)), adamw(others)]
+        groups.append({"params": matrices, "weight_decay": decay})
+    adamw = torch.optim.AdamW(
+        groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, fused=on_gpu or None, capturable=on_gpu
+    )
+    if options.optimizer == "adamw":
+        return [adamw]
+    dtype = getattr(torch, options.precision)
+    return [Muon(matrices, lr=rate, dtype=dtype, weight_decay=decay), adamw]
+
+
+def average_decay(ema: float, step: int) -> float:
+    """Return how much of an average stays after `step` steps: at first it follows quickly."""
+    return min(ema, (1 + step) / (10 + step))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters, in place where it lies on the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def model_optimizers(model: nn.Module, options: Training) -> list[torch.optim.Optimizer]:

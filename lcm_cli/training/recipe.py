@@ -23,7 +23,10 @@ from lcm_cli.training.data_options import DataOptions
 
 @dataclass(frozen=True)
 class SpaceData:
-    """Where the text is: JSON Lines of {language code: sentence}, paths from the current folder."""
+    """Where the text is: JSON Lines of {language code: sentence}, paths from the current folder.
+
+    An entry of `train` is PATH[:WEIGHT]; the weight says how often an epoch shows each line.
+    """
 
     train: tuple[str, ...]
     dev: tuple[str, ...] = ()
@@ -55,6 +58,9 @@ class SpaceTraining:
     translations, the rest being the sentences themselves; `align` weighs the pull between
     translations, `contrast` the push between other sentences; `join` is the share of pairs joined
     into longer ones; `decay` is the share of the steps over which the learning rate falls to 0.
+    `dropout` is the share of activations left out in each layer, `smoothing` what the targets of
+    the decoder give to all tokens evenly, `weight_decay` how fast matrices shrink (times the rate);
+    `ema` is the decay of an average of the weights, which is then what is saved and measured.
     Lengths are in tokens, intervals in steps.
     """
 
@@ -70,6 +76,10 @@ class SpaceTraining:
     align: float = 0.3
     contrast: float = 0.0
     join: float = 0.15
+    dropout: float = 0.0
+    smoothing: float = 0.0
+    weight_decay: float = 0.0
+    ema: float = 0.0
     max_tokens: int = 128
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -82,7 +92,7 @@ class SpaceTraining:
         for name in ("steps", "batch_tokens", "max_tokens", "save_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise IntegrityError(f"train.{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("learning_rate", "warmup", "clip", "noise", "align", "contrast", "seed"):
+        for name in (*_SPACE_NUMBERS, "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise IntegrityError(
                     f"train.{name} must be 0 or a positive number, not {getattr(self, name)}"
@@ -90,6 +100,12 @@ class SpaceTraining:
         for name in ("decay", "translate", "join"):
             if not 0 <= getattr(self, name) <= 1:
                 raise IntegrityError(f"train.{name} must be in [0, 1], not {getattr(self, name)}")
+        for name in ("dropout", "smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise IntegrityError(f"train.{name} must be in [0, 1), not {getattr(self, name)}")
+
+
+_SPACE_NUMBERS = ("learning_rate", "warmup", "clip", "noise", "align", "contrast", "weight_decay")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Every step takes pairs of translations (a, b). Both are encoded; each concept, with noise, must be
 decoded into a or b at random (auto-encoding and translation), and the two concepts are pulled
 together and, if the recipe says so, apart from those of other sentences. The noise makes predicted
-concepts, which are never exact, decode well (Large Concept Models, section 2.5.2).
+concepts, which are never exact, decode well (Large Concept Models, section 2.5.2). Sentences
+without a translation travel in pairs, too, and are only decoded into themselves.
 
 Shapes: N pairs, R = 2 N rows, T tokens of the packed batch, D concept dim.
 """
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,30 @@ from lcm_cli.files import atomic_path
 from lcm_cli.space import Space, load_space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.layers import packed_attention
 from lcm_cli.space.tokenizer import Tokenizer
 from lcm_cli.space.weights import load_weights
-from lcm_cli.training.optim import learning_rate, make_optimizers, split_parameters
+from lcm_cli.training.captured import CapturedStep
+from lcm_cli.training.data_options import as_data_set
+from lcm_cli.training.optim import (
+    average_decay,
+    learning_rate,
+    make_optimizers,
+    set_rate,
+    split_parameters,
+)
 from lcm_cli.training.parallel import World
 from lcm_cli.training.parallel_text import (
-    Example,
-    Item,
+    NONE,
+    Pairs,
     ParallelText,
+    Room,
     Translations,
     read_translations,
+    shifted,
 )
 from lcm_cli.training.recipe import SpaceRecipe, SpaceShape
-from lcm_cli.training.token_loss import decoding_loss, short_rows
+from lcm_cli.training.token_loss import short_rows, token_cross_entropy
 
 State = dict[str, Tensor]
 
@@ -64,20 +76,26 @@ class SpaceTrainer:
         tokenizer_path: Path,
         networks: tuple[TextEncoder, TextDecoder],
         data: ParallelText,
-        dev: Sequence[Translations] = (),
+        dev: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self.recipe = recipe
         self.options = recipe.train
         self.encoder, self.decoder = networks
         self.tokenizer_path = tokenizer_path
         self.data, self.dev = data, dev
+        self.device = self.encoder.layer_norm.weight.device
         self.step = self.sentences = 0
         self.steps, self.save_every = self.options.steps, self.options.save_every
         self.eval_every = self.options.eval_every
-        self._epoch, self._first, self._batches = -1, 0, list[list[Item]]()
+        self._epoch, self._first = -1, 0
+        self._pairs: Pairs | None = None
+        self._batches: list[slice] = []
         matrices, others = split_parameters(networks)
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
+        self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
+        self._room: Room | None = None
+        self._captured = CapturedStep(self._learn)
 
     @property
     def summary(self) -> str:
@@ -89,86 +107,148 @@ class SpaceTrainer:
             f"{skipped if left_out else ''}"
         )
 
-    def train_step(self) -> dict[str, float]:
-        """Do one optimizer step; returns its losses and the number of sentences."""
-        examples = [self.data.example(item) for item in self._batch()]
-        rng = np.random.default_rng([self.options.seed, 1, self.step])
-        with self._fast_math():
-            token_loss, align_loss, contrast_loss = self._losses(examples, rng)
-        o = self.options
-        (token_loss + o.align * align_loss + o.contrast * contrast_loss).backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, o.clip)
+    def train_step(self) -> dict[str, Any]:
+        """Do one optimizer step; returns its losses and the number of sentences.
+
+        On a GPU the losses are tensors, for which nothing has waited yet.
+        """
+        batch, o = self._batch(), self.options
         rate = learning_rate(self.step, o.steps, o.learning_rate, o.warmup, o.decay)
         for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = rate
+            set_rate(optimizer, rate)
+        # Noise and dropout follow from seed and step, on whichever device.
+        torch.manual_seed(int(np.random.default_rng([o.seed, self.step]).integers(1 << 62)))
+        if self._room is None:
+            found = self._learn(batch.sentences_N4, batch.aligned_N, batch.swap_N)
+        else:
+            full = batch.padded(self._room.pairs)
+            found = self._captured(full.sentences_N4, full.aligned_N, full.swap_N)
+        self._follow()
+        self.step += 1
+        self.sentences += 2 * len(batch)
+        losses = found.unbind() if found.is_cuda else found.tolist()
+        names = ("loss", "align", "contrast", "grad_norm")
+        return dict(zip(names, losses, strict=True)) | {"lr": rate, "sentences": 2 * len(batch)}
+
+    def _learn(self, sentences_N4: Tensor, aligned_N: Tensor, swap_N: Tensor) -> Tensor:
+        """Do the device's part of a step; returns the three losses and the gradient's norm."""
+        o = self.options
+        losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N), self._room)
+        (losses[0] + o.align * losses[1] + o.contrast * losses[2]).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, o.clip)
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.sentences += 2 * len(examples)
-        return {
-            "loss": token_loss.item(),
-            "align": align_loss.item(),
-            "contrast": contrast_loss.item(),
-            "grad_norm": norm.item(),
-            "lr": rate,
-            "sentences": 2 * len(examples),
-        }
+        return torch.stack([*(loss.detach() for loss in losses), norm])
 
-    def _losses(
-        self, examples: list[Example], rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        left, right = [e.left for e in examples], [e.right for e in examples]
-        concepts_RD = self.encoder(left + right).float()
-        a_ND, b_ND = concepts_RD.chunk(2)
-        variance_D = concepts_RD.detach().var(dim=0, correction=0)
-        align = ((a_ND - b_ND) ** 2).mean() / (2 * variance_D.mean() + 1e-8)
-        noisy_RD = self._with_noise(concepts_RD, variance_D.sqrt(), rng)
-        swap = rng.random(len(examples)) < self.options.translate
-        targets = [b if s else a for a, b, s in zip(left, right, swap, strict=True)]
-        targets += [a if s else b for a, b, s in zip(left, right, swap, strict=True)]
-        return self._decoding_loss(noisy_RD, targets), align, _contrast(a_ND, b_ND)
+    def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean cross-entropy of a token, and the alignment and contrast of the pairs.
 
-    def _with_noise(self, concepts_RD: Tensor, sigma_D: Tensor, rng: np.random.Generator) -> Tensor:
-        size_R = rng.uniform(0.0, self.options.noise, len(concepts_RD)).astype(np.float32)
-        noise = rng.standard_normal(concepts_RD.shape, dtype=np.float32) * size_R[:, None]
-        return concepts_RD + torch.from_numpy(noise).to(concepts_RD.device) * sigma_D
+        With `room` the batch is filled up to it, and nothing waits for the device; the numbers are
+        the same. Room is for GPUs: elsewhere it only adds work.
+        """
+        with self._fast_math():
+            rows, order_R = self.data.rows(pairs.sides(), room)
+            concepts_RD = _unsorted(self.encoder.encode(rows), order_R).float()
+            present_R = (pairs.sides()[:, 0] != NONE)[:, None].float()
+            sigma_D = _variance(concepts_RD.detach(), present_R).sqrt()
+            noisy_RD = self._with_noise(concepts_RD, sigma_D)
+            token_loss = self._decoding_loss(noisy_RD, pairs.targets(), room)
+            a_ND, b_ND = concepts_RD.chunk(2)
+            align = _alignment(a_ND, b_ND, pairs.aligned_N, sigma_D)
+            contrast = _contrast(a_ND, b_ND, pairs.aligned_N, present_R.chunk(2)[0])
+        return token_loss, align, contrast
 
-    def _decoding_loss(self, concepts_RD: Tensor, targets: list[list[int]]) -> Tensor:
+    def _with_noise(self, concepts_RD: Tensor, sigma_D: Tensor) -> Tensor:
+        size_R1 = torch.rand_like(concepts_RD[:, :1]) * self.options.noise
+        return concepts_RD + torch.randn_like(concepts_RD) * size_R1 * sigma_D
+
+    def _decoding_loss(self, concepts_RD: Tensor, targets_R2: Tensor, room: Room | None) -> Tensor:
         """Mean cross entropy a token. The language token is given, not predicted."""
-        order = sorted(range(len(targets)), key=lambda i: len(targets[i]))
-        rows = [targets[i] for i in order]
-        total, each_T = decoding_loss(self.decoder, concepts_RD[order], rows)
-        return total / len(each_T)
+        rows, order_R = self.data.rows(targets_R2, room)
+        rows, wanted_T = shifted(rows, len(targets_R2))
+        spare = len(rows.starts_R1) - 1 - len(targets_R2)
+        hidden_TM = self.decoder.decode(
+            functional.pad(concepts_RD[order_R], (0, 0, 0, spare)), rows
+        )
+        if room is None:
+            kept = (wanted_T != NONE).nonzero().flatten()
+            hidden_TM, wanted_T = hidden_TM[kept], wanted_T[kept]
+        total, _ = token_cross_entropy(self.decoder, hidden_TM, wanted_T, self.options.smoothing)
+        return total / (wanted_T != NONE).sum()
 
-    def _batch(self) -> list[Item]:
+    def _batch(self) -> Pairs:
         """Return the batch of the current step; epochs follow each other."""
-        while self.step >= self._first + len(self._batches):
-            o = self.options
-            self._first += len(self._batches)
-            self._epoch += 1
-            self._batches = self.data.batches(o.seed, self._epoch, o.batch_tokens, o.join)
-        return self._batches[self.step - self._first]
+        while self._pairs is None or self.step >= self._first + len(self._batches):
+            if self._pairs is not None:
+                self._first += len(self._batches)
+            self._open_epoch(self._epoch + 1)
+        return self._pairs[self._batches[self.step - self._first]]
+
+    def _open_epoch(self, number: int) -> None:
+        o = self.options
+        self._epoch = number
+        self._pairs, self._batches = self.data.epoch(
+            o.seed, number, o.batch_tokens, join=o.join, translate=o.translate
+        )
+        if not self._captures():
+            return
+        room = self.data.room(self._batches, o.batch_tokens)
+        if self._room is None or room.pairs > self._room.pairs:
+            self._room, self._captured = room, CapturedStep(self._learn)
+
+    def _captures(self) -> bool:
+        """Whether steps are captured: where attention within packed rows is one kernel."""
+        half = self.options.precision == "bfloat16"
+        return self.device.type == "cuda" and half and packed_attention() is not None
+
+    def _follow(self) -> None:
+        """Let the average of the weights follow them."""
+        if self.average:
+            decay = average_decay(self.options.ema, self.step)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the average in the place of the weights, without dropout."""
+        networks, weights = (self.encoder, self.decoder), [p.data for p in self.parameters]
+        try:
+            for p, average in zip(self.parameters, self.average or weights, strict=True):
+                p.data = average
+            for network in networks:
+                network.eval()
+            yield
+        finally:
+            for p, own in zip(self.parameters, weights, strict=True):
+                p.data = own
+            for network in networks:
+                network.train()
 
     @contextmanager
     def _fast_math(self) -> Iterator[None]:
-        device = self._device()
         lower = self.options.precision == "bfloat16"
-        with short_rows(device), torch.autocast(device.type, torch.bfloat16, enabled=lower):
+        # Each weight is used once a step, so that nothing is gained by keeping rounded copies.
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=lower, cache_enabled=False
+        )
+        with short_rows(self.device), autocast:
             yield
-
-    def _device(self) -> torch.device:
-        return self.encoder.layer_norm.weight.device
 
     def state(self) -> dict[str, Any]:
         """Return everything that `restore` needs to go on exactly here.
 
-        Batches and noise are functions of the seed and the step, so the step stands for them.
+        Batches and noise are functions of the seed, the epoch and the step, so these stand for
+        them.
         """
         return {
             "step": self.step,
             "sentences": self.sentences,
+            "epoch": self._epoch,
+            "first": self._first,
             "encoder": self.encoder.state_dict(),
             "decoder": self.decoder.state_dict(),
+            "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
@@ -176,19 +256,29 @@ class SpaceTrainer:
         """Nothing is cut: one process trains a space."""
 
     def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
-        """Go back to where `state` was taken."""
+        """Go back to where `state` was taken. Raises ValueError if the run had another `ema`."""
+        if len(state["average"]) != len(self.average):
+            raise ValueError("train.ema cannot be switched on or off within a run")
         self.encoder.load_state_dict(state["encoder"])
         self.decoder.load_state_dict(state["decoder"])
+        for mine, saved in zip(self.average, state["average"], strict=True):
+            mine.copy_(saved)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # where it lies, on this device
         self.step, self.sentences = state["step"], state["sentences"]
-        self._epoch, self._first, self._batches = -1, 0, []
+        self._first, self._captured = state["first"], CapturedStep(self._learn)
+        if state["epoch"] >= 0:
+            self._open_epoch(state["epoch"])
 
     def export(self, folder: Path) -> Path:
         """Write the space as it is, centred and in float16, into `folder`/space."""
-        states = self.encoder.state_dict(), self.decoder.state_dict()
-        if not self.recipe.start:  # a finetuned space stays where it was
-            center(*states, self._mean_concept())
+        with self._averaged():
+            states = self.encoder.state_dict(), self.decoder.state_dict()
+            if not self.recipe.start:  # a finetuned space stays where it was
+                center(*states, self._mean_concept())
         source = {"trained_by": "lcm train", "steps": self.step, "sentences": self.sentences}
         configs = self.encoder.config, self.decoder.config
         path = folder / "space"
@@ -198,15 +288,13 @@ class SpaceTrainer:
     def _mean_concept(self, batches: int = 8) -> Tensor:
         """Return the mean concept (D,) of some of the training data."""
         o = self.options
-        part = self.data.batches(o.seed, 0, o.batch_tokens, 0.0)[:batches]
-        examples = [self.data.example(item) for batch in part for item in batch]
-        rows = [row for e in examples for row in (e.left, e.right)]
-        parts = (rows[i : i + 256] for i in range(0, len(rows), 256))
-        return torch.cat([self.encoder(part) for part in parts]).mean(dim=0)
+        pairs, found = self.data.epoch(o.seed, 0, o.batch_tokens, join=0.0, translate=0.0)
+        rows = (self.data.rows(pairs[batch].sides())[0] for batch in found[:batches])
+        return torch.cat([self.encoder.encode(some) for some in rows]).mean(dim=0)
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
         """Export, and measure what was exported on the recipe's dev data."""
-        space = load_space(str(self.export(folder)), device=str(self._device()))
+        space = load_space(str(self.export(folder)), device=str(self.device))
         if not self.dev:
             return {}
         quality = evaluate_space(space, self.dev, limit=self.options.eval_sentences)
@@ -217,15 +305,38 @@ class SpaceTrainer:
         return {}
 
 
-def _contrast(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+def _unsorted(x_RD: Tensor, order_R: Tensor) -> Tensor:
+    """Return the first rows of `x_RD`, the i-th of which is number order_R[i], in their order."""
+    own_RD = x_RD[: len(order_R)]
+    return torch.empty_like(own_RD).index_copy(0, order_R, own_RD)
+
+
+def _variance(x_RD: Tensor, present_R1: Tensor) -> Tensor:
+    """Return the variance (D,) of the rows that are there."""
+    count = present_R1.sum()
+    mean_D = (x_RD * present_R1).sum(dim=0) / count
+    return ((x_RD - mean_D).square() * present_R1).sum(dim=0) / count
+
+
+def _alignment(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, sigma_D: Tensor) -> Tensor:
+    """Mean squared distance of translations, in units of twice the concepts' variance."""
+    distance_N = (a_ND - b_ND).square().mean(dim=1) * aligned_N
+    return distance_N.sum() / aligned_N.sum().clamp(min=1) / (2 * sigma_D.square().mean() + 1e-8)
+
+
+def _contrast(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, present_N1: Tensor) -> Tensor:
     """Mean cross entropy of finding each translation among all of the batch, by cosine.
 
     InfoNCE in both directions at a temperature of 0.05 (LaBSE: Feng et al. 2022, without margin).
     """
     logits_NN = (functional.normalize(a_ND) @ functional.normalize(b_ND).T).float() / 0.05
+    present_NN = present_N1.bool() & present_N1.bool().T
+    absent_NN = ~present_NN & ~torch.eye(len(a_ND), dtype=torch.bool, device=a_ND.device)
+    logits_NN = logits_NN.masked_fill(absent_NN, -torch.inf)
     wanted_N = torch.arange(len(a_ND), device=a_ND.device)
-    there = functional.cross_entropy(logits_NN, wanted_N)
-    return (there + functional.cross_entropy(logits_NN.T, wanted_N)) / 2
+    there_N = functional.cross_entropy(logits_NN, wanted_N, reduction="none")
+    back_N = functional.cross_entropy(logits_NN.T, wanted_N, reduction="none")
+    return ((there_N + back_N) * aligned_N).sum() / (2 * aligned_N.sum().clamp(min=1))
 
 
 def make_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) -> SpaceTrainer:
@@ -233,7 +344,7 @@ def make_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) -> Spa
 
     A tokenizer that the run already has is kept, so that a resumed run goes on with its own.
     """
-    train = [Path(p) for p in recipe.data.train]
+    sets = [text_set(entry) for entry in recipe.data.train]
     tokenizer_path = folder / "tokenizer.model"
     start = load_space(recipe.start, device="cpu", precision="float32") if recipe.start else None
     if start is not None:
@@ -241,15 +352,43 @@ def make_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) -> Spa
         shutil.copyfile(start.files.tokenizer, tokenizer_path)
         networks = trainable(start)
     elif not tokenizer_path.is_file():
-        train_tokenizer(tokenizer_path, read_translations(train), recipe.shape.vocabulary)
+        lines = chain.from_iterable(read_translations(path) for path, _ in sets)
+        train_tokenizer(tokenizer_path, lines, recipe.shape.vocabulary)
     tokenizer = Tokenizer(tokenizer_path, recipe.languages)
     if start is None:
         networks = new_networks(recipe.shape, tokenizer.vocabulary, recipe.train.seed)
     for network in networks:
         network.to(device)
-    data = ParallelText(read_translations(train), tokenizer, recipe.train.max_tokens)
-    dev = list(read_translations([Path(p) for p in recipe.data.dev]))
+        set_dropout(network, recipe.train.dropout)
+    longest = min(network.config.max_length for network in networks)
+    data = ParallelText(
+        ((read_translations(path), weight) for path, weight in sets),
+        tokenizer,
+        min(recipe.train.max_tokens, longest),
+        longest,
+        device,
+    )
+    dev_lines = chain.from_iterable(read_translations(Path(p)) for p in recipe.data.dev)
+    dev = [{code: texts[0] for code, texts in line.items()} for line in dev_lines]
     return SpaceTrainer(recipe, tokenizer_path, networks, data, dev)
+
+
+def text_set(entry: str) -> tuple[Path, float]:
+    """Return the file that an entry of the data names, and its weight: PATH[:WEIGHT].
+
+    Raises IntegrityError for one that names a split, which text has not.
+    """
+    found = as_data_set(entry)
+    if found.split:
+        raise IntegrityError(f"{entry}: text has no splits", "an entry is PATH[:WEIGHT]")
+    return Path(found.path), found.weight
+
+
+def set_dropout(network: nn.Module, share: float) -> None:
+    """Let training leave out a share of the activations, of embeddings and of each layer."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
 
 
 def trainable(space: Space) -> tuple[TextEncoder, TextDecoder]:
@@ -305,10 +444,10 @@ def train_tokenizer(path: Path, lines: Iterable[Translations], vocabulary: int) 
 
     texts: dict[str, list[str]] = {}
     for line in lines:
-        for code, text in line.items():
-            texts.setdefault(code, []).append(text)
+        for code, found in line.items():
+            texts.setdefault(code, []).extend(found)
     most = min(max(len(t) for t in texts.values()), TOKENIZER_SENTENCES) if texts else 0
-    balanced = [t for _, found in sorted(texts.items()) for t in islice(cycle(found), most)]
+    balanced = [t for _, all_ in sorted(texts.items()) for t in islice(cycle(all_), most)]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

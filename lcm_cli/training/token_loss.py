@@ -96,12 +96,24 @@ def decoding_loss(
     device = hidden_TM.device
     wanted_T = torch.tensor([t for row in rows for t in (-1, *row[1:])], device=device)
     kept = (wanted_T >= 0).nonzero().flatten()
+    return token_cross_entropy(decoder, hidden_TM[kept], wanted_T[kept])
+
+
+def token_cross_entropy(
+    decoder: TextDecoder, hidden_TM: Tensor, wanted_T: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropies of tokens (0 where none is wanted, below 0): their sum, and each.
+
+    With `smoothing` e the target is (1 - e) for the token wanted, and e shared out evenly among
+    all (Szegedy et al. 2016, section 7). Each of them, (T,), has no gradient.
+    """
     weight_VM = decoder.decoder_frontend.embed.weight
+    device = hidden_TM.device
     if torch.is_autocast_enabled(device.type):
         lower = torch.get_autocast_dtype(device.type)
         hidden_TM, weight_VM = hidden_TM.to(lower), weight_VM.to(lower)
     loss: tuple[Tensor, Tensor] = _TiedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_TM[kept], weight_VM, wanted_T[kept]
+        hidden_TM, weight_VM, wanted_T, smoothing
     )
     return loss
 
@@ -113,28 +125,32 @@ class _TiedCrossEntropy(torch.autograd.Function):
     known as soon as they are, so both directions are done while a slice is in cache.
     """
 
-    SLICE = 512
-
     @staticmethod
     def forward(
-        ctx: Any, hidden_TM: Tensor, weight_VM: Tensor, targets_T: Tensor
+        ctx: Any, hidden_TM: Tensor, weight_VM: Tensor, wanted_T: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
         losses_T = hidden_TM.new_zeros(len(hidden_TM), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_TM)
         # That of a frozen embedding is not wanted, and would be as much work as all the rest.
         grad_weight = torch.zeros_like(weight_VM).float() if ctx.needs_input_grad[1] else None
-        for start in range(0, len(hidden_TM), _TiedCrossEntropy.SLICE):
-            span = slice(start, start + _TiedCrossEntropy.SLICE)
-            h, y = hidden_TM[span], targets_T[span, None]
+        together = _slice(weight_VM)
+        for start in range(0, len(hidden_TM), together):
+            span = slice(start, start + together)
+            counts_T1 = (wanted_T[span, None] >= 0).to(hidden_TM.dtype)
+            h, y = hidden_TM[span] * counts_T1, wanted_T[span, None].clamp(min=0)
             logits = (h @ weight_VM.T).float()
             logits.sub_(logits.amax(dim=1, keepdim=True))
             wanted = logits.gather(1, y)
+            if smoothing:
+                wanted.lerp_(logits.mean(dim=1, keepdim=True), smoothing)
             grad = logits.exp_()  # one pass of exponentials for loss and gradient
             total = grad.sum(dim=1, keepdim=True)
-            losses_T[span] = (total.log() - wanted)[:, 0]
-            grad.div_(total).scatter_add_(1, y, torch.full_like(total, -1.0))
+            losses_T[span] = ((total.log() - wanted) * counts_T1)[:, 0]
+            grad.div_(total).scatter_add_(1, y, torch.full_like(total, smoothing - 1.0))
+            if smoothing:
+                grad.sub_(smoothing / len(weight_VM))
             grad = grad.to(h.dtype)
-            grad_hidden[span] = grad @ weight_VM
+            grad_hidden[span] = (grad @ weight_VM) * counts_T1
             if grad_weight is not None:
                 grad_weight += grad.T @ h
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -142,11 +158,16 @@ class _TiedCrossEntropy(torch.autograd.Function):
         return losses_T.sum(), losses_T
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_outputs[0]
         hidden = grad_hidden * scale.to(grad_hidden.dtype)
-        return hidden, None if grad_weight is None else grad_weight * scale, None
+        return hidden, None if grad_weight is None else grad_weight * scale, None, None
+
+
+def _slice(weight_VM: Tensor) -> int:
+    """How many tokens to project at once: on CPUs what stays in cache, on GPUs about 1 GB."""
+    return 512 if weight_VM.device.type == "cpu" else max(512, (1 << 28) // len(weight_VM))
 
 
 def short_rows(device: torch.device) -> AbstractContextManager[None]:

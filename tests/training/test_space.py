@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.space import load_space
 from lcm_cli.training.loop import Run
 from lcm_cli.training.optim import learning_rate, orthogonalize
-from lcm_cli.training.parallel_text import ParallelText, read_translations
+from lcm_cli.training.parallel_text import NONE, Pairs, read_translations
 from lcm_cli.training.recipe import load_recipe
 from lcm_cli.training.space import SpaceTrainer, center, make_trainer
 from lcm_cli.training.states import read_state, states
@@ -91,18 +92,20 @@ def test_it_learns_to_say_and_to_translate(recipe, tmp_path):
     assert np.linalg.norm(concepts.mean(0)) < 0.5 * np.linalg.norm(concepts, axis=1).mean()
 
 
+def batches(trainer: SpaceTrainer, seed: int = 0, **shares: float) -> list[Pairs]:
+    shares = {"join": 0.0, "translate": trainer.options.translate} | shares
+    pairs, found = trainer.data.epoch(seed, 0, trainer.options.batch_tokens, **shares)
+    return [pairs[batch] for batch in found]
+
+
 def test_contrast_sets_other_sentences_apart(recipe, tmp_path):
     def mean_loss(weight: float) -> float:
         changes = (f"train.contrast={weight}", "train.align=0.0", "train.steps=60")
         trainer = begin(recipe, tmp_path / f"run{weight}", "train.join=0.0", *changes)
         for _ in range(trainer.steps):
             trainer.train_step()
-        losses = [trainer._losses([trainer.data.example(item) for item in batch], rng())[2].item()
-                 for batch in trainer.data.batches(5, 0, 120, 0.0)]  # fmt: skip
+        losses = [trainer.losses(batch)[2].item() for batch in batches(trainer, 5)]
         return float(np.mean(losses))
-
-    def rng() -> np.random.Generator:
-        return np.random.default_rng(0)
 
     assert mean_loss(1.0) < 0.3 * mean_loss(0.0)
 
@@ -110,19 +113,75 @@ def test_contrast_sets_other_sentences_apart(recipe, tmp_path):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_targets_are_translations_as_often_as_the_recipe_says(recipe, tmp_path, share):
     trainer = begin(recipe, tmp_path / "run", f"train.translate={share}")
-    examples = [trainer.data.example(item) for item in trainer.data.batches(0, 0, 120, 0.0)[0]]
-    seen: list[list[list[int]]] = []
-    original = trainer._decoding_loss
+    pairs = batches(trainer)[0]
+    left, right = pairs.sentences_N4[:, :2], pairs.sentences_N4[:, 2:]
+    wanted = [right, left] if share else [left, right]
+    assert torch.equal(pairs.targets(), torch.cat(wanted))
 
-    def look(concepts_RD: torch.Tensor, targets: list[list[int]]) -> torch.Tensor:
-        seen.append(targets)
-        return original(concepts_RD, targets)
 
-    trainer._decoding_loss = look
-    trainer._losses(examples, np.random.default_rng(0))
-    own = [e.left for e in examples] + [e.right for e in examples]
-    other = [e.right for e in examples] + [e.left for e in examples]
-    assert seen == [other if share else own]
+def test_a_sentence_without_translation_is_decoded_into_itself(tmp_path, recipe):
+    data = tmp_path / "alone.jsonl"
+    lines = [{"eng_Latn": line["eng_Latn"]} for line in LINES]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changes = (f'data.train=["{data}"]', "train.translate=1.0", "shape.vocabulary=300")
+    trainer = begin(recipe, tmp_path / "run", *changes)
+    for pairs in batches(trainer):
+        assert not pairs.aligned_N.any() and torch.equal(pairs.targets(), pairs.sides())
+        token_loss, align, contrast = trainer.losses(pairs)
+        assert token_loss > 0 and align == contrast == 0
+
+
+def test_a_batch_filled_up_gives_the_same_numbers(recipe, tmp_path):
+    changes = ("train.noise=0.0", "train.contrast=0.1", "train.smoothing=0.1", "train.join=0.5")
+    trainer = begin(recipe, tmp_path / "run", *changes)
+    data, o = trainer.data, trainer.options
+    pairs, found = data.epoch(0, 0, o.batch_tokens, join=o.join, translate=o.translate)
+    room = data.room(found, o.batch_tokens)
+    for batch in found:
+        results = []
+        for some, place in ((pairs[batch], None), (pairs[batch].padded(room.pairs), room)):
+            losses = trainer.losses(some, place)
+            grads = torch.autograd.grad(sum(losses), trainer.parameters)
+            results.append([*losses, *grads])
+        for plain, filled in zip(*results, strict=True):
+            scale = plain.detach().abs().max()
+            assert (plain - filled).abs().max() <= 1e-5 * scale + 1e-7
+
+
+def test_dropout_is_for_training_alone(recipe, tmp_path):
+    trainer = begin(recipe, tmp_path / "run", "train.dropout=0.3", "train.noise=0.0")
+    pairs = batches(trainer)[0]
+    first, second = (trainer.losses(pairs)[0].item() for _ in range(2))
+    assert first != second
+    with trainer._averaged():
+        first, second = (trainer.losses(pairs)[0].item() for _ in range(2))
+    assert first == second
+
+
+def test_an_average_of_the_weights_is_what_is_saved(recipe, tmp_path):
+    trainer = begin(recipe, tmp_path / "run", "train.ema=0.9")
+    for _ in range(30):
+        trainer.train_step()
+    weight = trainer.decoder.decoder.layers[0].ffn.inner_proj.weight
+    mine = [average for p, average in zip(trainer.parameters, trainer.average, strict=True)
+            if p is weight]  # fmt: skip
+    path = trainer.export(tmp_path / "run") / "decoder.safetensors"
+    with safe_open(path, "pt") as file:
+        saved = file.get_tensor("decoder.layers.0.ffn.inner_proj.weight")
+    assert torch.equal(saved, mine[0].half()) and not torch.equal(saved, weight.detach().half())
+
+
+def test_weight_decay_shrinks_matrices_alone(recipe, tmp_path):
+    def norms(decay: float) -> tuple[float, float]:
+        changes = (f"train.weight_decay={decay}", "train.steps=60", "train.decay=0.0")
+        trainer = begin(recipe, tmp_path / f"run{decay}", *changes)
+        for _ in range(60):
+            trainer.train_step()
+        layer = trainer.encoder.encoder.layers[0]
+        return layer.ffn.inner_proj.weight.norm().item(), layer.ffn_layer_norm.weight.norm().item()
+
+    (matrix, norm), (plain_matrix, plain_norm) = norms(2.0), norms(0.0)
+    assert matrix < 0.8 * plain_matrix and norm == pytest.approx(plain_norm, rel=0.1)
 
 
 def test_centring_changes_no_text(recipe, tmp_path):
@@ -130,7 +189,7 @@ def test_centring_changes_no_text(recipe, tmp_path):
     for _ in range(5):
         trainer.train_step()
     encoder, decoder = trainer.encoder, trainer.decoder
-    rows = [trainer.data.example(item).left for item in trainer.data.batches(0, 0, 120, 0.0)[0]]
+    rows = [[4, 5, 6, 3], [5, 7, 8, 9, 3], [6, 11, 3]]
     with torch.no_grad():
         before = decoder.project(decoder(encoder(rows), rows))
         states = encoder.state_dict(), decoder.state_dict()
@@ -144,9 +203,10 @@ def test_centring_changes_no_text(recipe, tmp_path):
 
 @pytest.mark.parametrize("stopped_at", [7, 10])
 def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
-    whole = begin(recipe, tmp_path / "whole")
+    changes = ("train.dropout=0.1", "train.ema=0.9")
+    whole = begin(recipe, tmp_path / "whole", *changes)
     Run(whole, tmp_path / "whole").train()
-    half = begin(recipe, tmp_path / "half")
+    half = begin(recipe, tmp_path / "half", *changes)
     run = Run(half, tmp_path / "half")
     original = half.train_step
 
@@ -159,12 +219,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
     half.train_step = until_then
     with pytest.raises(KeyboardInterrupt):
         run.train()
-    again = begin(recipe, tmp_path / "half")
+    again = begin(recipe, tmp_path / "half", *changes)
     resumed = Run(again, tmp_path / "half")
     resumed.resume()
     assert again.step == 5 * ((stopped_at - 1) // 5)
     assert resumed.train()
     assert torch.equal(weights(whole), weights(again))
+    for average, same in zip(whole.average, again.average, strict=True):
+        assert torch.equal(average, same)
 
 
 def lcm(*arguments: str) -> subprocess.Popen:
@@ -229,14 +291,21 @@ def test_finetuning_starts_from_a_space(recipe, tmp_path):
     assert 0 < np.abs(after - before).max() < 0.5
 
 
-def test_the_sliced_cross_entropy_is_the_plain_one():
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_sliced_cross_entropy_is_the_plain_one(smoothing):
     torch.manual_seed(0)
     hidden, weight = torch.randn(1300, 8), torch.randn(40, 8)
     targets = torch.randint(40, (1300,))
+    targets[::7] = NONE
     grads = []
     for loss_of in (
-        lambda h, w: _TiedCrossEntropy.apply(h, w, targets)[0] / 7,
-        lambda h, w: torch.nn.functional.cross_entropy(h @ w.T, targets, reduction="sum") / 7,
+        lambda h, w: _TiedCrossEntropy.apply(h, w, targets, smoothing)[0] / 7,
+        lambda h, w: (
+            torch.nn.functional.cross_entropy(
+                h @ w.T, targets, ignore_index=NONE, label_smoothing=smoothing, reduction="sum"
+            )
+            / 7
+        ),
     ):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         loss = loss_of(h, w)
@@ -261,20 +330,22 @@ def test_the_learning_rate_warms_up_holds_and_falls_to_zero():
 
 def test_batches_hold_every_line_once_and_depend_on_the_seed(recipe, tmp_path):
     trainer = begin(recipe, tmp_path / "run")
-    data: ParallelText = trainer.data
     for join in (0.0, 0.5):
-        batches = data.batches(0, 0, 60, join)
-        seen = sorted(i // 2 for batch in batches for item in batch for i in item)
-        lines = {sentence: g for g, group in enumerate(data._groups) for sentence in group}
-        groups = sorted(lines[i] for batch in batches for item in batch for i in item)
-        assert groups == sorted(2 * list(range(len(LINES)))) and len(seen) == len(groups)
-        assert batches == data.batches(0, 0, 60, join) != data.batches(0, 1, 60, join)
+        found = torch.cat([pairs.sentences_N4 for pairs in batches(trainer, join=join)])
+        numbers = sorted(found[found != NONE].tolist())
+        assert numbers == list(range(2 * len(LINES)))  # both sides of each pair, once
+        again = torch.cat([pairs.sentences_N4 for pairs in batches(trainer, join=join)])
+        other = torch.cat([pairs.sentences_N4 for pairs in batches(trainer, 1, join=join)])
+        assert torch.equal(found, again)
+        assert found.shape != other.shape or not torch.equal(found, other)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
         ("train.stepz=5", IntegrityError, "steps"),
+        ("train.dropout=1.0", IntegrityError, "dropout"),
+        ('data.train=["a.jsonl=dev"]', IntegrityError, "splits"),
         ("train.steps=many", IntegrityError, "many"),
         ("nonsense", UsageError, "key=value"),
         ("shape.heads=3", IntegrityError, "multiple"),
@@ -290,12 +361,12 @@ def test_bad_recipes(recipe, tmp_path, change, error, words):
     assert words in caught.value.message + caught.value.hint
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"eng_Latn": 5}'])
+@pytest.mark.parametrize("line", ["{", "[1]", '{"eng_Latn": 5}', '{"eng_Latn": []}'])
 def test_bad_lines_are_named(tmp_path, line):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(LINES[0]) + "\n" + line + "\n")
     with pytest.raises(IntegrityError, match=r"bad\.jsonl:2"):
-        list(read_translations([path]))
+        list(read_translations(path))
 
 
 def test_a_run_is_not_overwritten(recipe, tmp_path):
