@@ -54,7 +54,7 @@ def dry_run(recipe: ModelRecipe | SpaceRecipe, device: torch.device) -> dict[str
         with TemporaryDirectory() as folder:
             trainer = space.make_trainer(recipe, Path(folder), device)
             size = sum(p.numel() for p in trainer.parameters)
-            return _report(recipe, (size, size), 0.0) | _measured(trainer, device)
+            return _report(recipe, (size, size), recipe.train.ema) | _measured(trainer, device)
     not_known: list[str] = []
     config = _config(recipe, not_known)
     not_known += _without_data(recipe.data, config)

@@ -290,11 +290,9 @@ class ParallelText:
         device.
         """
         first_R, second_R = sentences_R2.unbind(1)
-        lengths = self._lengths_on_device
-        joined_R = second_R != NONE
+        length_R = self.lengths(sentences_R2)
         # How much of the first is taken: all but its </s>, if another is joined to it.
-        cut_R = (lengths[first_R.clamp(min=0)] - joined_R.long()) * (first_R != NONE)
-        length_R = cut_R + (lengths[second_R.clamp(min=0)] - 1) * joined_R
+        cut_R = self.lengths(sentences_R2[:, :1]) - (second_R != NONE).long()
         if room is None:
             order_R = torch.argsort(length_R, stable=True)
             total, longest = int(length_R.sum()), int(length_R.max())
@@ -319,6 +317,12 @@ class ParallelText:
         )
         ids_T = torch.where(own_T, self._tokens[source_T * own_T].long(), EOS)
         return Packed(ids_T, position_T, owner_T, starts_R1.int(), longest), order_R
+
+    def lengths(self, sentences_R: Tensor) -> Tensor:
+        """Return the tokens of rows of joined sentences (R, 1 or 2); they share [lang] and </s>."""
+        there_R = sentences_R != NONE
+        lengths_R = self._lengths_on_device[sentences_R.clamp(min=0)] * there_R
+        return lengths_R.sum(dim=1) - 2 * (there_R.sum(dim=1) - 1).clamp(min=0)
 
     @staticmethod
     def _spare_ends(ends_R: Tensor, room: Room | None) -> Tensor:

@@ -1,0 +1,123 @@
+"""How fast a space is trained: tokens a second, each of them encoded and decoded.
+
+Networks have the shapes of the bundled space, or SONAR's; their weights are random, and so are the
+words of the sentences, whose lengths are those of everyday text (17 tokens on average). On a GPU
+steps that are captured as a graph are timed in turn with the same steps launched one kernel at a
+time; medians of several rounds. On CPUs there is only the latter.
+
+    python benchmarks/train_space.py [--shape tiny|sonar] [--device cuda] [--batch-tokens 16384]
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from lcm_cli.space import load_space, pick_device
+from lcm_cli.training.captured import WARM_UP
+from lcm_cli.training.parallel_text import ParallelText
+from lcm_cli.training.recipe import SpaceData, SpaceRecipe, SpaceShape, SpaceTraining
+from lcm_cli.training.space import SpaceTrainer, new_networks
+
+SHAPES = {
+    "tiny": SpaceShape(12_000, 384, 6, 1536, 6, 4, 256, tie=False),
+    "sonar": SpaceShape(256_000, 1024, 16, 8192, 24, 24, 512, tie=False),
+}
+IDS = {"tiny": 12_009, "sonar": 256_206}
+CORPUS = Path(__file__).parent.parent / "examples" / "corpus" / "stories.jsonl"
+
+
+def main() -> None:
+    """Measure and print a line for each way to do a step."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-tokens", type=int, help="of one side  [default: 16384, CPU 1024]")
+    parser.add_argument("--steps", type=int, help="a round  [default: 50, CPU 3]")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    on_cpu = device.type == "cpu"
+    tokens = options.batch_tokens or (1024 if on_cpu else 16_384)
+    steps = options.steps or (3 if on_cpu else 50)
+    trainer = make_trainer(options.shape, device, tokens)
+    print(f"{device_name(device)}, torch {torch.__version__}, {options.shape}: {trainer.summary}")
+    rates: dict[str, list[float]] = {}
+    for captured in (True, False):  # what is allocated and compiled once
+        run(trainer, WARM_UP + 2, captured)
+    for _ in range(options.rounds):
+        for captured in (True, False):
+            name, rate = run(trainer, steps, captured)
+            rates.setdefault(name, []).append(rate)
+    for name, found in rates.items():
+        low, middle, high = min(found), statistics.median(found), max(found)
+        step = 2 * tokens / middle * 1e3
+        print(f"{name:9} {middle:9,.0f} tokens/s ({low:,.0f} to {high:,.0f}), {step:.1f} ms a step")
+    if not on_cpu:
+        print(f"peak memory {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB")
+
+
+def make_trainer(shape: str, device: torch.device, batch_tokens: int) -> SpaceTrainer:
+    """Return a trainer of random networks on random sentences, as the bundled recipe trains."""
+    tiny = load_space("tiny")
+    precision = "float32" if device.type == "cpu" else "bfloat16"
+    train = SpaceTraining(
+        steps=1_000_000, batch_tokens=batch_tokens, dropout=0.1, smoothing=0.05, weight_decay=0.1,
+        contrast=0.1, noise=0.3, translate=0.85, precision=precision,
+        optimizer="muon" if shape == "tiny" else "adamw",
+    )  # fmt: skip
+    recipe = SpaceRecipe("space", "bench", SpaceData(("none",)), tiny.languages, train=train,
+                         shape=SHAPES[shape])  # fmt: skip
+    networks = new_networks(recipe.shape, IDS[shape], seed=0)
+    for network in networks:
+        network.to(device)
+    text = ParallelText([(sentences(40_000), 1.0)], tiny.tokenizer, 120, 256, device)
+    return SpaceTrainer(recipe, tiny.files.tokenizer, networks, text)
+
+
+def sentences(lines: int) -> Iterator[dict[str, list[str]]]:
+    """Yield lines of a sentence in English and one in French, both of random words."""
+    rng = random.Random(0)
+    words = CORPUS.read_text(encoding="utf-8").split()
+    for _ in range(lines):
+        size = max(1, round(rng.lognormvariate(2.0, 0.6)))
+        yield {c: [" ".join(rng.choices(words, k=size))] for c in ("eng_Latn", "fra_Latn")}
+
+
+def run(trainer: SpaceTrainer, steps: int, captured: bool) -> tuple[str, float]:
+    """Do some steps; returns how they were done and the tokens a second."""
+    trainer._batch()  # an epoch is prepared before its first step
+    room = trainer._room
+    trainer._room = room if captured else None
+    count = torch.zeros((), dtype=torch.long, device=trainer.device)
+    synchronize(trainer.device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        count += trainer.data.lengths(trainer._batch().sides()).sum()
+        trainer.train_step()
+    synchronize(trainer.device)
+    seconds = time.perf_counter() - started
+    name = "captured" if trainer._room else "plain"
+    trainer._room = room or trainer._room
+    return name, int(count) / seconds
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device is, with the number of threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()
