@@ -48,11 +48,23 @@ class Int8Linear(nn.Module):
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(quantized, bias)
+        self.seven_bits = _overflows()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, in) to (R, out), float32."""
-        y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed)
+        y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.seven_bits)
         return y
+
+
+def _overflows() -> bool:
+    """Tell whether sums of two products of 8 bits may overflow: on x86 without AVX512-VNNI.
+
+    Inputs of 7 bits are safe there.
+    """
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        return False
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)  # not documented
+    return supported is None or not supported()
 
 
 def pack(network: Network, rows: int | None = None) -> Network:
