@@ -144,7 +144,8 @@ def _model(source: str) -> dict[str, Any]:
 
 def _is_weights(path: Path) -> bool:
     """Tell a .safetensors file of weights from one of concepts."""
-    from lcm_cli.documents.tensors import TENSOR, read_header
+    from lcm_cli.documents.tensors import TENSOR
+    from lcm_cli.headers import read_header
 
     with path.open("rb") as file:
         if sniff(file.read(HEAD), str(path), path.suffix) != "safetensors":
@@ -157,7 +158,7 @@ def _weights(path: Path) -> dict[str, Any]:
     """Describe a .safetensors file of any tensors."""
     import numpy as np
 
-    from lcm_cli.documents.tensors import read_header
+    from lcm_cli.headers import read_header
 
     if not path.is_file():
         raise NotFoundError(f"no such file: {path}", "the checkpoint is incomplete: pull it again")

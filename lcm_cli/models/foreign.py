@@ -14,12 +14,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from lcm_cli.convert import read_folder, read_pickle, read_safetensors
+from lcm_cli.convert import read_folder, read_pickle
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.files import not_there
 from lcm_cli.models.checkpoint import CONFIG, build, check_state, write
 from lcm_cli.models.config import AnyConfig, SpaceRef, from_dict, preset, to_dict
 from lcm_cli.models.official import official_config, official_state, sonar_llm
+from lcm_cli.weights import map_file
 
 CARD = "model_card.yaml"  # what the official trainer writes beside its checkpoints
 SONAR = SpaceRef("sonar")  # the space of every foreign model whose concepts are as wide
@@ -109,7 +110,7 @@ def _tensors(source: Path) -> dict[str, Tensor]:
     if source.is_dir():
         state = read_folder(source)
     elif source.suffix == ".safetensors":
-        state = read_safetensors(source)
+        state = map_file(source)
     else:
         state = read_pickle(source)
     for key, value in state.items():

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.hub import FILES
 from lcm_cli.space import DecodeOptions, Space, Text, load_space
+from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.weights import load_weights
 
 SENTENCES = [
     "The cat sleeps.",
@@ -177,7 +181,12 @@ def test_the_fingerprint_is_of_encoder_and_tokenizer(tiny, tmp_path):
     with (copy / "decoder.safetensors").open("ab") as file:
         file.write(b"x")
     assert load_space(str(copy)).fingerprint == tiny.fingerprint
-    with (copy / "encoder.safetensors").open("ab") as file:
+    state = load_file(copy / "encoder.safetensors")
+    save_file(state | {"layer_norm.bias": state["layer_norm.bias"] * 2}, copy / FILES["encoder"])
+    assert load_space(str(copy)).fingerprint != tiny.fingerprint
+    save_file(state, copy / FILES["encoder"])
+    assert load_space(str(copy)).fingerprint == tiny.fingerprint
+    with (copy / "tokenizer.model").open("ab") as file:
         file.write(b"x")
     assert load_space(str(copy)).fingerprint != tiny.fingerprint
 
@@ -248,11 +257,6 @@ def test_options_out_of_range(values):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_float32_weights_stay_memory_mapped(tmp_path):
-    from safetensors.torch import save_file
-
-    from lcm_cli.space.encoder import EncoderConfig, TextEncoder
-    from lcm_cli.space.weights import load_weights
-
     config = EncoderConfig(layers=1, model_dim=256, heads=2, ffn_dim=32, vocabulary=200_000)
     path = tmp_path / "encoder.safetensors"
     save_file(TextEncoder(config).state_dict(), path)
