@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lcm_cli import console
+from lcm_cli.headers import type_name
 
 Rows = Iterator[tuple[str, str]]
 
@@ -66,7 +67,7 @@ def _card(report: dict[str, Any]) -> Rows:
         yield "on this machine", f"no; to get it: lcm pull {report['path']}"
         return
     yield "parameters", _pairs(report["parameters"])
-    yield "numbers", ", ".join(report["dtypes"])
+    yield "numbers", numbers_text(report["dtypes"])
     yield "size", console.size(report["bytes"])
     yield "fingerprint", report["fingerprint"]
     yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
@@ -89,7 +90,7 @@ def _model(report: dict[str, Any]) -> Rows:
     if report["end_text"]:
         yield "end of text", report["end_text"]
     yield "parameters", f"{report['parameters']:,}"
-    yield "numbers", _pairs(report["dtypes"])
+    yield "numbers", numbers_text(report["dtypes"])
     yield "size", console.size(report["bytes"])
     yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
 
@@ -106,6 +107,13 @@ def _weights(report: dict[str, Any]) -> Rows:
 
 def _pairs(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in numbers.items())
+
+
+def numbers_text(counts: Mapping[str, int]) -> str:
+    """Say how many numbers of a checkpoint have which type, the most first."""
+    named = sorted(counts.items(), key=lambda pair: -pair[1])
+    scaled = {"I8": ", one scale a row:"}
+    return "; ".join(f"{type_name(name)}{scaled.get(name, '')} {n:,}" for name, n in named)
 
 
 def _range(numbers: dict[str, float]) -> str:

@@ -1,7 +1,7 @@
-"""lcm checkpoints convert: a concept model of another program, in the layout of lcm."""
+"""lcm checkpoints convert: checkpoints in the layout of lcm, their numbers stored as asked for."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,38 +9,60 @@ from lcm_cli import console
 
 from ._options import Force
 
+if TYPE_CHECKING:
+    from lcm_cli.store import Cost
+
 EPILOG = """\
 lcm checkpoints convert checkpoints/step_250000 -o my-lcm
 
 lcm checkpoints convert model.pt -o my-lcm      # with model_card.yaml or config.json beside it
 
 lcm checkpoints convert sonar-llm-900m/ -o sonar-llm-900m-lcm
+
+lcm checkpoints convert sonar -o sonar-int8 --store int8
 """
 
 
 def main(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="SRC",
-            help="A folder, or a file of weights with its config beside it.",
+            help="A folder, a file of weights with its config beside it, or a name.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the new checkpoint.")
     ],
+    store: Annotated[
+        Literal["float32", "float16", "int8"] | None,
+        typer.Option(help="How to store the numbers.  [default: as they are]", show_default=False),
+    ] = None,
     force: Force = False,
 ) -> None:
-    """Convert a concept model of another program into one of lcm.
+    """Convert a foreign model, or store numbers in another way.
 
     Reads checkpoints of facebookresearch/large_concept_model (model.pt or model.safetensors, with
     model_card.yaml or config.json) and folders of SONAR-LLM (config.json, pytorch_model.bin). Only
-    tensors are read; no code in them is run. Prints the new folder.
+    tensors are read; no code in them is run. With --store also any space or model of lcm: int8 has
+    one scale for each row of a matrix, and takes half the bytes of float16. Prints the new folder.
     """
-    from lcm_cli.models.foreign import convert_model
+    from lcm_cli.store import convert
 
-    config = convert_model(source, output, force=force)
-    space = config.space.name or "not known: concepts go in, and concepts come out"
-    console.info(f"{config.architecture}, concepts of width {config.concept_dim}, space: {space}")
+    done = convert(source, output, store, force=force)
+    space = done.space or "not known: concepts go in, and concepts come out"
+    console.info(f"{done.what}, concepts of width {done.dim}, space: {space}")
+    if done.cost:
+        console.info(_told(done.cost))
+        if done.what == "space" and done.cost.error:
+            console.info("concepts of the space before are not of this one: embed again")
     console.out(str(output))
+
+
+def _told(cost: "Cost") -> str:
+    sizes = f"{console.size(cost.before)} of weights before, {console.size(cost.after)} now"
+    if not cost.error:
+        return f"{sizes}; no number has changed"
+    concepts = "" if cost.cosine is None else f", concepts at a cosine of {cost.cosine:.5f}"
+    return f"{sizes}; they are off by {cost.error:.2%}{concepts}"

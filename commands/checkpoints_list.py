@@ -27,7 +27,7 @@ def main(
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the checkpoints: kind, size, when last used, licence."""
+    """List the checkpoints: kind, size, numbers, when last used, licence."""
     from lcm_cli.inventory import checkpoints
 
     found = [one for one in checkpoints() if one.path or not here]
@@ -36,13 +36,16 @@ def main(
         for one in found:
             console.emit(facts(one) | ({"update": news[one.name]} if updates else {}))
         return
-    columns = ["name", "kind", "here", "size", "last used", "licence"] + ["update"] * updates
+    columns = ["name", "kind", "here", "size", "numbers", "last used", "licence"]
+    columns += ["update"] * updates
     rows = [_row(one) + ([news[one.name]] if updates else []) for one in found]
     console.table("", columns, rows)
 
 
 def facts(one: "Checkpoint") -> dict[str, Any]:
     """Return what JSON has of a checkpoint."""
+    from lcm_cli.inventory import numbers
+
     return {
         "name": one.name,
         "kind": one.kind,
@@ -50,6 +53,7 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
         "where": one.where,
         "path": str(one.path) if one.path else None,
         "bytes": one.bytes,
+        "numbers": numbers(one),
         "last_used": one.used or None,
         "licence": one.licence,
         "source": one.source or None,
@@ -58,9 +62,12 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
 
 
 def _row(one: "Checkpoint") -> list[str]:
+    from lcm_cli.headers import main_type
+    from lcm_cli.inventory import numbers
+
     here = {"absent": "no", "hub": "pulled"}.get(one.where, one.where)
     size = console.size(one.bytes) if one.path else ""
-    return [one.name, one.kind, here, size, one.used, one.licence]
+    return [one.name, one.kind, here, size, main_type(numbers(one)), one.used, one.licence]
 
 
 def _update(one: "Checkpoint") -> str:

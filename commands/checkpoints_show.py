@@ -8,6 +8,7 @@ import typer
 from lcm_cli import console
 
 from ._options import Json
+from ._reports import numbers_text
 from .checkpoints_list import facts
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def main(
 
 
 def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
-    card = found.card
+    from lcm_cli.inventory import numbers
+
+    card, counts = found.card, numbers(found)
     note = f" ({card.licence_note})" if card and card.licence_note else ""
     lines = [
         ("name", found.name),
@@ -52,6 +55,8 @@ def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
         ("revision", found.revision),
         ("here", str(found.path) if found.path else f"no; to get it: lcm pull {found.name}"),
         ("size", f"{console.size(found.bytes)} ({found.bytes} bytes)" if found.path else ""),
+        ("parameters", f"{sum(counts.values()):,}" if counts else ""),
+        ("numbers", numbers_text(counts)),
         ("last used", found.used),
     ]
     return lines + (_of_card(vars(card)) if card else [])

@@ -29,21 +29,24 @@ def main(
 ) -> None:
     """Compare the files of checkpoints with the sha256 in their card or the record of their pull.
 
-    Exit code 5 if one differs or is missing.
+    Of weights it tells how they are stored. Exit code 5 if one file differs or is missing.
     """
-    from lcm_cli.inventory import checkpoints, find_any, verify
+    from lcm_cli.headers import main_type
+    from lcm_cli.inventory import checkpoints, find_any, numbers, verify
 
     known, wrong = 0, []
     for one in [find_any(name)] if name else [one for one in checkpoints() if one.path]:
+        stored = main_type(numbers(one))
         for check in verify(one):
+            kept = stored if check.file.suffix == ".safetensors" else ""
             known += check.status != "no record"
             if check.status in ("differs", "missing"):
                 wrong.append((one, check.file))
             if json:
                 found = {"name": one.name, "file": str(check.file), "status": check.status}
-                console.emit(found)
+                console.emit(found | {"numbers": kept or None})
             else:
-                console.out(f"{check.status:9}  {one.name}  {check.file}")
+                console.out(f"{check.status:9}  {one.name}  {check.file}  {kept}".rstrip())
     if name and not known:
         console.warn(f"no sha256 is on record here; what is in the files: lcm inspect {name}")
     if wrong:

@@ -13,7 +13,6 @@ decide (`_rows`).
 Weights are memory-mapped and written piece by piece; a pickle is read as tensors only or refused.
 """
 
-import hashlib
 import json
 import re
 import zipfile
@@ -48,8 +47,7 @@ _RENAMED = (
 # Neither weights nor needed: fairseq's version stamp, position tables that are computed.
 _NOT_WEIGHTS = re.compile(r"(^|\.)(version|embed_positions\.\w+|final_logits_bias)$")
 
-_DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
-_BLOCK = 1 << 24
+_FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16")
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,8 @@ def convert_half(
     codes in the order their ids shall have. Returns the sha256 of the new file. Raises
     IntegrityError, naming file and tensor, for anything but exactly the right tensors.
     """
+    from lcm_cli.weights import write_safetensors
+
     weights = _read(role, source)
     _check(role, source, weights.tensors, tensor_shapes(role, shapes))
     pieces = {name: [tensor] for name, tensor in weights.tensors.items()}
@@ -98,28 +98,6 @@ def tensor_shapes(role: str, config: Mapping[str, int]) -> dict[str, tuple[int, 
     for index in range(config["layers"]):
         shapes |= {f"{role}.layers.{index}.{name}": shape for name, shape in layer.items()}
     return shapes | _norm("decoder.layer_norm" if role == "decoder" else "layer_norm", dim)
-
-
-def write_safetensors(path: Path, pieces: Mapping[str, Sequence["Tensor"]]) -> str:
-    """Write tensors, each the concatenation of its pieces along the first axis; returns the sha256.
-
-    The library's own writer wants every tensor in memory at once; this one maps 16 MiB at a time.
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    for name, parts in pieces.items():
-        start, end = end, end + sum(part.nbytes for part in parts)
-        shape = [sum(len(part) for part in parts), *parts[0].shape[1:]]
-        dtype = _DTYPES[str(parts[0].dtype)]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts aligned, which a memory map needs
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for block in _blocks([len(text).to_bytes(8, "little"), text], pieces.values()):
-            digest.update(block)
-            file.write(block)
-    return digest.hexdigest()
 
 
 def check_tokenizer(path: Path, vocabulary: int, languages: int) -> None:
@@ -262,7 +240,7 @@ def _check(
         complain("it has a foreign", foreign)
     for name, shape in shapes.items():
         tensor = tensors[name]
-        if not isinstance(tensor, torch.Tensor) or str(tensor.dtype) not in _DTYPES:
+        if not isinstance(tensor, torch.Tensor) or str(tensor.dtype) not in _FLOATS:
             complain(
                 f"{getattr(tensor, 'dtype', type(tensor).__name__)} instead of floats in", [name]
             )
@@ -312,9 +290,11 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
     Raises IntegrityError for a file that is damaged, holds more than tensors, or lies elsewhere.
     """
+    from lcm_cli.weights import map_file
+
     state: dict[str, Any] = {}
     for path in _weight_files(folder):
-        state |= read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+        state |= map_file(path) if path.suffix == ".safetensors" else read_pickle(path)
     return state
 
 
@@ -325,17 +305,6 @@ def _weight_files(folder: Path) -> list[Path]:
     raise IntegrityError(
         f"{folder} has neither model.safetensors nor pytorch_model.bin nor model.pt"
     )
-
-
-def read_safetensors(path: Path) -> dict[str, Any]:
-    """Map all tensors of a safetensors file; raises IntegrityError if it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def _check_port(folder: Path) -> None:
@@ -357,16 +326,3 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise IntegrityError(f"{path} is not valid JSON: {error}") from error
     return content if isinstance(content, dict) else {}
-
-
-def _blocks(
-    head: Iterable[bytes], tensors: Iterable[Sequence["Tensor"]]
-) -> Iterator[bytes | memoryview]:
-    import torch
-
-    yield from head
-    for parts in tensors:
-        for part in parts:
-            flat = part.contiguous().view(-1).view(torch.uint8)
-            for start in range(0, len(flat), _BLOCK):
-                yield flat[start : start + _BLOCK].numpy().data

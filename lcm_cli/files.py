@@ -5,8 +5,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
@@ -36,6 +36,31 @@ def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
         raise disk_error(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(
+    folder: Path, names: Sequence[str], *, force: bool = False
+) -> Iterator[dict[str, Path]]:
+    """Yield a temporary path for each of `names`; on success all are renamed, the last name last.
+
+    So a file that means that the others are whole comes last. The folder is made if need be, and
+    goes again on an error. Raises as `make_folder` and `atomic_path` do.
+    """
+    made = not folder.exists()
+    make_folder(folder)
+    try:
+        with ExitStack() as stack:
+            # A stack unwinds from its end: the first to enter is the last to be renamed.
+            yield {
+                name: stack.enter_context(atomic_path(folder / name, force=force))
+                for name in reversed(names)
+            }
+    except BaseException:
+        if made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+        raise
 
 
 def make_folder(path: Path) -> None:

@@ -1,6 +1,5 @@
 """What `lcm inspect` tells: of documents and concepts, spaces, cards, and weights in general."""
 
-import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from lcm_cli import documents
 from lcm_cli.documents.kinds import HEAD, sniff
 from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.headers import count_numbers, read_entries, read_header
 from lcm_cli.repository import read_json, weight_parts
 from lcm_cli.schema import nearest
 
@@ -93,6 +93,7 @@ def _space(source: str) -> dict[str, Any]:
     files = locate_space(source)
     parts = {"encoder": files.encoder, "decoder": files.decoder}
     weights = {name: _weights(path) for name, path in parts.items()}
+    dtypes = sum((Counter(found["dtypes"]) for found in weights.values()), Counter[str]())
     return {
         "path": source,
         "kind": "space",
@@ -103,7 +104,7 @@ def _space(source: str) -> dict[str, Any]:
         "languages": list(files.config["languages"]),
         "bytes": sum(path.stat().st_size for path in (*parts.values(), files.tokenizer)),
         "parameters": {name: found["parameters"] for name, found in weights.items()},
-        "dtypes": sorted({dtype for found in weights.values() for dtype in found["dtypes"]}),
+        "dtypes": dict(dtypes),
         "non_finite": {k: n for found in weights.values() for k, n in found["non_finite"].items()},
         **{name: files.config[name] for name in parts},
     }
@@ -116,7 +117,7 @@ def _model(source: str) -> dict[str, Any]:
 
     files = locate_model(source)
     config = read_config(files.config)
-    parts = [_weights(part) for part in weight_parts(files.weights)]
+    weights = _weights(*weight_parts(files.weights))
     about: dict[str, Any] = {"max_length": None, "normalizer": None, "prompts": {}, "end_text": ""}
     if not isinstance(config, QuantizerConfig):
         about = {
@@ -135,16 +136,13 @@ def _model(source: str) -> dict[str, Any]:
         "fingerprint": config.space.fingerprint or None,
         "dim": config.concept_dim,
         **about,
-        "parameters": sum(part["parameters"] for part in parts),
-        "dtypes": dict(sum((Counter(part["dtypes"]) for part in parts), Counter[str]())),
-        "bytes": sum(part["bytes"] for part in parts),
-        "non_finite": {k: n for part in parts for k, n in part["non_finite"].items()},
+        **{key: weights[key] for key in ("parameters", "dtypes", "bytes", "non_finite")},
     }
 
 
 def _is_weights(path: Path) -> bool:
     """Tell a .safetensors file of weights from one of concepts."""
-    from lcm_cli.documents.tensors import TENSOR, read_header
+    from lcm_cli.documents.tensors import TENSOR
 
     with path.open("rb") as file:
         if sniff(file.read(HEAD), str(path), path.suffix) != "safetensors":
@@ -153,42 +151,51 @@ def _is_weights(path: Path) -> bool:
         return TENSOR not in read_header(file, str(path))[1]
 
 
-def _weights(path: Path) -> dict[str, Any]:
-    """Describe a .safetensors file of any tensors."""
-    import numpy as np
-
-    from lcm_cli.documents.tensors import read_header
-
-    if not path.is_file():
-        raise NotFoundError(f"no such file: {path}", "the checkpoint is incomplete: pull it again")
-    with path.open("rb") as file:
-        header, entries = read_header(file, str(path))
-    metadata = entries.pop("__metadata__", {})
-    ends = [len(header), *(len(header) + entry["data_offsets"][1] for entry in entries.values())]
-    size = path.stat().st_size
-    if size != max(ends):
-        raise IntegrityError(
-            f"{path} is damaged or cut off: it has {size} bytes and should have {max(ends)}",
-            "copy or make the file again",
-        )
-    data = np.memmap(path, np.uint8, "r", len(header)) if size > len(header) else np.empty(0)
-    broken = {name: _non_finite(data, entry) for name, entry in entries.items()}
-    counts = {name: math.prod(entry["shape"]) for name, entry in entries.items()}
-    dtypes: Counter[str] = Counter()
-    for name, entry in entries.items():
-        dtypes[entry["dtype"]] += counts[name]
+def _weights(*paths: Path) -> dict[str, Any]:
+    """Describe the tensors of .safetensors files, any that belong together."""
+    metadata: dict[str, str] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    broken: dict[str, int] = {}
+    for path in paths:
+        if not path.is_file():
+            hint = "the checkpoint is incomplete: pull it again"
+            raise NotFoundError(f"no such file: {path}", hint)
+        start, about, part = read_entries(path)
+        broken |= _broken(path, start, part)
+        metadata |= about
+        entries |= part
+    counts = count_numbers(entries)
     return {
-        "path": str(path),
+        "path": str(paths[0]),
         "kind": "checkpoint",
         "format": "safetensors",
-        "bytes": size,
+        "bytes": sum(path.stat().st_size for path in paths),
         "tensors": {name: entry["shape"] for name, entry in entries.items()},
         "parameters": sum(counts.values()),
-        "dtypes": dict(dtypes),
+        "dtypes": counts,
         "metadata": metadata,
         "licence": metadata.get("licence") or metadata.get("license"),
-        "non_finite": {name: count for name, count in broken.items() if count},
+        "non_finite": broken,
     }
+
+
+def _broken(path: Path, start: int, entries: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Return how many numbers of each tensor are NaN or infinite, where any are.
+
+    `start`: where the data begin. Raises IntegrityError if they are not as long as they should be.
+    """
+    import numpy as np
+
+    whole = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    size = path.stat().st_size
+    if size != whole:
+        raise IntegrityError(
+            f"{path} is damaged or cut off: it has {size} bytes and should have {whole}",
+            "copy or make the file again",
+        )
+    data = np.memmap(path, np.uint8, "r", start) if size > start else np.empty(0)
+    counts = {name: _non_finite(data, entry) for name, entry in entries.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _non_finite(data: Any, entry: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ from lcm_cli import hub, pins
 from lcm_cli.download import Notice, ignore, locked, remote_size
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
 from lcm_cli.files import sha256
+from lcm_cli.headers import count_numbers, read_entries
 from lcm_cli.paths import cache_dir
 from lcm_cli.plan import ORIGIN, origin
 from lcm_cli.repository import OURS, Layout, layout_of, licence_in, needed, read_json
@@ -96,6 +97,19 @@ def verify(checkpoint: Checkpoint) -> Iterator[Check]:
             yield Check(path, "no record")
         else:
             yield Check(path, "ok" if sha256(path) == recorded[name] else "differs")
+
+
+def numbers(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return how many numbers of each type its weights have, by safetensors' names.
+
+    Only headers are read. What is not here, or cannot be read, has none: verify says what is wrong.
+    """
+    entries: dict[str, Any] = {}
+    for path in checkpoint.files.values():
+        if path.suffix == ".safetensors":
+            with suppress(LcmError, OSError):
+                entries |= read_entries(path)[2]  # the halves of a space share no names
+    return count_numbers(entries)
 
 
 def remove(checkpoint: Checkpoint, notice: Notice = ignore) -> int:

@@ -50,9 +50,9 @@ def check_model(folder: Path) -> None:
     Only the headers of the files are read.
     """
     from lcm_cli.hub import locate_model
-    from lcm_cli.models.checkpoint import load
+    from lcm_cli.models.checkpoint import open_model
 
-    load(locate_model(str(folder)))
+    open_model(locate_model(str(folder)))
 
 
 def _fetched(plan: Plan, part: Part, notice: Notice) -> Path:

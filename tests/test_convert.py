@@ -14,7 +14,6 @@ from lcm_cli.convert import (
     check_tokenizer,
     convert_half,
     tensor_shapes,
-    write_safetensors,
 )
 from lcm_cli.errors import IntegrityError
 from lcm_cli.files import sha256
@@ -306,16 +305,8 @@ def test_damaged_safetensors(official, tmp_path):
     whole = (source / "model.safetensors").read_bytes()
     for broken in (whole[:-1], whole[:100], b"", struct.pack("<Q", 1 << 60) + whole[8:]):
         (source / "model.safetensors").write_bytes(broken)
-        with pytest.raises(IntegrityError, match="not a whole safetensors file"):
+        with pytest.raises(IntegrityError, match=r"model\.safetensors is damaged"):
             convert(official, "encoder", source, tmp_path)
-
-
-def test_written_file_is_aligned_and_whole(tmp_path):
-    tensors = {"a": torch.arange(3.0), "bb": torch.randn(5, 7).T, "c": torch.empty(0, 4)}
-    path = tmp_path / "t.safetensors"
-    assert write_safetensors(path, {k: [v] for k, v in tensors.items()}) == sha256(path)
-    assert_same(load_file(path), tensors)
-    assert struct.unpack("<Q", path.read_bytes()[:8])[0] % 8 == 0
 
 
 def test_tokenizer_of_another_size(official):

@@ -8,11 +8,13 @@ import yaml
 from hub_server import Fault
 from safetensors.torch import load_file
 
-from lcm_cli import hub, plan, pull, push
+from lcm_cli import hub, inspection, inventory, plan, pull, push
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.models.checkpoint import build, load_model, save
 from lcm_cli.models.config import SpaceRef, preset
 from lcm_cli.repository import card_metadata
+from lcm_cli.space import load_space
+from lcm_cli.store import convert
 
 
 @pytest.fixture
@@ -56,6 +58,36 @@ def test_pushed_and_pulled_gives_identical_numbers(account, model):
     assert torch.equal(here(x_BSD), back(x_BSD))
     assert here.config == back.config
     assert plan.make_plan("org/model").licence == "cc-by-4.0"
+
+
+@pytest.mark.parametrize("shard", [push.SHARD, 20_000])
+def test_int8_pushed_and_pulled_gives_identical_numbers(account, model, tmp_path, shard):
+    """Also where a matrix and its scales come to lie in different files."""
+    convert(str(model), tmp_path / "int8", "int8")
+    push.push(str(tmp_path / "int8"), "org/model", licence="CC-BY-4.0", shard=shard)
+    folder = pulled("org/model")
+    places = {}
+    for path in folder.glob("*.safetensors"):
+        places |= dict.fromkeys(load_file(path), path.name)
+    apart = [n for n in places if n.endswith(".weight.scale") and places[n] != places[n[:-6]]]
+    assert bool(apart) == (shard != push.SHARD)
+    here, back = load_model(tmp_path / "int8").state_dict(), load_model(folder).state_dict()
+    assert here.keys() == back.keys()
+    assert all(torch.equal(tensor, back[name]) for name, tensor in here.items())
+    assert inspection.inspect(str(folder))["parameters"] == sum(t.numel() for t in here.values())
+
+
+def test_int8_space_pushed_and_pulled_gives_identical_concepts(account, random_space, tmp_path):
+    convert(str(random_space), tmp_path / "int8", "int8")
+    push.push(str(tmp_path / "int8"), "org/space")
+    folder = pulled("org/space")
+    here, back = (load_space(str(path), device="cpu") for path in (tmp_path / "int8", folder))
+    assert here.fingerprint == back.fingerprint != load_space(str(random_space)).fingerprint
+    found = [space.encode(["A red boat."], "eng_Latn").concepts for space in (here, back)]
+    assert (found[0] == found[1]).all()
+    assert back.decode(found[0], ["fra_Latn"]) == here.decode(found[0], ["fra_Latn"])
+    (folder / "encoder.safetensors").resolve().write_bytes(b"")
+    assert {c.status for c in inventory.verify(inventory.find("org/space"))} == {"ok", "differs"}
 
 
 def test_card(account, model):

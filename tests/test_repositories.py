@@ -134,7 +134,8 @@ def test_licence_that_is_not_known_must_be_accepted(hub_server, model_files):
 
 
 def test_sharded_weights(hub_server, model_files, tmp_path):
-    from lcm_cli.models.checkpoint import read_all_weights
+    from lcm_cli.repository import weight_parts
+    from lcm_cli.weights import read_weights
 
     (tmp_path / "m").write_bytes(model_files["model.safetensors"])
     state = load_file(tmp_path / "m")
@@ -148,7 +149,7 @@ def test_sharded_weights(hub_server, model_files, tmp_path):
     index = {"metadata": {}, "weight_map": where}
     files["model.safetensors.index.json"] = json.dumps(index).encode()
     hub_server.publish("org/model", files)
-    loaded = read_all_weights(run("org/model") / "model.safetensors")
+    loaded = read_weights(*weight_parts(run("org/model") / "model.safetensors"))
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 

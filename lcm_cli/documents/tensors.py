@@ -15,29 +15,12 @@ from lcm_cli.documents.document import Document, check_alignment, filled, plans_
 from lcm_cli.documents.sources import Source
 from lcm_cli.documents.tables import space_info
 from lcm_cli.errors import IntegrityError
+from lcm_cli.headers import damaged, read_header
 
 TENSOR = "concepts"
 TARGET = "target_concepts"
 PLANS = "plan_concepts"
-HEADER_LIMIT = 100 << 20  # bytes; the safetensors library has the same
 _DTYPES = ("F16", "F32")
-
-
-def read_header(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Any]]:
-    """Return the bytes of a safetensors header and what it says: a dict of name to entry.
-
-    Raises IntegrityError if it is cut off or no JSON.
-    """
-    length = file.read(8)
-    size = int.from_bytes(length, "little")
-    header = file.read(size) if size <= HEADER_LIMIT else b""
-    try:
-        entries = json.loads(header)
-    except ValueError as error:
-        raise _damaged(name, "its header is not whole") from error
-    if len(length) < 8 or not isinstance(entries, dict):
-        raise _damaged(name, "its header is not an object")
-    return length + header, entries
 
 
 def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document]:
@@ -102,7 +85,7 @@ def _load(data: bytes, name: str) -> dict[str, Any]:
     try:
         return load(data)
     except (SafetensorError, ValueError) as error:
-        raise _damaged(name, str(error)) from error
+        raise damaged(name, str(error)) from error
 
 
 def _list(metadata: dict[str, str], key: str, kind: type, name: str) -> list[Any]:
@@ -113,7 +96,3 @@ def _list(metadata: dict[str, str], key: str, kind: type, name: str) -> list[Any
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise IntegrityError(f"{name}: {key} in its metadata is not a list of {kind.__name__}")
     return values
-
-
-def _damaged(name: str, reason: str) -> IntegrityError:
-    return IntegrityError(f"{name} is damaged or cut off: {reason}", "copy or make the file again")

@@ -1,7 +1,7 @@
 """Checkpoints: a folder with config.json and model.safetensors, the normalizer among the weights.
 
-Weights are memory-mapped and take the place of the model's own without a copy. Nothing is ever
-unpickled here.
+Weights are memory-mapped and take the place of the model's own, without a copy where they have the
+type that is wanted. Nothing is ever unpickled here.
 """
 
 import json
@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from lcm_cli.convert import write_safetensors
-from lcm_cli.errors import IntegrityError, NotFoundError
-from lcm_cli.files import atomic_path, make_folder
+from lcm_cli.errors import IntegrityError
+from lcm_cli.files import atomic_files
 from lcm_cli.hub import MODEL_FILES, ModelFiles, locate_model
 from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, to_dict
@@ -29,6 +26,7 @@ from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
 from lcm_cli.repository import weight_parts
 from lcm_cli.space import pick_device
+from lcm_cli.weights import Store, Weight, pieces, read_weights, write_safetensors
 
 CONFIG, WEIGHTS = MODEL_FILES["config"], MODEL_FILES["model"]
 KINDS: dict[str, type[nn.Module]] = {
@@ -39,7 +37,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "sonar_llm": SonarLLM,
     "quantizer": ResidualQuantizer,
 }
-# Numbers that are not rounded when a model runs in half precision.
+# Numbers that are not rounded when a model runs in half precision, or is stored as int8.
 FULL_PRECISION = ("normalizer.", "quantizer.", "codebooks")
 LISTED = 8  # tensors named in a message
 
@@ -55,21 +53,17 @@ def load_model(
     """Load a concept model by card name, folder or ORG/REPO, ready to generate.
 
     `dtype` is a torch name such as "bfloat16"; "auto" is float32 on the CPU and elsewhere what the
-    file has. `packed` lays float32 weights out for generating on a CPU: up to twice as fast, but
-    such a model can neither be trained nor saved. Raises NotFoundError if it is not on this
-    machine, UsageError for an unknown device, IntegrityError if a file is damaged or does not fit
-    the config.
+    file has, or float16 where that is int8. `packed` lays float32 weights out for generating on a
+    CPU: up to twice as fast, but such a model can neither be trained nor saved. Raises
+    NotFoundError if it is not on this machine, UsageError for an unknown device, IntegrityError if
+    a file is damaged or does not fit the config.
     """
     chosen = pick_device(device)
-    model = load(locate_model(str(source)))
-    if not isinstance(model, ConceptModel):
-        raise IntegrityError(f"{source} is a {model.config.architecture}, not a concept model")  # type: ignore[union-attr]
     if dtype == "auto" and chosen.type == "cpu":
         dtype = "float32"
-    if dtype != "auto":
-        for name, parameter in model.named_parameters():
-            if not name.startswith(FULL_PRECISION):
-                parameter.data = parameter.data.to(getattr(torch, dtype))
+    model = load(locate_model(str(source)), None if dtype == "auto" else getattr(torch, dtype))
+    if not isinstance(model, ConceptModel):
+        raise IntegrityError(f"{source} is a {model.config.architecture}, not a concept model")  # type: ignore[union-attr]
     model = model.to(chosen).eval()
     return prepare(model) if packed else model
 
@@ -83,42 +77,31 @@ def load_quantizer(source: Path | str) -> ResidualQuantizer:
     return quantizer
 
 
-def load(files: ModelFiles) -> nn.Module:
-    """Load whatever a checkpoint holds, with numbers as they stand in its file."""
-    config = read_config(files.config)
-    with torch.device("meta"):
-        model = build(config)
-    state = read_all_weights(files.weights)
-    check_state(model, state, str(files.weights))
-    full = {
-        key: tensor.float() if key.startswith(FULL_PRECISION) else tensor
-        for key, tensor in state.items()
-    }
-    model.load_state_dict(full, assign=True)
+def load(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module:
+    """Load whatever a checkpoint holds, its numbers in `dtype`, or as they stand in its file."""
+    model, weights = open_model(files)
+    state = {}
+    for key, weight in weights.items():
+        wanted = torch.float32 if key.startswith(FULL_PRECISION) else dtype or weight.dtype
+        state[key] = weight.to("cpu", wanted)
+    model.load_state_dict(state, assign=True)
     return model
 
 
-def read_all_weights(file: Path) -> dict[str, Tensor]:
-    """Map the weights of a checkpoint, in one file or in the several that an index names."""
-    state: dict[str, Tensor] = {}
-    for part in weight_parts(file):
-        state |= read_weights(part)
-    return state
+def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
+    """Return a model without content, and the weights that fit it, not yet read.
+
+    They are in one file, or in the several that an index names. Raises as `load_model` does.
+    """
+    config = read_config(files.config)
+    with torch.device("meta"):
+        model = build(config)
+    weights = read_weights(*weight_parts(files.weights))
+    check_state(model, weights, str(files.weights))
+    return model, weights
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """Map a safetensors file into memory; raises NotFoundError, or IntegrityError if damaged."""
-    if not file.is_file():
-        raise NotFoundError(f"no such file: {file}", "the checkpoint is incomplete: pull it again")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(
-            f"{file} is damaged: {error}", "it may be cut short: pull or copy it again"
-        ) from error
-
-
-def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def check_state(model: nn.Module, state: Mapping[str, Weight], source: str) -> None:
     """Raise IntegrityError, naming tensors, unless `state` is exactly what `model` needs."""
     wanted = model.state_dict()
     problems = [
@@ -163,21 +146,25 @@ def save(model: nn.Module, folder: Path, *, force: bool = False) -> None:
 
 def write(
     config: AnyConfig | QuantizerConfig,
-    state: Mapping[str, Tensor],
+    weights: Mapping[str, Weight],
     folder: Path,
     *,
+    store: Store | None = None,
     force: bool = False,
 ) -> None:
-    """Write a checkpoint folder, made if needed; the config comes last, so that it means complete.
+    """Write a checkpoint folder, made if needed, its weights as they are or stored as `store`.
 
-    Raises UsageError if there is one already and `force` is false, or `folder` is no folder.
+    Raises UsageError if there is one already and `force` is false, or `folder` is no folder,
+    IntegrityError for numbers that cannot be stored so.
     """
-    make_folder(folder)
-    with atomic_path(folder / WEIGHTS, force=force) as temporary:
-        write_safetensors(temporary, {name: [tensor] for name, tensor in state.items()})
-    text = json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
-    with atomic_path(folder / CONFIG, force=force) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic_files(folder, (WEIGHTS, CONFIG), force=force) as places:
+        write_safetensors(places[WEIGHTS], pieces(weights, store, FULL_PRECISION))
+        places[CONFIG].write_text(config_text(config), encoding="utf-8")
+
+
+def config_text(config: AnyConfig | QuantizerConfig) -> str:
+    """Return the content of a config.json."""
+    return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
 
 
 def check_space(config: AnyConfig | QuantizerConfig, space: SpaceRef, dim: int) -> None:

@@ -14,12 +14,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from lcm_cli.convert import read_folder, read_pickle, read_safetensors
+from lcm_cli.convert import read_folder, read_pickle
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.files import not_there
-from lcm_cli.models.checkpoint import CONFIG, build, check_state, write
+from lcm_cli.models.checkpoint import CONFIG, build, check_state
 from lcm_cli.models.config import AnyConfig, SpaceRef, from_dict, preset, to_dict
 from lcm_cli.models.official import official_config, official_state, sonar_llm
+from lcm_cli.weights import map_file
 
 CARD = "model_card.yaml"  # what the official trainer writes beside its checkpoints
 SONAR = SpaceRef("sonar")  # the space of every foreign model whose concepts are as wide
@@ -32,25 +33,13 @@ _ARCHITECTURES = {
 }
 
 
-def convert_model(source: Path, folder: Path, *, force: bool = False) -> AnyConfig:
-    """Write the foreign model at `source` to `folder` in our layout; returns its config.
+def read_model(source: Path) -> tuple[AnyConfig, dict[str, Tensor]]:
+    """Return the config and the tensors of a foreign model, under our names.
 
     `source` is a folder, or a file of weights (.pt, .bin or .safetensors) with its config beside it
-    (the same name ending in .json or .yaml, config.json, or model_card.yaml). Nothing is written
-    unless every tensor fits. Raises NotFoundError if it is not there, IntegrityError if it is no
-    such model, is damaged, or would run code, UsageError if `folder` is taken.
-    """
-    config, state = read_model(source)
-    if (folder / CONFIG).exists() and not force:
-        raise UsageError(f"{folder} holds a model already", "choose another folder, or add --force")
-    write(config, state, folder, force=force)
-    return config
-
-
-def read_model(source: Path) -> tuple[AnyConfig, dict[str, Tensor]]:
-    """Return the config and the tensors of a foreign model, under our names. See `convert_model`.
-
-    The tensors stay mapped to the file.
+    (the same name ending in .json or .yaml, config.json, or model_card.yaml). The tensors stay
+    mapped to the file. Raises NotFoundError if it is not there, IntegrityError if it is no such
+    model, is damaged, does not fit its config, or would run code.
     """
     if not source.exists():
         raise not_there(source, "file or folder")
@@ -97,7 +86,8 @@ def _settings(place: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise IntegrityError(f"{place} does not describe a concept model")
     if data.get("kind") in ("model", "space"):
-        raise UsageError(f"{place.parent} is a {data['kind']} in the layout of lcm already")
+        message = f"{place.parent} is a {data['kind']} in the layout of lcm already"
+        raise UsageError(message, "to store its numbers in another way: its folder and --store")
     if isinstance(data.get("config"), dict):
         return dict(data["config"])
     if isinstance(data.get("model_config"), dict):
@@ -109,7 +99,7 @@ def _tensors(source: Path) -> dict[str, Tensor]:
     if source.is_dir():
         state = read_folder(source)
     elif source.suffix == ".safetensors":
-        state = read_safetensors(source)
+        state = map_file(source)
     else:
         state = read_pickle(source)
     for key, value in state.items():

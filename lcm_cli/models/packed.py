@@ -96,7 +96,9 @@ def prepare(model: Model) -> Model:
     """
     if not can_pack(model):
         return model
-    for layer in list(model.modules()):
+    layers = list(model.modules())
+    while layers:  # emptied from its end, so that it does not hold what was replaced
+        layer = layers.pop()
         if isinstance(layer, DenoiserLayer):
             layer.self_attn = Alone(layer.self_attn)  # type: ignore[assignment]
         elif isinstance(layer, Block) and isinstance(layer.self_attn.q_layer_norm, nn.Identity):

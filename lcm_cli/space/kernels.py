@@ -9,9 +9,8 @@ weights at every call.
 import ctypes
 import sys
 import warnings
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from lcm_cli.errors import UsageError
 from lcm_cli.space.decoder import TextDecoder
 
 Network = TypeVar("Network", bound=nn.Module)
-MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
+MakeLinear = Callable[[str, Tensor, Tensor | None], nn.Module]  # name and content of its weight
 
 
 class PackedLinear(nn.Module):
@@ -38,21 +37,37 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear map with int8 weights (one scale a row); inputs are quantised as they come."""
+    """A linear map with int8 weights (one scale a row); inputs are quantised as they come.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    A weight that was rounded before loses nothing more if its `scales` (R,) are given.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> None:
         super().__init__()
-        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        if scales is None:
+            scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         zeros = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings():  # from torch 2.13 on it is said to go some day
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(quantized, bias)
+        self.seven_bits = _overflows()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, in) to (R, out), float32."""
-        y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed)
+        y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.seven_bits)
         return y
+
+
+def _overflows() -> bool:
+    """Tell whether sums of two products of 8 bits may overflow: on x86 without AVX512-VNNI.
+
+    Inputs of 7 bits are safe there.
+    """
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        return False
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)  # not documented
+    return supported is None or not supported()
 
 
 def pack(network: Network, rows: int | None = None) -> Network:
@@ -60,17 +75,20 @@ def pack(network: Network, rows: int | None = None) -> Network:
 
     `rows` is how many its products are expected to have.
     """
-    return _replace(network, partial(PackedLinear, rows=rows)) if can_pack(network) else network
+    if not can_pack(network):
+        return network
+    return _replace(network, lambda name, weight, bias: PackedLinear(weight, bias, rows))
 
 
-def quantize(network: Network) -> Network:
+def quantize(network: Network, scales: Mapping[str, Tensor]) -> Network:
     """Turn the linear maps of a float32 network on the CPU into int8 ones.
 
-    Raises UsageError where this build of torch has no int8 kernels.
+    `scales`: those of weights that were rounded to int8 before, by their names. Raises UsageError
+    where this build of torch has no int8 kernels.
     """
     if torch.backends.quantized.engine == "none":
         raise UsageError("this build of torch has no int8 kernels", "use --precision float32")
-    return _replace(network, Int8Linear)
+    return _replace(network, lambda name, weight, bias: Int8Linear(weight, bias, scales.get(name)))
 
 
 def can_pack(network: nn.Module) -> bool:
@@ -85,13 +103,17 @@ def can_pack(network: nn.Module) -> bool:
 
 
 def _replace(network: Network, make: MakeLinear) -> Network:
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, make(child.weight, child.bias))
-                page_out(child.weight)
+    # By name: a list of the layers would hold all of them until the last is replaced.
+    names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    for name in names:
+        layer = cast(nn.Linear, network.get_submodule(name))
+        place, _, own = name.rpartition(".")
+        new = make(f"{name}.weight", layer.weight, layer.bias)
+        setattr(network.get_submodule(place), own, new)
+        page_out(layer.weight)
     if isinstance(network, TextDecoder):
-        network.output = make(network.decoder_frontend.embed.weight, None)
+        weight = network.decoder_frontend.embed.weight
+        network.output = make("decoder_frontend.embed.weight", weight, None)
     return network
 
 

@@ -23,7 +23,8 @@ from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.kernels import pack, quantize
 from lcm_cli.space.search import DecodeOptions, search
 from lcm_cli.space.tokenizer import EOS, Tokenizer
-from lcm_cli.space.weights import load_weights
+from lcm_cli.space.weights import Config, Network, load_weights, stored_scales
+from lcm_cli.weights import read_weights, sampled
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 Progress = Callable[[int], None]
@@ -95,13 +96,15 @@ class Space:
     def fingerprint(self) -> str:
         """What tells this space from others: a digest of its encoder and tokenizer, 16 hex digits.
 
-        Two spaces that share them (sonar and sonar-robust, say) share their concepts. Large files
-        are sampled: that tells versions apart, it does not vouch for every byte.
+        Two spaces that share them (sonar and sonar-robust, say) share their concepts. The bytes of
+        the tokenizer count, and of the encoder's tensors the names, shapes and numbers in float32:
+        however the same numbers are stored, the digest is the same. Large matrices are sampled
+        (see lcm_cli.weights.sampled): that tells versions apart, it does not vouch for every
+        number. Raises IntegrityError for a damaged file.
         """
-        digest = hashlib.sha256()
-        for path in (self.files.encoder, self.files.tokenizer):
-            for block in _sample(path):
-                digest.update(block)
+        digest = hashlib.sha256(self.files.tokenizer.read_bytes())
+        for block in sampled(read_weights(self.files.encoder)):
+            digest.update(block)
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -118,15 +121,19 @@ class Space:
     def encoder(self) -> TextEncoder:
         """The encoder's network, in this space's precision and the layout that computes fastest."""
         config = EncoderConfig(**self.files.config["encoder"])
-        encoder = load_weights(TextEncoder, config, self.files.encoder, self.device, self._dtype)
-        return quantize(encoder) if self.precision == "int8" else pack(encoder)
+        return self._laid_out(TextEncoder, config, self.files.encoder)
 
     @cached_property
     def decoder(self) -> TextDecoder:
         """The decoder's network, likewise."""
         config = DecoderConfig(**self.files.config["decoder"])
-        decoder = load_weights(TextDecoder, config, self.files.decoder, self.device, self._dtype)
-        return quantize(decoder) if self.precision == "int8" else pack(decoder)
+        return self._laid_out(TextDecoder, config, self.files.decoder)
+
+    def _laid_out(self, build: Callable[[Config], Network], config: Config, path: Path) -> Network:
+        network = load_weights(build, config, path, self.device, self._dtype)
+        if self.precision == "int8":
+            return quantize(network, stored_scales(path))
+        return pack(network)
 
     def find_language(self, query: str) -> str:
         """Return the code that `query` means here. Raises NotFoundError with the nearest names."""
@@ -316,16 +323,3 @@ def _pick_precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "float32" if device.type == "cpu" else "float16"
     return name
-
-
-def _sample(path: Path, blocks: int = 64, size: int = 16_384) -> Iterator[bytes]:
-    """Yield a file's length and evenly spaced blocks of it (all of a small file)."""
-    length = path.stat().st_size
-    yield str(length).encode()
-    with path.open("rb") as file:
-        if length <= blocks * size:
-            yield file.read()
-            return
-        for i in range(blocks):
-            file.seek(i * (length - size) // (blocks - 1))
-            yield file.read(size)

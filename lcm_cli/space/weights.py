@@ -1,13 +1,14 @@
-"""Read a network's weights from a memory-mapped safetensors file."""
+"""A network's weights from a memory-mapped safetensors file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lcm_cli.errors import IntegrityError
+from lcm_cli.weights import Rows, Weight, read_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 Config = TypeVar("Config")
@@ -25,28 +26,39 @@ def load_weights(
     Tensors that already have `dtype` stay memory-mapped on the CPU. Tensors the network has no use
     for are not read. Raises IntegrityError for a damaged file, missing tensors or other shapes.
     """
-    from safetensors import SafetensorError, safe_open
-
-    with torch.device("meta"):
-        network = build(config)
-    wanted = network.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            _check_shapes(path, wanted, {k: file.get_slice(k).get_shape() for k in file.keys()})  # noqa: SIM118
-            state = {key: file.get_tensor(key).to(device, dtype) for key in wanted}
-    except SafetensorError as error:
-        hint = "the file is damaged or cut short: get it again"
-        raise IntegrityError(f"{path} is not a safetensors file: {error}", hint) from error
+    network, weights = open_weights(build, config, path)
+    state = {key: weights[key].to(device, dtype) for key in network.state_dict()}
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False).eval()
 
 
-def _check_shapes(path: Path, wanted: dict[str, torch.Tensor], found: dict[str, list[int]]) -> None:
+def open_weights(
+    build: Callable[[Config], Network], config: Config, path: Path
+) -> tuple[Network, dict[str, Weight]]:
+    """Return a network without content, and the weights that fit it, not yet read.
+
+    Raises as `load_weights` does.
+    """
+    with torch.device("meta"):
+        network = build(config)
+    weights = read_weights(path)
+    _check_shapes(path, network.state_dict(), weights)
+    return network, weights
+
+
+def stored_scales(path: Path) -> dict[str, Tensor]:
+    """Return the scales (R,), float32, of the matrices that are stored as int8, by their names."""
+    found = read_weights(path).items()
+    return {name: weight.scales.float() for name, weight in found if isinstance(weight, Rows)}
+
+
+def _check_shapes(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Weight]) -> None:
     missing = [key for key in wanted if key not in found]
     if missing:
         message = f"{path} lacks {len(missing)} tensors, {missing[0]} the first"
         raise IntegrityError(message, "config.json and weights must be of the same space")
     for key, tensor in wanted.items():
-        if list(tensor.shape) != found[key]:
-            message = f"{path}: {key} is {found[key]}, config.json says {list(tensor.shape)}"
+        if tensor.shape != found[key].shape:
+            shapes = f"{list(found[key].shape)}, config.json says {list(tensor.shape)}"
+            message = f"{path}: {key} is {shapes}"
             raise IntegrityError(message, "config.json and weights must be of the same space")

@@ -40,6 +40,7 @@ from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
 from lcm_cli.training.said import Tokenize, Tokens
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.states import states
+from lcm_cli.weights import map_file
 
 NORMALIZER, QUANTIZER = "normalizer", "quantizer"
 FITTED = 200_000  # concepts that a new model's normalizer and codebooks are fitted on
@@ -310,7 +311,7 @@ def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
             f"{config.space.name!r} ({config.space.fingerprint})",
             _made(NORMALIZER),
         )
-    return checkpoint.read_weights(folder / checkpoint.WEIGHTS)
+    return map_file(folder / checkpoint.WEIGHTS)
 
 
 def set_quantizer(

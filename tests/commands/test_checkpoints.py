@@ -11,6 +11,7 @@ from lcm_cli.app import main
 from lcm_cli.files import sha256
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
+from lcm_cli.store import convert
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,16 @@ def lines(capsys):
 def test_list(cache, capsys):
     assert main(["checkpoints", "list"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == ["name", "kind", "here", "size", "last", "used", "licence"]
+    assert shown[0].split() == [
+        "name",
+        "kind",
+        "here",
+        "size",
+        "numbers",
+        "last",
+        "used",
+        "licence",
+    ]
     rows = {line.split()[0]: line.split() for line in shown[1:]}
     assert rows["tiny"][1:3] == ["space", "bundled"]
     assert rows["sonar"][1:] == ["space", "no", "CC-BY-NC-4.0"]
@@ -51,7 +61,7 @@ def test_list_json_has_stable_keys(published, capsys):
     capsys.readouterr()
     assert main(["checkpoints", "list", "--here", "--json"]) == 0
     found = {one["name"]: one for one in lines(capsys)}
-    keys = ["name", "kind", "summary", "where", "path", "bytes", "last_used", "licence"]
+    keys = ["name", "kind", "summary", "where", "path", "bytes", "numbers", "last_used", "licence"]
     assert all(list(one) == [*keys, "source", "revision"] for one in found.values())
     assert found["org/model"]["where"] == "hub"
     assert found["org/model"]["licence"] == "mit"
@@ -136,6 +146,50 @@ def test_folders_of_the_users_own(cache, random_space, model, capsys):
     assert f"missing    {model}  {model / 'part'}" in shown.out
     assert "2 files are not what they should be" in shown.err
     assert "hint: copy it again" in shown.err
+
+
+def test_how_numbers_are_stored(cache, random_space, model, capsys):
+    """Each command that names a checkpoint says it; scales are not among its parameters."""
+    for source, total in ((random_space, None), (model, None)):
+        counts = {}
+        for store, name in (("float32", "F32"), ("float16", "F16"), ("int8", "I8")):
+            folder = f"{source.name}-{store}"
+            convert(str(source), Path(folder), store)
+            assert main(["checkpoints", "show", folder, "--json"]) == 0
+            (found,) = lines(capsys)
+            counts[store] = found["numbers"]
+            assert max(found["numbers"], key=found["numbers"].get) == name
+            assert total in (None, sum(found["numbers"].values()))
+            total = sum(found["numbers"].values())
+            assert main(["checkpoints", "show", folder]) == 0
+            shown = capsys.readouterr().out
+            assert f"parameters  {total:,}\n" in shown
+            scaled = ", one scale a row:" if store == "int8" else ""
+            assert f"numbers     {store}{scaled} " in shown
+            assert main(["checkpoints", "verify", folder, "--json"]) == 0
+            kept = {Path(one["file"]).suffix: one["numbers"] for one in lines(capsys)}
+            assert kept.pop(".safetensors") == store
+            assert not any(kept.values())
+            assert main(["checkpoints", "verify", folder]) == 0
+            assert f".safetensors  {store}\n" in capsys.readouterr().out
+            assert main(["inspect", folder, "--json"]) == 0
+            (found,) = lines(capsys)
+            assert found["dtypes"] == counts[store]
+            parameters = found["parameters"]
+            each = parameters.values() if isinstance(parameters, dict) else [parameters]
+            assert sum(each) == total
+        assert counts["int8"]["F16"] < counts["int8"]["I8"]
+
+
+def test_headers_that_cannot_be_read_are_no_reason_to_list_nothing(cache, model, capsys):
+    weights = model / "model.safetensors"
+    for content in (b"", b"\x02" + bytes(7) + b"[]", b"\x08" + bytes(7) + b'{"a":{}}'):
+        weights.write_bytes(content)
+        assert main(["checkpoints", "show", str(model), "--json"]) == 0
+        assert lines(capsys)[0]["numbers"] == {}
+        assert main(["checkpoints", "verify", str(model)]) == 0
+        assert main(["inspect", str(model)]) == 5
+        assert "damaged or cut off" in capsys.readouterr().err
 
 
 def test_a_pulled_folder_is_the_checkpoint_itself(published, capsys):

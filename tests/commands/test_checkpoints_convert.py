@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lcm_cli.files import sha256
 from lcm_cli.models import load_model
 from lcm_cli.models.foreign import read_model
+from lcm_cli.store import convert
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 Run = Callable[..., Any]
@@ -191,7 +194,7 @@ def test_the_place_of_the_result(lcm: Run, official: Path, tmp_path: Path) -> No
     assert convert(tmp_path / "x").code == 0
     again = convert(tmp_path / "x")
     assert again.code == 2
-    assert "holds a model already" in again.stderr
+    assert "holds a checkpoint already" in again.stderr
     assert convert(tmp_path / "x", "--force").code == 0
     taken = tmp_path / "file"
     taken.write_text("")
@@ -200,6 +203,105 @@ def test_the_place_of_the_result(lcm: Run, official: Path, tmp_path: Path) -> No
     ours = lcm("checkpoints", "convert", tmp_path / "ours", "-o", tmp_path / "y")
     assert ours.code == 2
     assert "in the layout of lcm already" in ours.stderr
+    assert "hint: say how to store its numbers: --store int8" in ours.stderr
+
+
+# How numbers are stored
+
+
+def test_a_foreign_model_is_rounded_on_the_way(lcm: Run, official: Path, tmp_path: Path) -> None:
+    done = lcm("checkpoints", "convert", official, "-o", tmp_path / "x", "--store", "int8")
+    assert done.code == 0, done.stderr
+    assert " of weights before, " in done.stderr and "they are off by 0." in done.stderr
+    raw = load_file(tmp_path / "x" / "model.safetensors")
+    assert raw["postnet.fc.weight"].dtype == torch.int8
+    assert raw["normalizer.scale"].dtype == torch.float32
+    _, exact = read_model(official)
+    for name, weight in load_model(tmp_path / "x").state_dict().items():
+        moved = (weight - exact[name]).abs().max()
+        assert moved <= exact[name].abs().max() / 250, name
+
+
+def test_what_rounding_a_space_costs(lcm: Run, random_space: Path, tmp_path: Path) -> None:
+    def convert(source: Path, store: str) -> Any:
+        return lcm("checkpoints", "convert", source, "-o", tmp_path / store, "--store", store)
+
+    done = convert(random_space, "int8")
+    assert (done.code, done.stdout) == (0, f"{tmp_path / 'int8'}\n")
+    told = re.search(r"off by (0\.\d\d)%, concepts at a cosine of (0\.\d{5})", done.stderr)
+    assert told and 0.1 < float(told[1]) < 1 and 0.9 < float(told[2]) < 1
+    assert "concepts of the space before are not of this one" in done.stderr
+    again = convert(tmp_path / "int8", "float32")
+    assert again.code == 0 and "no number has changed" in again.stderr
+    assert "are not of this one" not in again.stderr
+    folders = random_space, tmp_path / "int8"
+    before, after = (json.loads((path / "config.json").read_text()) for path in folders)
+    digests = after.pop("sha256")
+    assert before == after
+    assert digests["encoder"] == sha256(tmp_path / "int8" / "encoder.safetensors")
+    assert lcm("checkpoints", "verify", tmp_path / "int8").stdout.count("ok ") == 3
+
+
+def test_a_space_without_english_has_no_cosine(random_space: Path, tmp_path: Path) -> None:
+    shutil.copytree(random_space, tmp_path / "s")
+    config = json.loads((random_space / "config.json").read_text())
+    config["languages"][0] = "ita_Latn"
+    (tmp_path / "s" / "config.json").write_text(json.dumps(config))
+    cost = convert(str(tmp_path / "s"), tmp_path / "x", "int8").cost
+    assert cost is not None and cost.cosine is None and cost.error > 0
+
+
+@pytest.mark.parametrize("name", ["tiny-base", "tiny-two-tower"])
+def test_a_bundled_model_keeps_its_licence(lcm: Run, tmp_path: Path, name: str) -> None:
+    done = lcm("checkpoints", "convert", name, "-o", tmp_path / "x", "--store", "int8")
+    assert done.code == 0, done.stderr
+    assert load_model(tmp_path / "x").config == load_model(name).config
+    assert "CC-BY-4.0" in lcm("checkpoints", "show", tmp_path / "x").stdout
+    assert lcm("checkpoints", "verify", tmp_path / "x").stdout.count("ok ") == 2
+
+
+def test_a_readme_and_the_folder_of_a_run(lcm: Run, official: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert lcm("checkpoints", "convert", official, "-o", run / "model").code == 0
+    (run / "model" / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    done = lcm("checkpoints", "convert", run, "-o", tmp_path / "x", "--store", "float16")
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "x" / "README.md").read_text().endswith("# Mine\n")
+    assert json.loads((tmp_path / "x" / "origin.json").read_text())["licence"] == "mit"
+
+
+@pytest.mark.parametrize("value", [1e9, float("nan")])
+def test_numbers_that_cannot_be_stored_so(
+    lcm: Run, random_space: Path, tmp_path: Path, value: float
+) -> None:
+    """Nothing is left of what was begun, and what was there stays."""
+    shutil.copytree(random_space, tmp_path / "s")
+    state = load_file(random_space / "decoder.safetensors")
+    state["decoder.layers.1.ffn.output_proj.weight"][3, 5] = value
+    save_file(state, tmp_path / "s" / "decoder.safetensors")
+    args = ("checkpoints", "convert", tmp_path / "s", "--store", "int8", "-o")
+    done = lcm(*args, tmp_path / "x")
+    assert (done.code, done.stdout) == (5, "")
+    assert f"{tmp_path / 's'}: decoder.layers.1.ffn.output_proj.weight cannot be" in done.stderr
+    assert not (tmp_path / "x").exists()
+    shutil.copytree(random_space, tmp_path / "x")
+    assert lcm(*args, tmp_path / "x", "--force").code == 5
+    for path in random_space.iterdir():
+        assert (tmp_path / "x" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_is_not_here_or_in_its_own_place(lcm: Run, random_space: Path, tmp_path: Path) -> None:
+    def convert(source: Any, *more: Any) -> Any:
+        return lcm("checkpoints", "convert", source, "-o", tmp_path / "x", "--store", "int8", *more)
+
+    absent = convert("sonar")
+    assert absent.code == 3 and "lcm pull sonar" in absent.stderr
+    wrong = convert("tinny")
+    assert wrong.code == 3 and "did you mean tiny" in wrong.stderr
+    assert lcm("checkpoints", "convert", "tiny", "-o", tmp_path / "x").code == 2
+    shutil.copytree(random_space, tmp_path / "x")
+    same = convert(tmp_path / "x", "--force")
+    assert same.code == 2 and "choose another folder" in same.stderr
 
 
 def test_defaults_from_the_config_file(lcm: Run, official: Path, tmp_path: Path) -> None:

@@ -37,11 +37,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The official fixtures, converted, and a prompt for them."""
-    from lcm_cli.models.foreign import convert_model
+    from lcm_cli.store import convert
 
     folder = tmp_path_factory.mktemp("golden")
     for name in ("base", "two_tower"):
-        convert_model(GOLDEN / f"{name}_model.safetensors", folder / name)
+        convert(str(GOLDEN / f"{name}_model.safetensors"), folder / name)
     concepts = load_file(GOLDEN / "base_forward.safetensors")["seqs"][0][:5].clone()
     save_file({"concepts": concepts}, folder / "p.safetensors")
     return folder
@@ -65,6 +65,21 @@ def test_every_kind_of_model_continues_a_story(
     assert found["fingerprint"] == load_space("tiny").fingerprint
     assert found["options"]["max_concepts"] == 2
     assert found["version"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_from_int8(
+    lcm: Run, models: Path, story: Path, tmp_path: Path, kind: str
+) -> None:
+    """It writes what one does that has the same numbers in float32."""
+    texts = []
+    for source, store in ((models / kind, "int8"), (tmp_path / "int8", "float32")):
+        made = lcm("checkpoints", "convert", source, "-o", tmp_path / store, "--store", store)
+        assert made.code == 0, made.stderr
+        done = _short(lcm, story, "--model", tmp_path / store, "--to", "fra", "--seed", "3")
+        assert done.code == 0, done.stderr
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
 
 
 def test_text_is_printed_in_the_language_of_the_document(

@@ -21,6 +21,20 @@ def test_prints_just_the_text(road: Run, random_space: Path) -> None:
     assert (done.code, done.stdout, done.stderr) == (0, f"{text}\n", "")
 
 
+@pytest.mark.parametrize("command", ["translate", "summarize"])
+def test_the_bundled_space_in_int8(lcm: Run, tmp_path: Path, story: Path, command: str) -> None:
+    """The text path, end to end: the same text as from the same numbers in float32."""
+    found = []
+    for source, store in (("tiny", "int8"), (tmp_path / "int8", "float32")):
+        made = lcm("checkpoints", "convert", source, "-o", tmp_path / store, "--store", store)
+        assert made.code == 0, made.stderr
+        done = lcm(command, story, "--to", "fr", "--space", tmp_path / store, "--json")
+        assert done.code == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1]
+    assert found[0]["fingerprint"] != load_space("tiny").fingerprint
+
+
 def test_paragraphs_are_kept(road: Run) -> None:
     text = "The hen ran. It was late.\n\nThe eagle\nflew.\n"
     done = road("translate", "--to", "de", "--from", "en", input=text.encode())

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.hub import locate_model
 from lcm_cli.models.checkpoint import (
+    FULL_PRECISION,
     build,
     check_space,
+    load,
     load_model,
     load_quantizer,
     save,
@@ -26,6 +30,7 @@ from lcm_cli.models.config import (
 from lcm_cli.models.generate import GenerateOptions, generate
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.normalizer import fit
+from lcm_cli.store import convert
 
 KINDS = ["base", "two_tower", "one_tower", "quant", "sonar_llm"]
 SPACE = SpaceRef("tiny", "abc")
@@ -91,6 +96,74 @@ def test_float16_on_disk_is_float32_on_the_cpu(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in load_model(tmp_path / "m").state_dict().values()} == {
         torch.float32
     }
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_int8_on_disk_is_what_it_stands_for(
+    tmp_path: Path, architecture: str, packed: bool
+) -> None:
+    """A model from int8 generates what one does whose weights are those numbers in float32."""
+    _saved(tmp_path / "m", architecture)
+    convert(str(tmp_path / "m"), tmp_path / "int8", "int8")
+    convert(str(tmp_path / "int8"), tmp_path / "float32", "float32")
+    raw = load_file(tmp_path / "int8" / "model.safetensors")
+    full = tuple(name for name in raw if name.startswith(FULL_PRECISION))
+    assert all(raw[name].dtype == torch.float32 for name in full)
+    assert bool(full) == (architecture != "sonar_llm")
+    kinds = {name: tensor.dtype for name, tensor in raw.items() if name not in full}
+    matrices = {name for name, dtype in kinds.items() if dtype == torch.int8}
+    assert matrices and all(raw[name].ndim == 2 for name in matrices)
+    assert set(kinds.values()) == {torch.int8, torch.float16}
+    stored, plain = (load_model(tmp_path / name, packed=packed) for name in ("int8", "float32"))
+    options = GenerateOptions(max_concepts=3, repeat_similarity=None)
+    prompt = torch.randn(4, 16) * 0.01
+    (one,), (other,) = (generate(model, [prompt], options) for model in (stored, plain))
+    assert len(one.concepts_SD) == 3
+    # Not to the last digit: products depend on where in memory a matrix begins.
+    torch.testing.assert_close(one.concepts_SD, other.concepts_SD, atol=1e-5, rtol=1e-4)
+    if not packed:
+        weights = stored.state_dict().items()
+        assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in weights)
+
+
+def test_int8_on_disk_in_other_precisions(tmp_path: Path) -> None:
+    """Where none is asked for, and it is not the CPU's float32, weights from int8 are float16."""
+    _saved(tmp_path / "m")
+    convert(str(tmp_path / "m"), tmp_path / "int8", "int8")
+    as_it_stands: Any = load(locate_model(str(tmp_path / "int8")))
+    assert {p.dtype for p in as_it_stands.parameters()} == {torch.float16}
+    assert load_model(tmp_path / "int8", dtype="bfloat16").dtype == torch.bfloat16
+    assert load_model(tmp_path / "int8").dtype == torch.float32
+    assert as_it_stands.normalizer.scale.dtype == torch.float32
+
+
+def test_unusual_parts_in_int8(tmp_path: Path) -> None:
+    stack = TransformerConfig(qkv_weight_norm=True, residual_scale=0.5, norm="unit", kv_heads=2)
+    model = _saved(tmp_path / "m", transformer=stack)
+    convert(str(tmp_path / "m"), tmp_path / "int8", "int8")
+    rounded = load_model(tmp_path / "int8").state_dict()
+    for name, tensor in model.state_dict().items():
+        moved = float((rounded[name] - tensor).abs().max())
+        exact = name.startswith(FULL_PRECISION)
+        assert moved == 0 if exact else moved <= float(tensor.abs().max()) / 250, name
+
+
+def test_a_damaged_model_in_int8(tmp_path: Path) -> None:
+    _saved(tmp_path / "m")
+    convert(str(tmp_path / "m"), tmp_path / "int8", "int8")
+    file = tmp_path / "int8" / "model.safetensors"
+    state = load_file(file)
+    for name, message in (
+        ("postnet.fc.weight.scale", r"model\.safetensors: postnet\.fc\.weight is int8, and has no"),
+        (
+            "postnet.fc.weight",
+            "missing tensors: postnet.fc.weight; unknown tensors: .*weight.scale",
+        ),
+    ):
+        save_file({key: tensor for key, tensor in state.items() if key != name}, file)
+        with pytest.raises(IntegrityError, match=message):
+            load_model(tmp_path / "int8")
 
 
 def test_quantizer(tmp_path: Path) -> None:

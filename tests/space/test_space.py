@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.hub import FILES
 from lcm_cli.space import DecodeOptions, Space, Text, load_space
+from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.kernels import Int8Linear
+from lcm_cli.space.weights import load_weights
+from lcm_cli.store import convert
 
 SENTENCES = [
     "The cat sleeps.",
@@ -177,9 +183,87 @@ def test_the_fingerprint_is_of_encoder_and_tokenizer(tiny, tmp_path):
     with (copy / "decoder.safetensors").open("ab") as file:
         file.write(b"x")
     assert load_space(str(copy)).fingerprint == tiny.fingerprint
-    with (copy / "encoder.safetensors").open("ab") as file:
+    state = load_file(copy / "encoder.safetensors")
+    save_file(state | {"layer_norm.bias": state["layer_norm.bias"] * 2}, copy / FILES["encoder"])
+    assert load_space(str(copy)).fingerprint != tiny.fingerprint
+    save_file(state, copy / FILES["encoder"])
+    assert load_space(str(copy)).fingerprint == tiny.fingerprint
+    with (copy / "tokenizer.model").open("ab") as file:
         file.write(b"x")
     assert load_space(str(copy)).fingerprint != tiny.fingerprint
+
+
+def test_the_fingerprint_follows_the_numbers(tiny, tmp_path):
+    """Rounding makes another space; the numbers that it gives are one, however they are stored."""
+    convert("tiny", tmp_path / "int8", "int8")
+    rounded = load_space(str(tmp_path / "int8"), device="cpu")
+    assert rounded.fingerprint != tiny.fingerprint
+    convert(str(tmp_path / "int8"), tmp_path / "float32", "float32")
+    state = load_file(tmp_path / "float32" / FILES["encoder"])
+    save_file(dict(reversed(state.items())), tmp_path / "float32" / FILES["encoder"])  # in disorder
+    wide = load_space(str(tmp_path / "float32"), device="cpu")
+    assert wide.fingerprint == rounded.fingerprint
+    found = [space.encode(SENTENCES, "eng_Latn").concepts for space in (rounded, wide)]
+    assert np.array_equal(*found)
+    assert texts(rounded.decode(found[0], ["deu_Latn"])) == texts(
+        wide.decode(found[0], ["deu_Latn"])
+    )
+
+
+def test_int8_files_lose_nothing_more_in_int8_arithmetic(tiny, tmp_path):
+    """The kernels take rows and scales as they are: as from float32 with the scales beside it."""
+    convert("tiny", tmp_path / "int8", "int8")
+    space = load_space(str(tmp_path / "int8"), device="cpu", precision="int8")
+    stored = load_file(tmp_path / "int8" / FILES["encoder"])
+    layers = [(n, m) for n, m in space.encoder.named_modules() if isinstance(m, Int8Linear)]
+    assert len(layers) == 18
+    for name, layer in layers:
+        used, _ = torch.ops.quantized.linear_unpack(layer.packed)
+        assert torch.equal(used.int_repr(), stored[f"{name}.weight"])
+    table, _ = torch.ops.quantized.linear_unpack(space.decoder.output.packed)
+    own = load_file(tmp_path / "int8" / FILES["decoder"])["decoder_frontend.embed.weight"]
+    assert torch.equal(table.int_repr(), own)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_from_int8_have_the_type_that_is_wanted(tiny, tmp_path, dtype):
+    convert("tiny", tmp_path / "int8", "int8")
+    config = EncoderConfig(**tiny.files.config["encoder"])
+    path = tmp_path / "int8" / FILES["encoder"]
+    network = load_weights(TextEncoder, config, path, torch.device("cpu"), dtype)
+    stored = load_file(path)
+    for name, weight in network.state_dict().items():
+        wanted = stored[name].float()
+        if name + ".scale" in stored:
+            wanted = wanted * stored[f"{name}.scale"].float()[:, None]
+        assert torch.equal(weight, wanted.to(dtype))
+
+
+MATRIX = "encoder.layers.0.ffn.inner_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("changed", "scales", "message"),
+    [
+        (f"{MATRIX}.scale", None, f"{MATRIX} is int8, and has no scales"),
+        (
+            f"{MATRIX}.scale",
+            torch.full((1024,), -1.0),
+            f"{MATRIX}.scale: 1024 of its scales are no",
+        ),
+        (MATRIX, None, f"lacks 1 tensors, {MATRIX} the first"),
+        ("layer_norm.weight.scale", torch.ones(256), "layer_norm.weight.scale is of a matrix in"),
+    ],
+)
+def test_a_damaged_space_in_int8(lcm, tmp_path, changed, scales, message):
+    """The command says which tensor of which file it is."""
+    convert("tiny", tmp_path / "int8", "int8")
+    path = tmp_path / "int8" / FILES["encoder"]
+    state = {name: tensor.clone() for name, tensor in load_file(path).items() if name != changed}
+    save_file(state if scales is None else state | {changed: scales.half()}, path)
+    done = lcm("embed", "-", "--space", tmp_path / "int8", "--json", input=b"The cat sleeps.")
+    assert (done.code, done.stdout) == (5, "")
+    assert "encoder.safetensors" in done.stderr and message in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -248,11 +332,6 @@ def test_options_out_of_range(values):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_float32_weights_stay_memory_mapped(tmp_path):
-    from safetensors.torch import save_file
-
-    from lcm_cli.space.encoder import EncoderConfig, TextEncoder
-    from lcm_cli.space.weights import load_weights
-
     config = EncoderConfig(layers=1, model_dim=256, heads=2, ffn_dim=32, vocabulary=200_000)
     path = tmp_path / "encoder.safetensors"
     save_file(TextEncoder(config).state_dict(), path)

@@ -15,11 +15,12 @@ from safetensors import safe_open
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.space import load_space
+from lcm_cli.store import convert
 from lcm_cli.training.loop import Run
 from lcm_cli.training.optim import learning_rate, orthogonalize
 from lcm_cli.training.parallel_text import NONE, Pairs, read_translations
 from lcm_cli.training.recipe import load_recipe
-from lcm_cli.training.space import SpaceTrainer, center, make_trainer
+from lcm_cli.training.space import SpaceTrainer, center, make_trainer, trainable
 from lcm_cli.training.states import read_state, states
 from lcm_cli.training.token_loss import _TiedCrossEntropy
 
@@ -75,6 +76,19 @@ def begin(recipe: Path, folder: Path, *changes: str) -> SpaceTrainer:
 
 def weights(trainer: SpaceTrainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.parameters])
+
+
+def test_it_starts_from_a_space_in_int8(random_space, tmp_path):
+    """From its numbers, which learning does not change in the file."""
+    convert(str(random_space), tmp_path / "int8", "int8")
+    convert(str(tmp_path / "int8"), tmp_path / "float32", "float32")
+    before = (tmp_path / "int8" / "encoder.safetensors").read_bytes()
+    stored, plain = (trainable(load_space(str(tmp_path / n))) for n in ("int8", "float32"))
+    for one, other in zip(stored, plain, strict=True):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            assert a.requires_grad and torch.equal(a, b)
+            a.data.add_(1.0)
+    assert (tmp_path / "int8" / "encoder.safetensors").read_bytes() == before
 
 
 def test_it_learns_to_say_and_to_translate(recipe, tmp_path):

@@ -18,6 +18,7 @@ from lcm_cli.models.config import preset
 from lcm_cli.models.interface import Batch, Noise
 from lcm_cli.space import DecodeOptions, Space, load_space
 from lcm_cli.space.tokenizer import EOS
+from lcm_cli.store import convert
 from lcm_cli.training import token_loss
 from lcm_cli.training.data_options import DataOptions, DataSet
 from lcm_cli.training.model import ModelTrainer
@@ -194,6 +195,20 @@ def test_packing_and_parts_change_no_number(start, change: str) -> None:
         left, right = whole.train_step(), other.train_step()
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+
+
+def test_a_decoder_from_int8(random_space: Path, tmp_path: Path) -> None:
+    convert(str(random_space), tmp_path / "int8", "int8")
+    convert(str(tmp_path / "int8"), tmp_path / "float32", "float32")
+    rows = load_space(str(random_space)).tokenize(STORIES["eng_Latn"], "eng_Latn")
+    concepts_ND = torch.randn(len(rows), 32)
+    found = [
+        token_loss.TokenLoss(load_space(str(tmp_path / name), device="cpu"))(
+            concepts_ND, [np.array(row) for row in rows]
+        )
+        for name in ("int8", "float32")
+    ]
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
