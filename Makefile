@@ -11,8 +11,9 @@ READY := .venv/.ready
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-demo: $(READY) ## summarize examples/*.txt into three languages, offline
-	$(BIN)/lcm summarize examples/*.txt --to French --to German --to Spanish --offline
+demo: $(READY) ## summarize three stories into three languages, offline
+	$(BIN)/lcm summarize examples/lost_dog.txt examples/das_alte_buch.txt examples/two_brothers.txt \
+	  --to French --to Spanish --to German --offline
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest

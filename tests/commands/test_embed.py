@@ -39,7 +39,7 @@ def test_every_format_holds_the_document(
     (document,) = documents
     assert (info.name, info.fingerprint, info.dim) == ("random", space.fingerprint, 32)
     assert (document.id, document.lang) == (story.name, "eng_Latn")
-    assert document.sentences[0] == "Tom lives in a small house near the river."
+    assert document.sentences[0] == "Tom lives in a small village."
     assert document.paragraphs[:4] == [0, 0, 0, 1]
     concepts = space.encode(document.sentences, "eng_Latn").concepts
     assert document.concepts is not None and document.concepts.dtype == np.float32
