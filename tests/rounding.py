@@ -6,8 +6,14 @@ threads and the shape of the batch, and each order rounds differently.
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from lcm_cli.space.kernels import PackedLinear
+
+Numbers = Tensor | NDArray[np.floating]
 
 EPS = 2.0**-23  # of float32: the step from 1 to the next number
 
@@ -26,12 +32,13 @@ def rounding(terms: float) -> float:
 
 def additions(model: nn.Module) -> int:
     """Return how many numbers a forward pass adds up, through one linear map after another."""
-    return sum(part.in_features for part in model.modules() if isinstance(part, nn.Linear))
+    maps = (part for part in model.modules() if isinstance(part, nn.Linear | PackedLinear))
+    return sum(part.weight.shape[1] for part in maps)
 
 
 def assert_near(
-    ours: Tensor,
-    theirs: Tensor,
+    ours: Numbers,
+    theirs: Numbers,
     terms: float = 1,
     size: Tensor | float | None = None,
     name: str = "result",
@@ -43,6 +50,7 @@ def assert_near(
     where all the results are much smaller than what they were made of.
     Numbers that no rounding touches (integers, truth values, infinities) have to be equal.
     """
+    ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
     assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)} for {tuple(theirs.shape)}"
     if not theirs.is_floating_point():
         assert torch.equal(ours.to(theirs.dtype), theirs), name

@@ -155,8 +155,8 @@ def test_repetition_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
     full = generate(base, prompts[:1], _with(ON, max_concepts=12))[0].concepts_SD
     whole = torch.cat([prompts[0][-1:], full])
     near = nn.functional.cosine_similarity(whole[1:], whole[:-1])
-    threshold = near.max().item() - 1e-6
-    place = int((near >= threshold).nonzero()[0])
+    threshold = near.topk(2).values.mean().item()  # far from every cosine, as rounding goes
+    place = int(near.argmax())
     options = _with(ON, max_concepts=12, repeat_similarity=threshold)
     (made,) = generate(base, prompts[:1], options)
     assert made.reason == "repetition"

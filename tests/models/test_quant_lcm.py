@@ -54,7 +54,9 @@ def test_codes_are_the_nearest_units(quantizer: ResidualQuantizer) -> None:
     codes, rest = quantizer.encode(x), x
     for codebook in range(4):
         distances = torch.cdist(rest, quantizer.codebooks_CUD[codebook])
-        assert torch.equal(codes[:, codebook], distances.argmin(dim=-1))
+        chosen = distances.gather(1, codes[:, codebook, None])[:, 0]
+        # Of two that are as near as can be told, either will do.
+        assert_near(chosen, distances.amin(dim=-1), terms=DIM, size=rest.norm(dim=-1).max())
         rest = rest - quantizer.codebooks_CUD[codebook][codes[:, codebook]]
 
 

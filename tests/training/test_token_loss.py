@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rounding import additions, assert_near
 from torch.nn import functional as F
 
 from lcm_cli.documents import Document, SpaceInfo, open_writer
@@ -109,8 +110,9 @@ def test_it_is_the_cross_entropy_through_the_decoder(
     rows = [row.tolist()[:longest] for row in sentences]
     expected_N = torch.stack([plainly(space, other_ND[n], row) for n, row in enumerate(rows)])
     (expected_N * weights_N).sum().backward()
-    torch.testing.assert_close(errors_N, expected_N, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(given_ND.grad, other_ND.grad, rtol=1e-3, atol=1e-3)
+    terms = 2 * additions(space.decoder)  # there and back
+    assert_near(errors_N, expected_N, terms)
+    assert_near(given_ND.grad, other_ND.grad, terms)
 
 
 def test_the_true_concept_says_its_sentence_best(space: Space) -> None:
