@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rounding import additions, assert_near
 
 from lcm_cli.documents import Document
 from lcm_cli.errors import NotFoundError, UsageError
@@ -83,7 +84,7 @@ def test_embed_gives_every_document_its_own_concepts(space: Space) -> None:
     for before, after in zip(window, found, strict=True):
         alone = space.encode(before.document.sentences, before.document.lang).concepts
         assert after.concepts.shape == (len(before.document.sentences), 32)
-        assert np.abs(after.concepts - alone).max() <= 1e-5
+        assert_near(after.concepts, alone, additions(space.encoder))
 
 
 def test_embed_tells_of_sentences_over_the_token_limit(space: Space) -> None:

@@ -172,7 +172,7 @@ def test_which_model(taught: Any, space: Space, random_space: Any, tmp_path: Any
     other = load_space(str(random_space), device="cpu")
     assert load("auto", "summarize", other) is None
     assert load(str(taught.folder), "summarize", other, must_suit=False) is None
-    with pytest.raises(IntegrityError, match="width 256"):
+    with pytest.raises(IntegrityError, match="width 384"):
         load(str(taught.folder), "summarize", other)
     save(build(preset("base", "nano", concept_dim=space.dim)), tmp_path)
     assert load(str(tmp_path), "summarize", space, must_suit=False) is None

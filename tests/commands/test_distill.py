@@ -76,7 +76,7 @@ def test_student_and_twin_are_trained_and_compared(
     for folder in (run, run / "alone"):
         model = load_model(folder / "model", device="cpu")
         assert model.config.model_dim == 32
-        assert torch.equal(model.normalizer.scale, torch.ones(256))  # the teacher's
+        assert torch.equal(model.normalizer.scale, torch.ones(384))  # the teacher's
     again = lcm("distill", made / f"{kind}.toml", "-o", run, "--device", "cpu")
     assert again.code == 2 and "--resume" in again.stderr
 

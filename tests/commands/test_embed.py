@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rounding import additions, assert_near
 
 from lcm_cli.commands._place import Place
 from lcm_cli.commands._road import Road
@@ -43,7 +44,7 @@ def test_every_format_holds_the_document(
     assert document.paragraphs[:4] == [0, 0, 0, 1]
     concepts = space.encode(document.sentences, "eng_Latn").concepts
     assert document.concepts is not None and document.concepts.dtype == np.float32
-    assert np.abs(document.concepts - concepts).max() <= 1e-5
+    assert_near(document.concepts, concepts, additions(space.encoder))
 
 
 def test_float16_is_the_default(road: Run, story: Path, space: Space, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_targets_are_embedded_and_splits_kept(
         assert target is not None and target.sentences == sentences
         concepts = space.encode(sentences, "eng_Latn").concepts
         assert target.concepts is not None
-        assert np.abs(target.concepts - concepts).max() <= 1e-5
+        assert_near(target.concepts, concepts, additions(space.encoder))
         assert documents[number].concepts is not None and len(documents[number].concepts) == 2
 
 

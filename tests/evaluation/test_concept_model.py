@@ -25,7 +25,7 @@ DATA = Path(__file__).resolve().parent.parent.parent / "examples" / "eval.jsonl"
 @pytest.fixture(scope="module", params=["base", "two_tower"])
 def folder(request, tmp_path_factory):
     torch.manual_seed(0)
-    config = preset(request.param, "nano", concept_dim=256)
+    config = preset(request.param, "nano", concept_dim=384)
     model = build(replace(config, prompts={"summarize": "Summarize:"}))
     path = tmp_path_factory.mktemp("model") / request.param
     save(model, path)
@@ -75,7 +75,7 @@ def test_weights_in_several_files(folder, tmp_path):
 
 def test_what_opens_prompts_comes_before_each_document(tmp_path):
     """As in training and generation; the scores are those of sentences alone."""
-    config = replace(preset("sonar_llm", "nano", concept_dim=256), begin_text="Begin of text.")
+    config = replace(preset("sonar_llm", "nano", concept_dim=384), begin_text="Begin of text.")
     save(build(config), tmp_path / "model")
     tiny = load_space("tiny", device="cpu")
     (system,) = systems([str(tmp_path / "model")], tiny, Settings())
@@ -96,7 +96,7 @@ def test_what_opens_prompts_comes_before_each_document(tmp_path):
 
 
 def test_no_model_reads_more_than_it_can(lcm, tmp_path):
-    config = preset("sonar_llm", "nano", concept_dim=256)
+    config = preset("sonar_llm", "nano", concept_dim=384)
     save(build(replace(config, max_length=4)), tmp_path / "short")
     call = ("evaluate", tmp_path / "short", "copy-last", "--task", "next-concept", "--data", DATA)
     result = lcm(*call, "--limit", "2", "-o", tmp_path / "report")

@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from rounding import assert_near
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -45,27 +45,33 @@ class Golden:
         key: str,
         ours: Tensor,
         where: Tensor | None = None,
-        atol: float = 1e-5,
-        rtol: float = 1e-5,
+        terms: float = 1,
+        size: Tensor | float | None = None,
     ) -> None:
-        """Compare with our number, on `where` only: padding has no meaning."""
+        """Compare with our number, on `where` only: padding has no meaning.
+
+        `terms` and `size` say what rounding may do: `assert_near`.
+        """
         theirs = self.tensors[key]
         comparable = where is None or bool(where.any())  # some official tensors are all NaN
         (self.compared if comparable else self.inputs).add(key)
         assert ours.shape == theirs.shape, f"{key}: {tuple(ours.shape)} for {tuple(theirs.shape)}"
         if where is not None:
             ours, theirs = ours[where], theirs[where]
-        message = f"{self.name}/{key}"
-        torch.testing.assert_close(
-            ours.to(theirs.dtype),
-            theirs,
-            atol=atol,
-            rtol=rtol,
-            msg=lambda text: f"{message}: {text}",
-        )
+        assert_near(ours, theirs, terms, size, f"{self.name}/{key}")
 
 
 _loaded: dict[str, Golden] = {}
+_failed: set[str] = set()  # ids of tests
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Remember what failed."""
+    report = yield
+    if report.failed:
+        _failed.add(item.nodeid)
+    return report
 
 
 def _load(name: str) -> Golden:
@@ -86,12 +92,13 @@ def golden() -> Callable[[str], Golden]:
 def assert_complete(request: pytest.FixtureRequest) -> Callable[[Sequence[str], int], None]:
     """Return a check, for the last test of a module, that no tensor of its files was forgotten.
 
-    It needs all tests of the module to have run in this process, and skips otherwise.
+    It needs all tests of the module to have run to their end in this process, and skips otherwise:
+    what a failed test did not come to was not forgotten.
     """
     module = request.node.getparent(pytest.Module)
-    ran = {item.nodeid for item in request.session.items}
+    ran = {item.nodeid for item in request.session.items} - _failed
     if "PYTEST_XDIST_WORKER" in os.environ or any(t.nodeid not in ran for t in module.collect()):
-        pytest.skip("only a part of the module was run")
+        pytest.skip("only a part of the module was run, or a test of it failed")
 
     def check(names: Sequence[str], count: int) -> None:
         files = [_load(name) for name in names]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import additions, assert_near
 from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
@@ -56,7 +57,7 @@ def test_loaded_as_saved(tmp_path: Path, architecture: str) -> None:
     options = GenerateOptions(max_concepts=3)
     prompt = torch.randn(4, 16) * 0.01
     (before,), (after,) = (generate(m, [prompt], options) for m in (model, again))
-    torch.testing.assert_close(before.concepts_SD, after.concepts_SD)
+    assert torch.equal(before.concepts_SD, after.concepts_SD)
 
 
 def test_unusual_parts_are_kept(tmp_path: Path) -> None:
@@ -82,11 +83,13 @@ def test_half_precision_spares_the_normalizer(tmp_path: Path) -> None:
 def test_packed_gives_the_same_numbers(tmp_path: Path, architecture: str) -> None:
     model = _saved(tmp_path / "m", architecture)
     packed = load_model(tmp_path / "m", packed=True)
+    steps = 40 if architecture in ("two_tower", "one_tower") else 1  # of diffusion
     options = GenerateOptions(max_concepts=3, repeat_similarity=None)
+    terms = options.max_concepts * steps * additions(model)
     prompts = [torch.randn(4, 16) * 0.01, torch.randn(2, 16) * 0.01]
     pairs = zip(generate(model, prompts, options), generate(packed, prompts, options), strict=True)
     for plain, fast in pairs:
-        torch.testing.assert_close(plain.concepts_SD, fast.concepts_SD, atol=1e-5, rtol=1e-4)
+        assert_near(plain.concepts_SD, fast.concepts_SD, terms)
 
 
 def test_float16_on_disk_is_float32_on_the_cpu(tmp_path: Path) -> None:

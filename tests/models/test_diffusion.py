@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from rounding import assert_near
 
 from lcm_cli.errors import UsageError
 from lcm_cli.models.config import DiffusionObjective, ScheduleConfig
@@ -34,7 +35,7 @@ def test_equation_12() -> None:
     schedule = Schedule(ScheduleConfig(zero_terminal_snr=False))
     signal = [math.cos((u / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for u in range(101)]
     expected = torch.tensor([value / signal[0] for value in signal[1:99]])
-    torch.testing.assert_close(schedule.alphas_T[:98], expected, atol=1e-5, rtol=0)
+    assert_near(schedule.alphas_T[:98], expected, terms=98)
 
 
 def test_equation_13() -> None:
@@ -44,7 +45,7 @@ def test_equation_13() -> None:
     )
     low, high = math.sqrt(0.02), math.sqrt(0.022)
     expected = torch.tensor([(low + t / 100 * (high - low)) ** 2 for t in range(1, 101)])
-    torch.testing.assert_close(Schedule(config).betas_T, expected)
+    assert_near(Schedule(config).betas_T, expected, terms=4)
 
 
 def test_equation_14() -> None:
@@ -86,22 +87,24 @@ def test_a_perfect_network_leads_back(prediction: str) -> None:
     t = torch.full((5,), 80)
     x = schedule.noised(x0, noise, t)
     output = schedule.target(x0, noise, t)
-    torch.testing.assert_close(schedule.epsilon(output, x, 80), noise, atol=1e-4, rtol=1e-4)
+    assert_near(schedule.epsilon(output, x, 80), noise, terms=16)
     options = DiffusionOptions(epsilon_scaling=1.0)
     previous, guess = schedule.step(output, x, 80, 40, options)
-    torch.testing.assert_close(guess, x0, atol=1e-4, rtol=1e-4)
+    # x is mostly noise there: its rounding is divided by the little signal that it holds.
+    size = float(x.abs().max()) / math.sqrt(schedule.alpha(80))
+    assert_near(guess, x0, terms=16, size=size)
     expected = schedule.noised(x0, noise, torch.full((5,), 40))
-    torch.testing.assert_close(previous, expected, atol=1e-4, rtol=1e-4)
+    assert_near(previous, expected, terms=16, size=size)
 
 
 def test_guidance() -> None:
     conditional, unconditional = torch.randn(2, 4, 16)
     plain = DiffusionOptions(guidance=3.0, guidance_rescale=0.0)
     expected = -2 * unconditional + 3 * conditional  # (1 - g) uncond + g cond
-    torch.testing.assert_close(guide(conditional, unconditional, plain), expected)
+    assert_near(guide(conditional, unconditional, plain), expected, terms=4)
     full = DiffusionOptions(guidance=3.0, guidance_rescale=1.0)
     rescaled = guide(conditional, unconditional, full)
-    torch.testing.assert_close(rescaled.std(dim=-1), conditional.std(dim=-1))
+    assert_near(rescaled.std(dim=-1), conditional.std(dim=-1), terms=16)
 
 
 def test_bounds() -> None:
@@ -110,7 +113,7 @@ def test_bounds() -> None:
     assert limit(x, DiffusionOptions(clip_x0=1.0)).tolist() == [[pytest.approx(0.1), -1, 1, 0.5]]
     bounded = limit(x, DiffusionOptions(threshold=1.0, threshold_max=4.0))
     assert bounded.abs().max() == 1
-    torch.testing.assert_close(bounded[0, 2], torch.tensor(0.5))
+    assert bounded[0, 2] == 0.5
 
 
 @pytest.mark.parametrize("b", [0.3, 0.8, 1.0, 2.0])

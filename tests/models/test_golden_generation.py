@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import additions
 from torch import Tensor
 
 from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
@@ -17,7 +18,6 @@ from lcm_cli.models.two_tower import TwoTowerLCM
 
 FILES = ["base_generation", "two_tower_generation"]
 COMPARED = 240
-ATOL = 1e-4
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 BASE_TAGS = [
     *("greedy_cache", "greedy_nocache", "greedy_solo0", "greedy_solo1", "greedy_solo2"),
@@ -65,11 +65,13 @@ def _options(facts: dict[str, Any], sampler: Any) -> GenerateOptions:
     )
 
 
-def _compare(file: Any, tag: str, prompts: list[Tensor], ours: list[Continuation]) -> None:
+def _compare(
+    file: Any, tag: str, prompts: list[Tensor], ours: list[Continuation], terms: int
+) -> None:
     for number, (prompt, more) in enumerate(zip(prompts, ours, strict=True)):
         whole = torch.cat([prompt, more.concepts_SD])
         assert len(whole) == file.facts[tag]["out_lens"][number]
-        file.check(f"{tag}/out/{number}", whole, atol=ATOL)
+        file.check(f"{tag}/out/{number}", whole, terms=terms * len(more.concepts_SD))
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_base(base: BaseLCM, golden: Callable[[str], Any], tag: str) -> None:
     noise = _base_noise(file, tag) if temperature else None
     options = _options(facts, BaseOptions(temperature))
     ours = generate(base, prompts, options, end=end, noise=noise)
-    _compare(file, tag, prompts, ours)
+    _compare(file, tag, prompts, ours, additions(base))
     finished = [
         "length" if len(p) + 8 == n else "stop"
         for p, n in zip(prompts, facts["out_lens"], strict=True)
@@ -172,9 +174,9 @@ def test_two_tower(golden: Callable[[str], Any], tag: str) -> None:
     end = golden("two_tower_generation").tensors["cfg3_s10/out/1"][4] if "eos" in tag else None
     facts["options"].setdefault("include_eos_token", False)
     options = _options(facts, _sampler(file, tag))
-    noise = _diffusion_noise(file, tag)
-    ours = generate(_two_tower(golden, tag), prompts, options, end=end, noise=noise)
-    _compare(file, tag, prompts, ours)
+    model, noise = _two_tower(golden, tag), _diffusion_noise(file, tag)
+    ours = generate(model, prompts, options, end=end, noise=noise)
+    _compare(file, tag, prompts, ours, len(facts["timesteps"]) * additions(model))
 
 
 def test_every_step_of_a_trajectory(golden: Callable[[str], Any]) -> None:
@@ -184,13 +186,14 @@ def test_every_step_of_a_trajectory(golden: Callable[[str], Any]) -> None:
     seen: list[Denoised] = []
     options = GenerateOptions(max_concepts=1, sampler=_sampler(file, tag))
     noise = Recorded([[start] for start in file[f"{tag}/noise_call/00"]])
-    generate(_two_tower(golden, tag), prompts, options, noise=noise, watch=seen.append)
+    model = _two_tower(golden, tag)
+    generate(model, prompts, options, noise=noise, watch=seen.append)
     assert [step.t for step in seen] == file.facts[tag]["timesteps"]
     for step in seen:
-        key = f"{tag}/traj/{step.index:02d}_t{step.t}"
-        file.check(f"{key}/model_output", step.output[:, None], atol=ATOL)
-        file.check(f"{key}/prev_sample", step.previous[:, None], atol=ATOL)
-        file.check(f"{key}/pred_x0", step.x0[:, None], atol=ATOL)
+        key, terms = f"{tag}/traj/{step.index:02d}_t{step.t}", (step.index + 1) * additions(model)
+        file.check(f"{key}/model_output", step.output[:, None], terms=terms)
+        file.check(f"{key}/prev_sample", step.previous[:, None], terms=terms)
+        file.check(f"{key}/pred_x0", step.x0[:, None], terms=terms)
 
 
 def test_two_tower_teacher_forced(golden: Callable[[str], Any]) -> None:
@@ -205,14 +208,16 @@ def test_two_tower_teacher_forced(golden: Callable[[str], Any]) -> None:
     ours_BSD = model.predict(batch, options, Recorded([[row] for row in noise_BSD]))
     for number, document in enumerate(documents):
         ours = ours_BSD[number, : len(document) - 1]
-        file.check(f"scorer_s10/out/{number}", ours, atol=ATOL)
+        terms = options.steps * additions(model)
+        file.check(f"scorer_s10/out/{number}", ours, terms=terms)
 
 
 def test_base_teacher_forced(base: BaseLCM, golden: Callable[[str], Any]) -> None:
     file, documents = golden("base_generation"), golden("base_losses").listed("source/")
     ours_BSD = base.predict(Batch.of(documents), BaseOptions(), Noise([0] * 4))
     for number, document in enumerate(documents):
-        file.check(f"scorer_ctx1/{number}", ours_BSD[number, : len(document) - 1], atol=ATOL)
+        ours = ours_BSD[number, : len(document) - 1]
+        file.check(f"scorer_ctx1/{number}", ours, terms=additions(base))
 
 
 def test_nothing_is_left_out(assert_complete: Callable[[list[str], int], None]) -> None:

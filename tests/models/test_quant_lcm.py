@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from rounding import additions, assert_near
 from torch import Tensor
 
 from lcm_cli.errors import UsageError
@@ -53,7 +54,9 @@ def test_codes_are_the_nearest_units(quantizer: ResidualQuantizer) -> None:
     codes, rest = quantizer.encode(x), x
     for codebook in range(4):
         distances = torch.cdist(rest, quantizer.codebooks_CUD[codebook])
-        assert torch.equal(codes[:, codebook], distances.argmin(dim=-1))
+        chosen = distances.gather(1, codes[:, codebook, None])[:, 0]
+        # Of two that are as near as can be told, either will do.
+        assert_near(chosen, distances.amin(dim=-1), terms=DIM, size=rest.norm(dim=-1).max())
         rest = rest - quantizer.codebooks_CUD[codebook][codes[:, codebook]]
 
 
@@ -120,7 +123,7 @@ def test_one_by_one_as_all_at_once(model: QuantLCM) -> None:
         together = model.predict(Batch(x, torch.tensor([5, 5])), options, _Half())
         for n in range(1, 5):
             state = model.begin(Batch(x[:, :n], torch.tensor([n, n])), 8, options)
-            torch.testing.assert_close(model.next(state, _Half()), together[:, n - 1])
+            assert_near(model.next(state, _Half()), together[:, n - 1], additions(model))
 
 
 class _Half(Noise):

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from rounding import additions, assert_near
 
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
@@ -131,7 +132,7 @@ def test_encoder(models, tokenizers):
         TEXTS, source_lang="jpn_Jpan"
     )
     found = encoder(tokenizers[0].encode(TEXTS, "jpn_Jpan"))
-    assert (found - expected).abs().max() <= 1e-5
+    assert_near(found, expected, additions(encoder))
 
 
 def test_a_row_does_not_depend_on_its_batch(models, tokenizers):
@@ -139,7 +140,7 @@ def test_a_row_does_not_depend_on_its_batch(models, tokenizers):
     rows = tokenizers[0].encode(TEXTS, "eng_Latn")
     together = encoder(rows)
     for row, concept in zip(rows, together, strict=True):
-        assert (encoder([row])[0] - concept).abs().max() <= 1e-5
+        assert_near(encoder([row])[0], concept, additions(encoder))
 
 
 def test_decoder_logits(models, tokenizers):
@@ -154,7 +155,7 @@ def test_decoder_logits(models, tokenizers):
     hidden = their_decoder.decode(ids, BatchLayout.of(ids), seqs, BatchLayout.of(seqs))
     expected = their_decoder.project(hidden)
     found = decoder.project(decoder(concepts, rows)).view(6, 12, size)
-    assert (found - expected).abs().max() <= 1e-4
+    assert_near(found, expected, additions(decoder))
 
 
 @pytest.mark.parametrize("beam", [1, 5])

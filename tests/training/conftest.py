@@ -44,7 +44,7 @@ eval_every = 12
 class Memory:
     """Documents that walk in a circle: what comes next can be learned."""
 
-    dim: int = 256
+    dim: int = 384
     rows: int = 8
     length: int = 6
     batches_per_epoch: int = 20
@@ -228,11 +228,11 @@ def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def _write_recipe(folder: Path, architecture: str) -> Path:
-    info = SpaceInfo("tiny", load_space("tiny", device="cpu").fingerprint, 256)
+    info = SpaceInfo("tiny", load_space("tiny", device="cpu").fingerprint, 384)
     rng = np.random.default_rng(0)
     with open_writer(str(folder / "data.parquet"), info) as writer:
         for number in range(60):
-            vectors = rng.standard_normal((int(rng.integers(3, 9)), 256)).astype(np.float16)
+            vectors = rng.standard_normal((int(rng.integers(3, 9)), 384)).astype(np.float16)
             words = [f"{number}.{i}" for i in range(len(vectors))]
             writer.write(Document(str(number), sentences=words, concepts=vectors))
     path = folder / "micro.toml"

@@ -16,7 +16,7 @@ from lcm_cli.models.checkpoint import load_model, load_quantizer
 from lcm_cli.space import load_space
 from lcm_cli.training.recipe import load_recipe
 
-DIM, CODEBOOKS, UNITS = 256, 4, 8
+DIM, CODEBOOKS, UNITS = 384, 4, 8
 FITS = """
 kind = "{kind}"
 name = "fit"

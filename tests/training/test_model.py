@@ -47,7 +47,7 @@ def test_every_model_learns(start, tmp_path, architecture, changes):
     assert model.config.space.name == "tiny" and model.config.space.fingerprint
     assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), weights(trainer))
     if architecture != "sonar_llm":
-        assert not torch.equal(model.normalizer.scale, torch.ones(256))  # it was fitted
+        assert not torch.equal(model.normalizer.scale, torch.ones(384))  # it was fitted
     assert log_of(tmp_path) == records
 
 

@@ -74,7 +74,7 @@ def test_a_dry_run_needs_neither_space_nor_data(path, lcm, tmp_path, monkeypatch
         assert all(report[name] is None for name in arithmetic)
         return
     with torch.device("meta"):
-        model = build(recipe.config({"concept_dim": 1024 if recipe.space == "sonar" else 256}))
+        model = build(recipe.config({"concept_dim": 1024 if recipe.space == "sonar" else 384}))
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
     saved = 4 * (report["parameters"] + (3 if recipe.train.ema else 2) * report["trained"])
     assert report["state_bytes"] == saved + 4 * report["trained"]

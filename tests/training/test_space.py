@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rounding import additions, assert_near, rounding
 from safetensors import safe_open
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
@@ -157,9 +158,11 @@ def test_a_batch_filled_up_gives_the_same_numbers(recipe, tmp_path):
             losses = trainer.losses(some, place)
             grads = torch.autograd.grad(sum(losses), trainer.parameters)
             results.append([*losses, *grads])
+        most = max(part.detach().abs().max().item() for part in results[0])
         for plain, filled in zip(*results, strict=True):
-            scale = plain.detach().abs().max()
-            assert (plain - filled).abs().max() <= 1e-5 * scale + 1e-7
+            # Keys' biases change no attention: all that their gradients hold is rounding.
+            size = max(plain.detach().abs().max().item(), most / 100)
+            assert_near(filled, plain, terms=additions(trainer.encoder) * len(pairs), size=size)
 
 
 def test_dropout_is_for_training_alone(recipe, tmp_path):
@@ -210,9 +213,10 @@ def test_centring_changes_no_text(recipe, tmp_path):
         center(*states, encoder(rows).mean(dim=0))
         encoder.load_state_dict(states[0])
         decoder.load_state_dict(states[1])
-        assert encoder(rows).mean(dim=0).abs().max() < 1e-5
-        after = decoder.project(decoder(encoder(rows), rows))
-    assert torch.allclose(before, after, atol=1e-4)
+        concepts, terms = encoder(rows), additions(encoder) + additions(decoder)
+        assert concepts.mean(dim=0).abs().max() < rounding(terms) * concepts.abs().max()
+        after = decoder.project(decoder(concepts, rows))
+    assert_near(after, before, terms)
 
 
 @pytest.mark.parametrize("stopped_at", [7, 10])
@@ -326,7 +330,7 @@ def test_the_sliced_cross_entropy_is_the_plain_one(smoothing):
         loss.backward()
         grads.append((loss.detach(), h.grad, w.grad))
     for ours, plain in zip(*grads, strict=True):
-        assert torch.allclose(ours, plain, rtol=1e-4, atol=1e-4)
+        assert_near(ours, plain, terms=len(targets))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 6, 6)])
