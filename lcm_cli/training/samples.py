@@ -89,7 +89,7 @@ class Sampler:
         for number, place in enumerate(np.linspace(0, len(rows), count, endpoint=False, dtype=int)):
             one = rows[place][0].rows([rows[place][1]])
             noise = Noise([seed + number], model.device)
-            predicted_BSD = model.predict(one.to(model.device), model.Options(), noise)
+            predicted_BSD = model.predict(one.to(model.device), model.options(), noise)
             predicted_BSD, one = of_sentences(predicted_BSD.cpu(), one)
             first = 1 if one.sources_B is None else max(int(one.sources_B[0]), 1)
             length, start = min(int(one.lengths_B[0]), first + PREDICTED), max(0, first - CONTEXT)
@@ -121,7 +121,7 @@ class Sampler:
         end_D = self._own(self.end_text)
         options = GenerateOptions(max_concepts=LENGTH)
         reencode = None
-        if model.reencodes:
+        if model.config.reencode:
             reencode = lambda x: torch.from_numpy(self.concepts(self.text(x)))  # noqa: E731
         close = model.config.break_text
         break_D = self._own(close) if close else None
