@@ -108,7 +108,7 @@ class ConceptSystem(System):
 
         def once() -> Tensor:
             noise = Noise(seeds, self.model.device)
-            found: Tensor = self.model.predict(batch, self.model.options(), noise)
+            found: Tensor = self.model.predict(batch, self.model.Options(), noise)
             return found
 
         batch = batch.to(self.model.device)

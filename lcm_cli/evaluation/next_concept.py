@@ -69,7 +69,7 @@ def next_concept_metrics(
     of its own, seeded with `seed` and its number. With `reconstruct` there is l2-r.
     Raises UsageError if there is nothing to predict.
     """
-    options = model.options() if options is None else options
+    options = model.Options() if options is None else options
     training, first, parts = model.training, 0, []
     model.eval()
     try:

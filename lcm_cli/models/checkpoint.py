@@ -45,14 +45,8 @@ LISTED = 8  # tensors named in a message
 
 
 def build(config: AnyConfig | QuantizerConfig) -> nn.Module:
-    """Return a new model of `config` with random weights and a normalizer that does nothing.
-
-    Raises as `ConceptModel.options` does.
-    """
-    model = KINDS[config.architecture](config)
-    if isinstance(model, ConceptModel):
-        model.options()
-    return model
+    """Return a new model of `config` with random weights and a normalizer that does nothing."""
+    return KINDS[config.architecture](config)
 
 
 def load_model(

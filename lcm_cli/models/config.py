@@ -191,8 +191,6 @@ class ModelConfig:
     # What it predicts is decoded and encoded again before it is read, so that it only ever reads
     # concepts of sentences, as in training.
     reencode: bool = False
-    # What it generates with unless told otherwise: fields of its Options, as {"guidance": 1.5}.
-    sampler: dict[str, int | float] = field(default_factory=dict)
     # task -> the sentence between a source and the answer to it: {"summarize": "[SUMMARY]:"}
     prompts: dict[str, str] = field(default_factory=dict)
 

@@ -5,7 +5,7 @@ Shapes: B documents, S concepts, D concept dim, N positions that are predicted.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from heapq import heapreplace
 from typing import Any
 
@@ -14,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lcm_cli.errors import IntegrityError
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.models.layers import standing
 from lcm_cli.models.normalizer import Normalizer
-from lcm_cli.schema import nearest
 
 PADDING = -1  # the segment of what stands behind a row's end
 
@@ -274,19 +272,6 @@ class ConceptModel(nn.Module, ABC):
         """Return how well each concept continues its row, (B,): a log density up to a constant,
         or a stand-in for one. It ranks candidates for the same place, nothing else.
         """
-
-    def options(self, **given: Any) -> Any:
-        """Return how it generates: as `given`, else as its config says, else as in the paper.
-
-        Raises IntegrityError if its config names an option that it does not have, UsageError for a
-        value that cannot be.
-        """
-        known = [each.name for each in fields(self.Options)]
-        for name in self.config.sampler:
-            if name not in known:
-                near = " or ".join(nearest(name, known)) or ", ".join(known)
-                raise IntegrityError(f"config.json: sampler has no {name!r}", f"it has: {near}")
-        return self.Options(**self.config.sampler | given)
 
     @property
     def device(self) -> torch.device:

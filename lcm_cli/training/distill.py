@@ -287,7 +287,7 @@ def to_teacher(
         rows = range(seed + 1000 * number, seed + 1000 * number + len(batch.lengths_B))
         placed = batch.to(model.device)
         predicted = [
-            each.predict(placed, each.options(), Noise(rows, each.device))
+            each.predict(placed, each.Options(), Noise(rows, each.device))
             for each in (model, teacher)
         ]
         learned_BS = placed.learned(first=1)[:, 1:]

@@ -289,29 +289,6 @@ def test_only_sonar_llm_encodes_again_by_default() -> None:
     assert [kind for kind in KINDS if preset(kind, "nano").reencode] == ["sonar_llm"]
 
 
-def test_generates_as_the_config_says(prompts: list[Tensor]) -> None:
-    """A model's own options hold where none are given, and one by one where some are."""
-    own = _model("two_tower", sampler={"guidance": 1.0, "steps": 5})
-    assert own.options() == DiffusionOptions(guidance=1.0, steps=5)
-    assert own.options(guidance=2.0) == DiffusionOptions(guidance=2.0, steps=5)
-    told = _with(ON, sampler=DiffusionOptions(guidance=1.0, steps=5))
-    expected = _made(_model("two_tower"), prompts, told)
-    assert all(map(torch.equal, _made(own, prompts, ON), expected))
-    assert not any(map(torch.equal, _made(_model("two_tower"), prompts, ON), expected))
-
-
-@pytest.mark.parametrize(
-    ("sampler", "error", "message"),
-    [
-        ({"guidence": 1.0}, IntegrityError, "sampler has no 'guidence'"),
-        ({"guidance": -1.0}, UsageError, "guidance -1.0 must not be negative"),
-    ],
-)
-def test_a_sampler_that_cannot_be(sampler: Any, error: type[LcmError], message: str) -> None:
-    with pytest.raises(error, match=message):
-        _model("two_tower", sampler=sampler)
-
-
 def test_watching_the_noise_go(prompts: list[Tensor], base: BaseLCM) -> None:
     for name in ("two_tower", "one_tower"):
         model, seen = _model(name), list[Denoised]()
