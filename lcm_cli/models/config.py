@@ -188,6 +188,9 @@ class ModelConfig:
     # The sentence whose concept closes a paragraph of a model that was trained with data.plan.
     break_text: str = ""
     plans: bool = False  # a plan, the concept of what a paragraph is about, comes after each break
+    # What it predicts is decoded and encoded again before it is read, so that it only ever reads
+    # concepts of sentences, as in training.
+    reencode: bool = False
     # task -> the sentence between a source and the answer to it: {"summarize": "[SUMMARY]:"}
     prompts: dict[str, str] = field(default_factory=dict)
 
@@ -287,6 +290,7 @@ class SonarLLMConfig(BaseConfig):
     normalizer: NormalizerConfig = field(default_factory=lambda: NormalizerConfig(method="none"))
     end_text: str = "End of sequence."
     begin_text: str = "Begin of text."  # opens every prompt; "" for none
+    reencode: bool = True
     # What it is trained on: the cross-entropy of the next sentence's tokens through the space's
     # frozen decoder, or the squared error of its concept.
     loss: Literal["tokens", "squared"] = "tokens"

@@ -191,7 +191,7 @@ class _Run:
         """Return a concept for each row; among candidates for a step, the best one for all."""
         concepts_BD = self.model.next(state, noise)
         again_BD = self._again(concepts_BD)
-        chosen_BD = again_BD if self.model.reencodes else concepts_BD
+        chosen_BD = again_BD if self.model.config.reencode else concepts_BD
         if not self.judged:
             return chosen_BD
         if self.options.judge == "likelihood":
@@ -209,7 +209,7 @@ class _Run:
 
     def _again(self, concepts_BD: Tensor) -> Tensor:
         """Return the concepts decoded and encoded again, if anybody wants that."""
-        wanted = self.model.reencodes or (self.judged and self.options.judge == "roundtrip")
+        wanted = self.model.config.reencode or (self.judged and self.options.judge == "roundtrip")
         if self.reencode is None or not wanted:
             return concepts_BD
         return self.reencode(concepts_BD).to(concepts_BD)

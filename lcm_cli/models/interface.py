@@ -243,7 +243,6 @@ class ConceptModel(nn.Module, ABC):
     normalizer: Normalizer
     Options: type[Any]  # of this model's way of generating; made without arguments: the paper's
     end_similarity = 0.9  # cosine to the end-of-text concept at which a document ends (s_eot)
-    reencodes = False  # whether a prediction is to be decoded and encoded before it is read again
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:

@@ -32,7 +32,6 @@ class SonarLLM(BaseLCM):
 
     config: SonarLLMConfig
     end_similarity = 0.98
-    reencodes = True
 
     def __init__(self, config: SonarLLMConfig) -> None:
         super().__init__(config)

@@ -121,7 +121,7 @@ class Sampler:
         end_D = self._own(self.end_text)
         options = GenerateOptions(max_concepts=LENGTH)
         reencode = None
-        if model.reencodes:
+        if model.config.reencode:
             reencode = lambda x: torch.from_numpy(self.concepts(self.text(x)))  # noqa: E731
         close = model.config.break_text
         break_D = self._own(close) if close else None

@@ -273,12 +273,28 @@ def test_likelihood_prefers_what_the_model_says(prompts: list[Tensor]) -> None:
         assert bool((model.likelihood(state, said) > model.likelihood(state, other)).all())
 
 
-def test_sonar_llm_reads_what_was_encoded_again(prompts: list[Tensor]) -> None:
-    model = _model("sonar_llm")
-    made = generate(model, prompts, ON, reencode=lambda x: x.round(decimals=1))
-    for continuation in made:
-        x = continuation.concepts_SD
-        assert torch.equal(x, x.round(decimals=1))
+@pytest.mark.parametrize("kind", KINDS)
+def test_reads_what_was_encoded_again(kind: str, prompts: list[Tensor]) -> None:
+    """What a model of `reencode` goes on from are concepts that the space gives."""
+
+    def reencode(x: Tensor) -> Tensor:
+        return x.round(decimals=1)
+
+    model = _model(kind, reencode=True)
+    (made,) = generate(model, prompts[:1], ON, reencode=reencode)
+    x = made.concepts_SD
+    assert torch.equal(x, reencode(x))
+    first = _with(ON, max_concepts=1)
+    (read,) = generate(model, [torch.cat([prompts[0], x[:1]])], first, reencode=reencode)
+    if kind in ("base", "sonar_llm"):  # the others draw other noise for the first concept
+        assert torch.equal(read.concepts_SD[0], x[1])
+    plain = _model(kind, reencode=False)
+    (made,) = generate(plain, prompts[:1], ON, reencode=reencode)
+    assert not torch.equal(made.concepts_SD, reencode(made.concepts_SD))
+
+
+def test_only_sonar_llm_encodes_again_by_default() -> None:
+    assert [kind for kind in KINDS if preset(kind, "nano").reencode] == ["sonar_llm"]
 
 
 def test_watching_the_noise_go(prompts: list[Tensor], base: BaseLCM) -> None:
