@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FILE = re.compile(r'^(\w+ = \{ name = "([\w.-]+)")[^}]*\}$', re.MULTILINE)
+FILE = re.compile(r'^(\w+ = \{ name = "([\w-]+\.[\w.-]+)")[^}]*\}$', re.MULTILINE)
 
 
 def updated(card: str, folder: Path) -> str:
