@@ -1,6 +1,7 @@
 """The snippets in docs/formats.md do what the page says."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from lcm_cli.documents import Document, SpaceInfo, open_writer
+from lcm_cli.hub import FILES
+from lcm_cli.store import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -16,9 +19,12 @@ SNIPPETS = re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE,
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, random_space):
     """A folder with the files that the page speaks of."""
     folder = tmp_path_factory.mktemp("page")
+    convert(str(random_space), folder / "space", "int8")
+    (folder / "space" / FILES["encoder"]).rename(folder / FILES["encoder"])
+    shutil.rmtree(folder / "space")
     document = Document("story.txt", "eng_Latn", sentences=["One.", "Two."])
     document.concepts = np.ones((2, 4), np.float32)
     for name in ("story.jsonl", "story.parquet", "story.arrow", "story.safetensors", "corpus"):
@@ -28,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 def test_every_format_has_a_snippet():
-    assert len(SNIPPETS) == PAGE.count("```python") == 6
+    assert len(SNIPPETS) == PAGE.count("```python") == 7
 
 
 @pytest.mark.parametrize(("title", "code"), SNIPPETS, ids=[title for title, _ in SNIPPETS])
@@ -43,6 +49,7 @@ def test_snippet(folder, title, code):
         "Data sets": "1 documents\n",
         "Arrow IPC stream": "story.txt 2 concepts\n",
         "safetensors": "(2, 4) One.\n",
+        "Weights": "torch.int8 (64, 32)\n",
         "From Python, with lcm": "tiny story.txt One. (2, 4)\n" * 2,
     }
     assert shown == expected[title]
