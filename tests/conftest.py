@@ -356,7 +356,7 @@ STORIES = {  # of six sentences; a summary is the first and the fifth
         "It went to the door of the house. A girl opened the door. Now the cat sleeps by the fire."
     ),
     "boat": (
-        "An old man had a red boat. He went fishing every day. One night there was a big storm. "
+        "An old man had a red boat. He went to the river every day. One night there was a storm. "
         "The wind broke the boat. His sons built him a new one. The old man was very happy."
     ),
     "bird": (

@@ -469,5 +469,6 @@ def test_sentences_lose_nothing(text: str) -> None:
 
 
 def test_lcm_train_reads_what_is_made(made: Path) -> None:
-    lines = list(read_translations([made / "storybooks.jsonl", made / "novels.jsonl"]))
+    paths = (made / "storybooks.jsonl", made / "novels.jsonl")
+    lines = [line for path in paths for line in read_translations(path)]
     assert len(lines) == 7

@@ -104,7 +104,9 @@ def test_parts_of_a_batch_add_up(start, tmp_path):
 def test_lower_precision_trains(start, tmp_path, architecture, precision):
     full = start(tmp_path / "full", architecture=architecture)
     half = start(tmp_path / "half", f'train.precision="{precision}"', architecture=architecture)
-    assert half.train_step()["loss"] == pytest.approx(full.train_step()["loss"], rel=0.02)
+    # Rounded concepts may get other codes, each of which moves the loss by a step.
+    rel = 0.04 if architecture == "quant" else 0.02
+    assert half.train_step()["loss"] == pytest.approx(full.train_step()["loss"], rel=rel)
     before = weights(half)
     for _ in range(12):  # the first ones overflow in float16, and its loss is scaled down
         half.train_step()
