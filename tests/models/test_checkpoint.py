@@ -24,6 +24,7 @@ from lcm_cli.models.config import (
     TransformerConfig,
     preset,
 )
+from lcm_cli.models.diffusion import DiffusionOptions
 from lcm_cli.models.generate import GenerateOptions, generate
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.normalizer import fit
@@ -78,9 +79,10 @@ def test_half_precision_spares_the_normalizer(tmp_path: Path) -> None:
 def test_packed_gives_the_same_numbers(tmp_path: Path, architecture: str) -> None:
     model = _saved(tmp_path / "m", architecture)
     packed = load_model(tmp_path / "m", packed=True)
-    steps = 40 if architecture in ("two_tower", "one_tower") else 1  # of diffusion
-    options = GenerateOptions(max_concepts=3, repeat_similarity=None)
-    terms = options.max_concepts * steps * additions(model)
+    # Few steps: random weights amplify rounding from one to the next.
+    few = DiffusionOptions(steps=3) if hasattr(model, "schedule") else None
+    options = GenerateOptions(max_concepts=3, repeat_similarity=None, sampler=few)
+    terms = 3 * (3 if few else 1) * additions(model)
     prompts = [torch.randn(4, 16) * 0.01, torch.randn(2, 16) * 0.01]
     pairs = zip(generate(model, prompts, options), generate(packed, prompts, options), strict=True)
     for plain, fast in pairs:
