@@ -9,6 +9,7 @@ Shapes: R rows, C columns.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.headers import SCALE, is_scale
@@ -28,6 +30,7 @@ _MOST = 127  # the greatest of the int8 numbers in use: the range is symmetric
 _TRUSTED = 2.0**-17  # see `row_scales`
 _LARGEST = torch.finfo(torch.float16).max
 _SAMPLED = 1 << 12  # numbers of a matrix that tell it from others
+_DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"})
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,30 @@ class Later:
 
 
 Piece = Tensor | Later
+
+
+@contextmanager
+def without_content() -> Iterator[None]:
+    """Build networks whose tensors have shapes but no content, until weights are assigned."""
+    with torch.device("meta"), _SkipDraws():
+        yield
+
+
+class _SkipDraws(TorchFunctionMode):
+    """Skips the drawing of initial values on the meta device.
+
+    It would do nothing there, but its first call imports sympy and half of torch: two seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in _DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def read_weights(*files: Path) -> dict[str, Weight]:

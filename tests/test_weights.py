@@ -2,6 +2,8 @@
 
 import hashlib
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.files import sha256
@@ -22,6 +24,7 @@ from lcm_cli.weights import (
     relative_error,
     round_rows,
     sampled,
+    without_content,
     write_safetensors,
 )
 
@@ -317,3 +320,19 @@ def test_large_matrices_are_sampled():
         other[row, 5] += 1
         assert digest({"m": other}) != digest({"m": weight})
     assert digest({"m": weight * 1.001}) != digest({"m": weight})
+
+
+def test_a_space_is_loaded_without_sympy() -> None:
+    code = "import sys, lcm_cli; lcm_cli.load_space('tiny').encoder; print('sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_networks_without_content_have_the_shapes_and_values_of_others() -> None:
+    with without_content():
+        empty = nn.Sequential(nn.Linear(3, 2), nn.Embedding(4, 5), nn.LayerNorm(6))
+        with torch.device("cpu"):
+            kept = nn.init.normal_(torch.zeros(8))
+    assert all(p.is_meta and p.requires_grad for p in empty.parameters())
+    assert [tuple(p.shape) for p in empty.parameters()] == [(2, 3), (2,), (4, 5), (6,), (6,)]
+    assert kept.device.type == "cpu" and bool((kept != 0).any())

@@ -26,7 +26,14 @@ from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
 from lcm_cli.repository import weight_parts
 from lcm_cli.space import pick_device
-from lcm_cli.weights import Store, Weight, pieces, read_weights, write_safetensors
+from lcm_cli.weights import (
+    Store,
+    Weight,
+    pieces,
+    read_weights,
+    without_content,
+    write_safetensors,
+)
 
 CONFIG, WEIGHTS = MODEL_FILES["config"], MODEL_FILES["model"]
 KINDS: dict[str, type[nn.Module]] = {
@@ -94,7 +101,7 @@ def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
     They are in one file, or in the several that an index names. Raises as `load_model` does.
     """
     config = read_config(files.config)
-    with torch.device("meta"):
+    with without_content():
         model = build(config)
     weights = read_weights(*weight_parts(files.weights))
     check_state(model, weights, str(files.weights))

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from lcm_cli.files import not_there
 from lcm_cli.models.checkpoint import CONFIG, build, check_state
 from lcm_cli.models.config import AnyConfig, SpaceRef, from_dict, preset, to_dict
 from lcm_cli.models.official import official_config, official_state, sonar_llm
-from lcm_cli.weights import map_file
+from lcm_cli.weights import map_file, without_content
 
 CARD = "model_card.yaml"  # what the official trainer writes beside its checkpoints
 SONAR = SpaceRef("sonar")  # the space of every foreign model whose concepts are as wide
@@ -53,7 +52,7 @@ def read_model(source: Path) -> tuple[AnyConfig, dict[str, Tensor]]:
         raise type(error)(f"{place}: {error.message}", error.hint) from error
     except (AttributeError, TypeError, ValueError) as error:
         raise IntegrityError(f"{place} does not describe a concept model: {error}") from error
-    with torch.device("meta"):
+    with without_content():
         model = build(config)
     check_state(model, state, str(source))
     return config, state

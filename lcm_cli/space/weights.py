@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lcm_cli.errors import IntegrityError
-from lcm_cli.weights import Rows, Weight, read_weights
+from lcm_cli.weights import Rows, Weight, read_weights, without_content
 
 Network = TypeVar("Network", bound=nn.Module)
 Config = TypeVar("Config")
@@ -39,7 +39,7 @@ def open_weights(
 
     Raises as `load_weights` does.
     """
-    with torch.device("meta"):
+    with without_content():
         network = build(config)
     weights = read_weights(path)
     _check_shapes(path, network.state_dict(), weights)

@@ -26,6 +26,7 @@ from lcm_cli.training.model import ModelTrainer, freeze
 from lcm_cli.training.prepare import load_start, make_trainer, model_config
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
 from lcm_cli.training.shards import files_of
+from lcm_cli.weights import without_content
 
 FLOAT = 4  # bytes of a weight in training, whatever the precision of the computation
 MEASURED = 4  # steps; the first one, which warms up, does not count
@@ -74,7 +75,7 @@ def parameters(config: AnyConfig, frozen: tuple[str, ...] = ()) -> tuple[int, in
 
     It is not built. Raises IntegrityError for names in `frozen` that it has not.
     """
-    with torch.device("meta"):
+    with without_content():
         model = checkpoint.build(config)
     freeze(model, frozen)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
