@@ -1,6 +1,6 @@
 """The Hub's own client against a Hub that fails: the right file or a clear error, nothing else.
 
-docs/checkpoints.md has the table of these faults.
+docs/checkpoints.md states what is guaranteed.
 """
 
 import os
