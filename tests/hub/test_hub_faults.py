@@ -247,7 +247,7 @@ def test_nobody_there(cache, monkeypatch):
 
 CHILD = """
 from lcm_cli.hub import snapshot
-remote = snapshot.describe("org/files", "main", "lcm pull it")
+remote = snapshot.describe_remote("org/files", "main", "lcm pull it")
 names = ["config.json", "model.safetensors"]
 print(snapshot.fetch(remote, lambda _: names, "lcm pull it"))
 snapshot.keep(remote, "main")

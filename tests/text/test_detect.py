@@ -93,7 +93,7 @@ def test_a_long_text_takes_no_longer():
 
 
 def test_the_library_is_loaded_only_when_it_is_needed():
-    code = "import sys; from lcm_cli.text import detect, languages, segment; languages.find('fr');"
+    code = "import sys; from lcm_cli.text import detect, languages, segment; languages.find_language('fr');"
     code += "print(*{'py3langid', 'numpy', 'torch', 'sentencex', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

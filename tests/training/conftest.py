@@ -128,7 +128,8 @@ import contextlib, json, os, resource, signal, sys, time
 import torch
 from lcm_cli.app import main
 from lcm_cli.space import load_space
-from lcm_cli.training import concept_data, fitting, loop, prepare
+from lcm_cli.training import fitting, loop, prepare
+from lcm_cli.training.data import batches
 
 torch.set_num_threads(1)
 load_space("tiny", device="cpu").encode(["So that all is imported."], "eng_Latn")
