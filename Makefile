@@ -18,10 +18,11 @@ demo: $(READY) ## summarize three stories into three languages, offline
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(READY) ## lint, format and types
+check: $(READY) ## lint, format, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(READY) ## measure the space against sonar-space
 	$(BIN)/python benchmarks/space.py

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lcm_cli.documents import Document, SpaceInfo, open_writer
-from lcm_cli.training.concept_data import ConceptData
+from lcm_cli.training.data.batches import ConceptData
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.parallel import Share
 

@@ -23,9 +23,9 @@ from importlib.metadata import files, version
 from pathlib import Path
 from typing import Any
 
-from lcm_cli import detect, languages
-from lcm_cli._language_table import SCRIPTS
 from lcm_cli.errors import NotFoundError
+from lcm_cli.text import detect, languages
+from lcm_cli.text.language_table import SCRIPTS
 
 TINY = ["eng_Latn", "deu_Latn", "fra_Latn", "spa_Latn", "nld_Latn", "jpn_Jpan", "zho_Hans"]
 KINDS = {"sentence": 1, "document": 3}  # sentences in a text
@@ -122,7 +122,7 @@ def read(path: Path, limit: int) -> Iterator[tuple[str, list[str]]]:
     text = (lzma.decompress(packed) if path.suffix == ".xz" else packed).decode("utf-8")
     for row in map(json.loads, text.strip().split("\n")):
         try:
-            yield languages.find(row["lang"]).code, row["sentences"][:limit]
+            yield languages.find_language(row["lang"]).code, row["sentences"][:limit]
         except NotFoundError:  # arb_Latn and min_Arab
             continue
 
@@ -217,9 +217,9 @@ def calibrate(path: Path, limit: int) -> None:
     print("| SURE | text | sonar: it has | sonar: it lacks | tiny | taken for one of tiny |")
     print("|---|---|---|---|---|---|")
     for kind, raw in texts.items():
-        cases = [(code, detect.sample(text)) for code, text in raw]
-        sonar = [(code, text, detect.rank(text, languages.SONAR)) for code, text in cases]
-        tiny = [(code, text, detect.rank(text, TINY)) for code, text in cases]
+        cases = [(code, detect.sample_text(text)) for code, text in raw]
+        sonar = [(code, text, detect.rank_languages(text, languages.SONAR)) for code, text in cases]
+        tiny = [(code, text, detect.rank_languages(text, TINY)) for code, text in cases]
         parts = (
             [case for case in sonar if case[0][:3] in known],
             [case for case in sonar if case[0][:3] not in known],

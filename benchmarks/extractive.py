@@ -28,11 +28,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lcm_cli.errors import NotFoundError
-from lcm_cli.languages import find
-from lcm_cli.length import count_words
-from lcm_cli.models.extractive import opening_weights, rank
-from lcm_cli.segment import segment
 from lcm_cli.space import Space, load_space
+from lcm_cli.text.languages import find_language
+from lcm_cli.text.length import count_words
+from lcm_cli.text.segment import segment
+from lcm_cli.writing.extractive import opening_weights, rank_sentences
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Story:
 
 # Every method ranks the sentences; S sentences, D concept dim.
 def centroid_with_opening(concepts: np.ndarray) -> Iterator[int]:
-    return rank(concepts, opening_weights(len(concepts)))
+    return rank_sentences(concepts, opening_weights(len(concepts)))
 
 
 def lead(concepts: np.ndarray) -> Iterator[int]:
@@ -91,7 +91,7 @@ def facility(concepts: np.ndarray) -> Iterator[int]:
 
 METHODS: dict[str, Callable[[np.ndarray], Iterator[int]]] = {
     "centroid, opening weighted (lcm)": centroid_with_opening,
-    "centroid (Gholipour Ghalandari 2017)": rank,
+    "centroid (Gholipour Ghalandari 2017)": rank_sentences,
     "LexRank + MMR": lexrank,
     "PacSum + MMR": pacsum,
     "facility location": facility,
@@ -128,7 +128,7 @@ def read(path: Path, split: str, space: Space) -> list[Story]:
         records = [record for record in map(json.loads, file) if record["split"] == split]
     for record in records:
         try:
-            lang = find(record["lang"], space.languages).code
+            lang = find_language(record["lang"], space.languages).code
         except NotFoundError:
             continue
         sentences = [piece.text for piece in segment("\n\n".join(record["pages"]), lang)]

@@ -33,8 +33,8 @@ from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
 from lcm_cli.models.config import BaseConfig, TransformerConfig, TwoTowerConfig
 from lcm_cli.models.diffusion import DiffusionOptions, guide, walk
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
-from lcm_cli.models.layers import Cache
-from lcm_cli.models.packed import prepare
+from lcm_cli.models.layers import KeyValueCache
+from lcm_cli.models.packed import lay_out
 from lcm_cli.models.two_tower import DenoiserLayer, TwoTowerLCM
 
 STACK = TransformerConfig(heads=8, inner_dim=1536)
@@ -67,7 +67,7 @@ class NaiveTwoTower:
         """Continue (B, S, D) by `count` concepts."""
         model, rows = self.model, len(prompts)
         noise = Noise([0] * rows)
-        cache = Cache(model.config.contextualizer.layers, rows, prompts.shape[1] + count)
+        cache = KeyValueCache(model.config.contextualizer.layers, rows, prompts.shape[1] + count)
         context = model.contextualize(model.normalized(prompts), cache)
         cache.advance(prompts.shape[1])
         made = []
@@ -134,7 +134,7 @@ class NaiveBase:
     def generate(self, prompts: Tensor, count: int, options: BaseOptions) -> Tensor:
         """Continue (B, S, D) by `count` concepts."""
         model, rows = self.model, len(prompts)
-        cache = Cache(model.config.transformer.layers, rows, prompts.shape[1] + count)
+        cache = KeyValueCache(model.config.transformer.layers, rows, prompts.shape[1] + count)
         model(model.normalized(prompts[:, :-1]), cache)
         cache.advance(prompts.shape[1] - 1)
         made, last = [], prompts[:, -1:]
@@ -174,7 +174,7 @@ def compare_generation(repeats: int) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, config, count in (("two-tower", TWO_TOWER, 2), ("base", BASE, 16)):
         model = build(config)
-        packed = prepare(copy.deepcopy(model))
+        packed = lay_out(copy.deepcopy(model))
         naive = NaiveTwoTower(model) if name == "two-tower" else NaiveBase(model)
         options = model.Options()
         for rows, context in ((1, 32), (1, 128), (8, 32), (8, 128)):
@@ -235,7 +235,7 @@ def plot(file: Path, repeats: int) -> None:
     from matplotlib.figure import Figure
 
     contexts, steps = (8, 32, 128, 512, 1024), (5, 10, 20, 40, 80)
-    models = {"two-tower": prepare(build(TWO_TOWER)), "base": prepare(build(BASE))}
+    models = {"two-tower": lay_out(build(TWO_TOWER)), "base": lay_out(build(BASE))}
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, model in models.items():

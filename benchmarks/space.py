@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from lcm_cli.hub import SpaceFiles
-from lcm_cli.languages import SONAR
+from lcm_cli.hub.locate import SpaceFiles
 from lcm_cli.space import DecodeOptions, Space
-from lcm_cli.space.official import import_sonar
+from lcm_cli.space.sonar_package import import_sonar
+from lcm_cli.text.languages import SONAR
 
 PIECES = 256_000
 WORDS = [

@@ -9,10 +9,10 @@ from lcm_cli import console
 from lcm_cli.errors import LcmError
 
 if TYPE_CHECKING:
-    from lcm_cli.answer import Answer, Sentence, Task
-    from lcm_cli.generative import AnswerModel
     from lcm_cli.pipeline import Embedded
     from lcm_cli.space import Space
+    from lcm_cli.writing.answer_model import AnswerModel
+    from lcm_cli.writing.answers import Answer, AnswerSentence, Task
 
     from ._result import Result
     from ._road import Road
@@ -29,8 +29,8 @@ class Choice:
     """The model that was asked for, looked for but not loaded."""
 
     def __init__(self, ctx: typer.Context, wanted: str, task: "Task") -> None:
-        from lcm_cli.answer import AUTO, EXTRACTIVE
-        from lcm_cli.hub import locate_model
+        from lcm_cli.hub.locate import locate_model
+        from lcm_cli.writing.answers import AUTO, EXTRACTIVE
 
         given = ctx.get_parameter_source("model")
         # A default of the environment or the config file is for all tasks and spaces.
@@ -41,9 +41,9 @@ class Choice:
 
     def load(self, space: "Space") -> "AnswerModel | None":
         """Load the model, if there is one for the task."""
-        from lcm_cli.generative import load
+        from lcm_cli.writing.answer_model import load_answer_model
 
-        found = load(self._wanted, self._task, space, must_suit=self._must_suit)
+        found = load_answer_model(self._wanted, self._task, space, must_suit=self._must_suit)
         if found is not None and self._wanted == "auto":
             console.info(f"model: {found.name}; to do without one: --model extractive")
         return found
@@ -76,7 +76,7 @@ class Answers:
 
     def _refused(self, each: "Embedded", answer: "Answer") -> bool:
         """Say why the model's answer was refused; return whether that ends the matter."""
-        from lcm_cli.guard import MEANING
+        from lcm_cli.writing.refusal import MEANING
 
         assert answer.fallback is not None
         message = f"{each.document.label}: {MEANING[answer.fallback]} ({answer.model})"
@@ -107,7 +107,7 @@ class Answers:
         }
 
 
-def _sentence(sentence: "Sentence") -> dict[str, Any]:
+def _sentence(sentence: "AnswerSentence") -> dict[str, Any]:
     nearest, *others = (
         {
             "index": source.index,
@@ -121,7 +121,7 @@ def _sentence(sentence: "Sentence") -> dict[str, Any]:
 
 def _cited(answer: "Answer", code: str) -> Iterator[str]:
     """Yield the lines of an answer in one language, each followed by where it is from."""
-    from lcm_cli.guard import Thresholds
+    from lcm_cli.writing.refusal import Thresholds
 
     quoted = answer.model is None or answer.fallback is not None
     for sentence in answer.sentences:

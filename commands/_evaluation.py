@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcm_cli import console
-from lcm_cli.length import Length
 from lcm_cli.pipeline import find_languages
+from lcm_cli.text.length import Length
 
 from ._place import Place, Problems
 
@@ -35,17 +35,17 @@ class Request:
     force: bool
 
 
-def carry_out(
+def run_evaluation(
     request: Request, space: str | None, load: Callable[[Place], "Space"], json: bool
 ) -> None:
     """Evaluate, print, and write the report; ends with exit code 1 if a row was broken."""
-    from lcm_cli.evaluation.report import check_folder, write_report
+    from lcm_cli.evaluation.report.write import check_report_folder, write_report
     from lcm_cli.evaluation.systems import check_tasks
 
     Length.parse(request.length)
     check_tasks(request.tasks)
     if request.output is not None:
-        check_folder(request.output, request.force)
+        check_report_folder(request.output, request.force)
     problems = Problems()
     place = Place(space)
     to = find_languages(request.to, place.languages, place.name)
@@ -62,8 +62,8 @@ def carry_out(
 
 
 def _rows(request: Request, place: Place, problems: Problems) -> tuple[list[Any], dict[str, Any]]:
-    from lcm_cli.evaluation.data import read_rows
-    from lcm_cli.evaluation.sources import language_of, locate
+    from lcm_cli.evaluation.row_sources import language_of, locate
+    from lcm_cli.evaluation.rows import read_rows
 
     path, about = locate(request.data)
     lang = place.language(request.source)
@@ -93,13 +93,13 @@ def _evaluate(
     problems: Problems,
 ) -> "Evaluation":
     from lcm_cli.evaluation.judges import LanguageModel, load_judges
-    from lcm_cli.evaluation.report import work_path
+    from lcm_cli.evaluation.report.write import work_path
     from lcm_cli.evaluation.resolve import systems
+    from lcm_cli.evaluation.resume import Work
     from lcm_cli.evaluation.run import evaluate
-    from lcm_cli.evaluation.shared import SharedSpace
+    from lcm_cli.evaluation.space_cache import SharedSpace
     from lcm_cli.evaluation.systems import Settings, line_up
     from lcm_cli.evaluation.tasks import Context
-    from lcm_cli.evaluation.work import Work
 
     found = systems(request.models, space, Settings(request.length, request.seed))
     lineup = line_up(found, request.tasks)

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from lcm_cli import __version__, console
 from lcm_cli.documents import Document, SpaceInfo, check_space, check_target, read_any
+from lcm_cli.documents.windows import stdin_pauses, windows
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
-from lcm_cli.hub import ModelFiles, locate_space
-from lcm_cli.languages import find, language
-from lcm_cli.models.config import AnyConfig, QuantizerConfig, read_config
+from lcm_cli.hub.locate import ModelFiles, locate_space
+from lcm_cli.models.config import AnyConfig, QuantizerConfig, read_model_config
 from lcm_cli.pipeline import find_languages, space_info
 from lcm_cli.schema import counted
-from lcm_cli.windows import stdin_pauses, windows
+from lcm_cli.text.languages import find_language, language
 
 from ._options import input_paths
 from ._place import Problems
 from ._result import Result, result
 
 if TYPE_CHECKING:
-    from lcm_cli.continuation import Continued, Sentence, Writer
     from lcm_cli.models.generate import GenerateOptions
+    from lcm_cli.writing.writer import Continued, Writer, WrittenSentence
 
 SHOWN = 60  # characters of a text in a trace; JSON has all
 CONCEPTS = 512  # of prompts, in documents that are continued together
@@ -58,7 +58,7 @@ class Request:
 
 def carry_out(request: Request) -> None:
     """Continue all documents; all that is cheap is checked before anything is loaded."""
-    space = _space(request, read_config(request.files.config))
+    space = _space(request, read_model_config(request.files.config))
     codes, lang = _languages(request, space)
     if request.concepts_out == "-" and request.json and request.output in (None, "-"):
         raise UsageError("--json and --concepts-out - both want stdout", "name a file for one")
@@ -129,15 +129,15 @@ def _languages(request: Request, space: str | None) -> tuple[list[str], str]:
     within = tuple(files.config["languages"])
     codes = find_languages(request.to or (), within, files.name)
     lang = request.source
-    return codes, lang if lang == "auto" else find(lang, within, files.name).code
+    return codes, lang if lang == "auto" else find_language(lang, within, files.name).code
 
 
 def _load(request: Request, space: str | None) -> "tuple[Writer, GenerateOptions]":
     """Load the model and its space; this is what imports torch."""
-    from lcm_cli.continuation import Writer, sampler
     from lcm_cli.models import load_model
     from lcm_cli.models.generate import GenerateOptions
     from lcm_cli.space import load_space, pick_device
+    from lcm_cli.writing.writer import Writer, sampler
 
     device = str(pick_device(request.device))
     dtype = "auto" if request.precision == "int8" else request.precision
@@ -238,7 +238,7 @@ class _Printer:
         if not (self._several or self._silent) and len(codes) > 1:
             self._out.text(f"{language(codes[0]).name} ({codes[0]}):")
 
-    def sentence(self, number: int, sentence: "Sentence") -> None:
+    def sentence(self, number: int, sentence: "WrittenSentence") -> None:
         """Print a sentence in the first language at once."""
         if not self._silent:
             self._out.text(next(iter(sentence.texts.values())))
@@ -268,7 +268,7 @@ class _Printer:
         console.info(f"{document.label}: {count} added; {STOPS[done.stop]}")
 
 
-def show_trace(sentence: "Sentence") -> None:
+def show_trace(sentence: "WrittenSentence") -> None:
     """Write the steps to a sentence as a table on stderr; of those that say the same, the first."""
     if not sentence.steps:
         return
@@ -315,7 +315,7 @@ def record(
     }
 
 
-def _sentence(sentence: "Sentence") -> dict[str, Any]:
+def _sentence(sentence: "WrittenSentence") -> dict[str, Any]:
     found: dict[str, Any] = {"index": sentence.index, "texts": sentence.texts}
     if sentence.steps:
         found["trace"] = [

@@ -30,13 +30,13 @@ def _checked_device(device: str) -> str:
 
 
 def _languages(incomplete: str) -> Iterator[tuple[str, str]]:
-    from lcm_cli.languages import SONAR, language
+    from lcm_cli.text.languages import SONAR, language
 
     return ((code, language(code).name) for code in SONAR if code.startswith(incomplete))
 
 
 def _spaces(incomplete: str) -> Iterator[tuple[str, str]]:
-    from lcm_cli.hub import cards
+    from lcm_cli.hub.cards import cards
 
     spaces = (card for card in cards().values() if card.kind == "space")
     return ((space.name, space.summary) for space in spaces if space.name.startswith(incomplete))
@@ -150,7 +150,7 @@ def space_or_default(space: str | None) -> str:
 
 def _use_config(ctx: typer.Context, chosen: Path | None) -> Path | None:
     """Make what the config file says the defaults of the options that are read after this one."""
-    path = None if ctx.resilient_parsing else settings.find(chosen)
+    path = None if ctx.resilient_parsing else settings.find_settings(chosen)
     if path is not None:
         names = {_key(flag): param.name for param in ctx.command.params for flag in param.opts}
         called = ctx.command_path.split()[1:]  # without the program's own name

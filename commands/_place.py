@@ -7,9 +7,9 @@ import typer
 
 from lcm_cli import console
 from lcm_cli.errors import LcmError, UsageError
-from lcm_cli.hub import locate_space
-from lcm_cli.languages import find
+from lcm_cli.hub.locate import locate_space
 from lcm_cli.pipeline import find_languages
+from lcm_cli.text.languages import find_language
 
 from ._options import space_or_default
 
@@ -46,7 +46,7 @@ class Place:
 
     def language(self, query: str) -> str:
         """Return the code that `query` means; `auto` stays."""
-        return query if query == "auto" else find(query, self.languages, self.name).code
+        return query if query == "auto" else find_language(query, self.languages, self.name).code
 
     def targets(self, to: Sequence[str] | None) -> list[str]:
         """Return the codes of the target languages. Raises UsageError if there are none."""

@@ -10,18 +10,18 @@ from lcm_cli import console
 from lcm_cli.errors import AuthError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from lcm_cli.plan import Plan
+    from lcm_cli.transfer.plan import PullPlan
 
 
-def planned(name: str, revision: str = "", force: bool = False) -> "Plan":
+def planned(name: str, revision: str = "", force: bool = False) -> "PullPlan":
     """Find out what pulling `name` means, and say it on stderr."""
     # The client looks at these once, when it is imported.
     if not sys.stderr.isatty() or console.is_quiet():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if console.is_quiet():
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    from lcm_cli.plan import make_plan
-    from lcm_cli.pull import licence_line
+    from lcm_cli.transfer.plan import make_plan
+    from lcm_cli.transfer.pull import licence_line
 
     plan = make_plan(name, revision=revision, force=force)
     console.info(f"{plan.name}: {plan.summary}")
@@ -31,9 +31,9 @@ def planned(name: str, revision: str = "", force: bool = False) -> "Plan":
     return plan
 
 
-def carry_out(plan: "Plan", accept_licence: bool = False, force: bool = False) -> Path:
+def pull_planned(plan: "PullPlan", accept_licence: bool = False, force: bool = False) -> Path:
     """Pull what is planned, after asking about its licence where there is somebody to ask."""
-    from lcm_cli.pull import pull
+    from lcm_cli.transfer.pull import pull
 
     if not plan.ready:
         console.info(f"to download: {total(plan)}")
@@ -52,30 +52,30 @@ def bring(names: str | Sequence[str] | None) -> None:
 
     What is no checkpoint's name (a folder, a misspelling, "auto") is left to the command.
     """
-    from lcm_cli import hub
+    from lcm_cli.hub import cards, locate
 
     for name in [names] if isinstance(names, str) else names or ():
-        known = hub.cards().get(name)
-        if known is None and (Path(name).exists() or not hub.is_repository(name)):
+        known = cards.cards().get(name)
+        if known is None and (Path(name).exists() or not locate.is_repository(name)):
             continue
         if not _is_here(name, known.kind if known else ""):
-            carry_out(planned(name))
+            pull_planned(planned(name))
 
 
 def _is_here(name: str, kind: str) -> bool:
-    from lcm_cli import hub
+    from lcm_cli.hub import locate
 
-    ways = {"space": hub.locate_space, "model": hub.locate_model}
-    for locate in [ways[kind]] if kind else ways.values():
+    ways = {"space": locate.locate_space, "model": locate.locate_model}
+    for way in [ways[kind]] if kind else ways.values():
         try:
-            locate(name)
+            way(name)
         except (NotFoundError, UsageError):
             continue
         return True
     return False
 
 
-def total(plan: "Plan") -> str:
+def total(plan: "PullPlan") -> str:
     """Return how much has to be transferred, for people."""
     known = sum(part.bytes or 0 for part in plan.parts)
     if plan.parts and all(part.bytes is None for part in plan.parts):
@@ -85,8 +85,8 @@ def total(plan: "Plan") -> str:
     return f"about {size}" if unsure else size
 
 
-def _agreed(plan: "Plan") -> bool:
-    from lcm_cli.pull import licence_line
+def _agreed(plan: "PullPlan") -> bool:
+    from lcm_cli.transfer.pull import licence_line
 
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False

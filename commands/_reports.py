@@ -6,10 +6,10 @@ from typing import Any
 from lcm_cli import console
 from lcm_cli.headers import type_name
 
-Rows = Iterator[tuple[str, str]]
+Lines = Iterator[tuple[str, str]]
 
 
-def rows(report: dict[str, Any]) -> Rows:
+def rows(report: dict[str, Any]) -> Lines:
     """Yield the rows of a report of lcm_cli.inspection."""
     kinds = {"space": _card, "model": _card, "checkpoint": _weights}
     if "architecture" in report:
@@ -17,7 +17,7 @@ def rows(report: dict[str, Any]) -> Rows:
     return kinds.get(report["kind"], _documents)(report)
 
 
-def _documents(report: dict[str, Any]) -> Rows:
+def _documents(report: dict[str, Any]) -> Lines:
     shards = f"{report['shards']:,} shards of " if "shards" in report else ""
     yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
     yield "size", console.size(report["bytes"]) if report["bytes"] else "not known"
@@ -40,7 +40,7 @@ def _documents(report: dict[str, Any]) -> Rows:
         yield "problems", f"{report['problem_count']:,}"
 
 
-def _concepts(report: dict[str, Any]) -> Rows:
+def _concepts(report: dict[str, Any]) -> Lines:
     space = report["space"]
     weights = f", weights {space['fingerprint']}" if space["fingerprint"] else ""
     yield "concepts", f"{report['concepts']:,} x {space['dim']} {', '.join(report['dtypes'])}"
@@ -51,7 +51,7 @@ def _concepts(report: dict[str, Any]) -> Rows:
     yield "NaN or infinite", f"{report['non_finite']:,} concepts"
 
 
-def _card(report: dict[str, Any]) -> Rows:
+def _card(report: dict[str, Any]) -> Lines:
     yield "kind", report["kind"]
     yield "name", report["name"]
     if "summary" in report:
@@ -73,7 +73,7 @@ def _card(report: dict[str, Any]) -> Rows:
     yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
 
 
-def _model(report: dict[str, Any]) -> Rows:
+def _model(report: dict[str, Any]) -> Lines:
     yield "kind", f"model, {report['architecture']}"
     yield "name", report["name"]
     if report["licence"]:
@@ -95,7 +95,7 @@ def _model(report: dict[str, Any]) -> Rows:
     yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
 
 
-def _weights(report: dict[str, Any]) -> Rows:
+def _weights(report: dict[str, Any]) -> Lines:
     yield "kind", "weights, safetensors"
     yield "size", console.size(report["bytes"])
     yield "tensors", f"{len(report['tensors']):,}"

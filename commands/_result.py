@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from lcm_cli import __version__, console
 from lcm_cli.files import atomic_path
-from lcm_cli.languages import language
 from lcm_cli.pipeline import Embedded
+from lcm_cli.text.languages import language
 
 if TYPE_CHECKING:
     from lcm_cli.documents import ConceptWriter, SpaceInfo

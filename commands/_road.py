@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lcm_cli import console
 from lcm_cli.documents import Document, check_space, read, read_concepts
+from lcm_cli.documents.windows import stdin_pauses, windows
 from lcm_cli.errors import LcmError, UsageError
-from lcm_cli.pipeline import Decoded, Embedded, Prepared, Progress, decode, embed, prepare
-from lcm_cli.segment import MAX_CHARACTERS
-from lcm_cli.windows import stdin_pauses, windows
+from lcm_cli.pipeline import Decoded, Embedded, Prepared, decode, embed, prepare_documents
+from lcm_cli.progress import Progress
+from lcm_cli.text.segment import MAX_CHARACTERS
 
 from ._options import input_paths
 from ._place import Place, Problems
@@ -120,7 +121,7 @@ class Road:
         languages, where = self._place.languages, self._place.name
         for document in documents:
             try:
-                yield prepare(document, languages, where, self._lang, self._one_per_line)
+                yield prepare_documents(document, languages, where, self._lang, self._one_per_line)
             except LcmError as error:
                 self.problems(error)
 

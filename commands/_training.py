@@ -121,7 +121,7 @@ def _size(count: float) -> str:
     return f"{count:.3g} {unit}"
 
 
-def check_folder(folder: Path, resume: bool, kind: str) -> None:
+def check_run_folder(folder: Path, resume: bool, kind: str) -> None:
     """Raise UsageError for a run that is there already, or to resume one that is not."""
     from lcm_cli.training.states import states
 
@@ -180,7 +180,7 @@ def together(reports: Sequence[Report | None]) -> Report:
     return tell
 
 
-def status(record: dict[str, Any]) -> None:
+def show_step(record: dict[str, Any]) -> None:
     """Keep the last line of the terminal up to date."""
     console.status(line(record))
 

@@ -10,7 +10,7 @@ from lcm_cli import console
 from ._options import Force
 
 if TYPE_CHECKING:
-    from lcm_cli.store import Cost
+    from lcm_cli.transfer.convert import Cost
 
 EPILOG = """\
 lcm checkpoints convert checkpoints/step_250000 -o my-lcm
@@ -48,7 +48,7 @@ def main(
     tensors are read; no code in them is run. With --store also any space or model of lcm: int8 has
     one scale for each row of a matrix, and takes half the bytes of float16. Prints the new folder.
     """
-    from lcm_cli.store import convert
+    from lcm_cli.transfer.convert import convert
 
     done = convert(source, output, store, force=force)
     space = done.space or "not known: concepts go in, and concepts come out"

@@ -9,7 +9,7 @@ from lcm_cli import console
 from ._options import Json
 
 if TYPE_CHECKING:
-    from lcm_cli.inventory import Checkpoint
+    from lcm_cli.transfer.inventory import Checkpoint
 
 EPILOG = """\
 lcm checkpoints list
@@ -28,7 +28,7 @@ def main(
     json: Json = False,
 ) -> None:
     """List the checkpoints: kind, size, numbers, when last used, licence."""
-    from lcm_cli.inventory import checkpoints
+    from lcm_cli.transfer.inventory import checkpoints
 
     found = [one for one in checkpoints() if one.path or not here]
     news = {one.name: _update(one) for one in found} if updates else {}
@@ -44,7 +44,7 @@ def main(
 
 def facts(one: "Checkpoint") -> dict[str, Any]:
     """Return what JSON has of a checkpoint."""
-    from lcm_cli.inventory import numbers
+    from lcm_cli.transfer.inventory import numbers
 
     return {
         "name": one.name,
@@ -63,7 +63,7 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
 
 def _row(one: "Checkpoint") -> list[str]:
     from lcm_cli.headers import main_type
-    from lcm_cli.inventory import numbers
+    from lcm_cli.transfer.inventory import numbers
 
     here = {"absent": "no", "hub": "pulled"}.get(one.where, one.where)
     size = console.size(one.bytes) if one.path else ""
@@ -72,7 +72,7 @@ def _row(one: "Checkpoint") -> list[str]:
 
 def _update(one: "Checkpoint") -> str:
     from lcm_cli.errors import LcmError
-    from lcm_cli.inventory import update
+    from lcm_cli.transfer.inventory import update
 
     try:
         return update(one, "lcm checkpoints list --updates")

@@ -42,7 +42,7 @@ def main(
     Log in first (hf auth login), or set HF_TOKEN. A README.md in the folder is kept, and metadata
     that it lacks is added. Weights over 5 GB are cut into several files.
     """
-    from lcm_cli.push import push, read_results
+    from lcm_cli.transfer.push import push, read_results
 
     address = push(
         source,

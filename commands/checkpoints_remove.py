@@ -15,8 +15,8 @@ def main(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A checkpoint of the list.")],
 ) -> None:
     """Delete a pulled checkpoint from this machine; pulling it again brings it back."""
-    from lcm_cli.inventory import find, remove
+    from lcm_cli.transfer.inventory import find_checkpoint, remove
 
-    found = find(name)
+    found = find_checkpoint(name)
     freed = remove(found, console.info)
     console.info(f"removed {found.path}: {console.size(freed)}")

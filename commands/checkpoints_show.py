@@ -12,7 +12,7 @@ from ._reports import numbers_text
 from .checkpoints_list import facts
 
 if TYPE_CHECKING:
-    from lcm_cli.inventory import Checkpoint
+    from lcm_cli.transfer.inventory import Checkpoint
 
 EPILOG = """\
 lcm checkpoints show sonar
@@ -30,7 +30,7 @@ def main(
     json: Json = False,
 ) -> None:
     """Show one checkpoint: licence, source, shapes, how it was trained, results."""
-    from lcm_cli.inventory import find_any
+    from lcm_cli.transfer.inventory import find_any
 
     found = find_any(name)
     if json:
@@ -42,7 +42,7 @@ def main(
 
 
 def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
-    from lcm_cli.inventory import numbers
+    from lcm_cli.transfer.inventory import numbers
 
     card, counts = found.card, numbers(found)
     note = f" ({card.licence_note})" if card and card.licence_note else ""

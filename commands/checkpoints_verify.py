@@ -32,7 +32,7 @@ def main(
     Of weights it tells how they are stored. Exit code 5 if one file differs or is missing.
     """
     from lcm_cli.headers import main_type
-    from lcm_cli.inventory import checkpoints, find_any, numbers, verify
+    from lcm_cli.transfer.inventory import checkpoints, find_any, numbers, verify
 
     known, wrong = 0, []
     for one in [find_any(name)] if name else [one for one in checkpoints() if one.path]:

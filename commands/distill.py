@@ -12,10 +12,10 @@ from lcm_cli.schema import counted
 
 from . import _training as shared
 from ._options import Device, Force, Json
-from ._training import check_folder, own_device, show, status, stop_on_signal, together
+from ._training import check_run_folder, own_device, show, show_step, stop_on_signal, together
 
 if TYPE_CHECKING:
-    from lcm_cli.training.model import ModelTrainer
+    from lcm_cli.training.trainers.concept_model import ModelTrainer
 
 EPILOG = """\
 lcm distill recipe.toml
@@ -54,11 +54,11 @@ def main(
         raise UsageError(f'{recipe} is of kind "{loaded.kind}": only models have teachers')
     folder = output or Path("runs") / loaded.name
     if not capture:
-        check_folder(folder, resume, loaded.kind)
+        check_run_folder(folder, resume, loaded.kind)
 
     from lcm_cli.models.checkpoint import load_model
     from lcm_cli.space import pick_device
-    from lcm_cli.training.distill import ALONE, Lesson
+    from lcm_cli.training.distillation.distill import ALONE, Lesson
 
     chosen = pick_device(own_device(device))
     lesson = Lesson(loaded, chosen)
@@ -103,7 +103,7 @@ def _train(
 
     tell = (lambda record: console.emit({"model": name} | record)) if json else show
     shown = [tell, tensorboard(folder)] if trainer.world.leads else []
-    run = Run(trainer, folder, max(minutes, 0), together(shown), status)
+    run = Run(trainer, folder, max(minutes, 0), together(shown), show_step)
     if resume and states(folder):
         run.resume()
     stop_on_signal(run)

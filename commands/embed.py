@@ -52,8 +52,8 @@ def main(
     goes on where it was, but for a few minutes, when the same command is given again.
     """
     from lcm_cli.documents.sources import identify
-    from lcm_cli.fragility import SAMPLE, cloud, score
     from lcm_cli.pipeline import space_info
+    from lcm_cli.space.fragility import SAMPLE, cloud, score
 
     from ._place import Place
     from ._result import concept_writer

@@ -93,9 +93,9 @@ def main(
     Prints a table for each task; with -o there is also a report to look at, with every prediction.
     A run that was stopped goes on where it was when it is started again.
     """
-    from ._evaluation import Request, carry_out
+    from ._evaluation import Request, run_evaluation
 
-    carry_out(
+    run_evaluation(
         Request(
             models=models,
             tasks=tuple(dict.fromkeys(task)),

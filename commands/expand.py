@@ -52,9 +52,9 @@ def main(
     It takes a concept model that learned it (--model). Where its answer is no good, the document
     itself takes its place.
     """
-    from lcm_cli.expansion import expand_all, no_model
-    from lcm_cli.length import Length
     from lcm_cli.pipeline import find_languages
+    from lcm_cli.text.length import Length
+    from lcm_cli.writing.expand import expand_all, no_model
 
     from ._place import Place
     from ._result import result

@@ -80,7 +80,7 @@ def main(
     Takes text, or concepts in any format that lcm reads, and prints each sentence as soon as it is
     made. Without a known space a model takes concepts and writes them to --concepts-out.
     """
-    from lcm_cli.hub import locate_model
+    from lcm_cli.hub.locate import locate_model
 
     from ._generation import Request, carry_out
 

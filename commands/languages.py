@@ -9,7 +9,7 @@ from lcm_cli import console
 from ._options import Json
 
 if TYPE_CHECKING:
-    from lcm_cli.languages import Language
+    from lcm_cli.text.languages import Language
 
 EPILOG = """\
 lcm languages
@@ -30,10 +30,13 @@ def main(
     Wherever a language is asked for, any of its names will do: fr, fra, fra_Latn, French,
     français, fr-CA.
     """
-    from lcm_cli.languages import find, search, spaces_with
+    from lcm_cli.hub.cards import spaces_with
+    from lcm_cli.text.languages import find_language, search_languages
 
-    # What is no part of any name is no name either: `find` says so, with what comes near it.
-    for_each = [(one, spaces_with(one.code)) for one in search(query) or [find(query)]]
+    # A word in no name at all: `find_language` says so, and what comes near it.
+    for_each = [
+        (one, spaces_with(one.code)) for one in search_languages(query) or [find_language(query)]
+    ]
     if json:
         for one, spaces in for_each:
             console.emit(_facts(one) | {"spaces": spaces})

@@ -8,10 +8,10 @@ from lcm_cli import console, settings
 from lcm_cli.errors import UsageError
 
 from ._options import Force
-from ._pull import carry_out, planned, total
+from ._pull import planned, pull_planned, total
 
 if TYPE_CHECKING:
-    from lcm_cli.plan import Part, Plan
+    from lcm_cli.transfer.plan import Part, PullPlan
 
 EPILOG = """\
 lcm pull sonar --set-default
@@ -54,7 +54,7 @@ def main(
         raise UsageError(f"--set-default: {name} is a {plan.kind}, not a space")
     if dry_run:
         return _show(plan)
-    path = carry_out(plan, accept_licence, force)
+    path = pull_planned(plan, accept_licence, force)
     if set_default:
         space = plan.name if plan.revision == "main" else f"{plan.name}@{plan.revision}"
         config = settings.set_user_default("space", space)
@@ -62,7 +62,7 @@ def main(
     console.out(str(path))
 
 
-def _show(plan: "Plan") -> None:
+def _show(plan: "PullPlan") -> None:
     if plan.ready:
         return console.info(f"on this machine already: {plan.path}")
     rows = [(part.role, part.address, _bytes(part), part.here or "") for part in plan.parts]

@@ -53,9 +53,9 @@ def main(
     --model extractive, and where the model's answer is no good, the sentences that stand best for
     the document are chosen by their concepts: quoted in its own language, decoded in others.
     """
-    from lcm_cli.length import Length
     from lcm_cli.pipeline import find_languages
-    from lcm_cli.summary import summarize_all
+    from lcm_cli.text.length import Length
+    from lcm_cli.writing.summarize import summarize_all
 
     from ._place import Place
     from ._result import result

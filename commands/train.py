@@ -11,11 +11,11 @@ from lcm_cli.errors import UsageError
 from . import _training as shared
 from ._options import Device, Json
 from ._training import (
-    check_folder,
+    check_run_folder,
     own_device,
     show,
     show_estimate,
-    status,
+    show_step,
     stop_on_signal,
     together,
 )
@@ -72,7 +72,7 @@ def main(
 
         (console.emit if json else show_estimate)(dry_run(loaded, chosen))
         return
-    check_folder(folder, resume, loaded.kind)
+    check_run_folder(folder, resume, loaded.kind)
     with shared.at_work(folder, loaded, resume):
         if isinstance(loaded, ModelRecipe | SpaceRecipe):
             command = shared.resume_command("train", recipe, folder, changes or ())
@@ -95,16 +95,16 @@ def _train(
 ) -> None:
     from lcm_cli.training.curves import tensorboard
     from lcm_cli.training.loop import Run
-    from lcm_cli.training.prepare import prepare
+    from lcm_cli.training.prepare import prepare_run
 
-    trainer = prepare(recipe, folder, device, console.progress)
+    trainer = prepare_run(recipe, folder, device, console.progress)
     world, shown = trainer.world, []
     if world.leads:  # the others keep quiet, all but errors
         console.info(f"{trainer.summary}, on {world.size} x {device}")
         shown = [console.emit if json else show, tensorboard(folder)]
     else:
         console.configure(quiet=True)
-    run = Run(trainer, folder, max_minutes, together(shown), status)
+    run = Run(trainer, folder, max_minutes, together(shown), show_step)
     if resume:
         run.resume()
     stop_on_signal(run)

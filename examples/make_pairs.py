@@ -34,11 +34,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works uninsta
 import lcm_cli
 from lcm_cli.documents import Document
 from lcm_cli.errors import IntegrityError, LcmError
-from lcm_cli.languages import find
-from lcm_cli.length import Length, count_words, taken
-from lcm_cli.pipeline import embed, prepare
-from lcm_cli.segment import segment
-from lcm_cli.summary import choose
+from lcm_cli.pipeline import embed, prepare_documents
+from lcm_cli.text.languages import find_language
+from lcm_cli.text.length import Length, count_words, taken
+from lcm_cli.text.segment import segment
+from lcm_cli.writing.summarize import choose_sentences
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 TOGETHER = 64  # stories that are encoded at once
@@ -67,7 +67,7 @@ def read(path: Path, longest: int | None) -> Iterator[Story]:
         for number, line in enumerate(file, start=1):
             try:
                 story = json.loads(line)
-                lang = find(story["lang"]).code
+                lang = find_language(story["lang"]).code
                 found = story["sentences"] if "sentences" in story else split(story["text"], lang)
                 sentences = [sentence for sentence in found if sentence.strip()]
                 yield {**story, "lang": lang, "sentences": sentences[:longest]}
@@ -104,9 +104,9 @@ def salient(stories: Sequence[Story], length: Length, space: lcm_cli.Space) -> l
         Document(str(number), lang=stories[number]["lang"], sentences=stories[number]["sentences"])
         for number in told
     ]
-    window = [prepare(document, space.languages, space.name) for document in documents]
+    window = [prepare_documents(document, space.languages, space.name) for document in documents]
     for number, each in zip(told, embed(window, space), strict=True):
-        found[number] = [each.document.sentences[i] for i in choose(each, length)]
+        found[number] = [each.document.sentences[i] for i in choose_sentences(each, length)]
     return found
 
 

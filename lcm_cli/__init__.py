@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lcm_cli.continuation import generate
     from lcm_cli.documents import Document
     from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
-    from lcm_cli.expansion import expand
-    from lcm_cli.languages import Language
     from lcm_cli.models import load_model
     from lcm_cli.space import DecodeOptions, Space, load_space
-    from lcm_cli.summary import summarize
+    from lcm_cli.text.languages import Language
+    from lcm_cli.writing.expand import expand
+    from lcm_cli.writing.summarize import summarize
+    from lcm_cli.writing.writer import generate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,11 +40,11 @@ if (_checkout / "commands" / "__init__.py").is_file() and (_checkout / "pyprojec
 
 _HOMES = {
     "Document": "documents",
-    "Language": "languages",
-    "expand": "expansion",
-    "generate": "continuation",
+    "Language": "text.languages",
+    "expand": "writing.expand",
+    "generate": "writing.writer",
     "load_model": "models",
-    "summarize": "summary",
+    "summarize": "writing.summarize",
     **dict.fromkeys(("DecodeOptions", "Space", "load_space"), "space"),
 }
 

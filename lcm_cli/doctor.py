@@ -26,10 +26,10 @@ NEEDED = (
 OPTIONAL = ("sonar-space", "fairseq2")
 TIMEOUT = 120.0  # seconds for one import; a cold disk needs most of a minute
 
-Report = dict[str, Any]
+Findings = dict[str, Any]
 
 
-def examine() -> Report:
+def examine() -> Findings:
     """Look at everything; `problems` in the report lists what keeps lcm from working."""
     with ThreadPoolExecutor() as pool:
         devices = pool.submit(_in_process, "devices")
@@ -41,7 +41,7 @@ def examine() -> Report:
     if "error" in devices.result():
         problems.append(f"torch cannot be imported: {devices.result()['error']}")
     problems += [f"cannot write to {cache['path']}" for cache in caches if not cache["writable"]]
-    config = settings.find()
+    config = settings.find_settings()
     return {
         "lcm": __version__,
         "python": platform.python_version(),
@@ -58,11 +58,11 @@ def examine() -> Report:
     }
 
 
-def devices() -> Report:
+def devices() -> Findings:
     """List what torch can compute on. Memory is in bytes."""
     import torch
 
-    found: list[Report] = [{"device": "cpu", "threads": torch.get_num_threads()}]
+    found: list[Findings] = [{"device": "cpu", "threads": torch.get_num_threads()}]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         memory = {"memory": facts.total_memory, "free": torch.cuda.mem_get_info(number)[0]}
@@ -72,11 +72,11 @@ def devices() -> Report:
     return {"devices": found}
 
 
-def try_sonar() -> Report:
+def try_sonar() -> Findings:
     """Import sonar-space; {"error": why} if that cannot be done."""
     if _version("sonar-space") is None:
         return {"error": "not installed"}
-    from lcm_cli.space.official import import_sonar
+    from lcm_cli.space.sonar_package import import_sonar
 
     try:
         import_sonar()
@@ -131,12 +131,12 @@ def _memory() -> Mapping[str, int | None]:
 
 
 def _cache_places() -> Mapping[str, Path]:
-    from lcm_cli.snapshot import hub_cache
+    from lcm_cli.hub.snapshot import hub_cache
 
     return {"lcm": cache_dir(), "hub": hub_cache()}
 
 
-def _cache(what: str, path: Path) -> Report:
+def _cache(what: str, path: Path) -> Findings:
     """Describe a folder that need not exist yet: then its nearest parent decides."""
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     writable = there.is_dir() and os.access(there, os.W_OK)
@@ -144,15 +144,15 @@ def _cache(what: str, path: Path) -> Report:
     return {"what": what, "path": str(path), "writable": writable, "free": free}
 
 
-def _checkpoints() -> tuple[Sequence[Report], list[str]]:
+def _checkpoints() -> tuple[Sequence[Findings], list[str]]:
     """Return the checkpoints that lcm knows, and what is wrong with those that are here."""
-    from lcm_cli import hub
+    from lcm_cli.hub import cards, locate
 
     found, problems = [], []
-    for name, card in hub.cards().items():
+    for name, card in cards.cards().items():
         present = False
         try:
-            hub.locate_space(name) if card.kind == "space" else hub.locate_model(name)
+            locate.locate_space(name) if card.kind == "space" else locate.locate_model(name)
             present = True
         except NotFoundError as error:
             problems += [f"{name}: {error.message}"] if card.files else []
@@ -163,6 +163,6 @@ def _checkpoints() -> tuple[Sequence[Report], list[str]]:
 
 
 def _offline() -> bool:
-    from lcm_cli.download import offline
+    from lcm_cli.hub.http import offline
 
     return offline()

@@ -9,7 +9,7 @@ from lcm_cli import documents
 from lcm_cli.documents.kinds import HEAD, sniff
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.headers import count_numbers, read_entries, read_header
-from lcm_cli.repository import read_json, weight_parts
+from lcm_cli.hub.layouts import read_json, weight_parts
 from lcm_cli.schema import nearest
 
 # safetensors' names, their size in bytes, and the exponent bits that are all set in NaN and inf
@@ -42,7 +42,7 @@ def inspect(target: str) -> dict[str, Any]:
 
 def _named(name: str, error: NotFoundError) -> dict[str, Any]:
     """Describe the checkpoint called `name`; `error` says that no file is."""
-    from lcm_cli.hub import cards
+    from lcm_cli.hub.cards import cards
 
     known = cards()
     if name in known:
@@ -54,7 +54,7 @@ def _named(name: str, error: NotFoundError) -> dict[str, Any]:
 
 def _with_licence(report: dict[str, Any]) -> dict[str, Any]:
     """Add the licence of the weights that made the concepts, if their space has a card."""
-    from lcm_cli.hub import card
+    from lcm_cli.hub.cards import card
 
     try:
         name = (report["space"] or {}).get("name")
@@ -66,7 +66,7 @@ def _with_licence(report: dict[str, Any]) -> dict[str, Any]:
 
 def _card(name: str) -> dict[str, Any]:
     """Describe a checkpoint by its card, and by its files if they are on this machine."""
-    from lcm_cli.hub import card
+    from lcm_cli.hub.cards import card
 
     found = card(name)
     about = {
@@ -87,7 +87,7 @@ def _card(name: str) -> dict[str, Any]:
 
 
 def _space(source: str) -> dict[str, Any]:
-    from lcm_cli.hub import locate_space
+    from lcm_cli.hub.locate import locate_space
     from lcm_cli.space import load_space
 
     files = locate_space(source)
@@ -112,11 +112,11 @@ def _space(source: str) -> dict[str, Any]:
 
 def _model(source: str) -> dict[str, Any]:
     """Describe a concept model, or a quantizer, by its config and its weights."""
-    from lcm_cli.hub import locate_model
-    from lcm_cli.models.config import QuantizerConfig, read_config
+    from lcm_cli.hub.locate import locate_model
+    from lcm_cli.models.config import QuantizerConfig, read_model_config
 
     files = locate_model(source)
-    config = read_config(files.config)
+    config = read_model_config(files.config)
     weights = _weights(*weight_parts(files.weights))
     about: dict[str, Any] = {"max_length": None, "normalizer": None, "prompts": {}, "end_text": ""}
     if not isinstance(config, QuantizerConfig):

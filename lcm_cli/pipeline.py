@@ -6,7 +6,7 @@ torch: a `Space` is brought by the caller.
 Shapes: S sentences, D concept dim.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -16,12 +16,12 @@ import numpy as np
 from lcm_cli.documents import Document, SpaceInfo
 from lcm_cli.documents.document import check_plans
 from lcm_cli.errors import LcmError
-from lcm_cli.languages import find, language
+from lcm_cli.progress import Progress
+from lcm_cli.text.languages import find_language, language
 
 if TYPE_CHECKING:
     from lcm_cli.space import DecodeOptions, Space, Text, Truncation
 
-Progress = Callable[[int], None]
 
 _NO_GAP = ("Hans", "Hant", "Jpan")  # scripts that put nothing between sentences
 
@@ -90,10 +90,10 @@ def find_languages(wanted: Sequence[str], within: Sequence[str], where: str) -> 
     """
     if any(name.casefold() == "all" for name in wanted):
         return list(within)
-    return list(dict.fromkeys(find(name, within, where).code for name in wanted))
+    return list(dict.fromkeys(find_language(name, within, where).code for name in wanted))
 
 
-def prepare(
+def prepare_documents(
     document: Document,
     languages: Sequence[str],
     where: str,
@@ -106,13 +106,13 @@ def prepare(
     document names none, or auto. Raises an LcmError that names the document: for a language that
     the space lacks, or one that cannot be told.
     """
-    from lcm_cli.segment import segment
+    from lcm_cli.text.segment import segment
 
     try:
         lang = _language(document, languages, where, source)
         if document.target is not None:
             target = replace(document.target, lang=lang)
-            target = prepare(target, languages, where, source, one_per_line).document
+            target = prepare_documents(target, languages, where, source, one_per_line).document
             document = replace(document, target=target)
         if document.plans is not None:
             document = replace(document, plans=replace(document.plans, lang=lang))
@@ -199,10 +199,10 @@ def prose(
 
 def _language(document: Document, languages: Sequence[str], where: str, source: str) -> str:
     if document.lang:
-        return find(document.lang, languages, where).code
+        return find_language(document.lang, languages, where).code
     if source != "auto":
         return source
-    from lcm_cli.detect import detect
+    from lcm_cli.text.detect import detect
 
     return detect(document.text or " ".join(document.sentences), languages, where)
 

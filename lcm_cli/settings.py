@@ -22,7 +22,7 @@ from lcm_cli.schema import nearest
 LOCAL = Path("lcm.toml")
 
 
-def find(chosen: Path | None = None) -> Path | None:
+def find_settings(chosen: Path | None = None) -> Path | None:
     """Return the config file that counts: `chosen`, else ./lcm.toml, else the user's, else None.
 
     Raises NotFoundError if `chosen` is given and is no file.
@@ -33,7 +33,7 @@ def find(chosen: Path | None = None) -> Path | None:
     return next((path for path in candidates if path is not None and path.is_file()), None)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Read a config file. Raises IntegrityError if it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def defaults(
     command, `shared` those that may stand flat in the file; all names have `_` for `-`. Raises
     IntegrityError for a key that is none of these.
     """
-    data = _underscored(read(path))
+    data = _underscored(read_settings(path))
     tables = {key for key, value in data.items() if isinstance(value, dict)}
     _check(path, "command", tables, commands)
     _check(path, "option", data.keys() - tables, shared)
@@ -73,7 +73,7 @@ def set_user_default(key: str, value: str) -> Path:
     """
     path = user_config_file()
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    expected = (_underscored(read(path)) if old else {}) | {key: value}
+    expected = (_underscored(read_settings(path)) if old else {}) | {key: value}
     line = f"{key} = {_quoted(value)}"
     text = _with_line(old, key, line)
     if not _says(text, expected):

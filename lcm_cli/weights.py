@@ -34,7 +34,7 @@ _DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"
 
 
 @dataclass(frozen=True)
-class Rows:
+class Int8Matrix:
     """A matrix as it is stored in int8: `numbers` (R, C), and the `scales` (R,) of its rows."""
 
     numbers: Tensor
@@ -62,8 +62,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, rows: Any) -> "Rows":
-        return Rows(self.numbers[rows], self.scales[rows])
+    def __getitem__(self, rows: Any) -> "Int8Matrix":
+        return Int8Matrix(self.numbers[rows], self.scales[rows])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """Return the weights, (R, C)."""
@@ -72,7 +72,7 @@ class Rows:
         return self.numbers.to(device).float().mul_(scales[:, None]).to(dtype)
 
 
-Weight = Tensor | Rows
+Weight = Tensor | Int8Matrix
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def map_file(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _rows(name: str, numbers: Tensor, scales: Tensor | None, file: Path) -> Rows:
+def _rows(name: str, numbers: Tensor, scales: Tensor | None, file: Path) -> Int8Matrix:
     """Put a matrix together with its scales, which are looked at: they are few."""
     if scales is None:
         raise _unfit(file, f"{name} is int8, and has no scales: {name}{SCALE} is missing")
@@ -174,7 +174,7 @@ def _rows(name: str, numbers: Tensor, scales: Tensor | None, file: Path) -> Rows
         raise _unfit(file, f"{name}{SCALE} is {found}, and should be {rows}")
     if bad := int((~(scales.isfinite() & (scales > 0))).sum()):
         raise _unfit(file, f"{name}{SCALE}: {bad} of its scales are no positive numbers")
-    return Rows(numbers, scales)
+    return Int8Matrix(numbers, scales)
 
 
 def _unfit(file: Path, message: str) -> IntegrityError:
@@ -195,7 +195,7 @@ def row_scales(weight_RC: Tensor) -> Tensor:
     return torch.where(ideal_R < _TRUSTED, power_R, ideal_R).half()
 
 
-def round_rows(weight_RC: Tensor) -> Rows:
+def round_rows(weight_RC: Tensor) -> Int8Matrix:
     """Round a matrix to int8; no weight moves by more than half the scale of its row.
 
     Numbers that are not finite, or too great for float16, give a scale that is not.
@@ -205,7 +205,7 @@ def round_rows(weight_RC: Tensor) -> Rows:
     for part in _parts(weight_RC):
         ratios = weight_RC[part].float() / scales_R[part, None].float()
         numbers_RC[part] = ratios.round_().clamp_(-_MOST, _MOST).to(torch.int8)
-    return Rows(numbers_RC, scales_R)
+    return Int8Matrix(numbers_RC, scales_R)
 
 
 def pieces(
@@ -220,7 +220,7 @@ def pieces(
     found: dict[str, list[Piece]] = {}
     for name, weight in weights.items():
         as_it_is = store is None or name.startswith(kept) or not weight.is_floating_point()
-        if isinstance(weight, Rows) and (as_it_is or store == "int8"):
+        if isinstance(weight, Int8Matrix) and (as_it_is or store == "int8"):
             found |= {name: [weight.numbers], name + SCALE: [weight.scales]}
         elif as_it_is:
             found[name] = [cast(Tensor, weight)]

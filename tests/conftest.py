@@ -279,7 +279,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
     """Random weights of two layers; the state dicts have the names of sonar-space's models."""
     import torch
 
-    from lcm_cli.convert import tensor_shapes
+    from lcm_cli.transfer.converters.sonar import tensor_shapes
 
     folder = tmp_path_factory.mktemp("official")
     languages = ("eng_Latn", "fra_Latn", "deu_Latn", "jpn_Jpan")
@@ -318,7 +318,7 @@ def random_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from lcm_cli.convert import tensor_shapes
+    from lcm_cli.transfer.converters.sonar import tensor_shapes
 
     folder = tmp_path_factory.mktemp("random")
     languages = ("eng_Latn", "deu_Latn", "fra_Latn", "spa_Latn", "nld_Latn")

@@ -3,9 +3,9 @@
 import pytest
 
 import lcm_cli
-from lcm_cli import hub
 from lcm_cli.documents import Document
-from lcm_cli.models.checkpoint import check_space
+from lcm_cli.hub import cards
+from lcm_cli.models.checkpoint import check_model_space
 from lcm_cli.models.config import SpaceRef
 from lcm_cli.models.generate import GenerateOptions
 
@@ -18,7 +18,7 @@ STORY = [
     "They went home together.",
     "Lily played with the ball every day.",
 ]
-BUNDLED = [name for name, card in hub.cards().items() if card.kind == "model" and card.files]
+BUNDLED = [name for name, card in cards.cards().items() if card.kind == "model" and card.files]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def space():
 @pytest.mark.parametrize("name", BUNDLED)
 def test_belongs_to_the_bundled_space(name, space):
     config = lcm_cli.load_model(name, device="cpu").config
-    check_space(config, SpaceRef("tiny", space.fingerprint), space.dim)
+    check_model_space(config, SpaceRef("tiny", space.fingerprint), space.dim)
     assert set(config.prompts) == {"summarize", "expand"}
 
 

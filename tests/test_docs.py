@@ -41,7 +41,7 @@ def test_every_command_has_its_block(update_help: ModuleType) -> None:
 
 
 def test_every_checkpoint_is_in_the_table_with_its_licence() -> None:
-    from lcm_cli.hub import UNKNOWN_LICENCE, cards
+    from lcm_cli.hub.cards import UNKNOWN_LICENCE, cards
 
     page = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
     for name, card in cards().items():

@@ -10,7 +10,7 @@ import pytest
 
 from lcm_cli.documents import Document
 from lcm_cli.space import load_space
-from lcm_cli.summary import summarize
+from lcm_cli.writing.summarize import summarize
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "examples" / "make_pairs.py"

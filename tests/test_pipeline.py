@@ -8,7 +8,7 @@ from rounding import additions, assert_near
 
 from lcm_cli.documents import Document
 from lcm_cli.errors import NotFoundError, UsageError
-from lcm_cli.pipeline import Prepared, decode, embed, find_languages, prepare, prose
+from lcm_cli.pipeline import Prepared, decode, embed, find_languages, prepare_documents, prose
 from lcm_cli.space import DecodeOptions, Space, load_space
 
 CODES = ("eng_Latn", "deu_Latn", "fra_Latn")
@@ -25,7 +25,7 @@ def _prepared(id: str, *sentences: str, lang: str = "eng_Latn") -> Prepared:
 
 def test_prepare_finds_sentences_and_paragraphs() -> None:
     document = Document("a", text="The hen ran. It was late.\n\nThe eagle flew.")
-    found = prepare(document, CODES, "here", "eng_Latn")
+    found = prepare_documents(document, CODES, "here", "eng_Latn")
     assert found.document.sentences == ["The hen ran.", "It was late.", "The eagle flew."]
     assert found.document.paragraphs == [0, 0, 1]
     assert (found.document.lang, found.document.text, found.split) == ("eng_Latn", "", [])
@@ -34,33 +34,38 @@ def test_prepare_finds_sentences_and_paragraphs() -> None:
 
 def test_prepare_tells_which_sentences_were_cut() -> None:
     long = ", ".join(["and so the hen went on"] * 20) + "."
-    found = prepare(Document("a", text=f"It was late. {long}"), CODES, "here", "eng_Latn")
+    found = prepare_documents(Document("a", text=f"It was late. {long}"), CODES, "here", "eng_Latn")
     assert found.split == list(range(1, len(found.document.sentences)))
     assert max(map(len, found.document.sentences)) <= 250
 
 
 def test_prepare_keeps_given_sentences_and_lines() -> None:
     given = Document("a", sentences=["One. Two.", ""])
-    assert prepare(given, CODES, "here", "eng_Latn").document.sentences == ["One. Two.", ""]
+    assert prepare_documents(given, CODES, "here", "eng_Latn").document.sentences == [
+        "One. Two.",
+        "",
+    ]
     lines = Document("b", text="One. Two.\nThree")
-    found = prepare(lines, CODES, "here", "eng_Latn", one_per_line=True)
+    found = prepare_documents(lines, CODES, "here", "eng_Latn", one_per_line=True)
     assert found.document.sentences == ["One. Two.", "Three"]
 
 
 def test_language_of_the_document_goes_before_the_given_one() -> None:
     german = Document("a", lang="de", text="Guten Tag.")
-    assert prepare(german, CODES, "here", "fra_Latn").document.lang == "deu_Latn"
+    assert prepare_documents(german, CODES, "here", "fra_Latn").document.lang == "deu_Latn"
     plain = Document("b", text="Guten Tag.")
-    assert prepare(plain, CODES, "here", "fra_Latn").document.lang == "fra_Latn"
+    assert prepare_documents(plain, CODES, "here", "fra_Latn").document.lang == "fra_Latn"
     text = "Es war einmal ein sehr großer Mann, der in einem kleinen Haus am Wald wohnte."
-    assert prepare(Document("c", text=text), CODES, "here").document.lang == "deu_Latn"
+    assert prepare_documents(Document("c", text=text), CODES, "here").document.lang == "deu_Latn"
 
 
 def test_errors_name_the_document() -> None:
     with pytest.raises(NotFoundError, match=r"b\.jsonl line 3 \('x'\): space here has no Dutch"):
-        prepare(Document("x", lang="nl", text="Ja.", origin="b.jsonl line 3"), CODES, "here")
+        prepare_documents(
+            Document("x", lang="nl", text="Ja.", origin="b.jsonl line 3"), CODES, "here"
+        )
     with pytest.raises(UsageError, match="tell the language") as error:
-        prepare(Document("x", text="12345 678", origin="b.txt"), CODES, "here")
+        prepare_documents(Document("x", text="12345 678", origin="b.txt"), CODES, "here")
     assert "--from" in error.value.hint
 
 

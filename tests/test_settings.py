@@ -26,16 +26,16 @@ def _defaults(text: str) -> dict[str, object]:
 
 
 def test_find_prefers_what_is_chosen_then_the_folder_then_the_user(home: Path) -> None:
-    assert settings.find() is None
+    assert settings.find_settings() is None
     home.mkdir(parents=True)
     (home / "lcm.toml").touch()
-    assert settings.find() == home / "lcm.toml"
+    assert settings.find_settings() == home / "lcm.toml"
     Path("lcm.toml").touch()
-    assert settings.find() == Path("lcm.toml")
+    assert settings.find_settings() == Path("lcm.toml")
     Path("mine.toml").touch()
-    assert settings.find(Path("mine.toml")) == Path("mine.toml")
+    assert settings.find_settings(Path("mine.toml")) == Path("mine.toml")
     with pytest.raises(NotFoundError, match=r"no such config file: gone\.toml"):
-        settings.find(Path("gone.toml"))
+        settings.find_settings(Path("gone.toml"))
 
 
 def test_defaults_takes_flat_keys_and_the_commands_table() -> None:
@@ -72,7 +72,7 @@ def test_defaults_refuses_what_it_does_not_know(text: str, message: str, hint: s
 def test_set_user_default_makes_the_file(home: Path) -> None:
     path = settings.set_user_default("space", 'my "odd" \\ one')
     assert path == home / "lcm.toml"
-    assert settings.read(path) == {"space": 'my "odd" \\ one'}
+    assert settings.read_settings(path) == {"space": 'my "odd" \\ one'}
 
 
 def test_set_user_default_keeps_everything_else(home: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcm_cli.training.parallel_text import read_translations
+from lcm_cli.training.data.parallel_text import read_translations
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "space_text"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.files import sha256
 from lcm_cli.weights import (
-    Rows,
+    Int8Matrix,
     Store,
     pieces,
     read_weights,
@@ -44,7 +44,7 @@ def matrices(draw: st.DrawFn) -> Tensor:
     return (values * torch.tensor(sizes)[:, None]).to(dtype)
 
 
-def plain(rows: Rows) -> Tensor:
+def plain(rows: Int8Matrix) -> Tensor:
     return rows.to(CPU, torch.float32)
 
 
@@ -123,7 +123,7 @@ def test_round_trip(tmp_path_factory, weight, data):
     cube = torch.randn(2, 3, 2)
     found = stored(folder / "a.safetensors", {"m.weight": weight, "b": vector, "c": cube}, "int8")
     rows = round_rows(weight)
-    assert isinstance(found["m.weight"], Rows) and found["m.weight"].shape == weight.shape
+    assert isinstance(found["m.weight"], Int8Matrix) and found["m.weight"].shape == weight.shape
     assert torch.equal(plain(found["m.weight"]), plain(rows))
     for name, tensor in (("b", vector), ("c", cube)):
         assert torch.equal(found[name], tensor.half())

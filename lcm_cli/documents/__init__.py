@@ -12,7 +12,7 @@ from lcm_cli.documents.targets import check_target
 from lcm_cli.documents.text import to_json
 
 if TYPE_CHECKING:
-    from lcm_cli.documents.inspection import inspect
+    from lcm_cli.documents.describe import describe
     from lcm_cli.documents.writing import ConceptWriter, as_written, open_writer
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "as_written",
     "check_space",
     "check_target",
-    "inspect",
+    "describe",
     "open_writer",
     "read",
     "read_any",
@@ -33,7 +33,7 @@ __all__ = [
 _LATER = {
     "ConceptWriter": "writing",
     "as_written": "writing",
-    "inspect": "inspection",
+    "describe": "describe",
     "open_writer": "writing",
 }
 

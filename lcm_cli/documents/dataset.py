@@ -143,7 +143,7 @@ def _shard_files(folder: Path) -> list[Path]:
 
 def _is_ours(path: Path) -> bool:
     """Tell our shards from files that another program named alike."""
-    from lcm_cli.documents.tables import parquet_metadata
+    from lcm_cli.documents.arrow import parquet_metadata
 
     try:
         return "lcm.version" in parquet_metadata(path)

@@ -56,7 +56,7 @@ class Document:
         return f"{self.origin} ({self.id!r})"
 
 
-class Space(Protocol):
+class SpaceLike(Protocol):
     """The part of a loaded space that tells whose concepts it understands."""
 
     @property
@@ -79,7 +79,7 @@ def plans_of(id: str, lang: str, origin: str, **known: Any) -> Document:
 
 def check_plans(document: Document) -> None:
     """Raise IntegrityError unless the plans, if any, are of the paragraphs and the same width."""
-    from lcm_cli.paragraphs import count
+    from lcm_cli.text.paragraphs import count
 
     plans, own = document.plans, document.concepts
     if plans is None:
@@ -129,7 +129,7 @@ def check_alignment(document: Document, *, has_sentences: bool | None = None) ->
         )
 
 
-def check_space(info: SpaceInfo | None, space: Space | SpaceInfo) -> None:
+def check_space(info: SpaceInfo | None, space: SpaceLike | SpaceInfo) -> None:
     """Raise IntegrityError if concepts described by `info` mean nothing in `space`.
 
     What the file does not say is not held against it; the width always counts.
@@ -148,14 +148,14 @@ def check_space(info: SpaceInfo | None, space: Space | SpaceInfo) -> None:
         )
 
 
-def described(space: Space | SpaceInfo) -> str:
+def described(space: SpaceLike | SpaceInfo) -> str:
     """Return what messages call a space."""
     if not space.fingerprint:
         return "a space that is not named"
     return f"the space {space.name} (weights {space.fingerprint[:12]})"
 
 
-def _way_out(info: SpaceInfo, space: Space | SpaceInfo) -> str:
+def _way_out(info: SpaceInfo, space: SpaceLike | SpaceInfo) -> str:
     again = f"embed the text again: lcm embed TEXT --space {space.name} -o NEW.parquet"
     if not info.name:
         return f"name the space that made them with --space, or {again}"

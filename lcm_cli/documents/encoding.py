@@ -32,7 +32,7 @@ _GUESSES = (
 )
 
 
-def decode(data: bytes, name: str, offset: int = 0, line: int = 0) -> str:
+def decode_text(data: bytes, name: str, offset: int = 0, line: int = 0) -> str:
     """Return `data` as text with `\\n` line ends and no byte order mark.
 
     `name` is the file's; `offset` is where in it `data` begins, `line` which line it is, if it is

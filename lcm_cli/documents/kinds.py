@@ -1,6 +1,8 @@
-"""Which of our formats some bytes are in: content first, the name where content does not tell."""
+"""Files and streams of documents, and which of our formats each is in: content first, then name."""
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lcm_cli.errors import IntegrityError
@@ -52,6 +54,16 @@ _FOREIGN = (
 )
 # Control characters that no text has; NUL is among them, but UTF-16 is full of NULs.
 _CONTROL = bytes([*range(9), *range(14, 27), *range(28, 32), 127])
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file or stream of documents."""
+
+    name: str  # for messages
+    id: str  # of its document, if it has one without an id of its own
+    path: Path | None = None  # None: standard input
+    kind: Kind | None = None  # None: a stream, to be looked at when it is opened
 
 
 def sniff(head: bytes, name: str, suffix: str = "") -> Kind:

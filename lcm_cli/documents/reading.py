@@ -6,12 +6,13 @@ from typing import BinaryIO
 
 from lcm_cli.documents.document import Document, SpaceInfo
 from lcm_cli.documents.encoding import check_text
-from lcm_cli.documents.sources import Report, Source, expand, opened
+from lcm_cli.documents.kinds import Source
+from lcm_cli.documents.sources import OnError, expand_paths, opened
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 
 
 def read(
-    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: Report | None = None
+    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: OnError | None = None
 ) -> Iterator[Document]:
     """Return the documents in `paths`, for their text: `concepts` is not read.
 
@@ -21,12 +22,12 @@ def read(
     document or file; without `on_error` it is raised (NotFoundError, IntegrityError, UsageError).
     """
     report = on_error or _raise
-    sources = list(expand(paths or ["-"], report))
+    sources = list(expand_paths(paths or ["-"], report))
     return _read(sources, stdin, report)
 
 
 def read_concepts(
-    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: Report | None = None
+    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: OnError | None = None
 ) -> tuple[SpaceInfo, Iterator[Document]]:
     """Return the space of the concepts in `paths`, and the documents, all with concepts.
 
@@ -37,7 +38,7 @@ def read_concepts(
     from lcm_cli.documents.checks import space_of
 
     report = on_error or _raise
-    sources = list(expand(paths or ["-"], report))
+    sources = list(expand_paths(paths or ["-"], report))
     documents = _read_concepts(sources, stdin, report)
     first = next(documents, None)
     if first is None or first.concepts is None:
@@ -47,14 +48,14 @@ def read_concepts(
 
 
 def read_any(
-    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: Report | None = None
+    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: OnError | None = None
 ) -> Iterator[Document]:
     """Return the documents in `paths`, with their concepts where they have some, else their text.
 
     Like `read`; the concepts of a document are finite, (S >= 1, D), and one for each sentence.
     """
     report = on_error or _raise
-    sources = list(expand(paths or ["-"], report))
+    sources = list(expand_paths(paths or ["-"], report))
     return _read_any(sources, stdin, report)
 
 
@@ -74,9 +75,9 @@ def raw(source: Source, concepts: bool, stdin: BinaryIO | None) -> Iterator[Docu
 
             yield from read_safetensors(file, source, concepts)
         else:
-            from lcm_cli.documents import tables
+            from lcm_cli.documents import arrow
 
-            reader = tables.read_parquet if kind == "parquet" else tables.read_arrow
+            reader = arrow.read_parquet if kind == "parquet" else arrow.read_arrow
             yield from reader(file, source, concepts)
 
 
@@ -84,7 +85,7 @@ def _raise(error: LcmError) -> None:
     raise error
 
 
-def _read(sources: list[Source], stdin: BinaryIO | None, report: Report) -> Iterator[Document]:
+def _read(sources: list[Source], stdin: BinaryIO | None, report: OnError) -> Iterator[Document]:
     for document in _all(sources, False, stdin, report):
         document.concepts = document.space = None
         for part in (document.target, document.plans):
@@ -98,7 +99,7 @@ def _read(sources: list[Source], stdin: BinaryIO | None, report: Report) -> Iter
         yield document
 
 
-def _read_any(sources: list[Source], stdin: BinaryIO | None, report: Report) -> Iterator[Document]:
+def _read_any(sources: list[Source], stdin: BinaryIO | None, report: OnError) -> Iterator[Document]:
     for document in _all(sources, True, stdin, report):
         try:
             if document.concepts is None:
@@ -114,7 +115,7 @@ def _read_any(sources: list[Source], stdin: BinaryIO | None, report: Report) -> 
 
 
 def _read_concepts(
-    sources: list[Source], stdin: BinaryIO | None, report: Report
+    sources: list[Source], stdin: BinaryIO | None, report: OnError
 ) -> Iterator[Document]:
     from lcm_cli.documents.checks import check_concepts, space_of
 
@@ -132,7 +133,7 @@ def _read_concepts(
 
 
 def _all(
-    sources: list[Source], concepts: bool, stdin: BinaryIO | None, report: Report
+    sources: list[Source], concepts: bool, stdin: BinaryIO | None, report: OnError
 ) -> Iterator[Document]:
     """Yield the documents of all sources, sending problems to `report`."""
     for source in sources:

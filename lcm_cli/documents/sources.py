@@ -6,30 +6,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from lcm_cli.documents.encoding import STDIN
-from lcm_cli.documents.kinds import HEAD, STREAM_HEAD, Kind, sniff
+from lcm_cli.documents.kinds import HEAD, STREAM_HEAD, Kind, Source, sniff
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import not_there
 
-Report = Callable[[LcmError], None]
+OnError = Callable[[LcmError], None]
 _LISTED = 10  # files named in one message
 
 
-@dataclass(frozen=True)
-class Source:
-    """One file or stream of documents."""
-
-    name: str  # for messages
-    id: str  # of its document, if it has one without an id of its own
-    path: Path | None = None  # None: standard input
-    kind: Kind | None = None  # None: a stream, to be looked at when it is opened
-
-
-def expand(paths: Sequence[str], report: Report) -> Iterator[Source]:
+def expand_paths(paths: Sequence[str], report: OnError) -> Iterator[Source]:
     """Yield what `paths` stand for: in their order, what is in a folder or glob sorted by name.
 
     Hidden files in folders are left out. Every file is looked at here, so that what cannot be read
@@ -46,7 +35,7 @@ def expand(paths: Sequence[str], report: Report) -> Iterator[Source]:
 
 def identify(paths: Sequence[str]) -> list[list[str | int]]:
     """Return what tells whether `paths` hold what they held: each file, its size and its time."""
-    sources = expand(paths, lambda error: None)
+    sources = expand_paths(paths, lambda error: None)
     files = [(source.name, source.path.stat()) for source in sources if source.path is not None]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
 
@@ -85,7 +74,7 @@ class _Rejoined(io.RawIOBase):
         return len(data)
 
 
-def _expand(path: str, report: Report) -> Iterator[Source]:
+def _expand(path: str, report: OnError) -> Iterator[Source]:
     if path == "-":
         yield Source(STDIN, STDIN)
     elif os.path.isdir(path):  # noqa: PTH112 (a glob may not be a valid path)
@@ -118,7 +107,7 @@ def _open(path: Path) -> BinaryIO:
         raise UsageError(f"cannot read {path}: {error.strerror}", f"see: ls -l {path}") from error
 
 
-def _glob(pattern: str, report: Report) -> Iterator[Source]:
+def _glob(pattern: str, report: OnError) -> Iterator[Source]:
     found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
     files = [Path(name) for name in found if Path(name).is_file()]
     # With ** a folder's files are matched themselves; a plain * may match data set folders.
@@ -133,7 +122,7 @@ def _glob(pattern: str, report: Report) -> Iterator[Source]:
         yield from _folder(folder, report)
 
 
-def _folder(folder: Path, report: Report) -> Iterator[Source]:
+def _folder(folder: Path, report: OnError) -> Iterator[Source]:
     """Yield what is in a folder: the shards of a data set, or every file below it."""
     files: dict[Path, str] = {}
     shards: list[Source] = []
@@ -176,7 +165,7 @@ def _shards(folder: Path) -> list[Source] | None:
     return [Source(str(path), path.name, path, "parquet") for path in paths]
 
 
-def _sources(files: dict[Path, str], folder: Path, report: Report) -> Iterator[Source]:
+def _sources(files: dict[Path, str], folder: Path, report: OnError) -> Iterator[Source]:
     """Yield the sources among files (path to id); those that are none go into one report."""
     sources, problems = [], []
     for path, id in files.items():

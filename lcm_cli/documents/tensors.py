@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from lcm_cli.documents.arrow import read_space_info
 from lcm_cli.documents.document import Document, check_alignment, filled, plans_of, target_of
-from lcm_cli.documents.sources import Source
-from lcm_cli.documents.tables import space_info
+from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError
 from lcm_cli.headers import damaged, read_header
 
@@ -46,7 +46,7 @@ def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator
         paragraphs=_list(metadata, "paragraphs", int, source.name),
         concepts=tensors.get(TENSOR),
         origin=source.name,
-        space=space_info(metadata, source.name),
+        space=read_space_info(metadata, source.name),
         split=metadata.get("split", ""),
     )
     check_alignment(document, has_sentences="sentences" in metadata)
@@ -59,7 +59,7 @@ def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator
     yield document
 
 
-def write_safetensors(document: Document, about: dict[str, str], path: Path) -> None:
+def write_document(document: Document, about: dict[str, str], path: Path) -> None:
     """Write a document with concepts; `about` is what all our formats say of the space."""
     assert document.concepts is not None
     metadata = about | {"id": document.id, "lang": document.lang}

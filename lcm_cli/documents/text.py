@@ -12,8 +12,8 @@ from lcm_cli.documents.document import (
     plans_of,
     target_of,
 )
-from lcm_cli.documents.encoding import decode
-from lcm_cli.documents.sources import Source
+from lcm_cli.documents.encoding import decode_text
+from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError, LcmError
 
 _FORM = 'a line is an object such as {"id": "a", "text": "One. Two."} or {"sentences": ["One."]}'
@@ -21,7 +21,7 @@ _FORM = 'a line is an object such as {"id": "a", "text": "One. Two."} or {"sente
 
 def read_text(file: BinaryIO, source: Source) -> Iterator[Document]:
     """Yield the one document in a text file."""
-    yield Document(source.id, text=decode(file.read(), source.name), origin=source.name)
+    yield Document(source.id, text=decode_text(file.read(), source.name), origin=source.name)
 
 
 def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
@@ -31,7 +31,7 @@ def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Docum
     """
     offset = 0
     for number, data in enumerate(file, start=1):
-        line = decode(data, source.name, offset, number)
+        line = decode_text(data, source.name, offset, number)
         offset += len(data)
         if not line.strip():
             continue

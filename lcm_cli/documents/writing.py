@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lcm_cli.documents import dataset
+from lcm_cli.documents.arrow import about, read_whole, record_batch, schema
 from lcm_cli.documents.checks import check_concepts, finite_rows
 from lcm_cli.documents.document import Document, SpaceInfo, check_alignment
 from lcm_cli.documents.encoding import check_text
-from lcm_cli.documents.tables import about, batch, read_whole, schema
 from lcm_cli.documents.targets import find_target
-from lcm_cli.documents.tensors import write_safetensors
+from lcm_cli.documents.tensors import write_document
 from lcm_cli.documents.text import to_json
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import atomic_path, disk_error, sha256
@@ -174,7 +174,7 @@ class _RowGroups:
 
     def flush(self) -> None:
         if self._held:
-            self._table.write_batch(batch(self._held, self._layout))
+            self._table.write_batch(record_batch(self._held, self._layout))
         self._held, self._size = [], 0
 
 
@@ -194,7 +194,7 @@ def _row_bytes(layout: pa.Schema) -> int:
 def _arrow(path: Path, layout: pa.Schema, force: bool) -> Iterator[Write]:
     with atomic_path(path, force=force) as temporary, temporary.open("wb") as file:
         stream = pa.ipc.new_stream(file, layout)
-        yield lambda document: stream.write_batch(batch([document], layout))
+        yield lambda document: stream.write_batch(record_batch([document], layout))
         stream.close()
 
 
@@ -209,7 +209,7 @@ def _stdout(file: BinaryIO, layout: pa.Schema) -> Iterator[Write]:
 
     def write(document: Document) -> None:
         with _on_stdout():
-            stream.write_batch(batch([document], layout))
+            stream.write_batch(record_batch([document], layout))
             file.flush()  # the next program in the pipe works on this one meanwhile
 
     yield write
@@ -248,7 +248,7 @@ def _safetensors(path: Path, layout: pa.Schema, force: bool) -> Iterator[Write]:
     with atomic_path(path, force=force) as temporary:
         yield write
         for document in held:
-            write_safetensors(document, about(layout.metadata), temporary)
+            write_document(document, about(layout.metadata), temporary)
 
 
 _FILES = {"parquet": _parquet, "arrow": _arrow, "jsonl": _jsonl, "safetensors": _safetensors}

@@ -16,7 +16,7 @@ import numpy as np
 
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation.next_concept import CONTEXT, mutual_information
-from lcm_cli.evaluation.shared import SharedSpace
+from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.pipeline import prose
 from lcm_cli.schema import nearest
 
@@ -63,7 +63,7 @@ class Judge(ABC):
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return load(self.model, "AutoTokenizer")
+        return load_judge(self.model, "AutoTokenizer")
 
 
 class Cola(Judge):
@@ -77,14 +77,14 @@ class Cola(Judge):
     @cached_property
     def network(self) -> Any:
         """The classifier."""
-        return load(self.model, "AutoModelForSequenceClassification").to(self.device).eval()
+        return load_judge(self.model, "AutoModelForSequenceClassification").to(self.device).eval()
 
     def judge(self, records: Sequence[Record]) -> list[float]:
         import torch
 
         means = []
         for record in records:
-            inputs = batch(self.tokenizer, record["prediction"], self.device)
+            inputs = tokenized(self.tokenizer, record["prediction"], self.device)
             with torch.inference_mode():
                 chances_S = self.network(**inputs).logits.softmax(dim=-1)[:, 0]
             means.append(float(chances_S.mean()))
@@ -102,7 +102,7 @@ class Seahorse(Judge):
     @cached_property
     def network(self) -> Any:
         """The model."""
-        return load(self.model, "AutoModelForSeq2SeqLM").to(self.device).eval()
+        return load_judge(self.model, "AutoModelForSeq2SeqLM").to(self.device).eval()
 
     def judge(self, records: Sequence[Record]) -> list[float]:
         import torch
@@ -112,7 +112,7 @@ class Seahorse(Judge):
             f"hypothesis: {prose(r['prediction'], r['to'])}"
             for r in records
         ]
-        inputs = batch(self.tokenizer, texts, self.device, 2048)
+        inputs = tokenized(self.tokenizer, texts, self.device, 2048)
         start = self.network.config.decoder_start_token_id
         first = torch.full((len(texts), 1), start, device=self.device)
         with torch.inference_mode():
@@ -141,16 +141,16 @@ class Momentum(Judge):
     def tokenizer(self) -> Any:
         """XLNet's tokenizer: from the model's folder, else the one it was trained with."""
         try:
-            return load(self.model, "AutoTokenizer")
+            return load_judge(self.model, "AutoTokenizer")
         except LcmError:
-            return load(self.TOKENIZER, "AutoTokenizer")
+            return load_judge(self.TOKENIZER, "AutoTokenizer")
 
     @cached_property
     def network(self) -> tuple[Any, Any]:
         """The encoder and the line."""
         import torch
 
-        config = load(self.model, "AutoConfig", fallback=self.TOKENIZER)
+        config = load_judge(self.model, "AutoConfig", fallback=self.TOKENIZER)
         encoder = transformers().XLNetModel(config)
         line = torch.nn.Linear(encoder.config.d_model, 1)
         state = weights(self.model)
@@ -212,7 +212,7 @@ class BertScore(Judge):
     @cached_property
     def network(self) -> Any:
         """The encoder."""
-        return load(self.model, "AutoModel").to(self.device).eval()
+        return load_judge(self.model, "AutoModel").to(self.device).eval()
 
     def suits(self, record: Record) -> bool:
         return bool(record["prediction"]) and bool(record["target"])
@@ -225,7 +225,7 @@ class BertScore(Judge):
     def _states(self, texts: Sequence[str]) -> "list[Tensor]":
         import torch
 
-        inputs = batch(self.tokenizer, texts, self.device)
+        inputs = tokenized(self.tokenizer, texts, self.device)
         with torch.inference_mode():
             states = self.network(**inputs, output_hidden_states=True).hidden_states
         states_NTM = states[min(self.LAYER, len(states) - 1)]
@@ -247,7 +247,7 @@ class Blaser(Judge):
     @cached_property
     def network(self) -> Any:
         """The model, from sonar-space."""
-        from lcm_cli.space.official import import_sonar
+        from lcm_cli.space.sonar_package import import_sonar
 
         try:
             import_sonar()
@@ -295,12 +295,12 @@ class LanguageModel:
     @cached_property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
-        return load(self.name, "AutoTokenizer")
+        return load_judge(self.name, "AutoTokenizer")
 
     @cached_property
     def network(self) -> Any:
         """Its network."""
-        return load(self.name, "AutoModelForCausalLM").to(self.device).eval()
+        return load_judge(self.name, "AutoModelForCausalLM").to(self.device).eval()
 
     def load(self) -> None:
         """Load both now; raises UsageError without transformers, NotFoundError for no model."""
@@ -403,7 +403,7 @@ def transformers() -> Any:
     return package
 
 
-def load(name: str, kind: str, fallback: str = "") -> Any:
+def load_judge(name: str, kind: str, fallback: str = "") -> Any:
     """Load one of transformers' auto classes from a folder or the Hub.
 
     `fallback` is tried where the first has no such thing. Code that comes with a model is not run.
@@ -414,7 +414,7 @@ def load(name: str, kind: str, fallback: str = "") -> Any:
         return getattr(package, kind).from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         if fallback:
-            return load(fallback, kind)
+            return load_judge(fallback, kind)
         reason = str(error).strip().splitlines()[0]
         hint = "the first time it has to be fetched: go online, or name a folder"
         raise NotFoundError(f"cannot load {name}: {reason}", hint) from error
@@ -437,7 +437,7 @@ def weights(name: str) -> "dict[str, Tensor]":
 
 def revision(name: str) -> str:
     """Return the commit of a Hub model in the local cache, "" for a folder or one not there."""
-    from lcm_cli.snapshot import hub_cache
+    from lcm_cli.hub.snapshot import hub_cache
 
     ref = hub_cache() / f"models--{name.replace('/', '--')}" / "refs" / "main"
     return ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
@@ -462,7 +462,7 @@ def _take(network: Any, state: "Mapping[str, Tensor]", prefix: str, name: str) -
     network.load_state_dict(own, strict=False)
 
 
-def batch(tokenizer: Any, texts: Sequence[str], device: str, most: int = 512) -> Any:
+def tokenized(tokenizer: Any, texts: Sequence[str], device: str, most: int = 512) -> Any:
     """Return texts as padded tensors on a device, each cut after `most` tokens."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -14,16 +14,13 @@ from typing import Any
 import numpy as np
 
 from lcm_cli.errors import UsageError
-from lcm_cli.evaluation.tokens import Tokenizer, words
-from lcm_cli.languages import language
-from lcm_cli.length import count_words
+from lcm_cli.space.similarity import cosines, unit_length
+from lcm_cli.text.bleu import bleu_metric, bleu_tokenizer
+from lcm_cli.text.length import count_words
+from lcm_cli.text.words import WordTokenizer, words
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 NAN = math.nan
-# sacrebleu's tokenizers that need no further download, for scripts that 13a leaves in one piece.
-_BLEU_TOKENIZERS = {"Hans": "zh", "Hant": "zh"} | dict.fromkeys(
-    ("Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"), "char"
-)
 
 
 def rouge(prediction: Sequence[str], target: Sequence[str], lang: str) -> dict[str, float]:
@@ -48,7 +45,7 @@ def _rouge_scorer(english: bool) -> Any:
     except ImportError as error:
         message = f"ROUGE needs the package rouge-score: {error}"
         raise UsageError(message, "pip install 'lcm-cli[eval]'") from error
-    return RougeScorer(ROUGE, use_stemmer=False, tokenizer=None if english else Tokenizer())
+    return RougeScorer(ROUGE, use_stemmer=False, tokenizer=None if english else WordTokenizer())
 
 
 def _ascii_words(text: str) -> bool:
@@ -62,18 +59,12 @@ def chrf(predictions: Sequence[str], targets: Sequence[str]) -> float:
 
 def bleu(predictions: Sequence[str], targets: Sequence[str], lang: str) -> float:
     """Return corpus BLEU (Papineni et al. 2002), by sacrebleu; NaN for an empty corpus."""
-    return _corpus(_bleu(bleu_tokenizer(lang)), predictions, targets)[0]
+    return _corpus(bleu_metric(bleu_tokenizer(lang)), predictions, targets)[0]
 
 
 def sentence_chrf(prediction: str, target: str) -> float:
     """Return chrF2 of one text; NaN without a reference."""
     return float(_chrf().sentence_score(prediction, [target]).score) if target.strip() else NAN
-
-
-def sentence_bleu(prediction: str, target: str, lang: str) -> float:
-    """Return BLEU of one sentence, of no longer n-grams than it has words."""
-    metric = _bleu(bleu_tokenizer(lang), effective_order=True)
-    return float(metric.sentence_score(prediction, [target]).score)
 
 
 def corpus_scores(
@@ -83,21 +74,16 @@ def corpus_scores(
 
     The intervals are sacrebleu's, by bootstrap resampling of the texts (Koehn 2004).
     """
-    metrics = {"chrf": _chrf(), "bleu": _bleu(bleu_tokenizer(lang))}
+    metrics = {"chrf": _chrf(), "bleu": bleu_metric(bleu_tokenizer(lang))}
     return {name: _corpus(m, predictions, targets, samples) for name, m in metrics.items()}
 
 
 def signatures(lang: str) -> dict[str, str]:
     """Return sacrebleu's signatures of chrF and BLEU, which tell how the numbers were made."""
-    metrics = {"chrf": _chrf(), "bleu": _bleu(bleu_tokenizer(lang))}
+    metrics = {"chrf": _chrf(), "bleu": bleu_metric(bleu_tokenizer(lang))}
     for metric in metrics.values():  # the number of references is known after a score only
         metric.corpus_score(["a"], [["a"]])
     return {name: str(metric.get_signature()) for name, metric in metrics.items()}
-
-
-def bleu_tokenizer(lang: str) -> str:
-    """Return the name of sacrebleu's tokenizer for a language code."""
-    return _BLEU_TOKENIZERS.get(language(lang).script, "13a")
 
 
 def _corpus(
@@ -120,13 +106,6 @@ def _chrf() -> Any:
     from sacrebleu.metrics.chrf import CHRF
 
     return CHRF()
-
-
-@cache
-def _bleu(tokenizer: str, effective_order: bool = False) -> Any:
-    from sacrebleu.metrics.bleu import BLEU
-
-    return BLEU(tokenize=tokenizer, effective_order=effective_order)
 
 
 def overlap(prediction: str, source: str, n: int = 3) -> float:
@@ -180,12 +159,12 @@ def language_match(prediction: str, lang: str, within: Sequence[str]) -> float:
     `within` are the codes that may be told apart, those of a space. A text without letters is in no
     language.
     """
-    from lcm_cli.detect import rank, sample
+    from lcm_cli.text.detect import rank_languages, sample_text
 
-    text = sample(prediction)
+    text = sample_text(prediction)
     if not any(map(str.isalpha, text)):
         return 0.0
-    return float(rank(text, within)[0][0] == lang)
+    return float(rank_languages(text, within)[0][0] == lang)
 
 
 def source_coverage(prediction_PD: np.ndarray, source_SD: np.ndarray) -> float:
@@ -217,17 +196,5 @@ def local_coherence(concepts_SD: np.ndarray) -> float:
     """Return the mean cosine of sentences n and n + 2 (paper 3.1.1; Parola et al. 2023)."""
     if len(concepts_SD) < 3:
         return NAN
-    units_SD = _units(concepts_SD)
+    units_SD = unit_length(concepts_SD)
     return float((units_SD[:-2] * units_SD[2:]).sum(axis=1).mean())
-
-
-def cosines(left_PD: np.ndarray, right_SD: np.ndarray) -> np.ndarray:
-    """Return the cosine of each row to each other one, (P, S)."""
-    found: np.ndarray = _units(left_PD) @ _units(right_SD).T
-    return found
-
-
-def _units(rows: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    units: np.ndarray = rows / np.maximum(lengths, 1e-12)
-    return units

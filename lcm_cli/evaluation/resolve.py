@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation.systems import BASELINES, Settings, SpaceItself, System, baseline
-from lcm_cli.hub import locate_space
+from lcm_cli.hub.locate import locate_space
 from lcm_cli.schema import nearest
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ def _system(name: str, space: "Space", settings: Settings) -> System:
     if found is not None:
         return found
     if name.startswith("hf:"):
-        from lcm_cli.evaluation.seq2seq import Seq2Seq
+        from lcm_cli.evaluation.seq2seq_system import Seq2Seq
 
         return Seq2Seq(name, str(space.device))
     if name == space.name:
         return SpaceItself(name, space.fingerprint)
     if _is_space(name):
         raise UsageError(f"{name} is another space than {space.name}", f"use it: --space {name}")
-    from lcm_cli.evaluation.concept_model import ConceptSystem
+    from lcm_cli.evaluation.model_system import ConceptSystem
 
     try:
         return ConceptSystem(name, space, settings)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from lcm_cli.evaluation import metrics
-from lcm_cli.evaluation.data import Row
-from lcm_cli.evaluation.space import xsim
+from lcm_cli.evaluation.rows import Row
+from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.evaluation.systems import System, parted
-from lcm_cli.evaluation.tables import result
+from lcm_cli.evaluation.tables import measured
 from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, kept, present
-from lcm_cli.fragility import Cloud
 from lcm_cli.pipeline import prose
+from lcm_cli.space.fragility import Cloud
 
 DRAWS = 2  # of noise for each sentence's fragility
 NOISE = 0.3  # share of noise (variance) for the noisy score
@@ -29,7 +29,7 @@ _NAME = re.compile(r"(?<=[\w,] )[A-ZÀ-Ý]\w+")
 _OPPOSITES = ("is", "is not"), ("are", "are not"), ("was", "was not"), ("can", "cannot")
 
 
-def run(system: System, rows: Sequence[Row], context: Context) -> list[Record]:
+def run_roundtrip(system: System, rows: Sequence[Row], context: Context) -> list[Record]:
     """Return a record for each row in its own language, and in each that it is given in."""
     cloud = _cloud(rows, context)
     found: list[Record] = []
@@ -61,15 +61,17 @@ def retrieval(system: System, rows: Sequence[Row], context: Context) -> list[dic
         pair = f"{code}-{codes[0]}"
         scores = {"xsim": xsim(left, right)}
         if false:
-            scores["xsim_plus"] = nearest(left, right, context.space.concepts(false, codes[0]))
+            scores["xsim_plus"] = nearest_share(
+                left, right, context.space.concepts(false, codes[0])
+            )
         found += [
-            result("roundtrip", system.name, pair, name, score, None, None, len(both))
+            measured("roundtrip", system.name, pair, name, score, None, None, len(both))
             for name, score in scores.items()
         ]
     return found
 
 
-def nearest(left_SD: np.ndarray, right_SD: np.ndarray, false: np.ndarray) -> float:
+def nearest_share(left_SD: np.ndarray, right_SD: np.ndarray, false: np.ndarray) -> float:
     """Return the percentage of rows that are nearer to their counterpart than to all else."""
     a_SD, b_SD = _units(left_SD), _units(np.concatenate([right_SD, false]))
     return 100 * float(((a_SD @ b_SD.T).argmax(axis=1) == np.arange(len(a_SD))).mean())

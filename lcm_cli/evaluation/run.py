@@ -8,9 +8,9 @@ from typing import Any
 
 from lcm_cli import __version__
 from lcm_cli.evaluation import metrics, tables
-from lcm_cli.evaluation.data import Row
+from lcm_cli.evaluation.rows import Row
 from lcm_cli.evaluation.systems import Lineup
-from lcm_cli.evaluation.tasks import Context, Record, run
+from lcm_cli.evaluation.tasks import Context, Record, run_task
 
 PACKAGES = ("torch", "numpy", "sacrebleu", "rouge-score", "sonar-space", "transformers")
 
@@ -59,10 +59,10 @@ def evaluate(
         for system in lineup.of(task):
             on_task(task, system.name)
             if task == "roundtrip":
-                records += roundtrip.run(system, rows, context)
+                records += roundtrip.run_roundtrip(system, rows, context)
                 results += roundtrip.retrieval(system, rows, context)
             else:
-                records += run(task, system, rows, context)
+                records += run_task(task, system, rows, context)
     codes = sorted({r["to"] for r in records if r.get("target")})
     return Evaluation(
         about=_about(lineup, context) | {"data": data},

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from lcm_cli.errors import UsageError
-from lcm_cli.evaluation.data import Row
-from lcm_cli.evaluation.shared import SharedSpace
-from lcm_cli.length import Length, count_words, taken
+from lcm_cli.evaluation.rows import Row
+from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.schema import nearest
+from lcm_cli.text.length import Length, count_words, taken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,10 +121,10 @@ class Chosen(System):
         if self.method == "random":
             rng = np.random.default_rng([self.seed, row.number])
             return [int(i) for i in rng.permutation(len(counts))]
-        from lcm_cli.models.extractive import opening_weights, rank
+        from lcm_cli.writing.extractive import opening_weights, rank_sentences
 
         weights_S = opening_weights(len(counts)) * (np.array(counts) > 0)
-        return list(rank(space.concepts(row.source, row.lang), weights_S))
+        return list(rank_sentences(space.concepts(row.source, row.lang), weights_S))
 
 
 class CopyLast(System):

@@ -160,7 +160,7 @@ def _of(task: str, system: str, code: str, records: Sequence[Record], seed: int)
         to = referred[0]["to"]
         texts = [[prose(r[key], to) for r in referred] for key in ("prediction", "target")]
         for name, values in metrics.corpus_scores(texts[0], texts[1], to).items():
-            found.append(result(task, system, code, name, *values, len(referred)))
+            found.append(measured(task, system, code, name, *values, len(referred)))
     return found
 
 
@@ -174,7 +174,7 @@ def _over_all(
         elif same := [r for r in by_pair if r["metric"] == name]:
             value = sum(r["value"] for r in same) / len(same)
             count = sum(r["count"] for r in same)
-            found.append(result(task, system, ALL, name, value, None, None, count))
+            found.append(measured(task, system, ALL, name, value, None, None, count))
     return found
 
 
@@ -183,10 +183,10 @@ def _mean(
 ) -> Result:
     values = [r["scores"][name] for r in records if name in r["scores"]]
     found = interval(values, seed=seed)
-    return result(task, system, code, name, found.mean, found.low, found.high, found.count)
+    return measured(task, system, code, name, found.mean, found.low, found.high, found.count)
 
 
-def result(
+def measured(
     task: str,
     system: str,
     lang: str,

@@ -15,12 +15,13 @@ import numpy as np
 
 from lcm_cli.errors import LcmError
 from lcm_cli.evaluation import metrics
-from lcm_cli.evaluation.data import Row, swapped
-from lcm_cli.evaluation.shared import SharedSpace
+from lcm_cli.evaluation.resume import Work
+from lcm_cli.evaluation.rows import Row, swapped
+from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.evaluation.systems import Prediction, System, parted
-from lcm_cli.evaluation.work import Work
-from lcm_cli.guard import refuse
 from lcm_cli.pipeline import prose
+from lcm_cli.progress import Progress
+from lcm_cli.writing.refusal import refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,11 +47,11 @@ class Context:
     judges: "Mapping[str, Judge]" = field(default_factory=dict)
     lm: "LanguageModel | None" = None
     on_error: Callable[[LcmError], None] = lambda error: None
-    progress: Callable[[int], None] = lambda rows: None
+    progress: Progress = lambda rows: None
     longest: int = LONGEST
 
 
-def run(task: str, system: System, rows: Sequence[Row], context: Context) -> list[Record]:
+def run_task(task: str, system: System, rows: Sequence[Row], context: Context) -> list[Record]:
     """Return the records of a task. A row that a system fails on is reported and left out."""
     if task == "expand":
         rows = [turned for row in rows if (turned := swapped(row))]
@@ -130,7 +131,7 @@ def _write(
 def _record(
     task: str, system: System, row: Row, to: str, answer: Prediction, context: Context
 ) -> Record:
-    from lcm_cli.generative import THRESHOLDS
+    from lcm_cli.writing.answer_model import THRESHOLDS
 
     target = _reference(row, to)
     source, said = prose(row.source, row.lang), prose(answer.sentences, to)

@@ -20,8 +20,8 @@ from lcm_cli.errors import UsageError
 from lcm_cli.models.config import BaseConfig
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
 from lcm_cli.models.layers import (
-    Cache,
     Frontend,
+    KeyValueCache,
     Projection,
     Transformer,
     packed_mask,
@@ -46,7 +46,7 @@ class BaseState(State):
     """Keys and values of what was read, and the prediction that follows it."""
 
     options: BaseOptions
-    cache: Cache
+    cache: KeyValueCache
     mean_BD: Tensor  # normalized
 
     def keep(self, rows: Tensor) -> None:
@@ -76,7 +76,7 @@ class BaseLCM(ConceptModel):
         self.postnet = Projection(config.model_dim, config.concept_dim, config.output_activation)
 
     def forward(
-        self, x_BSD: Tensor, cache: Cache | None = None, segments_BS: Tensor | None = None
+        self, x_BSD: Tensor, cache: KeyValueCache | None = None, segments_BS: Tensor | None = None
     ) -> Tensor:
         """Map normalized concepts (B, S, D) to the normalized prediction after each of them.
 
@@ -122,7 +122,7 @@ class BaseLCM(ConceptModel):
     def begin(self, prompts: Batch, capacity: int, options: BaseOptions) -> BaseState:
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows = len(prompts.lengths_B)
-        cache = Cache(self.config.transformer.layers, rows, capacity, self.device)
+        cache = KeyValueCache(self.config.transformer.layers, rows, capacity, self.device)
         means_BSD = self(self.normalized(prompts.concepts_BSD), cache)
         cache.advance(prompts.lengths_B)
         rows_B = torch.arange(rows, device=self.device)

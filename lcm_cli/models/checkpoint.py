@@ -14,17 +14,16 @@ from torch import nn
 
 from lcm_cli.errors import IntegrityError
 from lcm_cli.files import atomic_files
-from lcm_cli.hub import MODEL_FILES, ModelFiles, locate_model
+from lcm_cli.hub.layouts import weight_parts
+from lcm_cli.hub.locate import MODEL_FILES, ModelFiles, locate_model
 from lcm_cli.models.base_lcm import BaseLCM
-from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, to_dict
-from lcm_cli.models.config import read_config as read_config
+from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, read_model_config, to_dict
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.one_tower import OneTowerLCM
-from lcm_cli.models.packed import prepare
+from lcm_cli.models.packed import lay_out
 from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
-from lcm_cli.repository import weight_parts
 from lcm_cli.space import pick_device
 from lcm_cli.weights import (
     Store,
@@ -68,23 +67,23 @@ def load_model(
     chosen = pick_device(device)
     if dtype == "auto" and chosen.type == "cpu":
         dtype = "float32"
-    model = load(locate_model(str(source)), None if dtype == "auto" else getattr(torch, dtype))
+    model = load_from(locate_model(str(source)), None if dtype == "auto" else getattr(torch, dtype))
     if not isinstance(model, ConceptModel):
         raise IntegrityError(f"{source} is a {model.config.architecture}, not a concept model")  # type: ignore[union-attr]
     model = model.to(chosen).eval()
-    return prepare(model) if packed else model
+    return lay_out(model) if packed else model
 
 
 def load_quantizer(source: Path | str) -> ResidualQuantizer:
     """Load a quantizer; raises as `load_model` does."""
-    quantizer = load(locate_model(str(source)))
+    quantizer = load_from(locate_model(str(source)))
     if not isinstance(quantizer, ResidualQuantizer):
         hint = "a recipe of kind quantizer makes one: lcm train RECIPE.toml"
         raise IntegrityError(f"{source} is no quantizer", hint)
     return quantizer
 
 
-def load(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module:
+def load_from(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module:
     """Load whatever a checkpoint holds, its numbers in `dtype`, or as they stand in its file."""
     model, weights = open_model(files)
     state = {}
@@ -100,7 +99,7 @@ def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
 
     They are in one file, or in the several that an index names. Raises as `load_model` does.
     """
-    config = read_config(files.config)
+    config = read_model_config(files.config)
     with without_content():
         model = build(config)
     weights = read_weights(*weight_parts(files.weights))
@@ -174,7 +173,7 @@ def config_text(config: AnyConfig | QuantizerConfig) -> str:
     return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
 
 
-def check_space(config: AnyConfig | QuantizerConfig, space: SpaceRef, dim: int) -> None:
+def check_model_space(config: AnyConfig | QuantizerConfig, space: SpaceRef, dim: int) -> None:
     """Raise IntegrityError unless `config` is of this space, whose concepts have width `dim`.
 
     A config without a space fits any of its width.

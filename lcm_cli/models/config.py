@@ -21,7 +21,7 @@ NormOrder = Literal["pre", "post", "normformer"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "elu", "selu", "softsign"]
 BREAK_TEXT = "[BREAK]"
 ScheduleName = Literal["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
-Prediction = Literal["x0", "epsilon", "v"]
+PredictionType = Literal["x0", "epsilon", "v"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class ScheduleConfig:
     delta: float = 0.0
     zero_terminal_snr: bool = True
     final_alpha_one: bool = True  # the step below the last is the clean concept itself
-    prediction: Prediction = "x0"
+    prediction: PredictionType = "x0"
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "beta_start", "exponent", "gamma")
@@ -340,7 +340,7 @@ def from_dict(data: Mapping[str, Any], source: str) -> AnyConfig | QuantizerConf
     return config
 
 
-def read_config(file: Path) -> AnyConfig | QuantizerConfig:
+def read_model_config(file: Path) -> AnyConfig | QuantizerConfig:
     """Read a config.json; raises NotFoundError, UsageError for that of a space, IntegrityError."""
     if not file.is_file():
         raise NotFoundError(f"no such file: {file}")

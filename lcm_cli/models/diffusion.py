@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lcm_cli.errors import UsageError
-from lcm_cli.models.config import DiffusionObjective, Prediction, ScheduleConfig
+from lcm_cli.models.config import DiffusionObjective, PredictionType, ScheduleConfig
 
 MAX_BETA = 0.999
 Spacing = Literal["trailing", "leading", "linspace"]
@@ -190,7 +190,7 @@ class Schedule:
         # A schedule that rises slowly may leave no noise at all in its first step.
         return (x - signal * output) / spread if spread > 0 else torch.zeros_like(x)
 
-    def clean(self, output: Tensor, x: Tensor, t: int, prediction: Prediction) -> Tensor:
+    def clean(self, output: Tensor, x: Tensor, t: int, prediction: PredictionType) -> Tensor:
         """Return the x0 that `output` at x_t implies."""
         signal, spread = math.sqrt(self.alpha(t)), math.sqrt(1 - self.alpha(t))
         if prediction == "x0":
@@ -208,7 +208,7 @@ class Schedule:
         s: int,
         options: DiffusionOptions,
         *,
-        prediction: Prediction | None = None,
+        prediction: PredictionType | None = None,
         noise: Tensor | None = None,
         consistent: bool = False,
     ) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from lcm_cli.models.diffusion import (
     sample,
 )
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
-from lcm_cli.models.layers import Cache
+from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.models.normalizer import Normalizer
 
 PROBES = 8  # noise levels at which `likelihood` looks
@@ -36,7 +36,7 @@ class DiffusionState(State):
     """The context so far; `watch` sees every denoising step."""
 
     options: DiffusionOptions
-    cache: Cache
+    cache: KeyValueCache
     watch: Callable[[Denoised], None] | None = field(default=None, kw_only=True)
 
     def keep(self, rows: Tensor) -> None:

@@ -24,8 +24,8 @@ from lcm_cli.models.diffusion import Denoised
 from lcm_cli.models.diffusion_lcm import DiffusionState
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 
-Reason = Literal["end", "repetition", "length"]
-Mark = Reason | Literal["break"] | None  # what a concept is, if it is no usual sentence
+StopReason = Literal["end", "repetition", "length"]
+Mark = StopReason | Literal["break"] | None  # what a concept is, if it is no usual sentence
 Reencode = Callable[[Tensor], Tensor]  # concepts (B, D) decoded to text and encoded again, (B, D)
 
 
@@ -66,7 +66,7 @@ class Continuation:
     """
 
     concepts_SD: Tensor
-    reason: Reason
+    reason: StopReason
     score: float | None  # mean judgement of its concepts, if there were candidates
     breaks: tuple[int, ...] = ()
     plans: tuple[tuple[int, Tensor], ...] = ()
@@ -83,14 +83,14 @@ class _Row:
     plans: list[tuple[int, Tensor]] = field(default_factory=list)
     planning: bool = False  # the next concept is a plan
     judgement: float = 0.0
-    reason: Reason = "length"
+    reason: StopReason = "length"
 
     @property
     def score(self) -> float:
         return self.judgement / max(self.produced, 1)
 
 
-def generate(
+def generate_concepts(
     model: ConceptModel,
     prompts: Sequence[Tensor],
     options: GenerateOptions | None = None,
@@ -124,7 +124,7 @@ def generate(
 
 
 class _Run:
-    """One call of `generate`."""
+    """One call of `generate_concepts`."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class _Run:
                 going.append(number)
         return going, last_BD
 
-    def _reason(self, row: _Row, mark: Mark) -> Reason | None:
+    def _reason(self, row: _Row, mark: Mark) -> StopReason | None:
         """Return what speaks for stopping a row at a concept like that."""
         if mark == "break":
             again = len(row.concepts) in row.breaks  # with no sentence between

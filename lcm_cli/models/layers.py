@@ -60,7 +60,7 @@ class Float32LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), shape, self.weight.float(), None, self.eps).type_as(x)
 
 
-def sinusoids(positions: Tensor, dim: int) -> Tensor:
+def sinusoidal_positions(positions: Tensor, dim: int) -> Tensor:
     """Return fixed position vectors (..., dim): sines in the first half, cosines after."""
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=positions.device)
@@ -116,7 +116,7 @@ def packed_mask(segments_BS: Tensor) -> Tensor:
     return same_BSS.tril()[:, None]
 
 
-class Cache:
+class KeyValueCache:
     """Keys and values of every layer, for rows that grow a concept at a time.
 
     Rows may have different lengths: row b writes at `lengths_B[b]` and sees what lies before.
@@ -278,7 +278,7 @@ class Attention(nn.Module):
         x_BSM: Tensor,
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """Attend among the concepts of each row, (B, S, M) to (B, S, M).
@@ -343,7 +343,7 @@ class Block(nn.Module):
         x_BSM: Tensor,
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """Return the stream after both parts; the rest is for `Attention.forward`."""
@@ -381,7 +381,7 @@ class Transformer(nn.Module):
         x_BSM: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Contextualize (B, S, M).
 
@@ -427,7 +427,7 @@ class Frontend(nn.Module):
         if self.pos_encoder is not None:
             return x_BSM + self.pos_encoder(positions)
         if self.positions == "sine":
-            return x_BSM + sinusoids(positions, x_BSM.shape[-1]).type_as(x_BSM)
+            return x_BSM + sinusoidal_positions(positions, x_BSM.shape[-1]).type_as(x_BSM)
         return x_BSM
 
 

@@ -26,8 +26,8 @@ from lcm_cli.models.diffusion import DiffusionOptions, Predict
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import (
-    Cache,
     Frontend,
+    KeyValueCache,
     Projection,
     TimeEmbedding,
     Transformer,
@@ -77,12 +77,12 @@ class Interleaved(nn.Module):
         tags_BSE = tags.expand(*x_BSD.shape[:-1], -1)
         return self.frontend(torch.cat([x_BSD, tags_BSE], dim=-1), places_BS)
 
-    def read(self, x_BKD: Tensor, tag_E: Tensor, cache: Cache) -> None:
+    def read(self, x_BKD: Tensor, tag_E: Tensor, cache: KeyValueCache) -> None:
         """Write clean concepts behind those in `cache`; the caller advances it."""
         places = cache.lengths_B[:, None] + torch.arange(x_BKD.shape[1], device=x_BKD.device)
         self.transformer(self.embed(x_BKD, tag_E, places), places, cache=cache)
 
-    def try_next(self, x_BD: Tensor, tag_E: Tensor, cache: Cache, guided: bool) -> Tensor:
+    def try_next(self, x_BD: Tensor, tag_E: Tensor, cache: KeyValueCache, guided: bool) -> Tensor:
         """Contextualize one unfinished concept a row, (B, M); if `guided`, (2 B, M): the second
         half without context."""
         places = cache.lengths_B[:, None]
@@ -92,7 +92,7 @@ class Interleaved(nn.Module):
         out_BSM = self.transformer(h_BSM, places, cache=cache)
         return out_BSM[:, 0]
 
-    def try_all(self, x_BSD: Tensor, tag_E: Tensor, cache: Cache, guided: bool) -> Tensor:
+    def try_all(self, x_BSD: Tensor, tag_E: Tensor, cache: KeyValueCache, guided: bool) -> Tensor:
         """Like `try_next`, for concepts 1 .. S at once, each against the clean ones before it."""
         count = x_BSD.shape[1]
         places = torch.arange(1, count + 1, device=x_BSD.device).expand(len(x_BSD), count)
@@ -174,7 +174,7 @@ class OneTowerLCM(DiffusionLCM):
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows = len(prompts.lengths_B)
         # One place more than the documents need: the noisy concept stands there.
-        cache = Cache(self.config.transformer.layers, rows, capacity + 1, self.device)
+        cache = KeyValueCache(self.config.transformer.layers, rows, capacity + 1, self.device)
         self.backbone.read(self.normalized(prompts.concepts_BSD), self._tag(0), cache)
         cache.advance(prompts.lengths_B)
         return DiffusionState(options, cache)
@@ -199,7 +199,7 @@ class OneTowerLCM(DiffusionLCM):
         """Return the denoiser of all positions at once; see DiffusionLCM.teacher."""
         known = x_BSD.shape[1] - 1
         layers = self.config.transformer.layers
-        cache = Cache(layers, len(x_BSD), 2 * known, self.device)
+        cache = KeyValueCache(layers, len(x_BSD), 2 * known, self.device)
         self.backbone.read(x_BSD[:, :-1], self._tag(0), cache)
         cache.advance(known)
 

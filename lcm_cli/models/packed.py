@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lcm_cli.models.layers import Attention, Block, FeedForward, Rotation, rotate, split_heads
 from lcm_cli.models.two_tower import DenoiserLayer
-from lcm_cli.space.kernels import PackedLinear, can_pack, pack, page_out
+from lcm_cli.space.kernels import PackedLinear, can_pack, pack_linear, page_out
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,7 +33,7 @@ class PackedAttention(Attention):
     def __init__(self, part: Attention) -> None:
         nn.Module.__init__(self)
         self.heads, self.kv_heads, self.dropout = part.heads, part.kv_heads, part.dropout
-        self.qkv_proj = beside(part.q_proj, part.k_proj, part.v_proj)
+        self.qkv_proj = joined(part.q_proj, part.k_proj, part.v_proj)
         self.output_proj = part.output_proj
 
     def project(self, x_BSM: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ class PackedFeedForward(nn.Module):
     def __init__(self, part: FeedForward) -> None:
         super().__init__()
         assert part.gate_proj is not None
-        self.gate_inner_proj = beside(part.gate_proj, part.inner_proj)
+        self.gate_inner_proj = joined(part.gate_proj, part.inner_proj)
         self.output_proj = part.output_proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class PackedFeedForward(nn.Module):
         return y
 
 
-def beside(*layers: nn.Linear) -> PackedLinear:
+def joined(*layers: nn.Linear) -> PackedLinear:
     """Return one map that gives the outputs of all `layers`, side by side."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
@@ -89,7 +89,7 @@ def beside(*layers: nn.Linear) -> PackedLinear:
 
 
 @torch.no_grad()
-def prepare(model: Model) -> Model:
+def lay_out(model: Model) -> Model:
     """Lay out a float32 model on the CPU for generating; others are returned as they are.
 
     It can neither be trained nor saved afterwards.
@@ -105,4 +105,4 @@ def prepare(model: Model) -> Model:
             layer.self_attn = PackedAttention(layer.self_attn)
         if isinstance(layer, DenoiserLayer | Block) and layer.ffn.gate_proj is not None:
             layer.ffn = PackedFeedForward(layer.ffn)  # type: ignore[assignment]
-    return pack(model, ROWS)
+    return pack_linear(model, ROWS)

@@ -27,9 +27,10 @@ from torch.nn import functional as F
 from lcm_cli.errors import UsageError
 from lcm_cli.models.config import QuantConfig, QuantizerConfig
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
-from lcm_cli.models.layers import Cache, Projection
+from lcm_cli.models.layers import KeyValueCache, Projection
 from lcm_cli.models.normalizer import Normalizer
 from lcm_cli.models.one_tower import Interleaved
+from lcm_cli.progress import Progress
 
 CHUNK = 1 << 24  # distances computed at a time
 
@@ -103,7 +104,7 @@ def fit_quantizer(
     *,
     iterations: int = 20,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ResidualQuantizer:
     """Fit each codebook by k-means on the residuals of those before it.
 
@@ -176,7 +177,7 @@ class QuantState(State):
     """The context so far."""
 
     options: QuantOptions
-    cache: Cache
+    cache: KeyValueCache
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
@@ -254,7 +255,7 @@ class QuantLCM(ConceptModel):
         """Predict concepts 1 .. S - 1 from the true ones before, all at once, (B, S - 1, D)."""
         x_BSD = self.normalized(batch.concepts_BSD)
         known = x_BSD.shape[1] - 1
-        cache = Cache(self.config.transformer.layers, len(x_BSD), 2 * known, self.device)
+        cache = KeyValueCache(self.config.transformer.layers, len(x_BSD), 2 * known, self.device)
         self.backbone.read(x_BSD[:, :-1], self.embed_index.weight[0], cache)
         cache.advance(known)
 
@@ -268,7 +269,7 @@ class QuantLCM(ConceptModel):
     def begin(self, prompts: Batch, capacity: int, options: QuantOptions) -> QuantState:
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows = len(prompts.lengths_B)
-        cache = Cache(self.config.transformer.layers, rows, capacity + 1, self.device)
+        cache = KeyValueCache(self.config.transformer.layers, rows, capacity + 1, self.device)
         clean_BSD = self.normalized(prompts.concepts_BSD)
         self.backbone.read(clean_BSD, self.embed_index.weight[0], cache)
         cache.advance(prompts.lengths_B)
@@ -316,7 +317,7 @@ class QuantLCM(ConceptModel):
         options = options.resolved(self.config.flavour)
         for codebook in range(self.config.codebooks):
             scores = self._scores(look, sums, codebook, options)
-            unit = choose(scores, options, draw)
+            unit = choose_codes(scores, options, draw)
             sums = sums + self.quantizer.codebooks_CUD[codebook][unit]
         return sums
 
@@ -332,7 +333,7 @@ class QuantLCM(ConceptModel):
         return self.quantizer.closeness(codebook, self.normalizer.denormalize(out) - sums)
 
 
-def choose(scores: Tensor, options: QuantOptions, draw: Callable[[], Tensor]) -> Tensor:
+def choose_codes(scores: Tensor, options: QuantOptions, draw: Callable[[], Tensor]) -> Tensor:
     """Draw a unit from (..., U) among the `top_k` best; `draw` gives uniform numbers (...)."""
     assert options.temperature is not None and options.top_k is not None
     if options.temperature == 0:

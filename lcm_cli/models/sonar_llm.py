@@ -24,7 +24,7 @@ from lcm_cli.models.interface import Batch, Loss, Noise
 
 # Predicted concepts (N, D), and the tokens of the sentences that they are to say: the cross-entropy
 # of each sentence, (N,).
-TokenLoss = Callable[[Tensor, Sequence[NDArray[np.int32]]], Tensor]
+SentenceLoss = Callable[[Tensor, Sequence[NDArray[np.int32]]], Tensor]
 
 
 class SonarLLM(BaseLCM):
@@ -36,7 +36,7 @@ class SonarLLM(BaseLCM):
     def __init__(self, config: SonarLLMConfig) -> None:
         super().__init__(config)
         # Set where it is trained: no part of the model, of its parameters or its checkpoint.
-        self.token_loss: TokenLoss | None = None
+        self.token_loss: SentenceLoss | None = None
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
         """Return the cross-entropy of every next sentence, or, without `token_loss`, its squared

@@ -35,9 +35,9 @@ from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import (
     Attention,
-    Cache,
     FeedForward,
     Frontend,
+    KeyValueCache,
     Projection,
     TimeEmbedding,
     Transformer,
@@ -169,7 +169,7 @@ class Denoiser(nn.Module):
 class TwoTowerState(DiffusionState):
     """The context so far, for both towers, and the modulations of a whole run."""
 
-    memory: Cache  # of the denoiser's cross-attention: [0, context]
+    memory: KeyValueCache  # of the denoiser's cross-attention: [0, context]
     nothing: list[Tensor]  # what each layer's cross-attention gives without context, (M,)
     modulations: dict[int, list[Tensor]]  # timestep -> one a layer, (9 M,)
 
@@ -192,7 +192,7 @@ class TwoTowerLCM(DiffusionLCM):
         self.denoiser = Denoiser(config)
 
     def contextualize(
-        self, x_BSD: Tensor, cache: Cache | None = None, segments_BS: Tensor | None = None
+        self, x_BSD: Tensor, cache: KeyValueCache | None = None, segments_BS: Tensor | None = None
     ) -> Tensor:
         """Map normalized concepts (B, S, D) to their context vectors (B, S, M)."""
         count, mask = x_BSD.shape[1], None
@@ -251,8 +251,8 @@ class TwoTowerLCM(DiffusionLCM):
     def begin(self, prompts: Batch, capacity: int, options: DiffusionOptions) -> TwoTowerState:
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows, config = len(prompts.lengths_B), self.config
-        cache = Cache(config.contextualizer.layers, rows, capacity, self.device)
-        memory = Cache(config.denoiser.layers, rows, capacity + 1, self.device)
+        cache = KeyValueCache(config.contextualizer.layers, rows, capacity, self.device)
+        memory = KeyValueCache(config.denoiser.layers, rows, capacity + 1, self.device)
         context_BSM = self.contextualize(self.normalized(prompts.concepts_BSD), cache)
         nothing = [part.nothing(context_BSM) for part in self.denoiser.cross_attentions()]
         state = TwoTowerState(options, cache, memory, nothing, self._modulations_of_run(options))

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcm_cli.space.layers import Embedding, FeedForward, Packed, SelfAttention, Stack, pack
+from lcm_cli.space.transformer import (
+    Embedding,
+    FeedForward,
+    Packed,
+    SelfAttention,
+    Stack,
+    pack_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class DecoderConfig:
     max_length: int = 512
 
 
-class Cache:
+class DecoderCache:
     """Keys and values of the tokens so far: a buffer (room, 2, R, H, d) a layer, oldest first."""
 
     GROWTH = 32
@@ -95,7 +102,7 @@ class DecoderLayer(nn.Module):
         x_TM = x_TM + self.dropout(y_TM) + cross_TM
         return x_TM + self.dropout(self.ffn(self.ffn_layer_norm(x_TM)))
 
-    def step(self, x_RM: Tensor, cross_RM: Tensor, cache: Cache, index: int) -> Tensor:
+    def step(self, x_RM: Tensor, cross_RM: Tensor, cache: DecoderCache, index: int) -> Tensor:
         """Map the newest token of each row, (R, M) to (R, M)."""
         attention = self.self_attn
         y_RM = self.self_attn_layer_norm(x_RM)
@@ -129,7 +136,7 @@ class TextDecoder(nn.Module):
 
         `rows` are the input ids of each concept's sentence; sort them by length for speed.
         """
-        return self.decode(concepts_RD, pack(rows, concepts_RD.device))
+        return self.decode(concepts_RD, pack_rows(rows, concepts_RD.device))
 
     def decode(self, concepts_RD: Tensor, rows: Packed) -> Tensor:
         """Return the last hidden state of each token of packed rows, (T, M), likewise."""
@@ -138,7 +145,7 @@ class TextDecoder(nn.Module):
             x_TM = layer(x_TM, rows, cross_RM.index_select(0, rows.owner_T))
         return self.decoder.layer_norm(x_TM)
 
-    def step(self, ids_R: Tensor, cross: Sequence[Tensor], cache: Cache) -> Tensor:
+    def step(self, ids_R: Tensor, cross: Sequence[Tensor], cache: DecoderCache) -> Tensor:
         """Feed one token to each row; returns the logits of the next one, (R, V)."""
         x_RM = self.decoder_frontend(ids_R, torch.full_like(ids_R, cache.length))
         for index, (layer, cross_RM) in enumerate(zip(self._layers(), cross, strict=True)):

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lcm_cli.space.layers import Embedding, FeedForward, Packed, SelfAttention, Stack, pack
+from lcm_cli.space.transformer import (
+    Embedding,
+    FeedForward,
+    Packed,
+    SelfAttention,
+    Stack,
+    pack_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class TextEncoder(nn.Module):
         """
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         device = self.layer_norm.weight.device
-        pooled = self.encode(pack([rows[i] for i in order], device))
+        pooled = self.encode(pack_rows([rows[i] for i in order], device))
         back = torch.empty(len(order), dtype=torch.long)
         back[order] = torch.arange(len(order))
         return pooled[back.to(device)]

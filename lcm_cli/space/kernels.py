@@ -70,7 +70,7 @@ def _overflows() -> bool:
     return supported is None or not supported()
 
 
-def pack(network: Network, rows: int | None = None) -> Network:
+def pack_linear(network: Network, rows: int | None = None) -> Network:
     """Pack the linear maps of a float32 network on the CPU; others are returned as they are.
 
     `rows` is how many its products are expected to have.
@@ -92,7 +92,7 @@ def quantize(network: Network, scales: Mapping[str, Tensor]) -> Network:
 
 
 def can_pack(network: nn.Module) -> bool:
-    """Tell whether `pack` would do anything."""
+    """Tell whether `pack_linear` would do anything."""
     weight = next(network.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False

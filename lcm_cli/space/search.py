@@ -8,14 +8,15 @@ whatever their sentence or language, and leave the batch when they are done.
 Shapes: R rows, B beams, C candidates = 2 B, V vocabulary, D concept dim, P tokens so far.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lcm_cli.errors import IntegrityError, UsageError
-from lcm_cli.space.decoder import Cache, TextDecoder
+from lcm_cli.progress import Progress
+from lcm_cli.space.decoder import DecoderCache, TextDecoder
 from lcm_cli.space.tokenizer import EOS, PAD
 
 PROMPT = 2  # </s> and the language token
@@ -79,7 +80,7 @@ class _Beams:
     tokens: Tensor  # (R * B, P)
     scores: Tensor  # (R, B)
     cross: list[Tensor]  # (R * B, M) a layer
-    cache: Cache = field(repr=False)
+    cache: DecoderCache = field(repr=False)
 
     def select(self, beams: Tensor, tokens: Tensor, scores: Tensor) -> None:
         """Continue beam `beams[i]` with `tokens[i]`, all (R, B)."""
@@ -113,7 +114,7 @@ def search(
     options: DecodeOptions,
     *,
     streams: Sequence[int] | None = None,
-    finished: Callable[[int], None] = lambda rows: None,
+    finished: Progress = lambda rows: None,
 ) -> list[list[Hypothesis]]:
     """Return the hypotheses of each row, best first; one draw a row when sampling.
 
@@ -141,7 +142,7 @@ def _start(
     device = concepts_RD.device
     language_R = torch.tensor(languages, device=device)
     end_R = torch.full_like(language_R, EOS)
-    cross, cache = decoder.cross(concepts_RD), Cache(decoder.config.layers)
+    cross, cache = decoder.cross(concepts_RD), DecoderCache(decoder.config.layers)
     first = decoder.step(end_R, cross, cache)
     score_R = first.gather(1, language_R[:, None]) - _log_total(first)
     room = decoder.config.max_length - PROMPT
@@ -157,7 +158,7 @@ def _beam_search(
     state: _Beams,
     logits: Tensor,
     options: DecodeOptions,
-    finished: Callable[[int], None],
+    finished: Progress,
 ) -> list[list[Hypothesis]]:
     found: list[list[Hypothesis]] = [[] for _ in range(len(state.rows))]
     while True:
@@ -251,7 +252,7 @@ def _sample(
     logits: Tensor,
     options: DecodeOptions,
     streams: Sequence[int],
-    finished: Callable[[int], None],
+    finished: Progress,
 ) -> list[list[Hypothesis]]:
     """Draw one sentence a row. Each row has its own generator: the batch changes nothing."""
     found: list[list[Hypothesis]] = [[] for _ in streams]

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
-from lcm_cli.hub import SpaceFiles, locate_space
-from lcm_cli.languages import find
+from lcm_cli.hub.locate import SpaceFiles, locate_space
+from lcm_cli.progress import Progress
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
-from lcm_cli.space.kernels import pack, quantize
+from lcm_cli.space.kernels import pack_linear, quantize
+from lcm_cli.space.loading import Config, Network, load_weights, stored_scales
 from lcm_cli.space.search import DecodeOptions, search
 from lcm_cli.space.tokenizer import EOS, Tokenizer
-from lcm_cli.space.weights import Config, Network, load_weights, stored_scales
+from lcm_cli.text.languages import find_language
 from lcm_cli.weights import read_weights, sampled
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,11 @@ class Space:
         network = load_weights(build, config, path, self.device, self._dtype)
         if self.precision == "int8":
             return quantize(network, stored_scales(path))
-        return pack(network)
+        return pack_linear(network)
 
     def find_language(self, query: str) -> str:
         """Return the code that `query` means here. Raises NotFoundError with the nearest names."""
-        return find(query, self.languages, self.name).code
+        return find_language(query, self.languages, self.name).code
 
     def tokenize(self, sentences: Sequence[str], lang: str | Sequence[str]) -> list[list[int]]:
         """Return the source token ids of each sentence; `lang` is one code, or one a sentence."""

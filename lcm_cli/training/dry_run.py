@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-from lcm_cli import hub
 from lcm_cli.documents.document import SpaceInfo
 from lcm_cli.errors import LcmError, NotFoundError
+from lcm_cli.hub import cards, locate
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.space import Space, load_space
-from lcm_cli.training.concept_data import prompt_of
+from lcm_cli.training.data.batches import prompt_of
+from lcm_cli.training.data.filters import Filter
+from lcm_cli.training.data.index import files_of
 from lcm_cli.training.data_options import DataOptions, as_data_set
-from lcm_cli.training.filters import Filter
-from lcm_cli.training.model import ModelTrainer, freeze
 from lcm_cli.training.prepare import load_start, make_trainer, model_config
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
-from lcm_cli.training.shards import files_of
+from lcm_cli.training.trainers.concept_model import ModelTrainer, freeze
 from lcm_cli.weights import without_content
 
 FLOAT = 4  # bytes of a weight in training, whatever the precision of the computation
@@ -50,10 +50,10 @@ def dry_run(recipe: ModelRecipe | SpaceRecipe, device: torch.device) -> dict[str
     Raises LcmErrors for what is wrong with the recipe, as far as it shows without these.
     """
     if isinstance(recipe, SpaceRecipe):
-        from lcm_cli.training import space
+        from lcm_cli.training.trainers import text_space
 
         with TemporaryDirectory() as folder:
-            trainer = space.make_trainer(recipe, Path(folder), device)
+            trainer = text_space.make_space_trainer(recipe, Path(folder), device)
             size = sum(p.numel() for p in trainer.parameters)
             return _report(recipe, (size, size), recipe.train.ema) | _measured(trainer, device)
     not_known: list[str] = []
@@ -111,7 +111,7 @@ def _space(source: str) -> tuple[Space | SpaceInfo, LcmError | None]:
     try:
         return load_space(source, device="cpu"), None
     except NotFoundError as error:
-        known = hub.cards().get(source) or (hub.card(source) if _is_card(source) else None)
+        known = cards.cards().get(source) or (cards.card(source) if _is_card(source) else None)
         if known is None or "model_dim" not in known.encoder:
             raise
         return SpaceInfo(known.name, "", known.encoder["model_dim"]), error
@@ -123,7 +123,7 @@ def _is_card(source: str) -> bool:
 
 def _may_come(start: str) -> bool:
     """Return whether a model that is not here may be made, or pulled; others are misspelt."""
-    return start.startswith("runs/") or start in hub.cards() or hub.is_repository(start)
+    return start.startswith("runs/") or start in cards.cards() or locate.is_repository(start)
 
 
 def _without_data(options: DataOptions, config: AnyConfig | None) -> Iterator[str]:

@@ -17,16 +17,15 @@ from lcm_cli.models import checkpoint
 from lcm_cli.models.config import QuantizerConfig, SpaceRef
 from lcm_cli.models.normalizer import Normalizer, fit
 from lcm_cli.models.quant_lcm import ResidualQuantizer
+from lcm_cli.progress import StartJob, no_progress
 from lcm_cli.space import Space, load_space
 from lcm_cli.training.prepare import (
     NORMALIZER,
     QUANTIZER,
     EndlessData,
-    Progress,
     concepts,
-    counted,
+    counting,
     fit_codebooks,
-    no_progress,
     open_data,
 )
 from lcm_cli.training.recipe import NormalizerRecipe, QuantizerRecipe
@@ -39,7 +38,7 @@ def fit_recipe(
     recipe: NormalizerRecipe | QuantizerRecipe,
     folder: Path,
     device: torch.device,
-    progress: Progress = no_progress,
+    progress: StartJob = no_progress,
     data: EndlessData | None = None,
 ) -> dict[str, Any]:
     """Fit what the recipe says, and write it below `folder`; returns what was made, and how good.
@@ -57,10 +56,10 @@ def fit_recipe(
 
 
 def _fit_normalizer(
-    recipe: NormalizerRecipe, folder: Path, space: Space, data: EndlessData, progress: Progress
+    recipe: NormalizerRecipe, folder: Path, space: Space, data: EndlessData, progress: StartJob
 ) -> dict[str, Any]:
     with progress("reading concepts", recipe.concepts) as advance:
-        parts = counted(concepts(data, recipe.concepts), advance)
+        parts = counting(concepts(data, recipe.concepts), advance)
         normalizer = fit(parts, recipe.normalizer, seed=recipe.seed)
     save_normalizer(normalizer, folder, SpaceRef(space.name, space.fingerprint))
     deviation = float(normalizer.normalize(held_out(data)).std(dim=0, correction=0).mean())
@@ -72,7 +71,7 @@ def _fit_quantizer(
     folder: Path,
     space: Space,
     data: EndlessData,
-    progress: Progress,
+    progress: StartJob,
     device: torch.device,
 ) -> dict[str, Any]:
     wanted = recipe.quantizer

@@ -16,7 +16,7 @@ from lcm_cli.training.states import read_state, save_state
 
 BEST = "best"
 
-Report = Callable[[dict[str, Any]], None]
+OnRecord = Callable[[dict[str, Any]], None]
 
 
 class Trainer(Protocol):
@@ -72,8 +72,8 @@ class Run:
     trainer: Trainer
     folder: Path
     max_minutes: float = math.inf
-    report: Report = lambda record: None
-    live: Report = lambda record: None
+    report: OnRecord = lambda record: None
+    live: OnRecord = lambda record: None
     stop: bool = False
     _seconds: float = 0.0  # spent in earlier sessions
     _best: float = math.inf

@@ -153,7 +153,7 @@ def alone(shared: nn.Module, last: bool) -> Any:
     return nullcontext()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """Return a tensor that may be cut among processes in one piece; all of them have to ask."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 

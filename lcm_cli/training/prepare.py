@@ -4,8 +4,7 @@ Shapes: N concepts, D concept dim.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcm_cli.continuation import own_language
 from lcm_cli.documents.document import SpaceInfo
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.models import checkpoint
@@ -31,25 +29,24 @@ from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.normalizer import fit
 from lcm_cli.models.quant_lcm import QuantLCM, fit_quantizer
 from lcm_cli.models.sonar_llm import SonarLLM
+from lcm_cli.progress import Progress, StartJob, no_progress
 from lcm_cli.space import Space, load_space
+from lcm_cli.training.data.token_ids import Tokenize, Tokens
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
-from lcm_cli.training.model import Data, ModelTrainer
 from lcm_cli.training.parallel import World, join
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
-from lcm_cli.training.said import Tokenize, Tokens
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.states import states
+from lcm_cli.training.trainers.concept_model import ModelTrainer, TrainingData
 from lcm_cli.weights import map_file
+from lcm_cli.writing.writer import own_language
 
 NORMALIZER, QUANTIZER = "normalizer", "quantizer"
 FITTED = 200_000  # concepts that a new model's normalizer and codebooks are fitted on
 
-# Shows how far a long job is: a description and a total give a way to say that more is done.
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
-
-class EndlessData(Data, Protocol):
+class EndlessData(TrainingData, Protocol):
     """Data whose batches go round in epochs."""
 
     @property
@@ -64,35 +61,29 @@ class EndlessData(Data, Protocol):
         """Let go of the files."""
 
 
-@contextmanager
-def no_progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show nothing."""
-    yield lambda done: None
-
-
-def prepare(
+def prepare_run(
     recipe: ModelRecipe | SpaceRecipe,
     folder: Path,
     device: torch.device,
-    progress: Progress = no_progress,
+    progress: StartJob = no_progress,
 ) -> Trainer:
     """Prepare a run of any kind that is trained step by step; raises its LcmErrors."""
     world = join()
     if isinstance(recipe, ModelRecipe):
         return make_trainer(recipe, folder, device, progress, world=world)
-    from lcm_cli.training import space
+    from lcm_cli.training.trainers import text_space
 
     if world.size > 1:
         raise UsageError(f"a space is trained by one process, not {world.size}")
 
-    return space.make_trainer(recipe, folder, device)
+    return text_space.make_space_trainer(recipe, folder, device)
 
 
 def make_trainer(
     recipe: ModelRecipe,
     folder: Path,
     device: torch.device,
-    progress: Progress = no_progress,
+    progress: StartJob = no_progress,
     data: EndlessData | None = None,
     *,
     fitted: bool = True,
@@ -158,7 +149,7 @@ def model_config(
     """
     reference = {"name": space.name, "fingerprint": space.fingerprint}
     if start is not None:
-        checkpoint.check_space(start.config, SpaceRef(**reference), space.dim)
+        checkpoint.check_model_space(start.config, SpaceRef(**reference), space.dim)
     given = {"concept_dim": space.dim, "space": reference}
     config = recipe.config(given, None if start is None else start.config)
     if recipe.quantizer and config.architecture != "quant":
@@ -184,7 +175,7 @@ def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> Con
 def listen(model: ConceptModel, space: Space) -> None:
     """Give a SONAR-LLM that learns from tokens the decoder of its space."""
     if learns_tokens(model.config):
-        from lcm_cli.training.token_loss import TokenLoss
+        from lcm_cli.training.trainers.token_loss import TokenLoss
 
         assert isinstance(model, SonarLLM)
         model.token_loss = TokenLoss(space)
@@ -216,7 +207,7 @@ def open_data(
 
     Raises IntegrityError if they are of another space.
     """
-    from lcm_cli.training.concept_data import ConceptData
+    from lcm_cli.training.data.batches import ConceptData
 
     def encode(texts: Sequence[str]) -> Tensor:
         return torch.from_numpy(space.encode(texts, own_language(space)).concepts)
@@ -263,7 +254,7 @@ def concepts(data: EndlessData, limit: int) -> Iterator[Tensor]:
             return
 
 
-def set_normalizer(model: ConceptModel, source: str, data: EndlessData, progress: Progress) -> None:
+def set_normalizer(model: ConceptModel, source: str, data: EndlessData, progress: StartJob) -> None:
     """Give a model the normalizer of a checkpoint, or fit it on the data.
 
     Raises NotFoundError, or IntegrityError if it is of another space or method.
@@ -276,7 +267,7 @@ def set_normalizer(model: ConceptModel, source: str, data: EndlessData, progress
     if model.config.normalizer.method == "none":
         return
     with progress("fitting the normalizer", FITTED) as advance:
-        fitted = fit(counted(concepts(data, FITTED), advance), model.config.normalizer)
+        fitted = fit(counting(concepts(data, FITTED), advance), model.config.normalizer)
     model.normalizer.load_state_dict(fitted.state_dict())
 
 
@@ -315,7 +306,7 @@ def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
 
 
 def set_quantizer(
-    model: QuantLCM, source: str, data: EndlessData, seed: int, progress: Progress
+    model: QuantLCM, source: str, data: EndlessData, seed: int, progress: StartJob
 ) -> None:
     """Give a Quant-LCM the codebooks of a checkpoint, or fit them.
 
@@ -367,7 +358,7 @@ def fit_codebooks(
     limit: int,
     iterations: int,
     seed: int,
-    progress: Progress,
+    progress: StartJob,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
     """Fit codebooks on at most `limit` concepts of the data; returns the quantizer's state."""
@@ -379,7 +370,7 @@ def fit_codebooks(
     return fitted.state_dict()
 
 
-def counted(parts: Iterator[Tensor], advance: Callable[[int], None]) -> Iterator[Tensor]:
+def counting(parts: Iterator[Tensor], advance: Progress) -> Iterator[Tensor]:
     """Yield `parts`, telling `advance` how many rows each has."""
     for part in parts:
         advance(len(part))

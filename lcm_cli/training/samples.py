@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcm_cli.continuation import own_language
 from lcm_cli.evaluation.next_concept import (
     CONTEXT,
     Reconstruct,
     mutual_information,
     of_sentences,
 )
-from lcm_cli.models.generate import GenerateOptions, generate
+from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.space import DecodeOptions, Space
+from lcm_cli.writing.writer import own_language
 
 if TYPE_CHECKING:
     from lcm_cli.evaluation.judges import LanguageModel
@@ -125,7 +125,9 @@ class Sampler:
             reencode = lambda x: torch.from_numpy(self.concepts(self.text(x)))  # noqa: E731
         close = model.config.break_text
         break_D = self._own(close) if close else None
-        found = generate(model, [prompt_SD], options, end=end_D, breaks=break_D, reencode=reencode)
+        found = generate_concepts(
+            model, [prompt_SD], options, end=end_D, breaks=break_D, reencode=reencode
+        )
         made = found[0].concepts_SD
         return {
             "prompt": self.text(prompt_SD),

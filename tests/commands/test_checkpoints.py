@@ -11,7 +11,7 @@ from lcm_cli.app import main
 from lcm_cli.files import sha256
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
-from lcm_cli.store import convert
+from lcm_cli.transfer.convert import convert
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lcm_cli.files import sha256
 from lcm_cli.models import load_model
-from lcm_cli.models.foreign import read_model
-from lcm_cli.store import convert
+from lcm_cli.transfer.convert import convert
+from lcm_cli.transfer.converters.foreign import read_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 Run = Callable[..., Any]

@@ -11,13 +11,13 @@ import torch
 from rounding import additions, assert_near
 from safetensors.torch import load_file, save_file
 
-from lcm_cli.continuation import generate
 from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.models import load_model
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import SpaceRef, preset
 from lcm_cli.models.generate import GenerateOptions
 from lcm_cli.space import load_space
+from lcm_cli.writing.writer import generate
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 KINDS = ("base", "two_tower", "one_tower", "quant", "sonar_llm")
@@ -38,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The official fixtures, converted, and a prompt for them."""
-    from lcm_cli.store import convert
+    from lcm_cli.transfer.convert import convert
 
     folder = tmp_path_factory.mktemp("golden")
     for name in ("base", "two_tower"):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lcm_cli.documents import Document, SpaceInfo, open_writer
-from lcm_cli.hub import FILES
-from lcm_cli.store import convert
+from lcm_cli.hub.locate import FILES
+from lcm_cli.transfer.convert import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")

@@ -592,7 +592,7 @@ def test_a_large_row_group_is_read_in_parts(tmp_path, monkeypatch):
     write(path, *docs)
     table = pq.read_table(path)
     pq.write_table(table, path, row_group_size=40)
-    monkeypatch.setattr("lcm_cli.documents.tables.BATCH_BYTES", 2000)
+    monkeypatch.setattr("lcm_cli.documents.arrow.BATCH_BYTES", 2000)
     batches = []
     whole = pq.ParquetFile.iter_batches
     monkeypatch.setattr(

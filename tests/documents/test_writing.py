@@ -22,7 +22,7 @@ from lcm_cli.documents import (
     SpaceInfo,
     as_written,
     check_target,
-    inspect,
+    describe,
     open_writer,
     read,
     read_concepts,
@@ -520,13 +520,13 @@ def test_what_inspect_says_of_a_data_set(tmp_path):
     path = tmp_path / "set"
     write(path, document("a"), document("b"), shard_bytes=1)
     (path / "part-00007.parquet").write_bytes((path / "part-00000.parquet").read_bytes())
-    report = inspect(str(path))
+    report = describe(str(path))
     assert (report["kind"], report["shards"], report["documents"]) == ("dataset", 2, 2)
     assert report["unlisted"] == ["part-00007.parquet"]
     assert report["problems"] == []
     manifest = (path / "manifest.json").read_text().replace('"sha256": "', '"sha256": "0')
     (path / "manifest.json").write_text(manifest.replace('"documents": 2', '"documents": 3'))
-    report = inspect(str(path))
+    report = describe(str(path))
     assert report["problem_count"] == 3  # two checksums, one count
 
 

@@ -8,7 +8,7 @@ import torch
 
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation.judges import Blaser, LanguageModel, greedy_f1, load_judges
-from lcm_cli.evaluation.shared import SharedSpace
+from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.space import load_space
 
 transformers = pytest.importorskip("transformers")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from lcm_cli.evaluation import metrics
-from lcm_cli.evaluation.tokens import words
+from lcm_cli.text.words import words
 
 CAT = "The cat sat on the mat."
 

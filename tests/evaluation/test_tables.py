@@ -3,7 +3,7 @@
 import pytest
 
 from lcm_cli.evaluation import tables
-from lcm_cli.evaluation.work import Work
+from lcm_cli.evaluation.resume import Work
 
 
 def record(system, row, scores, lang="eng_Latn", to="", **more):

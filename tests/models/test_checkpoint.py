@@ -11,12 +11,12 @@ from rounding import additions, assert_near
 from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.hub import locate_model
+from lcm_cli.hub.locate import locate_model
 from lcm_cli.models.checkpoint import (
     FULL_PRECISION,
     build,
-    check_space,
-    load,
+    check_model_space,
+    load_from,
     load_model,
     load_quantizer,
     save,
@@ -29,10 +29,10 @@ from lcm_cli.models.config import (
     preset,
 )
 from lcm_cli.models.diffusion import DiffusionOptions
-from lcm_cli.models.generate import GenerateOptions, generate
+from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.normalizer import fit
-from lcm_cli.store import convert
+from lcm_cli.transfer.convert import convert
 
 KINDS = ["base", "two_tower", "one_tower", "quant", "sonar_llm"]
 SPACE = SpaceRef("tiny", "abc")
@@ -61,7 +61,7 @@ def test_loaded_as_saved(tmp_path: Path, architecture: str) -> None:
     few = DiffusionOptions(steps=3) if hasattr(model, "schedule") else None
     options = GenerateOptions(max_concepts=3, sampler=few)
     prompt = torch.randn(4, 16) * 0.01
-    (before,), (after,) = (generate(m, [prompt], options) for m in (model, again))
+    (before,), (after,) = (generate_concepts(m, [prompt], options) for m in (model, again))
     terms = 3 * (3 if few else 1) * additions(model)
     assert_near(after.concepts_SD, before.concepts_SD, terms=terms)
 
@@ -80,7 +80,7 @@ def test_half_precision_spares_the_normalizer(tmp_path: Path) -> None:
     model = load_model(tmp_path / "m", dtype="bfloat16")
     assert model.dtype == torch.bfloat16
     assert model.normalizer.scale.dtype == torch.float32
-    (made,) = generate(model, [torch.randn(3, 16) * 0.01], GenerateOptions(max_concepts=2))
+    (made,) = generate_concepts(model, [torch.randn(3, 16) * 0.01], GenerateOptions(max_concepts=2))
     assert made.concepts_SD.dtype == torch.float32
     assert bool(made.concepts_SD.isfinite().all())
 
@@ -94,7 +94,11 @@ def test_packed_gives_the_same_numbers(tmp_path: Path, architecture: str) -> Non
     options = GenerateOptions(max_concepts=3, repeat_similarity=None, sampler=few)
     terms = 3 * (3 if few else 1) * additions(model)
     prompts = [torch.randn(4, 16) * 0.01, torch.randn(2, 16) * 0.01]
-    pairs = zip(generate(model, prompts, options), generate(packed, prompts, options), strict=True)
+    pairs = zip(
+        generate_concepts(model, prompts, options),
+        generate_concepts(packed, prompts, options),
+        strict=True,
+    )
     for plain, fast in pairs:
         assert_near(plain.concepts_SD, fast.concepts_SD, terms)
 
@@ -128,7 +132,7 @@ def test_int8_on_disk_is_what_it_stands_for(
     stored, plain = (load_model(tmp_path / name, packed=packed) for name in ("int8", "float32"))
     options = GenerateOptions(max_concepts=3, repeat_similarity=None)
     prompt = torch.randn(4, 16) * 0.01
-    (one,), (other,) = (generate(model, [prompt], options) for model in (stored, plain))
+    (one,), (other,) = (generate_concepts(model, [prompt], options) for model in (stored, plain))
     assert len(one.concepts_SD) == 3
     # Not to the last digit: products depend on where in memory a matrix begins.
     torch.testing.assert_close(one.concepts_SD, other.concepts_SD, atol=1e-5, rtol=1e-4)
@@ -141,7 +145,7 @@ def test_int8_on_disk_in_other_precisions(tmp_path: Path) -> None:
     """Where none is asked for, and it is not the CPU's float32, weights from int8 are float16."""
     _saved(tmp_path / "m")
     convert(str(tmp_path / "m"), tmp_path / "int8", "int8")
-    as_it_stands: Any = load(locate_model(str(tmp_path / "int8")))
+    as_it_stands: Any = load_from(locate_model(str(tmp_path / "int8")))
     assert {p.dtype for p in as_it_stands.parameters()} == {torch.float16}
     assert load_model(tmp_path / "int8", dtype="bfloat16").dtype == torch.bfloat16
     assert load_model(tmp_path / "int8").dtype == torch.float32
@@ -245,10 +249,10 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_space() -> None:
     config = preset("base", "nano", concept_dim=16, space=SPACE)
-    check_space(config, SPACE, 16)
+    check_model_space(config, SPACE, 16)
     with pytest.raises(IntegrityError, match=r"'tiny' \(abc\), not in 'tiny' \(xyz\)"):
-        check_space(config, SpaceRef("tiny", "xyz"), 16)
+        check_model_space(config, SpaceRef("tiny", "xyz"), 16)
     with pytest.raises(IntegrityError, match="width 16"):
-        check_space(config, SPACE, 1024)
+        check_model_space(config, SPACE, 1024)
     nowhere = dataclasses.replace(config, space=SpaceRef())
-    check_space(nowhere, SpaceRef("other", "xyz"), 16)
+    check_model_space(nowhere, SpaceRef("other", "xyz"), 16)

@@ -13,7 +13,7 @@ from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import ScheduleConfig, preset
 from lcm_cli.models.diffusion import Denoised, DiffusionOptions
-from lcm_cli.models.generate import GenerateOptions, generate
+from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.models.quant_lcm import QuantOptions
 
@@ -59,7 +59,7 @@ def _sampled(model: ConceptModel) -> GenerateOptions:
 
 
 def _made(model: ConceptModel, prompts: list[Tensor], options: GenerateOptions) -> list[Tensor]:
-    return [continuation.concepts_SD for continuation in generate(model, prompts, options)]
+    return [continuation.concepts_SD for continuation in generate_concepts(model, prompts, options)]
 
 
 def _terms(model: ConceptModel) -> int:
@@ -124,41 +124,43 @@ def test_long_continuation_is_the_short_one_and_more(
 
 def test_the_end_concept_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
     """The minimum counts the concept that stops: at 1 the first one may."""
-    full = generate(base, prompts[:1], ON)[0].concepts_SD
+    full = generate_concepts(base, prompts[:1], ON)[0].concepts_SD
     for place in range(4):
         options = _with(ON, end_similarity=0.99999)
-        (made,) = generate(base, prompts[:1], options, end=full[place])
+        (made,) = generate_concepts(base, prompts[:1], options, end=full[place])
         assert made.reason == "end"
         assert_near(made.concepts_SD, full[:place], _terms(base))
         kept = _with(options, keep_stop=True)
-        (made,) = generate(base, prompts[:1], kept, end=full[place])
+        (made,) = generate_concepts(base, prompts[:1], kept, end=full[place])
         assert_near(made.concepts_SD, full[: place + 1], _terms(base))
         later = _with(options, min_concepts=place + 2, max_concepts=5)
-        (made,) = generate(base, prompts[:1], later, end=full[place])
+        (made,) = generate_concepts(base, prompts[:1], later, end=full[place])
         assert len(made.concepts_SD) > place
 
 
 def test_each_model_has_its_own_idea_of_the_end(base: BaseLCM, prompts: list[Tensor]) -> None:
-    full = generate(base, prompts[:1], ON)[0].concepts_SD
+    full = generate_concepts(base, prompts[:1], ON)[0].concepts_SD
     length, across = full[1].norm(), torch.randn(DIM)
     across = across - (across @ full[1]) * full[1] / length**2
     for cosine, reason in ((0.91, "end"), (0.89, "length")):
         slope = (1 / cosine**2 - 1) ** 0.5
         end = full[1] + across / across.norm() * length * slope
-        (made,) = generate(base, prompts[:1], _with(ON, min_concepts=2, max_concepts=2), end=end)
+        (made,) = generate_concepts(
+            base, prompts[:1], _with(ON, min_concepts=2, max_concepts=2), end=end
+        )
         assert made.reason == reason
     assert _model("sonar_llm").end_similarity == 0.98
 
 
 def test_repetition_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
     """Base-LCM drawn to a fixed point: cosines to the concept before rise."""
-    full = generate(base, prompts[:1], _with(ON, max_concepts=12))[0].concepts_SD
+    full = generate_concepts(base, prompts[:1], _with(ON, max_concepts=12))[0].concepts_SD
     whole = torch.cat([prompts[0][-1:], full])
     near = nn.functional.cosine_similarity(whole[1:], whole[:-1])
     threshold = near.topk(2).values.mean().item()  # far from every cosine, as rounding goes
     place = int(near.argmax())
     options = _with(ON, max_concepts=12, repeat_similarity=threshold)
-    (made,) = generate(base, prompts[:1], options)
+    (made,) = generate_concepts(base, prompts[:1], options)
     assert made.reason == "repetition"
     assert len(made.concepts_SD) == place
 
@@ -170,7 +172,7 @@ def test_breaks_and_plans_are_context_and_no_text(prompts: list[Tensor], plans: 
     options = _with(ON, end_similarity=0.99999)
     free = _made(model, prompts[:1], options)[0]
     told: list[Tensor] = []
-    found = generate(
+    found = generate_concepts(
         model,
         prompts[:1],
         options,
@@ -188,24 +190,26 @@ def test_breaks_and_plans_are_context_and_no_text(prompts: list[Tensor], plans: 
 
 def test_a_break_after_a_break_is_a_repetition(base: BaseLCM, prompts: list[Tensor]) -> None:
     everything = GenerateOptions(max_concepts=4, end_similarity=-1.0)
-    found = generate(base, prompts, everything, breaks=torch.ones(DIM))
+    found = generate_concepts(base, prompts, everything, breaks=torch.ones(DIM))
     for each in found:
         assert (len(each.concepts_SD), each.breaks, each.reason) == (0, (0,), "repetition")
 
 
 def test_the_end_comes_before_a_break(base: BaseLCM, prompts: list[Tensor]) -> None:
     everything = GenerateOptions(max_concepts=4, end_similarity=-1.0)
-    found = generate(base, prompts, everything, end=torch.ones(DIM), breaks=torch.ones(DIM))
+    found = generate_concepts(
+        base, prompts, everything, end=torch.ones(DIM), breaks=torch.ones(DIM)
+    )
     assert {(each.breaks, each.reason) for each in found} == {((), "end")}
 
 
 def test_finished_rows_leave(base: BaseLCM, prompts: list[Tensor]) -> None:
-    full = generate(base, prompts, ON)
+    full = generate_concepts(base, prompts, ON)
     rows: list[int] = []
     plain = base.extend
     base.extend = lambda state, x: (rows.append(len(x)), plain(state, x))[1]  # type: ignore[method-assign]
     options = _with(ON, end_similarity=0.99999)
-    made = generate(base, prompts, options, end=full[2].concepts_SD[1])
+    made = generate_concepts(base, prompts, options, end=full[2].concepts_SD[1])
     del base.extend
     assert [m.reason for m in made] == ["length", "length", "end", "length"]
     assert rows == [4, 3, 3]
@@ -220,7 +224,7 @@ def test_told_as_they_come(model: ConceptModel, prompts: list[Tensor]) -> None:
         _with(_sampled(model), candidates=2),
     ):
         told: dict[int, list[Tensor]] = {number: [] for number in range(4)}
-        made = generate(
+        made = generate_concepts(
             model, prompts, options, on_concept=lambda n, x, told=told: told[n].append(x)
         )
         for number, continuation in enumerate(made):
@@ -230,9 +234,9 @@ def test_told_as_they_come(model: ConceptModel, prompts: list[Tensor]) -> None:
 @pytest.mark.parametrize("rerank", ["step", "document"])
 def test_candidates_by_likelihood(model: ConceptModel, prompts: list[Tensor], rerank: str) -> None:
     options = _with(_sampled(model), candidates=3, rerank=rerank)
-    made = generate(model, prompts, options)
+    made = generate_concepts(model, prompts, options)
     assert all(m.concepts_SD.shape == (4, DIM) and m.score is not None for m in made)
-    (alone,) = generate(model, prompts[2:3], options)
+    (alone,) = generate_concepts(model, prompts[2:3], options)
     assert_near(alone.concepts_SD, made[2].concepts_SD, _terms(model))
     if rerank == "document":  # the best of the three that single runs give
         singles = [_seeded(model, prompts[:1], options, candidate) for candidate in range(3)]
@@ -252,8 +256,8 @@ def test_candidates_by_round_trip(prompts: list[Tensor]) -> None:
         return x.clamp(min=0)
 
     options = _with(ON, candidates=4, rerank="step", judge="roundtrip", max_concepts=1)
-    made = generate(model, prompts, options, reencode=reencode)
-    single = generate(model, prompts, _with(options, candidates=1))
+    made = generate_concepts(model, prompts, options, reencode=reencode)
+    single = generate_concepts(model, prompts, _with(options, candidates=1))
     for best, first in zip(made, single, strict=True):
         trip = nn.functional.cosine_similarity
         assert best.score == pytest.approx(
@@ -261,7 +265,7 @@ def test_candidates_by_round_trip(prompts: list[Tensor]) -> None:
         )
         assert best.score >= trip(reencode(first.concepts_SD), first.concepts_SD).item() - 1e-5
     with pytest.raises(UsageError, match="round trip"):
-        generate(model, prompts, options)
+        generate_concepts(model, prompts, options)
 
 
 def test_likelihood_prefers_what_the_model_says(prompts: list[Tensor]) -> None:
@@ -281,15 +285,15 @@ def test_reads_what_was_encoded_again(kind: str, prompts: list[Tensor]) -> None:
         return x.round(decimals=1)
 
     model = _model(kind, reencode=True)
-    (made,) = generate(model, prompts[:1], ON, reencode=reencode)
+    (made,) = generate_concepts(model, prompts[:1], ON, reencode=reencode)
     x = made.concepts_SD
     assert torch.equal(x, reencode(x))
     first = _with(ON, max_concepts=1)
-    (read,) = generate(model, [torch.cat([prompts[0], x[:1]])], first, reencode=reencode)
+    (read,) = generate_concepts(model, [torch.cat([prompts[0], x[:1]])], first, reencode=reencode)
     if kind in ("base", "sonar_llm"):  # the others draw other noise for the first concept
         assert torch.equal(read.concepts_SD[0], x[1])
     plain = _model(kind, reencode=False)
-    (made,) = generate(plain, prompts[:1], ON, reencode=reencode)
+    (made,) = generate_concepts(plain, prompts[:1], ON, reencode=reencode)
     assert not torch.equal(made.concepts_SD, reencode(made.concepts_SD))
 
 
@@ -301,12 +305,12 @@ def test_watching_the_noise_go(prompts: list[Tensor], base: BaseLCM) -> None:
     for name in ("two_tower", "one_tower"):
         model, seen = _model(name), list[Denoised]()
         options = _with(ON, max_concepts=2, sampler=DiffusionOptions(steps=5))
-        (made,) = generate(model, prompts[:1], options, watch=seen.append)
+        (made,) = generate_concepts(model, prompts[:1], options, watch=seen.append)
         assert [step.t for step in seen] == [99, 79, 59, 39, 19] * 2
         last = model.normalizer.denormalize(seen[4].x0)
         assert_near(last, made.concepts_SD[:1], terms=4)
     with pytest.raises(UsageError, match="no denoising steps"):
-        generate(base, prompts, ON, watch=print)
+        generate_concepts(base, prompts, ON, watch=print)
 
 
 @pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
@@ -316,7 +320,7 @@ def test_always_finite(prompts: list[Tensor], prediction: str, eta: float, steps
     """Zero terminal SNR, any prediction, DDPM noise: cases in which the official code gives NaN."""
     model = _model("two_tower", schedule=ScheduleConfig(prediction=prediction))  # type: ignore[arg-type]
     sampler = DiffusionOptions(steps=steps, eta=eta)
-    (made,) = generate(model, prompts[:1], _with(ON, max_concepts=1, sampler=sampler))
+    (made,) = generate_concepts(model, prompts[:1], _with(ON, max_concepts=1, sampler=sampler))
     assert bool(made.concepts_SD.isfinite().all())
 
 
@@ -334,12 +338,14 @@ BAD: list[tuple[Callable[[], tuple[list[Tensor], dict[str, Any]]], type[LcmError
 def test_refused(base: BaseLCM, make: Any, error: type[LcmError], message: str) -> None:
     given, changes = make()
     with pytest.raises(error, match=message):
-        generate(base, given, _with(ON, **changes))
+        generate_concepts(base, given, _with(ON, **changes))
 
 
 def test_refused_options(prompts: list[Tensor]) -> None:
     with pytest.raises(UsageError, match="101 denoising steps"):
-        generate(_model("two_tower"), prompts, _with(ON, sampler=DiffusionOptions(steps=101)))
+        generate_concepts(
+            _model("two_tower"), prompts, _with(ON, sampler=DiffusionOptions(steps=101))
+        )
     for bad in (
         {"max_concepts": 0}, {"min_concepts": 0}, {"candidates": 0}, {"end_similarity": 1.5},
     ):  # fmt: skip
@@ -362,7 +368,7 @@ def test_options_do_not_stay(prompts: list[Tensor]) -> None:
 
 
 def test_nothing_to_continue(base: BaseLCM) -> None:
-    assert generate(base, []) == []
+    assert generate_concepts(base, []) == []
 
 
 @pytest.fixture(autouse=True)

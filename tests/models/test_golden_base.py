@@ -11,11 +11,11 @@ from torch import Tensor
 from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import SquaredError
 from lcm_cli.models.interface import Batch
-from lcm_cli.models.layers import Cache
-from lcm_cli.models.official import official_config, official_state
-from lcm_cli.training.model import ModelTrainer
+from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.training.parallel import Portion, Share
 from lcm_cli.training.recipe import Training
+from lcm_cli.training.trainers.concept_model import ModelTrainer
+from lcm_cli.transfer.converters.official import official_config, official_state
 
 FILES = ["base_model", "base_forward", "base_losses", "base_train8_final_weights", "base_variants"]
 COMPARED = 111
@@ -90,7 +90,7 @@ def test_alone_and_step_by_step(model: BaseLCM, golden: Callable[[str], Any]) ->
     file = golden("base_forward")
     x_BSD = model.normalizer.normalize(file["seqs"][1:2])
     file.check("forward_nopad_doc1", model(x_BSD), terms=additions(model))
-    cache = Cache(3, rows=1, capacity=9)
+    cache = KeyValueCache(3, rows=1, capacity=9)
     parts = []
     for part in torch.split(x_BSD, [4, 1, 1, 1, 1, 1], dim=1):
         parts.append(model(part, cache))

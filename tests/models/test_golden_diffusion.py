@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lcm_cli.models.config import DiffusionObjective, ScheduleConfig
 from lcm_cli.models.diffusion import DiffusionOptions, Levels, Schedule, timesteps
-from lcm_cli.models.official import official_schedule
+from lcm_cli.transfer.converters.official import official_schedule
 
 FILES = ["ddim_schedules", "ddim_steps"]
 COMPARED = 429

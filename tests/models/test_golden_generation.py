@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
 from lcm_cli.models.diffusion import Denoised, DiffusionOptions
-from lcm_cli.models.generate import Continuation, GenerateOptions, generate
+from lcm_cli.models.generate import Continuation, GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, Noise
-from lcm_cli.models.official import official_config, official_state
 from lcm_cli.models.two_tower import TwoTowerLCM
+from lcm_cli.transfer.converters.official import official_config, official_state
 
 FILES = ["base_generation", "two_tower_generation"]
 COMPARED = 240
@@ -90,7 +90,7 @@ def test_base(base: BaseLCM, golden: Callable[[str], Any], tag: str) -> None:
     temperature = facts["options"].get("lcm_temperature", 0.0)
     noise = _base_noise(file, tag) if temperature else None
     options = _options(facts, BaseOptions(temperature))
-    ours = generate(base, prompts, options, end=end, noise=noise)
+    ours = generate_concepts(base, prompts, options, end=end, noise=noise)
     _compare(file, tag, prompts, ours, additions(base))
     finished = [
         "length" if len(p) + 8 == n else "stop"
@@ -175,7 +175,7 @@ def test_two_tower(golden: Callable[[str], Any], tag: str) -> None:
     facts["options"].setdefault("include_eos_token", False)
     options = _options(facts, _sampler(file, tag))
     model, noise = _two_tower(golden, tag), _diffusion_noise(file, tag)
-    ours = generate(model, prompts, options, end=end, noise=noise)
+    ours = generate_concepts(model, prompts, options, end=end, noise=noise)
     _compare(file, tag, prompts, ours, len(facts["timesteps"]) * additions(model))
 
 
@@ -187,7 +187,7 @@ def test_every_step_of_a_trajectory(golden: Callable[[str], Any]) -> None:
     options = GenerateOptions(max_concepts=1, sampler=_sampler(file, tag))
     noise = Recorded([[start] for start in file[f"{tag}/noise_call/00"]])
     model = _two_tower(golden, tag)
-    generate(model, prompts, options, noise=noise, watch=seen.append)
+    generate_concepts(model, prompts, options, noise=noise, watch=seen.append)
     assert [step.t for step in seen] == file.facts[tag]["timesteps"]
     for step in seen:
         key, terms = f"{tag}/traj/{step.index:02d}_t{step.t}", (step.index + 1) * additions(model)

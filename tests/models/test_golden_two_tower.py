@@ -13,8 +13,8 @@ from torch import Tensor
 from lcm_cli.models.config import DiffusionObjective
 from lcm_cli.models.diffusion import Draws, official_drop
 from lcm_cli.models.interface import Batch, Loss
-from lcm_cli.models.official import official_config, official_state
 from lcm_cli.models.two_tower import Memory, TwoTowerLCM, after_zero, sees
+from lcm_cli.transfer.converters.official import official_config, official_state
 
 FILES = ["two_tower_model", "two_tower_forward", "two_tower_losses"]
 COMPARED = 147

@@ -5,7 +5,7 @@ import torch
 from rounding import additions, assert_near
 
 from lcm_cli.models.config import RopeScaling, TransformerConfig
-from lcm_cli.models.layers import Attention, Cache, Transformer, rope, rope_rates, rotate
+from lcm_cli.models.layers import Attention, KeyValueCache, Transformer, rope, rope_rates, rotate
 
 DIM = 16
 
@@ -22,7 +22,7 @@ def test_cached_rows_are_as_whole_ones(stack: Transformer, lengths: list[int]) -
     """Prompts of any lengths in one pass, then concept by concept; rows leave and change places."""
     x = torch.randn(3, 9, DIM)
     whole = stack(x)
-    cache = Cache(2, rows=3, capacity=9)
+    cache = KeyValueCache(2, rows=3, capacity=9)
     first = stack(x[:, : max(lengths)], cache=cache)
     cache.advance(torch.tensor(lengths))
     for row, length in enumerate(lengths):
@@ -43,7 +43,7 @@ def test_cached_rows_are_as_whole_ones(stack: Transformer, lengths: list[int]) -
 @torch.inference_mode()
 def test_what_is_not_counted_leaves_no_trace(stack: Transformer) -> None:
     x = torch.randn(2, 6, DIM)
-    cache = Cache(2, rows=2, capacity=6)
+    cache = KeyValueCache(2, rows=2, capacity=6)
     stack(x[:, :4], cache=cache)
     cache.advance(4)
     for _ in range(3):
@@ -54,7 +54,7 @@ def test_what_is_not_counted_leaves_no_trace(stack: Transformer) -> None:
 @torch.inference_mode()
 def test_rows_beyond_the_cache_see_themselves(stack: Transformer) -> None:
     x, new = torch.randn(2, 4, DIM), torch.randn(2, 1, DIM)
-    cache = Cache(2, rows=2, capacity=6)
+    cache = KeyValueCache(2, rows=2, capacity=6)
     stack(x, cache=cache)
     cache.advance(4)
     out = stack(torch.cat([new, new]), torch.full((4, 1), 4), cache=cache)

@@ -10,9 +10,9 @@ from torch import nn
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import TransformerConfig, preset
 from lcm_cli.models.diffusion import DiffusionOptions
-from lcm_cli.models.generate import GenerateOptions, generate
+from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import ConceptModel
-from lcm_cli.models.packed import Alone, PackedAttention, PackedFeedForward, prepare
+from lcm_cli.models.packed import Alone, PackedAttention, PackedFeedForward, lay_out
 
 DIM = 16
 STACKS = [
@@ -50,13 +50,17 @@ def _changed(config: object, parts: tuple[str, ...], stack: dict[str, object]) -
 @pytest.mark.parametrize("architecture", ["base", "two_tower", "one_tower"])
 def test_same_numbers(architecture: str, stack: dict[str, object]) -> None:
     model = _model(architecture, **stack)
-    packed = prepare(copy.deepcopy(model))
+    packed = lay_out(copy.deepcopy(model))
     # Few steps: random weights amplify rounding from one to the next.
     sampler, passes = (None, 1) if architecture == "base" else (DiffusionOptions(steps=3), 3)
     options = GenerateOptions(max_concepts=4, repeat_similarity=None, sampler=sampler)
     terms = 4 * passes * additions(model)
     prompts = [torch.randn(4, DIM), torch.randn(2, DIM), torch.randn(7, DIM)]
-    pairs = zip(generate(model, prompts, options), generate(packed, prompts, options), strict=True)
+    pairs = zip(
+        generate_concepts(model, prompts, options),
+        generate_concepts(packed, prompts, options),
+        strict=True,
+    )
     for plain, fast in pairs:
         assert_near(plain.concepts_SD, fast.concepts_SD, terms)
 
@@ -66,13 +70,13 @@ def _kinds(model: nn.Module) -> set[type[nn.Module]]:
 
 
 def test_products_are_joined_where_they_can_be() -> None:
-    assert {Alone, PackedAttention, PackedFeedForward} <= _kinds(prepare(_model("two_tower")))
-    normed = _kinds(prepare(_model("base", qk_norm=True)))
+    assert {Alone, PackedAttention, PackedFeedForward} <= _kinds(lay_out(_model("two_tower")))
+    normed = _kinds(lay_out(_model("base", qk_norm=True)))
     assert PackedFeedForward in normed and PackedAttention not in normed
-    assert nn.Linear not in _kinds(prepare(_model("base")))
+    assert nn.Linear not in _kinds(lay_out(_model("base")))
 
 
 def test_other_precisions_are_left_alone() -> None:
     model = _model("base").bfloat16()
     before = _kinds(model)
-    assert _kinds(prepare(model)) == before
+    assert _kinds(lay_out(model)) == before

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lcm_cli.errors import UsageError
 from lcm_cli.models.config import QuantConfig, QuantizerConfig, preset
-from lcm_cli.models.generate import GenerateOptions, generate
+from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, Noise
 from lcm_cli.models.normalizer import fit
 from lcm_cli.models.quant_lcm import (
     QuantLCM,
     QuantOptions,
     ResidualQuantizer,
-    choose,
+    choose_codes,
     fit_quantizer,
 )
 
@@ -136,7 +136,9 @@ class _Half(Noise):
 
 def test_generates_sums_of_centroids(model: QuantLCM) -> None:
     prompts = [_points(3), _points(5)]
-    made = generate(model, prompts, GenerateOptions(max_concepts=4, repeat_similarity=None))
+    made = generate_concepts(
+        model, prompts, GenerateOptions(max_concepts=4, repeat_similarity=None)
+    )
     for continuation in made:
         copy = continuation.concepts_SD
         assert copy.shape == (4, DIM)
@@ -154,10 +156,10 @@ def test_supervised_targets_only(model: QuantLCM) -> None:
 
 def test_choice() -> None:
     scores = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
-    assert choose(scores, QuantOptions(0.0, 2, 1.0), lambda: torch.tensor([0.9])).item() == 1
+    assert choose_codes(scores, QuantOptions(0.0, 2, 1.0), lambda: torch.tensor([0.9])).item() == 1
     for draw, unit in ((0.0, 1), (0.72, 1), (0.74, 3), (0.9999, 3)):
         assert (
-            choose(scores, QuantOptions(1.0, 2, 1.0), lambda d=draw: torch.tensor([d])).item()
+            choose_codes(scores, QuantOptions(1.0, 2, 1.0), lambda d=draw: torch.tensor([d])).item()
             == unit
         )
 

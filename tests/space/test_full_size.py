@@ -13,13 +13,13 @@ import pytest
 import torch
 from rounding import additions, assert_near
 
-from lcm_cli import hub
-from lcm_cli.convert import tensor_shapes
-from lcm_cli.languages import SONAR
-from lcm_cli.plan import make_plan
-from lcm_cli.pull import pull
+from lcm_cli.hub import cards, locate
 from lcm_cli.space import DecodeOptions, load_space
-from lcm_cli.space import official as bridge
+from lcm_cli.space import sonar_package as bridge
+from lcm_cli.text.languages import SONAR
+from lcm_cli.transfer.converters.sonar import tensor_shapes
+from lcm_cli.transfer.plan import make_plan
+from lcm_cli.transfer.pull import pull
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,7 +63,7 @@ def save_random(role: str, path: Path, pool: torch.Tensor) -> None:
     """Write weights of the official shapes, taken from `pool`: drawing all anew takes a minute."""
     state: dict[str, torch.Tensor] = {}
     start = 0
-    for name, shape in tensor_shapes(role, getattr(hub.card("sonar"), role)).items():
+    for name, shape in tensor_shapes(role, getattr(cards.card("sonar"), role)).items():
         size = torch.Size(shape).numel()
         start = (start + 1_000_003) % (len(pool) - size + 1)
         tensor = pool[start : start + size].view(shape)
@@ -145,7 +145,7 @@ def test_official_route_at_full_size(downloads):
     plan = make_plan("sonar")
     assert [part.here for part in plan.parts] == list(downloads.values())
     before = own_memory()
-    files = hub.read_space(pull(plan, accept_licence=True))
+    files = locate.read_space(pull(plan, accept_licence=True))
     assert own_memory() - before < GIGABYTE / 2
     assert files.config["languages"] == list(SONAR)
     assert files.encoder.stat().st_size > 3 * GIGABYTE

@@ -9,9 +9,9 @@ from rounding import additions, assert_near
 
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
-from lcm_cli.space.kernels import pack
-from lcm_cli.space.official import import_sonar
+from lcm_cli.space.kernels import pack_linear
 from lcm_cli.space.search import DecodeOptions, search
+from lcm_cli.space.sonar_package import import_sonar
 from lcm_cli.space.tokenizer import EOS, Tokenizer
 
 if find_spec("sonar") is None:
@@ -173,7 +173,7 @@ def test_search_finds_the_same_texts(models, tokenizers, beam, max_tokens, packe
     if packed:
         fresh = TextDecoder(decoder.config)
         fresh.load_state_dict(decoder.state_dict())
-        decoder = pack(fresh.requires_grad_(False).eval())
+        decoder = pack_linear(fresh.requires_grad_(False).eval())
     languages = [tokenizers[0].language("fra_Latn")] * len(concepts)
     limits = [max_tokens] * len(concepts)
     found = search(decoder, concepts, languages, limits, DecodeOptions(beam=beam))

@@ -14,13 +14,13 @@ from rounding import additions, assert_near
 from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.hub import FILES
+from lcm_cli.hub.locate import FILES
 from lcm_cli.space import DecodeOptions, Space, Text, load_space
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.kernels import Int8Linear
+from lcm_cli.space.loading import load_weights
 from lcm_cli.space.search import search
-from lcm_cli.space.weights import load_weights
-from lcm_cli.store import convert
+from lcm_cli.transfer.convert import convert
 
 SENTENCES = [
     "The cat sleeps.",

@@ -18,10 +18,10 @@ from torch import Tensor
 from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.models.interface import Batch
 from lcm_cli.space import load_space
-from lcm_cli.training.model import ModelTrainer
 from lcm_cli.training.parallel import Portion, Share
 from lcm_cli.training.prepare import make_trainer
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
+from lcm_cli.training.trainers.concept_model import ModelTrainer
 
 RECIPE = """
 kind = "model"

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcm_cli import paragraphs
 from lcm_cli.documents import Document, SpaceInfo, open_writer, read_concepts
 from lcm_cli.errors import IntegrityError
 from lcm_cli.space import load_space
-from lcm_cli.training.concept_data import ConceptData
+from lcm_cli.text import paragraphs
+from lcm_cli.training.data.batches import ConceptData
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Run
 from lcm_cli.training.prepare import make_trainer
@@ -218,21 +218,21 @@ save_every = 1000
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose model knows one story by heart, with its plans."""
-    from lcm_cli.pipeline import embed, prepare, space_info
+    from lcm_cli.pipeline import embed, prepare_documents, space_info
 
     folder, tiny = tmp_path_factory.mktemp("planner"), load_space("tiny")
     text = "\n\n".join(" ".join(part) for part in STORY)
     story = Document("s", "eng_Latn", text=text, plans=Document("s", sentences=PLANS))
-    embedded = embed([prepare(story, tiny.languages, "tiny")], tiny)[0].document
+    embedded = embed([prepare_documents(story, tiny.languages, "tiny")], tiny)[0].document
     with open_writer(str(folder / "data.parquet"), space_info(tiny), dtype="float32") as writer:
         writer.write(embedded)
     (folder / "recipe.toml").write_text(RECIPE.format(data=folder / "data.parquet"))
     recipe = load_recipe(folder / "recipe.toml", ())
     assert isinstance(recipe, ModelRecipe)
-    run = folder / "run"
-    run.mkdir()
-    assert Run(make_trainer(recipe, run, torch.device("cpu")), run).train()
-    return run
+    run_task = folder / "run_task"
+    run_task.mkdir()
+    assert Run(make_trainer(recipe, run_task, torch.device("cpu")), run_task).train()
+    return run_task
 
 
 def test_the_model_knows_of_breaks_and_plans(planner: Path) -> None:
@@ -241,8 +241,8 @@ def test_the_model_knows_of_breaks_and_plans(planner: Path) -> None:
 
 
 def test_a_plan_is_reported_and_is_not_text(planner: Path) -> None:
-    from lcm_cli.continuation import generate
     from lcm_cli.models import load_model
+    from lcm_cli.writing.writer import generate
 
     tiny, model = load_space("tiny"), load_model(planner / "model")
     told: list[str] = []
@@ -264,10 +264,10 @@ def test_a_plan_is_reported_and_is_not_text(planner: Path) -> None:
 
 
 def test_evaluation_reads_breaks_and_the_models_own_plans(planner: Path) -> None:
-    from lcm_cli.evaluation.data import Row
     from lcm_cli.evaluation.resolve import systems
+    from lcm_cli.evaluation.rows import Row
     from lcm_cli.evaluation.systems import Settings
-    from lcm_cli.evaluation.tasks import Context, SharedSpace, Work, run
+    from lcm_cli.evaluation.tasks import Context, SharedSpace, Work, run_task
 
     tiny = load_space("tiny", device="cpu")
     (system,) = systems([str(planner)], tiny, Settings())
@@ -281,7 +281,7 @@ def test_evaluation_reads_breaks_and_the_models_own_plans(planner: Path) -> None
     plan_D = tiny.encode(PLANS[1:], "eng_Latn").concepts[0]
     assert cosine(predicted_BSD[0, 2].numpy(), plan_D) > 0.95  # what comes after the break
     # Without its plan it would say that, not the sentence, after the break.
-    (record,) = run("next-concept", system, [row], Context(space, Work()))
+    (record,) = run_task("next-concept", system, [row], Context(space, Work()))
     assert len(record["prediction"]) == 3 and record["source"] == list(row.source)
     assert cosine(predicted_BSD[0, 3].numpy(), own_SD[2]) > 0.95
     assert record["scores"]["ca_all"] == 1.0

@@ -1,0 +1,403 @@
+"""Documents as Arrow tables: Parquet files and Arrow IPC streams, ours and the official LCM's.
+
+Columns: id, lang, text (strings), sentences (list of strings), paragraphs (list of int32),
+concepts (list of fixed-size lists of float16 or float32), split (string), target_sentences and
+target_concepts, plans and plan_concepts (as sentences and concepts), fragility and
+target_fragility (lists of float32, which only training reads). The official LCM code calls
+the sentences text_sentences and the concepts text_sentences_sonar_emb.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lcm_cli.documents.document import (
+    Concepts,
+    Document,
+    SpaceInfo,
+    check_alignment,
+    filled,
+    plans_of,
+    target_of,
+)
+from lcm_cli.documents.kinds import Source
+from lcm_cli.errors import IntegrityError, LcmError
+
+SENTENCES = ("sentences", "text_sentences")
+CONCEPTS = ("concepts", "text_sentences_sonar_emb")
+TARGET_SENTENCES = ("target_sentences",)
+TARGET_CONCEPTS = ("target_concepts",)
+PLANS = ("plans",)
+PLAN_CONCEPTS = ("plan_concepts",)
+FRAGILITY = ("fragility", "target_fragility")
+BATCH_BYTES = 16 << 20  # of a Parquet file that are decoded at a time
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # what a whole Arrow IPC stream ends with
+_FILE_MAGIC = b"ARROW1\x00\x00"  # an Arrow IPC file is this, then a stream, then an index
+
+
+def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
+    """Return the schema of our files: the columns, and what is said of the space."""
+    from lcm_cli import __version__
+
+    number = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
+    vectors = pa.list_(pa.list_(number, info.dim))
+    columns = {
+        "id": pa.string(),
+        "lang": pa.string(),
+        "sentences": pa.list_(pa.string()),
+        "paragraphs": pa.list_(pa.int32()),
+        "concepts": vectors,
+        "split": pa.string(),
+        "target_sentences": pa.list_(pa.string()),
+        "target_concepts": vectors,
+        "plans": pa.list_(pa.string()),
+        "plan_concepts": vectors,
+        **dict.fromkeys(FRAGILITY, pa.list_(pa.float32())),
+    }
+    about = {
+        "lcm.version": __version__,
+        "lcm.space": info.name,
+        "lcm.fingerprint": info.fingerprint,
+        "lcm.dim": str(info.dim),
+        "lcm.dtype": dtype,
+    }
+    return pa.schema(columns, about)
+
+
+def record_batch(documents: Sequence[Document], layout: pa.Schema) -> pa.RecordBatch:
+    """Return documents, all with concepts, as rows of a table with our `schema`."""
+    kind = layout.field("concepts").type
+    targets = [document.target for document in documents]
+    plans = [document.plans for document in documents]
+    columns = [
+        pa.array([document.id for document in documents], pa.string()),
+        pa.array([document.lang for document in documents], pa.string()),
+        pa.array([document.sentences or None for document in documents], pa.list_(pa.string())),
+        pa.array([document.paragraphs or None for document in documents], pa.list_(pa.int32())),
+        _vectors([document.concepts for document in documents], kind),
+        pa.array([document.split or None for document in documents], pa.string()),
+        *_part(targets, kind),
+        *_part(plans, kind),
+        *(_scores(part) for part in (documents, targets)),
+    ]
+    return pa.record_batch(columns, schema=layout)
+
+
+def _part(parts: Sequence[Document | None], kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """Return the sentences and the concepts of documents that belong to others."""
+    known = [None if part is None else part.sentences or None for part in parts]
+    concepts = [None if part is None else part.concepts for part in parts]
+    return pa.array(known, pa.list_(pa.string())), _vectors(concepts, kind)
+
+
+def _scores(documents: Sequence[Document | None]) -> pa.Array:
+    scores = [None if document is None else document.fragility for document in documents]
+    return pa.array(scores, pa.list_(pa.float32()))
+
+
+def _vectors(matrices: Sequence[Concepts | None], kind: pa.DataType) -> pa.Array:
+    """Return each matrix (S, D) as a list of vectors, None as null."""
+    number, width = kind.value_type.value_type, kind.value_type.list_size
+    lengths = [0 if matrix is None else len(matrix) for matrix in matrices]
+    ends = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
+    there = [matrix for matrix in matrices if matrix is not None]
+    dtype = number.to_pandas_dtype()
+    flat = np.concatenate(
+        [np.zeros((0, width), dtype), *there], dtype=dtype, casting="unsafe"
+    ).reshape(-1)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+    missing = pa.array([matrix is None for matrix in matrices])
+    return pa.ListArray.from_arrays(ends, vectors, mask=missing)
+
+
+def about(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Return our part of the metadata of a schema, as strings."""
+    found = {
+        key.decode(): value.decode("utf-8", "replace") for key, value in (metadata or {}).items()
+    }
+    return {key: value for key, value in found.items() if key.startswith("lcm.")}
+
+
+def read_space_info(metadata: Mapping[str, str], name: str) -> SpaceInfo | None:
+    """Return what `metadata` says of the space; None if it says nothing."""
+    if not {"lcm.space", "lcm.fingerprint", "lcm.dim"} <= metadata.keys():
+        return None
+    if not metadata["lcm.dim"].isdecimal():
+        raise IntegrityError(f"{name}: lcm.dim = {metadata['lcm.dim']!r} is not a number")
+    dim = int(metadata["lcm.dim"])
+    return SpaceInfo(metadata["lcm.space"], metadata["lcm.fingerprint"], dim)
+
+
+def parquet_metadata(path: Path) -> dict[str, str]:
+    """Return what a Parquet file says of itself under our keys."""
+    with intact(str(path)):
+        return about(pq.read_schema(path).metadata)
+
+
+def read_parquet(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
+    """Yield the rows of a Parquet file, a few at a time; the concepts only if asked for."""
+    with tempfile.TemporaryFile() as spool, intact(source.name):
+        where: Any = source.path
+        if not file.seekable():  # the index of a Parquet file is at its end
+            copyfileobj(file, spool)
+            where = spool
+        # Read through a small buffer: a row group may be larger than memory.
+        table = pq.ParquetFile(
+            where, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+        )
+        rows = _Rows(table.schema_arrow, source, concepts)
+        size = _rows_at_a_time(table.metadata)
+        for part in table.iter_batches(size, columns=rows.columns, use_threads=False):
+            yield from rows.documents(part)
+
+
+def read_whole(path: Path) -> Iterator[Document]:
+    """Yield the rows of a file that we wrote with all that is in them, fragility too."""
+    with path.open("rb") as file, intact(str(path)):
+        scores = pq.read_table(path, columns=list(FRAGILITY)).to_pydict()
+        rows = read_parquet(file, Source(str(path), path.name, path), True)
+        for number, document in enumerate(rows):
+            if isinstance(document, LcmError):
+                raise document
+            for part, name in zip((document, document.target), FRAGILITY, strict=True):
+                if part is not None and scores[name][number] is not None:
+                    part.fragility = np.array(scores[name][number], np.float32)
+            yield document
+
+
+def read_arrow(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
+    """Yield the rows of an Arrow IPC stream (or file), each batch as soon as it has come."""
+    watched = _Watched(file)
+    with intact(source.name):
+        with pa.ipc.open_stream(watched) as stream:
+            rows = _Rows(stream.schema, source, concepts)
+            for part in stream:
+                yield from rows.documents(part)
+        if watched.last != _END:
+            raise IntegrityError(
+                f"{source.name} was cut off after {rows.count} documents",
+                "the program that wrote it failed or was stopped: see its message",
+            )
+
+
+@contextmanager
+def intact(name: str) -> Iterator[None]:
+    """Say of whatever Arrow cannot read that the file is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].strip()
+        raise IntegrityError(
+            f"{name} is damaged or cut off: {reason}", "copy or make the file again"
+        ) from error
+
+
+class _Watched:
+    """A binary stream that remembers its last eight bytes, and skips what only files begin with."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.last = file.read(len(_FILE_MAGIC))
+        self._head = b"" if self.last == _FILE_MAGIC else self.last
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._head[:size]
+        self._head = self._head[len(data) :]
+        if size > len(data):
+            data += self._file.read(size - len(data))
+        self.last = (self.last + data)[-8:]
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Leave the file to the one who opened it."""
+
+
+def _rows_at_a_time(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    # The size before compression where the writer noted it; that is after encoding, so about.
+    per_row = sum(group.total_byte_size for group in groups) / max(1, metadata.num_rows)
+    return max(1, min(4096, int(BATCH_BYTES / max(1.0, per_row))))
+
+
+class _Rows:
+    """Turns the rows of one file into documents. Raises IntegrityError if it lacks our columns."""
+
+    def __init__(self, layout: pa.Schema, source: Source, concepts: bool) -> None:
+        self._source = source
+        self._space = read_space_info(about(layout.metadata), source.name)
+        self._sentences = _first(SENTENCES, layout.names)
+        self._concepts = _first(CONCEPTS, layout.names) if concepts else None
+        text = "text" if self._sentences is None and "text" in layout.names else None
+        self._target = _first(TARGET_SENTENCES, layout.names)
+        self._target_concepts = _first(TARGET_CONCEPTS, layout.names) if concepts else None
+        self._plans = _first(PLANS, layout.names)
+        self._plan_concepts = _first(PLAN_CONCEPTS, layout.names) if concepts else None
+        wanted = (
+            *("id", "lang", text, self._sentences, "paragraphs", self._concepts),
+            *("split", self._target, self._target_concepts),
+            *(self._plans, self._plan_concepts),
+        )
+        self.columns: list[str] = [name for name in wanted if name and name in layout.names]
+        self.count = 0
+        if not {text, self._sentences, self._concepts} - {None}:
+            raise _no_column(layout.names, source.name, concepts)
+        self._check_types(layout)
+
+    def documents(self, part: pa.RecordBatch) -> Iterator[Document | LcmError]:
+        columns = {name: part.column(name) for name in self.columns}
+        for index in range(part.num_rows):
+            row = {name: column[index] for name, column in columns.items()}
+            try:
+                yield self._document(row)
+            except LcmError as error:
+                yield error
+            except UnicodeDecodeError as error:
+                yield IntegrityError(f"{self._source.name} row {self.count}: not UTF-8: {error}")
+            self.count += 1
+
+    def _document(self, row: dict[str, Any]) -> Document:
+        origin = f"{self._source.name} row {self.count}"
+        large = (self._concepts, self._target_concepts, self._plan_concepts)
+        cell = {name: scalar.as_py() for name, scalar in row.items() if name not in large}
+        given = cell.get("id")
+        document = Document(
+            id=f"{self._source.id}:{self.count}" if given is None else str(given),
+            lang=cell.get("lang") or "",
+            text=cell.get("text") or "",
+            origin=origin,
+            space=self._space,
+            split=cell.get("split") or "",
+        )
+        sentences = cell.get(self._sentences) if self._sentences else None
+        document.sentences = _whole(sentences, "sentences", document.label)
+        document.paragraphs = _whole(cell.get("paragraphs"), "paragraphs", document.label)
+        document.concepts = self._vectors(row, self._concepts, document)
+        check_alignment(document, has_sentences=sentences is not None)
+        known = document.id, document.lang, origin
+        target, plans = target_of(*known), plans_of(*known)
+        document.target = self._part(target, row, self._target, self._target_concepts)
+        document.plans = self._part(plans, row, self._plans, self._plan_concepts)
+        return document
+
+    def _part(
+        self, part: Document, row: dict[str, Any], sentences: str | None, concepts: str | None
+    ) -> Document | None:
+        """Fill in a document that belongs to the row's; None if there is nothing of it."""
+        given = row[sentences].as_py() if sentences else None
+        part.sentences = _whole(given, "sentences", part.label)
+        part.concepts = self._vectors(row, concepts, part)
+        return filled(part)
+
+    def _vectors(
+        self, row: dict[str, Any], name: str | None, document: Document
+    ) -> Concepts | None:
+        if name is None or not row[name].is_valid:
+            return None
+        again = f"embed its sentences again: lcm embed {self._source.name} -o NEW.parquet"
+        return _matrix(row[name].values, document.label, again)
+
+    def _check_types(self, layout: pa.Schema) -> None:
+        for name in self.columns:
+            kind = layout.field(name).type
+            if not _EXPECTED.get(name, _EXPECTED["concepts"])(kind):
+                raise IntegrityError(
+                    f"{self._source.name}: the column {name!r} has the type {kind}",
+                    "docs/formats.md lists the columns and their types",
+                )
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _is_strings(kind: pa.DataType) -> bool:
+    return _is_list(kind) and _is_string(kind.value_type)
+
+
+def _is_vectors(kind: pa.DataType) -> bool:
+    inner = kind.value_type if _is_list(kind) else kind
+    return _is_list(inner) and bool(pa.types.is_floating(inner.value_type))
+
+
+_EXPECTED = {
+    "id": lambda kind: _is_string(kind) or pa.types.is_integer(kind),
+    "lang": _is_string,
+    "text": _is_string,
+    "paragraphs": lambda kind: _is_list(kind) and pa.types.is_integer(kind.value_type),
+    "concepts": _is_vectors,
+    "split": _is_string,
+} | dict.fromkeys((*SENTENCES, *TARGET_SENTENCES, *PLANS), _is_strings)
+
+
+def _first(names: Iterable[str], among: Sequence[str]) -> str | None:
+    return next((name for name in names if name in among), None)
+
+
+def _no_column(names: Sequence[str], file: str, concepts: bool) -> IntegrityError:
+    held = _first(CONCEPTS, names)
+    if held is not None and not concepts:
+        return IntegrityError(
+            f"{file} holds concepts and no text", f"decode it: lcm decode {file} --to LANG"
+        )
+    return IntegrityError(
+        f"{file} has none of the columns text, sentences, concepts; it has {', '.join(names)}",
+        "rename the column that holds the text or the sentences",
+    )
+
+
+def _whole(values: list[Any] | None, what: str, label: str) -> list[Any]:
+    """Return a cell's list. Raises IntegrityError if there is a hole in it."""
+    if values is None:
+        return []
+    if None in values:
+        raise IntegrityError(
+            f"{label}: {what[:-1]} {values.index(None)} is missing (null)",
+            "fill it in, or remove it together with what belongs to it",
+        )
+    return values
+
+
+def _matrix(vectors: pa.Array, label: str, again: str) -> Concepts:
+    """Return the concepts of one row as an array (S, D); `again` is the hint if there is a hole."""
+    if vectors.null_count:
+        missing = f"{vectors.null_count} of its {len(vectors)} concepts are missing (null)"
+        raise IntegrityError(f"{label}: {missing}", again)
+    width = _width(vectors, label, again)
+    flat = vectors.flatten()
+    if flat.null_count:
+        raise IntegrityError(f"{label}: {flat.null_count} values in its concepts are null", again)
+    values = flat.to_numpy(zero_copy_only=False).reshape(len(vectors), width)
+    return np.array(values, dtype=np.float32 if values.dtype == np.float64 else values.dtype)
+
+
+def _width(vectors: pa.Array, label: str, again: str) -> int:
+    if pa.types.is_fixed_size_list(vectors.type):
+        return int(vectors.type.list_size)
+    widths = sorted(set(vectors.value_lengths().to_pylist()))
+    if len(widths) > 1:
+        raise IntegrityError(f"{label}: its concepts have several widths: {widths}", again)
+    return int(widths[0]) if widths else 0

@@ -1,0 +1,187 @@
+"""What is in files of documents and concepts, damage included."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lcm_cli.documents import dataset
+from lcm_cli.documents.checks import finite_rows
+from lcm_cli.documents.document import Concepts, Document, SpaceInfo, described
+from lcm_cli.documents.reading import raw
+from lcm_cli.documents.sources import expand_paths
+from lcm_cli.errors import LcmError
+from lcm_cli.files import sha256
+
+LISTED = 20  # broken documents that are named; all are counted
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Return what is in a file, folder or stream of documents, as plain data for JSON.
+
+    Keys: path, kind (documents, concepts or dataset), formats, bytes, space, dtypes, documents,
+    targets, plans (how many documents have them), splits, sentences, concepts, languages,
+    sentence_characters, document_sentences, norms, non_finite, problems, problem_count; of a data
+    set also shards and unlisted.
+    Broken documents are counted and named under problems. Raises NotFoundError, IntegrityError if
+    a file cannot be read to its end.
+    """
+    found = _Found()
+    unreadable: list[LcmError] = []
+    sources = list(expand_paths([path], unreadable.append))
+    if not sources:
+        raise unreadable[0]
+    for error in unreadable:
+        found.problem(error)
+    for source in sources:
+        for item in raw(source, concepts=True, stdin=None):
+            if isinstance(item, LcmError):
+                found.problem(item)
+            else:
+                found.document(item)
+    files = [source.path for source in sources if source.path and source.path.is_file()]
+    report = {
+        "path": path,
+        "kind": "concepts" if found.concepts else "documents",
+        "formats": sorted({source.kind or "stream" for source in sources}),
+        "bytes": sum(file.stat().st_size for file in files),
+        **found.report(),
+    }
+    manifest = dataset.read_manifest(Path(path)) if Path(path).is_dir() else None
+    if manifest is not None:
+        report |= {"kind": "dataset", **_about_dataset(Path(path), manifest, found)}
+    return report | {"problems": found.problems, "problem_count": found.problem_count}
+
+
+@dataclass
+class _Range:
+    """Smallest, mean and largest of many numbers."""
+
+    count: int = 0
+    total: float = 0.0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def add(self, values: Any) -> None:
+        numbers = np.asarray(values, dtype=np.float64)
+        if numbers.size:
+            self.count += numbers.size
+            self.total += float(numbers.sum())
+            self.low = min(self.low, float(numbers.min()))
+            self.high = max(self.high, float(numbers.max()))
+
+    def report(self, digits: int) -> dict[str, float] | None:
+        if not self.count:
+            return None
+        numbers = {"min": self.low, "mean": self.total / self.count, "max": self.high}
+        return {key: round(value, digits) for key, value in numbers.items()}
+
+
+@dataclass
+class _Found:
+    """What has been seen so far."""
+
+    documents: int = 0
+    targets: int = 0  # documents that have one
+    plans: int = 0
+    sentences: int = 0
+    concepts: int = 0
+    non_finite: int = 0
+    problem_count: int = 0
+    problems: list[str] = field(default_factory=list)
+    languages: Counter[str] = field(default_factory=Counter)
+    splits: Counter[str] = field(default_factory=Counter)
+    dtypes: set[str] = field(default_factory=set)
+    spaces: list[SpaceInfo] = field(default_factory=list)
+    characters: _Range = field(default_factory=_Range)
+    lengths: _Range = field(default_factory=_Range)
+    norms: _Range = field(default_factory=_Range)
+
+    def problem(self, error: LcmError) -> None:
+        self.note(error.message)
+
+    def note(self, message: str) -> None:
+        self.problem_count += 1
+        if len(self.problems) < LISTED:
+            self.problems.append(message)
+
+    def document(self, document: Document) -> None:
+        self.documents += 1
+        self.targets += document.target is not None
+        self.plans += document.plans is not None
+        self.languages[document.lang or "unknown"] += 1
+        if document.split:
+            self.splits[document.split] += 1
+        self.sentences += len(document.sentences)
+        self.characters.add([len(sentence) for sentence in document.sentences])
+        if document.concepts is not None:
+            self._concepts(document, document.concepts)
+        if document.sentences or document.concepts is not None:
+            known = document.sentences if document.concepts is None else document.concepts
+            self.lengths.add(len(known))
+
+    def _concepts(self, document: Document, concepts: Concepts) -> None:
+        self.concepts += len(concepts)
+        self.dtypes.add(str(concepts.dtype))
+        space = document.space or SpaceInfo("", "", concepts.shape[1])
+        if space not in self.spaces:
+            if self.spaces:
+                self.note(f"{document.label}: of {described(space)}, {space.dim} dimensions")
+            self.spaces.append(space)
+        if space.dim != concepts.shape[1]:
+            self.note(f"{document.label}: {concepts.shape[1]} dimensions, not {space.dim}")
+        finite = finite_rows(concepts)
+        if not finite.all():
+            bad = np.flatnonzero(~finite)
+            self.non_finite += len(bad)
+            self.note(f"{document.label}: NaN or infinite: {_listed(bad)}")
+        self.norms.add(np.linalg.norm(concepts[finite].astype(np.float32), axis=1))
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "space": _about_space(self.spaces[0]) if self.spaces else None,
+            "dtypes": sorted(self.dtypes),
+            "documents": self.documents,
+            "targets": self.targets,
+            "plans": self.plans,
+            "splits": dict(self.splits.most_common()),
+            "sentences": self.sentences,
+            "concepts": self.concepts,
+            "languages": dict(self.languages.most_common()),
+            "sentence_characters": self.characters.report(1),
+            "document_sentences": self.lengths.report(1),
+            "norms": self.norms.report(4),
+            "non_finite": self.non_finite,
+        }
+
+
+def _listed(indices: Any) -> str:
+    numbers = ", ".join(map(str, indices[:LISTED]))
+    return f"concept {numbers}" + (", …" if len(indices) > LISTED else "")
+
+
+def _about_space(space: SpaceInfo) -> dict[str, Any]:
+    return {
+        "name": space.name or None,
+        "fingerprint": space.fingerprint or None,
+        "dim": space.dim,
+    }
+
+
+def _about_dataset(folder: Path, manifest: dataset.Manifest, found: _Found) -> dict[str, Any]:
+    """Compare a data set with its manifest, down to the checksums."""
+    for message in _differences(folder, manifest, found):
+        found.note(message)
+    return {"shards": len(manifest.shards), "unlisted": dataset.unlisted(folder, manifest)}
+
+
+def _differences(folder: Path, manifest: dataset.Manifest, found: _Found) -> Iterator[str]:
+    for shard in manifest.shards:
+        if sha256(folder / shard.file) != shard.sha256:
+            yield f"{folder / shard.file} is not what the manifest describes: another sha256"
+    for what, count in (("documents", manifest.documents), ("concepts", manifest.concepts)):
+        if getattr(found, what) != count:
+            yield f"{folder} has {getattr(found, what)} {what}, and its manifest says {count}"

@@ -1,0 +1,1 @@
+"""The report of an evaluation: its tables, its plots and its page."""

@@ -1,0 +1,252 @@
+"""The pictures of a report, by matplotlib: as SVG for the page, and as PNG.
+
+Without matplotlib there are none. The same results give the same bytes.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lcm_cli.evaluation.run import Evaluation
+from lcm_cli.evaluation.tables import ALL, MEASURES, Measure
+from lcm_cli.text.length import count_words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0b6e99", "#d1701f", "#5b8c3a", "#8a4f9e", "#b03a48", "#6b6b6b", "#c2a01b", "#3f9c8f")
+BARS = {  # what is worth comparing across languages, the first that there is
+    "next-concept": ("ca", "l2"),
+    "roundtrip": ("chrf",),
+    "summarize": ("rougeL", "source_coverage"),
+    "expand": ("rougeL", "source_coverage"),
+    "translate": ("chrf", "similarity"),
+}
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: it takes the page's font, and can be searched
+    "svg.hashsalt": "lcm",  # else ids would differ from run to run
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+MOST = 12  # languages in one picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot: its name (of the file, without suffix), what it shows, and both of its forms."""
+
+    name: str
+    caption: str
+    svg: str
+    png: bytes
+
+
+def draw(found: Evaluation) -> list[Picture]:
+    """Return the plots of an evaluation; none where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return []
+    with matplotlib.rc_context(STYLE):
+        return [_picture(name, caption, figure) for name, caption, figure in _figures(found)]
+
+
+def _figures(found: Evaluation) -> Iterator[tuple[str, str, "Figure"]]:
+    for task in found.about["tasks"]:
+        results = [each for each in found.results if each["task"] == task]
+        records = [each for each in found.records if each["task"] == task]
+        names = {each["metric"] for each in results}
+        for metric in [name for name in BARS[task] if name in names][:1]:
+            measure = next(m for m in MEASURES if m.name == metric)
+            yield f"{task}-languages", f"{measure.label} by language", _bars(results, measure)
+            yield (
+                f"{task}-length",
+                f"{measure.label} of each text against its length",
+                _lengths(records, measure),
+            )
+        pictured = [each for each in records if "similarity" in each]
+        if pictured:
+            caption = (
+                "Cosine of each prediction (row) to each sentence of the document (column). The "
+                "sentence it should be is outlined."
+            )
+            yield f"{task}-heat", caption, _heat_maps(pictured)
+        mapped = [each for each in records if "map" in each]
+        if mapped:
+            caption = (
+                "The concepts of a document (grey, along the line) and of what was written "
+                "(coloured), on the plane in which the document spreads most."
+            )
+            yield f"{task}-map", caption, _maps(mapped)
+
+
+def _picture(name: str, caption: str, figure: "Figure") -> Picture:
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    text = svg.getvalue()
+    # Ids have to differ between the pictures of one page.
+    text = text[text.index("<svg") :].replace('id="', f'id="{name}-')
+    text = text.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    return Picture(name, caption, text, png.getvalue())
+
+
+def _new(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple["Figure", Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _colours(systems: Sequence[str]) -> dict[str, str]:
+    return {system: COLOURS[i % len(COLOURS)] for i, system in enumerate(systems)}
+
+
+def _systems(each: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(one["system"] for one in each))
+
+
+def _bars(results: Sequence[dict[str, Any]], measure: Measure) -> "Figure":
+    mine = [each for each in results if each["metric"] == measure.name]
+    langs = list(dict.fromkeys(each["lang"] for each in mine))
+    langs = [lang for lang in langs if lang != ALL][:MOST] + [lang for lang in langs if lang == ALL]
+    systems = _systems(mine)
+    figure, axes = _new(7.2, 0.5 + 0.22 * (len(systems) + 1) * len(langs) + 0.5)
+    axis, thick = axes[0, 0], 0.8 / len(systems)
+    for number, (system, colour) in enumerate(_colours(systems).items()):
+        cells = {each["lang"]: each for each in mine if each["system"] == system}
+        places = [i for i, lang in enumerate(langs) if lang in cells]
+        values = [cells[langs[i]]["value"] for i in places]
+        ends = [[_end(cells[langs[i]], side) for i in places] for side in ("low", "high")]
+        widths = [
+            np.maximum(np.subtract(values, ends[0]), 0),
+            np.maximum(np.subtract(ends[1], values), 0),
+        ]
+        heights = [i + (number - (len(systems) - 1) / 2) * thick for i in places]
+        axis.barh(
+            heights,
+            values,
+            0.9 * thick,
+            color=colour,
+            label=system,
+            xerr=widths,
+            ecolor="#333333",
+            error_kw={"elinewidth": 0.8},
+        )
+    axis.set_yticks(range(len(langs)), [_named(lang) for lang in langs])
+    axis.invert_yaxis()
+    axis.set_xlabel(measure.label + _direction(measure))
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _lengths(records: Sequence[dict[str, Any]], measure: Measure) -> "Figure":
+    figure, axes = _new(7.2, 3.6)
+    axis = axes[0, 0]
+    for system, colour in _colours(_systems(records)).items():
+        mine = [r for r in records if r["system"] == system and measure.name in r["scores"]]
+        words = [count_words(" ".join(r["source"])) for r in mine]
+        axis.scatter(
+            words,
+            [r["scores"][measure.name] for r in mine],
+            s=16,
+            color=colour,
+            alpha=0.7,
+            linewidths=0,
+            label=system,
+        )
+    axis.set_xlabel("words in the source")
+    axis.set_ylabel(measure.label + _direction(measure))
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _heat_maps(records: Sequence[dict[str, Any]]) -> "Figure":
+    from matplotlib.patches import Rectangle
+
+    first = records[0]["row"]
+    mine = [r for r in records if r["row"] == first]
+    columns = min(3, len(mine))
+    rows = -(-len(mine) // columns)
+    figure, axes = _new(3.2 * columns + 0.6, 3.3 * rows, columns, rows)
+    for axis, record in zip(axes.flat, mine, strict=False):
+        cosines = np.array(record["similarity"])
+        image = axis.imshow(cosines, vmin=-0.2, vmax=1, cmap="viridis", aspect="auto")
+        for i in range(len(cosines)):
+            axis.add_patch(Rectangle((i + 0.5, i - 0.5), 1, 1, fill=False, ec="white", lw=1))
+        axis.set_title(record["system"], fontsize=10)
+        axis.set_xlabel("sentence")
+        axis.set_ylabel("predicted sentence")
+        step = max(1, cosines.shape[1] // 8)
+        axis.set_xticks(range(0, cosines.shape[1], step), range(1, cosines.shape[1] + 1, step))
+        axis.set_yticks(range(0, len(cosines), step), range(2, len(cosines) + 2, step))
+    for axis in axes.flat[len(mine) :]:
+        axis.axis("off")
+    figure.colorbar(image, ax=axes, label="cosine", shrink=0.8)
+    return figure
+
+
+def _maps(records: Sequence[dict[str, Any]]) -> "Figure":
+    first = records[0]
+    mine = [r for r in records if (r["row"], r["to"]) == (first["row"], first["to"])]
+    figure, axes = _new(7.2, 4)
+    axis = axes[0, 0]
+    x, y = np.array(first["map"]["source"]).T
+    axis.plot(x, y, "-", color="#cccccc", lw=0.8, zorder=1)
+    axis.scatter(x, y, s=22, color="#888888", zorder=2, linewidths=0, label="the document")
+    for i in range(len(x)):
+        axis.annotate(
+            str(i + 1),
+            (x[i], y[i]),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=7,
+            color="#555555",
+        )
+    marks = "osD^vP*X"
+    for number, (system, colour) in enumerate(_colours(_systems(mine)).items()):
+        record = next(r for r in mine if r["system"] == system)
+        if not record["map"]["prediction"]:
+            continue
+        x, y = np.array(record["map"]["prediction"]).T
+        size = 60 + 30 * number
+        axis.scatter(
+            x,
+            y,
+            s=size,
+            facecolors="none",
+            edgecolors=colour,
+            marker=marks[number % len(marks)],
+            linewidths=1.6,
+            zorder=3,
+            label=system,
+        )
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _end(result: dict[str, Any], side: str) -> float:
+    value = result[side]
+    return float(result["value"] if value is None else value)
+
+
+def _named(lang: str) -> str:
+    from lcm_cli.text.languages import language
+
+    if lang == ALL:
+        return "all"
+    return " → ".join(language(code).name for code in lang.split("-"))
+
+
+def _direction(measure: Measure) -> str:
+    return {"up": " (more is better)", "down": " (less is better)"}.get(measure.better, "")

@@ -1,0 +1,51 @@
+"""Writing a report: metrics.json, examples.jsonl, report.html, and the plots as images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lcm_cli.errors import UsageError
+from lcm_cli.evaluation.run import Evaluation
+from lcm_cli.files import atomic_path
+
+METRICS, EXAMPLES, PAGE, WORK = "metrics.json", "examples.jsonl", "report.html", ".work.jsonl"
+
+
+def check_report_folder(folder: Path, force: bool) -> None:
+    """Make the folder of a report. Raises UsageError if there is a finished one in it."""
+    if (folder / METRICS).exists() and not force:
+        raise UsageError(f"there is a report in {folder}", "choose another folder, or add --force")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "name a folder for the report")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def work_path(folder: Path) -> Path:
+    """Return the file that keeps what an unfinished run has done."""
+    return folder / WORK
+
+
+def write_report(found: Evaluation, folder: Path) -> None:
+    """Write all files of a report; metrics.json comes last, and means that it is complete."""
+    from lcm_cli.evaluation.report.page import render
+    from lcm_cli.evaluation.report.plots import draw
+
+    pictures = draw(found)
+    for picture in pictures:
+        with atomic_path(folder / f"{picture.name}.png", force=True) as temporary:
+            temporary.write_bytes(picture.png)
+    lines = (json.dumps(_plain(record), ensure_ascii=False) for record in found.records)
+    _write(folder / EXAMPLES, "".join(f"{line}\n" for line in lines))
+    _write(folder / PAGE, render(found, pictures))
+    _write(folder / METRICS, json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n")
+    work_path(folder).unlink(missing_ok=True)
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is there for the plots alone."""
+    return {key: value for key, value in record.items() if key not in ("map", "similarity")}
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path, force=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")

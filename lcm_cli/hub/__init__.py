@@ -1,0 +1,1 @@
+"""Checkpoints by name: their cards, where their files are, and files of the Hugging Face Hub."""

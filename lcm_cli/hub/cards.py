@@ -1,0 +1,228 @@
+"""The cards of checkpoints: what lcm knows about each one before it is pulled."""
+
+import atexit
+import re
+import tomllib
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.files import not_there
+from lcm_cli.paths import cache_dir
+from lcm_cli.schema import nearest, parse
+from lcm_cli.text.languages import SONAR
+
+ROLES = ("encoder", "decoder", "tokenizer")
+PARTS = {"space": ROLES, "model": ("model",)}
+UNKNOWN_LICENCE = "NOASSERTION"  # SPDX's word for it
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one part of a checkpoint comes from: an address, or a Hub repository or local folder.
+
+    `asset` is the sonar-space card whose address goes before `url` where sonar-space is installed.
+    `bytes` and `sha256` are exact and checked; `about_bytes` is an estimate for people.
+    """
+
+    url: str = ""
+    asset: str = ""
+    repo: str = ""
+    revision: str = "main"
+    bytes: int | None = None
+    about_bytes: int | None = None
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.url) == bool(self.repo):
+            raise IntegrityError("a source needs either url or repo")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that lies beside its card. `make cards` writes `bytes` and `sha256`."""
+
+    name: str
+    bytes: int | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What lcm knows of a checkpoint before it is here.
+
+    `files` are the parts of a checkpoint that lie beside the card, by role, `source` says where the
+    parts of one that must be pulled come from. `checksums` tells where their digests are: in the
+    card, or taken at the first pull (see pins.py). A space has `encoder` and `decoder`, the shapes
+    that its weights must have, and may name the `model` that summarizes and expands in it; a model
+    has `architecture`, `config` (see lcm_cli.models.config; empty if it is not known before the
+    pull) and `space`, whose concepts it reads. `languages`: their number, or their codes in id
+    order. `recipe` is what it was trained with, `results` what was measured.
+    """
+
+    name: str
+    kind: Literal["space", "model"]
+    summary: str
+    licence: str
+    licence_note: str
+    languages: int | tuple[str, ...]
+    checksums: Literal["card", "first pull"] = "first pull"
+    architecture: str = ""
+    space: str = ""
+    model: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
+    source: dict[str, Origin] = field(default_factory=dict)
+    encoder: dict[str, int] = field(default_factory=dict)
+    decoder: dict[str, int] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise IntegrityError(
+                f"name {self.name!r} is not made of letters, digits, '.', '_', '-'"
+            )
+        if foreign := set(self.source) - set(self.parts):
+            raise IntegrityError(
+                f"unknown part {min(foreign)!r}", f"parts: {', '.join(self.parts)}"
+            )
+        if outside := [
+            file.name for file in self.files.values() if Path(file.name).name != file.name
+        ]:
+            raise IntegrityError(f"{outside[0]!r} does not lie beside the card")
+        if self.checksums == "card" and (bare := self._without_checksum()):
+            raise IntegrityError(f"{bare[0]} has no bytes and sha256, and checksums = 'card'")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it consists of."""
+        return PARTS[self.kind]
+
+    def _without_checksum(self) -> list[str]:
+        every: dict[str, File | Origin] = {**self.files, **self.source}
+        return [role for role, part in every.items() if part.bytes is None or not part.sha256]
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Return whether an SPDX licence forbids commercial use."""
+    return "NC" in licence.upper().split("-")
+
+
+def must_be_accepted(licence: str) -> bool:
+    """Return whether people are asked before a pull: the licence forbids much or is not known."""
+    return is_non_commercial(licence) or licence in ("", UNKNOWN_LICENCE, "other", "unknown")
+
+
+def cards() -> dict[str, Card]:
+    """Return every card that comes with lcm, by name."""
+    return {name: read_card(_folder() / f"{name}.toml") for name in _names()}
+
+
+def card(source: str) -> Card:
+    """Return the card called `source`, or read it from a path that ends in .toml.
+
+    Raises NotFoundError (with the nearest names), IntegrityError for a malformed file.
+    """
+    entry = find_card(source)
+    if entry is None:
+        raise NotFoundError(f"there is no checkpoint called {source!r}", did_you_mean(source))
+    return read_card(entry)
+
+
+@cache
+def space_languages() -> dict[str, tuple[str, ...]]:
+    """Return the codes of every space that has a card, by the name of the space."""
+    spaces = [card for card in cards().values() if card.kind == "space"]
+    # A card that counts its languages instead of listing them is one of SONAR as published.
+    return {c.name: SONAR if isinstance(c.languages, int) else c.languages for c in spaces}
+
+
+def spaces_with(code: str) -> list[str]:
+    """Return the names of the spaces that have this language."""
+    return [name for name, codes in space_languages().items() if code in codes]
+
+
+def card_path(source: str) -> Path:
+    """Return the file of a card; a space that comes with lcm can be named by it."""
+    entry = find_card(source)
+    assert entry is not None  # for names that card() knows
+    return _real_path(entry)
+
+
+def space_folder(name: str) -> Path:
+    """Return the cache folder of the space called `name`, whether it exists or not."""
+    return cache_dir() / "spaces" / name
+
+
+def model_folder(name: str) -> Path:
+    """Return the cache folder of the model called `name`, or ORG/REPO, whether it exists or not."""
+    return cache_dir() / "models" / name.replace("/", "--").replace("@", "--")
+
+
+def pulled(kind: str = "space") -> list[str]:
+    """Return the names of the spaces, or of the models, in the cache."""
+    configs = (cache_dir() / f"{kind}s").glob("*/config.json")
+    return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
+
+
+def did_you_mean(name: str, kind: str = "") -> str:
+    """Return a hint with the names like `name`: of checkpoints of one kind, or of any."""
+    own = [known for known, card in cards().items() if kind in ("", card.kind)]
+    here = [name for each in PARTS if kind in ("", each) for name in pulled(each)]
+    known = sorted({*own, *here})
+    near = nearest(name, known)
+    named = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+    return f"{named} A folder, a card (.toml) or ORG/REPO works as well"
+
+
+def find_card(source: str) -> Traversable | Path | None:
+    """Return the file of the card called `source`, None if there is none. Raises NotFoundError."""
+    if source.endswith(".toml"):
+        if not Path(source).is_file():
+            raise not_there(Path(source), "card")
+        return Path(source).resolve()
+    if not source or "/" in source or "\\" in source:
+        return None
+    entry = _folder() / f"{source}.toml"
+    return entry if entry.is_file() else None
+
+
+def read_card(entry: Traversable | Path) -> Card:
+    """Read a card. Raises IntegrityError."""
+    try:
+        data = tomllib.loads(entry.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{entry} is not valid TOML: {error}") from error
+    return parse(Card, data, str(entry))
+
+
+def _names() -> list[str]:
+    names = (entry.name for entry in _folder().iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def _folder() -> Traversable:
+    return resources.files("lcm_cli.checkpoints")
+
+
+_unpacked = ExitStack()
+atexit.register(_unpacked.close)
+
+
+def beside(entry: Traversable | Path, name: str) -> Path:
+    """Return the file called `name` that lies beside a card."""
+    return _real_path((entry.parent if isinstance(entry, Path) else _folder()) / name)
+
+
+def _real_path(entry: Traversable | Path) -> Path:
+    """Return a path that can be memory-mapped, also where the package lies in a zip."""
+    if not entry.is_file():
+        raise NotFoundError(f"{entry} is missing from this installation of lcm", "reinstall lcm")
+    return _unpacked.enter_context(resources.as_file(entry))

@@ -1,0 +1,210 @@
+"""Where the files of a space or a concept model are on this machine.
+
+Nothing here downloads (see lcm_cli.transfer): errors name the file that is missing and the command
+that fetches it.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.hub.cards import (
+    ROLES,
+    Card,
+    beside,
+    did_you_mean,
+    find_card,
+    model_folder,
+    pulled,
+    read_card,
+    space_folder,
+)
+from lcm_cli.hub.snapshot import local_snapshot
+
+FILES = {
+    "encoder": "encoder.safetensors",
+    "decoder": "decoder.safetensors",
+    "tokenizer": "tokenizer.model",
+}
+MODEL_FILES = {"config": "config.json", "model": "model.safetensors"}
+
+
+@dataclass(frozen=True)
+class SpaceFiles:
+    """The files of one space on this machine, and its config.json."""
+
+    name: str
+    config: Mapping[str, Any]
+    encoder: Path
+    decoder: Path
+    tokenizer: Path
+    licence: str
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one concept model on this machine; `licence` is empty if nothing tells it.
+
+    Large weights may lie in several files beside `weights`, with an index.
+    """
+
+    name: str
+    config: Path
+    weights: Path
+    licence: str = ""
+
+
+def is_repository(source: str) -> bool:
+    """Return whether `source` has the form ORG/REPO or ORG/REPO@REVISION."""
+    form = r"[\w.-]*\w/\w[\w.-]*(@\w[\w./-]*)?"
+    return bool(re.fullmatch(form, source)) and ".." not in source and not source.endswith(".toml")
+
+
+def repository(source: str) -> tuple[str, str]:
+    """Return the name and the revision in ORG/REPO or ORG/REPO@REVISION."""
+    repo, _, revision = source.partition("@")
+    return repo, revision or "main"
+
+
+def locate_space(source: str) -> SpaceFiles:
+    """Find the files of a space: a card's name, a card's path, a folder, or ORG/REPO.
+
+    Never uses the network. Raises NotFoundError that names the missing file and the command that
+    fetches it, IntegrityError if config.json is not one of a space.
+    """
+    entry = find_card(source)
+    if entry is not None:
+        return _of_card(read_card(entry), entry, source)
+    if Path(source).is_dir():
+        return read_space(Path(source))
+    if source in pulled():
+        return read_space(space_folder(source))
+    if is_repository(source):
+        return _from_hub(source)
+    raise NotFoundError(f"there is no space called {source!r}", did_you_mean(source, "space"))
+
+
+def locate_model(source: str) -> ModelFiles:
+    """Find the files of a concept model: a card's name, a card's path, a folder, or ORG/REPO.
+
+    Never uses the network. Raises NotFoundError that names the missing file and the command that
+    fetches it, UsageError for the name of a space. What is in the files is looked at when they are
+    loaded.
+    """
+    entry = find_card(source)
+    if entry is not None:
+        return _model_of_card(read_card(entry), entry, source)
+    if Path(source).is_dir():
+        return _model_in(Path(source), Path(source).resolve().name)
+    if model_folder(source).name in pulled("model"):
+        return _model_in(model_folder(source), source)
+    if is_repository(source):
+        return _model_from_hub(source)
+    raise NotFoundError(f"there is no model called {source!r}", did_you_mean(source, "model"))
+
+
+def read_space(folder: Path) -> SpaceFiles:
+    """Read a space folder: config.json and the three files it stands for."""
+    config = read_space_config(folder)
+    paths = {role: folder / FILES[role] for role in ROLES}
+    for path in paths.values():
+        if not path.is_file():
+            again = f"lcm pull {folder.name} --force" if folder == space_folder(folder.name) else ""
+            raise NotFoundError(f"{folder} is not a whole space: {path.name} is missing", again)
+    return SpaceFiles(name=config["name"], config=config, licence=config["licence"], **paths)
+
+
+def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Read a space's config. Raises NotFoundError, or IntegrityError if it is not one."""
+    path = folder / name
+    if not path.is_file():
+        raise NotFoundError(f"{folder} is not a space: it has no {name}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(config, dict) and config.get("model_type") == "m2m_100":
+        raise LcmError(
+            f"{folder} holds weights in the M2M-100 layout, which lcm converts once before use",
+            "run: lcm pull sonar-hub; for other weights copy its card (checkpoints/sonar-hub.toml),"
+            " name the folder or repository of each part in it, and run: lcm pull CARD.toml",
+        )
+    missing = {"kind", "name", "licence", "languages", "encoder", "decoder"} - set(config)
+    if missing or config["kind"] != "space":
+        raise IntegrityError(
+            f"{path} does not describe a space: {sorted(missing) or config['kind']}"
+        )
+    return dict(config)
+
+
+def _of_card(card: Card, entry: Traversable | Path, source: str) -> SpaceFiles:
+    if card.kind != "space":
+        raise UsageError(f"{card.name} is a {card.kind}, not a space")
+    if card.files:
+        return _bundled(card, entry)
+    if card.name in pulled():
+        return read_space(space_folder(card.name))
+    missing = space_folder(card.name) / FILES["encoder"]
+    message = f"{card.name} is not on this machine: no {missing}"
+    raise NotFoundError(message, f"run: lcm pull {source}")
+
+
+def _bundled(card: Card, entry: Traversable | Path) -> SpaceFiles:
+    paths = {role: beside(entry, card.files[role].name) for role in ("config", *ROLES)}
+    config_path = paths.pop("config")
+    config = read_space_config(config_path.parent, config_path.name)
+    return SpaceFiles(name=card.name, config=config, licence=card.licence, **paths)
+
+
+def _model_of_card(card: Card, entry: Traversable | Path, source: str) -> ModelFiles:
+    if card.kind != "model":
+        raise UsageError(
+            f"{card.name} is a {card.kind}, not a model", f"use it with: --space {source}"
+        )
+    if card.files:
+        config, weights = (beside(entry, card.files[role].name) for role in MODEL_FILES)
+        return ModelFiles(card.name, config, weights, card.licence)
+    if card.name in pulled("model"):
+        return _model_in(model_folder(card.name), card.name, card.licence)
+    missing = model_folder(card.name) / MODEL_FILES["model"]
+    message = f"{card.name} is not on this machine: no {missing}"
+    raise NotFoundError(message, f"run: lcm pull {source}")
+
+
+def _model_in(folder: Path, name: str, licence: str = "") -> ModelFiles:
+    config = folder / MODEL_FILES["config"]
+    of_run = folder / "model" / config.name  # what `lcm train` leaves in the folder of a run
+    if not config.is_file() and of_run.is_file():
+        return _model_in(of_run.parent, name, licence)
+    if not config.is_file():
+        raise NotFoundError(
+            f"no model at {folder}: {config.name} is missing",
+            "weights of another program become a model with: lcm checkpoints convert",
+        )
+    return ModelFiles(name, config, folder / MODEL_FILES["model"], licence)
+
+
+def _model_from_hub(source: str) -> ModelFiles:
+    """Find a model in our layout in huggingface_hub's own cache."""
+    repo, revision = repository(source)
+    folder = local_snapshot(repo, revision, [MODEL_FILES["config"]])
+    if folder is None:
+        message = f"{source} is not on this machine: no {MODEL_FILES['config']}"
+        raise NotFoundError(message, f"run: lcm pull {source}")
+    return _model_in(folder, source)
+
+
+def _from_hub(source: str) -> SpaceFiles:
+    """Find a space in our layout in huggingface_hub's own cache."""
+    repo, revision = repository(source)
+    folder = local_snapshot(repo, revision, ["config.json"])
+    if folder is None:
+        raise NotFoundError(
+            f"{source} is not on this machine: no config.json", f"run: lcm pull {source}"
+        )
+    return read_space(folder)

@@ -1,0 +1,64 @@
+"""A network's weights from a memory-mapped safetensors file."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lcm_cli.errors import IntegrityError
+from lcm_cli.weights import Int8Matrix, Weight, read_weights, without_content
+
+Network = TypeVar("Network", bound=nn.Module)
+Config = TypeVar("Config")
+
+
+def load_weights(
+    build: Callable[[Config], Network],
+    config: Config,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Network:
+    """Build a network without content and fill it from `path`, ready for inference.
+
+    Tensors that already have `dtype` stay memory-mapped on the CPU. Tensors the network has no use
+    for are not read. Raises IntegrityError for a damaged file, missing tensors or other shapes.
+    """
+    network, weights = open_weights(build, config, path)
+    state = {key: weights[key].to(device, dtype) for key in network.state_dict()}
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False).eval()
+
+
+def open_weights(
+    build: Callable[[Config], Network], config: Config, path: Path
+) -> tuple[Network, dict[str, Weight]]:
+    """Return a network without content, and the weights that fit it, not yet read.
+
+    Raises as `load_weights` does.
+    """
+    with without_content():
+        network = build(config)
+    weights = read_weights(path)
+    _check_shapes(path, network.state_dict(), weights)
+    return network, weights
+
+
+def stored_scales(path: Path) -> dict[str, Tensor]:
+    """Return the scales (R,), float32, of the matrices that are stored as int8, by their names."""
+    found = read_weights(path).items()
+    return {name: weight.scales.float() for name, weight in found if isinstance(weight, Int8Matrix)}
+
+
+def _check_shapes(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Weight]) -> None:
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        message = f"{path} lacks {len(missing)} tensors, {missing[0]} the first"
+        raise IntegrityError(message, "config.json and weights must be of the same space")
+    for key, tensor in wanted.items():
+        if tensor.shape != found[key].shape:
+            shapes = f"{list(found[key].shape)}, config.json says {list(tensor.shape)}"
+            message = f"{path}: {key} is {shapes}"
+            raise IntegrityError(message, "config.json and weights must be of the same space")

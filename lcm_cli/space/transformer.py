@@ -1,0 +1,202 @@
+"""The Transformer blocks that SONAR's text encoder and decoder share (pre-norm, ReLU, sinusoids).
+
+Sequences are packed, never padded: the rows of a batch lie end to end in one (T, M) matrix, and
+only attention looks at the borders. Parameter names are those of the official checkpoints, so a
+state dict loads as it is.
+
+Shapes: T tokens of the whole batch, R rows, M model dim, H heads, d head dim, L length of a row,
+N rows of one length.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from importlib import import_module
+from inspect import signature
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Sinusoids start here: fairseq counted positions from padding index + 1, with padding index 1.
+# (The tokenizer's own padding index is 0; taking that is silently wrong for the real weights.)
+FIRST_POSITION = 2
+
+
+def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Return the fixed position table (length, dim): sines in the first half, cosines after."""
+    half = dim // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
+    steps = torch.arange(FIRST_POSITION, FIRST_POSITION + length, dtype=torch.float32)
+    angles = torch.outer(steps, rates)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(device)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of tokens that lie end to end, on one device. Sort them by length for speed on CPUs.
+
+    `positions_T` are those of the tokens in their rows, `owner_T` the rows they belong to;
+    `starts_R1` (int32) says where each row begins and, last, where all end. `longest` is at least
+    the length of the longest row.
+    """
+
+    ids_T: Tensor
+    positions_T: Tensor
+    owner_T: Tensor
+    starts_R1: Tensor
+    longest: int
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """The length of each row. On GPUs this waits for the device."""
+        lengths: list[int] = self.starts_R1.diff().tolist()
+        return lengths
+
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (first token, rows, length) for every run of neighbours of one length."""
+        start = 0
+        for length, run in groupby(self.lengths):
+            rows = sum(1 for _ in run)
+            if length:
+                yield start, rows, length
+            start += rows * length
+
+
+def pack_rows(rows: Sequence[Sequence[int]], device: torch.device) -> Packed:
+    """Return tokenized sentences end to end, in the order given."""
+    lengths_R = torch.tensor([len(row) for row in rows])
+    starts_R1 = F.pad(lengths_R.cumsum(0), (1, 0))
+    owner_T = torch.repeat_interleave(torch.arange(len(rows)), lengths_R)
+    ids_T = torch.tensor([token for row in rows for token in row])
+    positions_T = torch.arange(len(owner_T)) - starts_R1[owner_T]
+    tensors = (ids_T, positions_T, owner_T, starts_R1.int())
+    ids_T, positions_T, owner_T, starts_R1 = (t.to(device) for t in tensors)
+    return Packed(ids_T, positions_T, owner_T, starts_R1, int(lengths_R.max()))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a sequence to itself."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+
+    def forward(self, x_TM: Tensor, rows: Packed, causal: bool = False) -> Tensor:
+        """Attend within each row of the packed (T, M) batch."""
+        q_THd, k_THd, v_THd = self._project(x_TM)
+        attend = packed_attention() if _takes(q_THd) else None
+        if attend is None:
+            y_THd = _attend_by_length(q_THd, k_THd, v_THd, rows, causal)
+        else:
+            y_THd = attend(q_THd, k_THd, v_THd, rows, causal)
+        return self.output_proj(y_THd.reshape(len(x_TM), -1))
+
+    def _project(self, x_TM: Tensor) -> Sequence[Tensor]:
+        maps = (self.q_proj, self.k_proj, self.v_proj)
+        if not x_TM.is_cuda:  # three products of CPU size are no slower than one
+            return [p(x_TM).view(len(x_TM), self.heads, -1) for p in maps]
+        weight = torch.cat([p.weight for p in maps])
+        bias = torch.cat([p.bias for p in maps])
+        return F.linear(x_TM, weight, bias).view(len(x_TM), 3, self.heads, -1).unbind(1)
+
+
+def _attend_by_length(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:
+    """Attend within rows, those of one length that are neighbours at once; all are (T, H, d)."""
+    pieces = []
+    for start, count, length in rows.blocks():
+        span = slice(start, start + count * length)
+        q_NHLd, k_NHLd, v_NHLd = (
+            t[span].view(count, length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v)
+        )
+        y = F.scaled_dot_product_attention(q_NHLd, k_NHLd, v_NHLd, is_causal=causal)
+        pieces.append(y.transpose(1, 2).reshape(count * length, *q.shape[1:]))
+    return torch.cat(pieces)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Packed, bool], Tensor]
+
+
+@cache
+def packed_attention() -> Attend | None:
+    """Return attention within packed rows in one kernel, where torch (2.10 or newer) has it."""
+    try:
+        kernel = import_module("torch.nn.attention.varlen").varlen_attn
+    except ImportError:
+        return None
+    return partial(_attend_packed, kernel, "is_causal" in signature(kernel).parameters)
+
+
+def _attend_packed(
+    kernel: Callable[..., Tensor],
+    names_causal: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Packed,
+    causal: bool,
+) -> Tensor:
+    how: dict[str, Any] = {"is_causal": causal}
+    if not names_causal:  # from 2.11 on: how many keys a query sees before and after it
+        how = {"window_size": (-1, 0) if causal else (-1, -1)}
+    starts, longest = rows.starts_R1, rows.longest
+    contiguous = (t.contiguous() for t in (q, k, v))
+    return kernel(*contiguous, starts, starts, longest, longest, **how)
+
+
+def _takes(q_THd: Tensor) -> bool:
+    """Whether the packed kernel takes such queries."""
+    half = q_THd.dtype in (torch.float16, torch.bfloat16)
+    return q_THd.is_cuda and half and q_THd.shape[-1] % 8 == 0 and q_THd.shape[-1] <= 256
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a ReLU between them."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.inner_proj = nn.Linear(dim, inner_dim)
+        self.output_proj = nn.Linear(inner_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., M) to (..., M)."""
+        return self.output_proj(F.relu(self.inner_proj(x), inplace=not torch.is_grad_enabled()))
+
+
+class Embedding(nn.Module):
+    """Token embedding scaled by sqrt(M), plus sinusoidal positions."""
+
+    def __init__(self, vocabulary: int, dim: int, max_length: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, dim)
+        self.dropout = nn.Dropout(0.0)  # training sets how much
+        self.max_length = max_length
+        self._table: Tensor | None = None
+
+    def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        """Embed token ids (T,) at positions (T,) as (T, M)."""
+        x = self.embed(ids_T) * math.sqrt(self.embed.embedding_dim)
+        return self.dropout((x.float() + self._sinusoids()[positions_T]).to(x.dtype))
+
+    def _sinusoids(self) -> Tensor:
+        # Built on first use: networks are created on the meta device, where it has no content.
+        weight = self.embed.weight
+        if self._table is None or self._table.device != weight.device:
+            self._table = sinusoids(self.max_length, weight.shape[1], weight.device)
+        return self._table
+
+
+class Stack(nn.Module):
+    """Layers under the name that the official checkpoints give them, and a last norm if any."""
+
+    def __init__(self, layers: Iterable[nn.Module], norm_dim: int = 0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.layer_norm = nn.LayerNorm(norm_dim) if norm_dim else nn.Identity()

@@ -1,0 +1,1 @@
+"""Text without concepts: languages, sentences, paragraphs, lengths."""

@@ -1,0 +1,134 @@
+"""Telling the language of a text, offline: an answer when it is sure, an error that asks if not."""
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Collection
+from functools import cache
+from typing import Any
+
+from lcm_cli.errors import NotFoundError, UsageError
+from lcm_cli.text import languages
+from lcm_cli.text.language_table import SCRIPTS
+
+SAMPLE = 2000  # characters that are looked at
+SURE = 0.7  # see `is_sure`
+# Varieties that the library seldom knows from the standard: where that leads, they count for it.
+VARIETIES = {
+    "arb_Arab": ("ary_Arab", "arz_Arab"),
+    "zho_Hans": ("?wuu", "?yue"),
+    "zho_Hant": ("yue_Hant", "?wuu"),
+}
+OUTSIDER = 0.2  # prior weight of a language that the space lacks, against one that it has
+
+
+def detect(text: str, within: Collection[str], where: str = "") -> str:
+    """Return the code of the language that `text` is in, one of `within` (codes of a space).
+
+    `where` is the name of that space. Raises UsageError if the language is not certain, naming the
+    best guesses, and NotFoundError if it is but the space lacks it.
+    """
+    words = sample_text(text)
+    if not any(map(str.isalpha, words)):
+        raise UsageError("no words to tell the language by", "say it, for example --from fr")
+    ranked = rank_languages(words, within)
+    if not is_sure(ranked, words):
+        raise _unsure(ranked)
+    code = ranked[0][0]
+    try:
+        return languages.find_language(code, within, where).code
+    except NotFoundError as error:
+        name = languages.language(code).name
+        hint = f"{error.hint}; if it is not {name}, say what it is with --from"
+        raise NotFoundError(f"the text looks {name}, but {error.message}", hint) from None
+
+
+def sample_text(text: str) -> str:
+    """Return the first words of `text`, each once: to say a thing twice makes it no surer."""
+    return " ".join(dict.fromkeys(text[: 10 * SAMPLE].split()))[:SAMPLE]
+
+
+def rank_languages(text: str, within: Collection[str]) -> list[tuple[str, float]]:
+    """Return the likeliest languages with their odds (no unit, best first).
+
+    A language that SONAR lacks, or has in another script than that of `text`, stands as "?label".
+    """
+    script = script_of(text)
+    odds: dict[str, float] = {}
+    for label, probability in load_identifier().rank(text)[:10]:
+        code = resolve(label, script) or f"?{label}"
+        weight = 1.0 if code in within else OUTSIDER
+        odds[code] = odds.get(code, 0.0) + weight * probability
+    best = max(odds, key=odds.__getitem__)
+    odds[best] += sum(odds.pop(variety, 0.0) for variety in VARIETIES.get(best, ()))
+    return sorted(odds.items(), key=lambda item: -item[1])
+
+
+def is_sure(ranked: list[tuple[str, float]], text: str, sure: float = SURE) -> bool:
+    """Whether the best language is one of SONAR's and far enough ahead of the second.
+
+    The library's probabilities are tempered by the length, so that the log-odds of the right
+    language grow slowly with it, while those of a mere relative of the right language, which
+    the library does not know, stay behind: hence a bar that rises with the length. It is
+    calibrated with benchmarks/detect.py, see docs/languages.md.
+    """
+    (best, odds), (_, second) = ranked[0], (*ranked, ("", 0.0))[1]
+    margin = math.log(odds / second) if second > 0 else math.inf
+    return not best.startswith("?") and margin >= sure * len(text.encode()) ** 0.25
+
+
+def resolve(label: str, script: str) -> str:
+    """Return the code that a library's label ("zh", "deu") means for text in `script`, or ""."""
+    try:
+        usual = languages.find_language(label)
+    except NotFoundError:
+        return ""
+    # "zh" says nothing of the script, and a Serbian text in Latin script is none that SONAR reads.
+    same = (
+        one for one in map(languages.language, languages.SONAR) if one.code[:3] == usual.code[:3]
+    )
+    fitting = [one.code for one in same if one.script == script]
+    if script in ("Hans", "Hant") and usual.script == "Jpan":  # a short text may have no kana
+        fitting = [usual.code]
+    return fitting[0] if fitting else ""
+
+
+def script_of(text: str) -> str:
+    """Return the ISO 15924 code of the script that most letters of `text` are in, or ""."""
+    counts = Counter(map(_script, filter(str.isalpha, text)))
+    if 10 * counts["Jpan"] > counts["Han"]:  # Chinese has no kana, Japanese always some
+        counts["Jpan"] += counts.pop("Han", 0)
+    script = max(counts, key=counts.__getitem__, default="")
+    return _simplified_or_traditional(text) if script == "Han" else script
+
+
+# The first word of a letter's Unicode name tells its script.
+_BY_NAME = {name.upper(): code for code, name in SCRIPTS.items()}
+_BY_NAME |= {"ORIYA": "Orya", "OL": "Olck", "HIRAGANA": "Jpan", "KATAKANA": "Jpan", "CJK": "Han"}
+
+
+@cache
+def _script(letter: str) -> str:
+    return _BY_NAME.get(unicodedata.name(letter, "").split(" ")[0], "")
+
+
+def _simplified_or_traditional(text: str) -> str:
+    """Tell by the characters that only the one or the other national character set has."""
+    simplified = len(text.encode("gb2312", "ignore").decode("gb2312"))
+    traditional = len(text.encode("big5", "ignore").decode("big5"))
+    return "Hant" if traditional > simplified else "Hans"
+
+
+@cache
+def load_identifier() -> Any:
+    """Return py3langid's identifier. It takes 0.4 s and 70 MB, so only where it is needed."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def _unsure(ranked: list[tuple[str, float]]) -> UsageError:
+    guesses = [languages.language(code) for code, _ in ranked if not code.startswith("?")][:3]
+    named = ", ".join(f"{one.name} ({one.code})" for one in guesses)
+    hint = f"perhaps {named}: say it with --from" if named else "say it with --from"
+    return UsageError("cannot tell the language of the text for certain", hint)

@@ -1,0 +1,1 @@
+"""Training data: what is in the files, and how it becomes batches."""

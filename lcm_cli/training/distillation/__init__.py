@@ -1,0 +1,1 @@
+"""Training small models to do what large ones do."""

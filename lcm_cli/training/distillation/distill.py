@@ -1,0 +1,295 @@
+"""Distillation: a small model that learns from a large one, and how close it comes.
+
+Shapes: B documents, S concepts, D concept dim.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
+from lcm_cli.evaluation.next_concept import distance, next_concept_metrics
+from lcm_cli.files import atomic_path
+from lcm_cli.models import checkpoint
+from lcm_cli.models.base_lcm import BaseLCM
+from lcm_cli.models.config import SpaceRef
+from lcm_cli.models.interface import Batch, ConceptModel, Noise
+from lcm_cli.progress import StartJob, no_progress
+from lcm_cli.space import load_space
+from lcm_cli.training.distillation.predictions import (
+    CapturedPredictions,
+    capture,
+    check_capturable,
+    data_fingerprint,
+    model_fingerprint,
+)
+from lcm_cli.training.distillation.teaching import Teaching
+from lcm_cli.training.parallel import World, join
+from lcm_cli.training.prepare import (
+    EndlessData,
+    listen,
+    load_start,
+    make_sampler,
+    model_config,
+    new_model,
+    open_data,
+)
+from lcm_cli.training.recipe import Distillation, ModelRecipe, Training
+from lcm_cli.training.samples import Sampler
+from lcm_cli.training.trainers.concept_model import ModelTrainer, TrainingData
+
+ALONE = "alone"  # folder, within the run's, of the student without a teacher
+REPORT = "report.json"
+
+
+class DistillTrainer(ModelTrainer):
+    """A trainer whose loss is `Teaching`; it trains and saves the maps of hidden states too."""
+
+    def __init__(
+        self,
+        model: ConceptModel,
+        data: TrainingData,
+        options: Training,
+        *,
+        teaching: Teaching,
+        sampler: Sampler | None = None,
+        world: World | None = None,
+    ) -> None:
+        # The matrices are part of the objective, and shared out with it.
+        super().__init__(model, data, options, objective=teaching, sampler=sampler, world=world)
+        self.teaching = teaching
+        if matrices := list(teaching.matrices.parameters()):
+            self.parameters += matrices
+            self.names += [f"matrices.{name}" for name, _ in teaching.matrices.named_parameters()]
+            if options.ema:
+                self.average += [p.detach().clone() for p in matrices]
+            self.optimizers.append(
+                torch.optim.AdamW(
+                    matrices, lr=0.0, betas=options.betas, eps=options.eps, weight_decay=0.0
+                )
+            )
+
+    def train_step(self) -> dict[str, float]:
+        """Do one optimizer step; what is logged holds each part of the loss, unweighted."""
+        return super().train_step() | self.teaching.take(self.world)
+
+    def _tensors(self) -> dict[str, Any]:
+        return super()._tensors() | {"matrices": self.teaching.matrices.state_dict()}
+
+    def _restore_tensors(self, state: dict[str, Any]) -> None:
+        super()._restore_tensors(state)
+        self.teaching.matrices.load_state_dict(state["matrices"])
+
+
+class Lesson:
+    """What a recipe with a [distill] table needs: space, data, teacher, the processes of the run.
+
+    `student` and `alone` are the trainers of two equal models, with the teacher and without.
+    """
+
+    def __init__(
+        self, recipe: ModelRecipe, device: torch.device, data: EndlessData | None = None
+    ) -> None:
+        """Load the teacher and open the data.
+
+        Raises NotFoundError if there is no such teacher, IntegrityError if it does not suit the
+        student or the space, UsageError for a recipe that cannot be distilled.
+        """
+        self.recipe, self.device, self.options = recipe, device, distillation(recipe)
+        self.world = join()
+        self.space = load_space(recipe.space, device=str(device))
+        self.start = load_start(recipe.start) if recipe.start else None
+        self.config = model_config(recipe, self.space, self.start)
+        self.teacher = load_start(self.options.teacher)
+        check_teacher(self)
+        self.data = data or open_data(
+            recipe.data, self.space, seed=recipe.train.seed, config=self.config
+        )
+        if recipe.data.plan:
+            self.config = replace(self.config, plans=self.data.plans)
+        self._fingerprint = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the teacher's weights."""
+        self._fingerprint = self._fingerprint or model_fingerprint(self.teacher)
+        return self._fingerprint
+
+    def capture(self, *, force: bool = False, progress: StartJob = no_progress) -> tuple[Path, int]:
+        """Write the teacher's predictions; returns the file and how many documents it holds.
+
+        Raises UsageError without `capture` in the recipe, and where it is not possible.
+        """
+        if not self.options.capture:
+            raise UsageError("the recipe names no file", 'set distill.capture = "teacher.parquet"')
+        path = Path(self.options.capture)
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists already", "choose another name, or add --force")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        teacher = self.teacher.to(self.device).eval()
+        assert isinstance(teacher, BaseLCM)
+        steps = self.recipe.train.steps
+        count = capture(
+            teacher,
+            self.data,
+            self.recipe.data,
+            path,
+            steps=steps,
+            progress=progress,
+            force=force,
+        )
+        return path, count
+
+    def student(self) -> DistillTrainer:
+        """Return the trainer of the student with its teacher.
+
+        Raises NotFoundError or IntegrityError for captured predictions that lack or are of others.
+        """
+        if not self.data.validation(1):
+            raise IntegrityError(
+                "data.validation is empty: nothing to compare student and teacher on",
+                'validation = ["data/held-out"]',
+            )
+        captured, teacher = None, None
+        if self.options.capture:
+            data = data_fingerprint(self.recipe.data, self.data)
+            captured = CapturedPredictions(Path(self.options.capture), self.fingerprint, data)
+            captured(self.data.batch(0))
+        else:
+            teacher = self.teacher.to(self.device)
+        model = self.model()
+        teaching = Teaching(model, teacher, self.options, captured).to(self.device)
+        return DistillTrainer(
+            model,
+            self.data,
+            self.recipe.train,
+            teaching=teaching,
+            sampler=self._sampler,
+            world=self.world,
+        )
+
+    def alone(self) -> ModelTrainer:
+        """Return the trainer of the same student without a teacher."""
+        return ModelTrainer(
+            self.model(),
+            self.data,
+            self.recipe.train,
+            sampler=self._sampler,
+            world=self.world,
+        )
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        return make_sampler(self.recipe, self.space, self.config, self.world)
+
+    def model(self) -> ConceptModel:
+        """Return a student as it begins, with the teacher's normalizer and codebooks.
+
+        Raises IntegrityError if one to finetune has others.
+        """
+        torch.manual_seed(self.recipe.train.seed)
+        model = new_model(self.config, self.start, self.recipe.start)
+        for name in ("normalizer", "quantizer"):
+            if not hasattr(model, name):
+                continue
+            mine, theirs = (getattr(each, name).state_dict() for each in (model, self.teacher))
+            if self.start is None:
+                getattr(model, name).load_state_dict(theirs)
+            elif any(not torch.equal(mine[key], theirs[key]) for key in theirs):
+                raise IntegrityError(
+                    f"{self.recipe.start} has another {name} than the teacher",
+                    "begin with a new student, or one that was trained with this teacher",
+                )
+        listen(model, self.space)
+        return model.to(self.device)
+
+    def report(self, models: dict[str, ConceptModel], folder: Path) -> dict[str, Any]:
+        """Score the teacher and `models` on the held-out documents, and write report.json.
+
+        Each has its parameters, the scores of its predictions of the next concept, and to_teacher,
+        the mean distance of those from the teacher's.
+        """
+        batches = self.data.validation(self.recipe.train.eval_documents)
+        seed, teacher = self.recipe.train.seed, self.teacher.to(self.device)
+        found: dict[str, Any] = {}
+        for name, model in {"teacher": teacher, **models}.items():
+            with evaluating(model):
+                scores = next_concept_metrics(model, batches, seed=seed).means()
+                far = to_teacher(model, teacher, batches, seed)
+            found[name] = {"parameters": sum(p.numel() for p in model.parameters())} | scores
+            found[name]["to_teacher"] = far
+        with atomic_path(folder / REPORT, force=True) as temporary:
+            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        return found
+
+
+def distillation(recipe: ModelRecipe) -> Distillation:
+    """Return the recipe's [distill] table. Raises UsageError for what cannot be distilled."""
+    if recipe.distill is None:
+        raise UsageError(
+            f"the recipe {recipe.name} has no teacher", 'add [distill] with teacher = "runs/NAME"'
+        )
+    for name in ("normalizer", "quantizer"):
+        if getattr(recipe, name):
+            raise UsageError(f"{name} = {getattr(recipe, name)!r}: a student has its teacher's")
+    return recipe.distill
+
+
+def check_teacher(lesson: Lesson) -> None:
+    """Raise IntegrityError if the teacher's outputs are not comparable with the student's."""
+    mine, theirs, source = lesson.config, lesson.teacher.config, lesson.options.teacher
+    space = lesson.space
+    try:
+        checkpoint.check_model_space(theirs, SpaceRef(space.name, space.fingerprint), space.dim)
+    except LcmError as error:
+        hint = f'set space = "{theirs.space.name or "NAME"}" in the recipe'
+        raise IntegrityError(f"the teacher {source}: {error.message}", hint) from error
+    if lesson.options.capture:
+        check_capturable(theirs.architecture)
+    for name in ("architecture", "normalizer", "flavour", "codebooks", "units", "schedule"):
+        if getattr(mine, name, None) != (wanted := getattr(theirs, name, None)):
+            raise IntegrityError(
+                f"the student's {name} is {getattr(mine, name, None)}, "
+                f"that of the teacher {source} is {wanted}",
+                f"give the student the same {name} in [model]",
+            )
+    if theirs.max_length < mine.max_length and theirs.max_length < lesson.recipe.data.wrap:
+        raise IntegrityError(
+            f"the teacher {source} reads {theirs.max_length} concepts, fewer than the data's wrap",
+            f"set data.wrap = {theirs.max_length}",
+        )
+
+
+@contextmanager
+def evaluating(model: ConceptModel) -> Iterator[None]:
+    """Turn dropout off for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def to_teacher(
+    model: ConceptModel, teacher: ConceptModel, batches: Sequence[Batch], seed: int = 0
+) -> float:
+    """Return the mean distance of the predictions of two models, from the same noise."""
+    far, count = 0.0, 0
+    for number, batch in enumerate(batches):
+        rows = range(seed + 1000 * number, seed + 1000 * number + len(batch.lengths_B))
+        placed = batch.to(model.device)
+        predicted = [
+            each.predict(placed, each.Options(), Noise(rows, each.device))
+            for each in (model, teacher)
+        ]
+        learned_BS = placed.learned(first=1)[:, 1:]
+        distances_N = distance(predicted[0][learned_BS], predicted[1][learned_BS])
+        far, count = far + float(distances_N.sum()), count + len(distances_N)
+    return far / max(count, 1)

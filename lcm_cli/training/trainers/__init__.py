@@ -1,0 +1,1 @@
+"""What is trained: concept models and spaces, and the losses they share."""

@@ -1,0 +1,440 @@
+"""Train or finetune a concept model.
+
+A step takes one batch of the data, cut into parts. The random numbers of each part (noise, noise
+levels, dropout) come from a generator seeded with (seed, step, part): a resumed run goes on exactly
+without any saved generator, and several processes that share the parts compute what one would.
+
+Shapes: B documents, S concepts, D concept dim, N targets.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from lcm_cli.errors import IntegrityError, LcmError
+from lcm_cli.evaluation.next_concept import next_concept_metrics, scored
+from lcm_cli.models import checkpoint
+from lcm_cli.models.interface import Batch, ConceptModel, Loss
+from lcm_cli.models.sonar_llm import SonarLLM
+from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
+from lcm_cli.training.optim import average_decay, model_optimizers
+from lcm_cli.training.parallel import Portion, Share, World, alone, gathered, load_sharded, share
+from lcm_cli.training.recipe import Training
+from lcm_cli.training.samples import Sampler
+from lcm_cli.training.schedules import rate
+from lcm_cli.training.states import disk_errors
+
+MODEL = "model"
+EXPLODED = 20.0  # times the usual loss
+SETTLING = 100  # steps before the usual loss is known
+MOST_SKIPPED = 20  # batches in a row
+BUCKETS = 10
+
+# What is minimised: swapped for another where a model learns from a teacher.
+Objective = Callable[[ConceptModel, Batch], Loss]
+
+
+class TrainingData(Protocol):
+    """Batches of documents: a function of their number, so that the step stands for the order."""
+
+    @property
+    def summary(self) -> str:
+        """What there is, and what was left out, in one line."""
+
+    def batch(self, number: int) -> Batch:
+        """Return the batch of a step."""
+
+    def portion(self, number: int, share: Share) -> Portion:
+        """Return what a process computes of the batch of a step."""
+
+    def validation(self, limit: int) -> list[Batch]:
+        """Return at most `limit` held-out documents."""
+
+
+def own_loss(model: ConceptModel, batch: Batch) -> Loss:
+    """Return the model's own training loss, with random numbers from torch's generators."""
+    return model.loss(batch)
+
+
+class ModelTrainer:
+    """Model, optimizers and data of one run. `step` batches are done."""
+
+    unit = "concepts"
+
+    def __init__(
+        self,
+        model: ConceptModel,
+        data: TrainingData,
+        options: Training,
+        *,
+        objective: Objective = own_loss,
+        sampler: Sampler | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.model, self.data, self.options = model, data, options
+        self.sampler, self.world = sampler, world or World()
+        self.step = self.concepts = self.skipped = 0
+        self.steps, self.save_every = options.steps, options.save_every
+        self.eval_every, self.sample_every = options.eval_every, options.sample_every
+        self.keep, self.patience = options.keep, options.patience
+        self.device = model.device
+        freeze(model, options.freeze)
+        speed_up(model, options)
+        model.train()
+        self._weights = matrix_weights(model)
+        self.shared = share(model, objective, options, self.world)
+        self.sharded = options.parallel == "fsdp" and self.world.size > 1
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizers = model_optimizers(model, options)
+        self.scaler = torch.amp.grad_scaler.GradScaler(
+            self.device.type, enabled=options.precision == "float16"
+        )
+        self.average = [p.detach().clone() for p in self.parameters] if options.ema else []
+        self.peak_flops = peak_flops(self.device, options.precision)
+        self._usual = 0.0  # moving average of the loss
+        self._settled = self._in_a_row = 0
+        self._held_out: list[Batch] | None = None
+
+    @property
+    def summary(self) -> str:
+        """What is trained, in one line."""
+        total = sum(p.numel() for p in self.model.parameters())
+        learned = sum(p.numel() for p in self.parameters)
+        frozen = f" ({learned / 1e6:.1f} M of them trained)" if learned < total else ""
+        shape = f"{self.model.config.architecture}, {total / 1e6:.1f} M parameters{frozen}"
+        return f"{shape}; {self.data.summary}"
+
+    def train_step(self) -> dict[str, float]:
+        """Do one optimizer step; returns its mean loss and the number of concepts.
+
+        Raises LcmError, naming the batch, if the loss is not finite or explodes, unless such
+        batches are to be skipped.
+        """
+        o, share = self.options, self.world.share(self.options.accumulate)
+        portion = self.data.portion(self.step, share)
+        concepts = max(int(portion.lengths_B.sum()), 1)
+        total, targets, levels = 0.0, 0, _Levels()
+        for number, batch in zip(share.numbers, portion.parts, strict=True):
+            seed_everything(o.seed, self.step, number)
+            with alone(self.shared, last=number == share.numbers[-1]):
+                with self.autocast():
+                    loss: Loss = self.shared(batch.to(self.device))
+                # The number of targets is known when all parts are done; this one is near it.
+                self.scaler.scale(loss.value / concepts).backward()
+            total, targets = total + float(loss.value.detach()), targets + loss.targets
+            levels.add(loss, self.model)
+        total, targets = self._gather(total, targets, levels)
+        mean, learning_rate = total / max(targets, 1), rate(self.step, o)
+        # Gradients of several processes were averaged, not summed.
+        norm = self._clip(concepts / max(targets, 1) * self.world.size)
+        if self._accept(mean, norm, portion):
+            self._update(learning_rate)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        metrics = {"loss": mean, "lr": learning_rate, "grad_norm": norm, **levels.means()}
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        return finite | self._sizes(portion.lengths_B)
+
+    def _gather(self, total: float, targets: int, levels: "_Levels") -> tuple[float, int]:
+        """Sum what all processes found."""
+        found = self.world.sum([total, targets, *levels.sums, *levels.counts])
+        levels.sums, levels.counts = found[2 : 2 + BUCKETS], [int(n) for n in found[2 + BUCKETS :]]
+        return found[0], int(found[1])
+
+    def _clip(self, factor: float) -> float:
+        """Multiply the gradient by `factor` and clip it; returns its norm before that."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        for p in self.parameters:
+            if p.grad is not None:
+                p.grad.mul_(factor)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip or math.inf)
+        return float(gathered(norm))
+
+    def _update(self, learning_rate: float) -> None:
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate
+            self.scaler.step(optimizer)  # does nothing where float16 overflowed
+        self.scaler.update()
+        if self.average:
+            # The first weights are no average: they are forgotten faster.
+            decay = average_decay(self.options.ema, self.step)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
+
+    def _accept(self, loss: float, norm: float, portion: Portion) -> bool:
+        """Return whether a loss is to be learned from; raises LcmError if that is to be an end."""
+        exploded = self._settled >= SETTLING and loss > EXPLODED * self._usual
+        finite = math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())
+        if finite and not exploded:
+            share = min(self._settled / (self._settled + 1), 0.98)
+            self._usual = share * self._usual + (1 - share) * loss
+            self._settled, self._in_a_row = self._settled + 1, 0
+            return True
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        if self.options.on_nan == "skip" and self._in_a_row <= MOST_SKIPPED:
+            return False
+        raise self._diverged(loss, norm, portion)
+
+    def _diverged(self, loss: float, norm: float, portion: Portion) -> LcmError:
+        rows, concepts = len(portion.lengths_B), int(portion.lengths_B.sum())
+        finite = all(bool(torch.isfinite(part.concepts_BSD).all()) for part in portion.parts)
+        cause = ", not all of them finite" if self.world.any(not finite) else ""
+        usual = f" (usually {self._usual:.4g})" if math.isfinite(loss) else ""
+        return LcmError(
+            f"the loss is {loss:.4g}{usual}, the gradient's norm {norm:.4g} at step {self.step}, "
+            f"batch {self.step} ({rows} documents, {concepts} concepts{cause}); "
+            "the last saved state is kept",
+            "go on with --resume and a lower train.learning_rate, "
+            'or leave such batches out: --set train.on_nan="skip"',
+        )
+
+    def _sizes(self, lengths_B: Tensor) -> dict[str, float]:
+        concepts = int(lengths_B.sum())
+        self.concepts += concepts
+        length = float(lengths_B.float().mean())
+        flops = concepts * flops_per_concept(self.model.config, self._weights, length)
+        return {"concepts": concepts, "flops": flops, "skipped": float(self.skipped)}
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute in the recipe's precision."""
+        lower = self.options.precision != "float32"
+        dtype = getattr(torch, self.options.precision) if lower else None
+        with torch.autocast(self.device.type, dtype, enabled=lower):
+            yield
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that `restore` needs to go on exactly here, but for `shards`."""
+        state = {
+            "step": self.step,
+            "concepts": self.concepts,
+            "skipped": (self.skipped, self._in_a_row),
+            "usual": (self._usual, self._settled),
+            "scaler": self.scaler.state_dict(),
+        }
+        return state if self.sharded else state | self._tensors()
+
+    def shards(self) -> dict[str, Any] | None:
+        """Return the tensors that are cut among processes, None where each has them all."""
+        if not self.sharded:
+            return None
+        model, optimizers = get_state_dict(self.shared, self.optimizers)
+        average = dict(zip(self.names, self.average, strict=False))
+        return {"model": model, "optimizers": optimizers, "average": average}
+
+    def _tensors(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average,
+        }
+
+    def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
+        """Go back to where `state` was taken; `shards` holds tensors that were cut.
+
+        Raises ValueError if the run was shared out in another way, or had another `ema`.
+        """
+        if self.sharded != (shards is not None):
+            raise ValueError("a run with fsdp goes on with fsdp, in two processes or more")
+        if shards is not None:
+            self._restore_shards(shards)
+        else:
+            self._restore_tensors(state)
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.concepts = state["step"], state["concepts"]
+        self.skipped, self._in_a_row = state["skipped"]
+        self._usual, self._settled = state["usual"]
+
+    def _restore_tensors(self, state: dict[str, Any]) -> None:
+        checkpoint.check_state(self.model, state["model"], "its state")
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if bool(self.average) != bool(state["average"]):
+            raise ValueError("train.ema cannot be switched on or off within a run")
+        for mine, saved in zip(self.average, state["average"], strict=True):
+            mine.copy_(saved)
+
+    def _restore_shards(self, shards: Path) -> None:
+        state = self.shards()
+        assert state is not None
+        load_sharded(state, shards)
+        set_state_dict(
+            self.shared,
+            self.optimizers,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizers"],
+        )
+
+    def export(self, folder: Path) -> Path:
+        """Write the model, its averaged weights if there are any, into `folder`/model."""
+        path = folder / MODEL
+        with self.averaged() as model, disk_errors(path / checkpoint.WEIGHTS):
+            if self.world.leads:
+                checkpoint.save(model, path, force=True)
+        return path
+
+    @contextmanager
+    def averaged(self) -> Iterator[ConceptModel]:
+        """Yield the model in evaluation mode, whole, with the averaged weights if there are any."""
+        averages = dict(zip(self.names, self.average, strict=False))
+        if self.sharded:
+            state = {
+                name: gathered(averages.get(name, tensor)).detach()
+                for name, tensor in self.model.state_dict().items()
+            }
+            model = checkpoint.build(self.model.config).to(self.device)
+            model.load_state_dict(state)
+            assert isinstance(model, ConceptModel)
+            if isinstance(model, SonarLLM) and isinstance(self.model, SonarLLM):
+                model.token_loss = self.model.token_loss
+            yield model.eval()
+            return
+        trained = [p.data for p in self.parameters]
+        for p, average in zip(self.parameters, self.average, strict=False):
+            p.data = average
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.train()
+            for p, weights in zip(self.parameters, trained, strict=True):
+                p.data = weights
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Measure held-out documents: the loss, by noise level too, and the paper's metrics."""
+        if self._held_out is None:
+            self._held_out = self.data.validation(self.options.eval_documents)
+        if not self._held_out:
+            return {}
+        with self.averaged() as model:
+            scores = self._held_out_loss(model, self._held_out)
+            roundtrip = None
+            if self.sampler is not None:
+                sentences = [batch.sentences()[0] for batch in self._held_out]
+                total = sum(int(scored(batch).sum()) for batch in sentences)
+                roundtrip = self.sampler.reconstruction(total)
+            metrics = next_concept_metrics(
+                model, self._held_out, seed=self.options.seed, reconstruct=roundtrip
+            )
+            found = scores | metrics.means() | self._mutual_information(model, self._held_out)
+        return {"eval": found}
+
+    def _mutual_information(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
+        """Return MI where a judge was loaded: in the leading process, if the recipe names one."""
+        if self.sampler is None or self.sampler.lm is None:
+            return {}
+        score = self.sampler.mutual_information(model, batches, self.options.seed)
+        return {"mi": score} if math.isfinite(score) else {}
+
+    @torch.no_grad()
+    def _held_out_loss(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
+        total, targets, levels = 0.0, 0, _Levels()
+        for number, batch in enumerate(batches):
+            seed_everything(self.options.seed, 0, number)
+            with self.autocast():
+                loss = model.loss(batch.to(self.device))
+            total, targets = total + float(loss.errors_N.sum()), targets + loss.targets
+            levels.add(loss, model)
+        return {"loss": total / max(targets, 1), **levels.means()}
+
+    def sample(self) -> dict[str, Any]:
+        """Return what the model makes of the beginning of a held-out document, as text."""
+        if self.sampler is None or not self.sample_every:
+            return {}
+        if self._held_out is None:
+            self._held_out = self.data.validation(self.options.eval_documents)
+        with self.averaged() as model:
+            text = self.sampler.sample(model, self._held_out, self.step)
+        return {"sample": text} if text else {}
+
+
+class _Levels:
+    """The loss by noise level: loss_0 is that of the lowest tenth of the timesteps."""
+
+    def __init__(self) -> None:
+        self.sums, self.counts = [0.0] * BUCKETS, [0] * BUCKETS
+
+    def add(self, loss: Loss, model: ConceptModel) -> None:
+        if loss.timesteps_N is None or not loss.targets:
+            return
+        steps = model.config.schedule.steps  # type: ignore[union-attr]
+        for number, (sum_, count) in enumerate(loss.buckets(steps, BUCKETS)):
+            self.sums[number] += sum_
+            self.counts[number] += count
+
+    def means(self) -> dict[str, float]:
+        return {
+            f"loss_{number}": total / count
+            for number, (total, count) in enumerate(zip(self.sums, self.counts, strict=True))
+            if count
+        }
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed torch's generators with a digest of `numbers`."""
+    digest = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(digest) % 2**63)
+
+
+def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Leave the parameters that a pattern (as "frontend.*") names as they are.
+
+    Raises IntegrityError if a pattern names none, or none is left to train.
+    """
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [p for name, p in named.items() if fnmatch(name, pattern)]
+        if not found:
+            tops = sorted({name.split(".")[0] for name in named})
+            raise IntegrityError(
+                f"train.freeze: {pattern!r} names no parameter", f"there are: {', '.join(tops)}"
+            )
+        for p in found:
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in named.values()):
+        raise IntegrityError(f"train.freeze = {list(patterns)} leaves nothing to train")
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """Return the Transformer layers of a model, whatever its architecture."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for stack in stacks for layer in stack]
+
+
+def speed_up(model: nn.Module, options: Training) -> None:
+    """Checkpoint or compile each layer, as the recipe says."""
+    if options.precision != "float32":
+        # Normalization with float32 weights is what is wanted, fused or not.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    for layer in layers(model):
+        if options.checkpointing:
+            layer.forward = _Recomputed(layer.forward)
+        if options.compile:
+            layer.compile()
+
+
+class _Recomputed:
+    """A layer whose activations are not kept for the backward pass but computed again."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.forward(*args, **kwargs)
+        from torch.utils.checkpoint import checkpoint as recompute
+
+        return recompute(self.forward, *args, use_reentrant=False, **kwargs)

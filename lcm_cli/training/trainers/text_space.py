@@ -1,0 +1,514 @@
+"""Train or finetune a space: an encoder and a decoder that share one concept vector.
+
+Every step takes pairs of translations (a, b). Both are encoded; each concept, with noise, must be
+decoded into a or b at random (auto-encoding and translation), and the two concepts are pulled
+together and, if the recipe says so, apart from those of other sentences. The noise makes predicted
+concepts, which are never exact, decode well (Large Concept Models, section 2.5.2). Sentences
+without a translation travel in pairs, too, and are only decoded into themselves.
+
+Shapes: N pairs, R = 2 N rows, T tokens of the packed batch, D concept dim.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import chain, cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lcm_cli.errors import IntegrityError
+from lcm_cli.evaluation.space_quality import evaluate_space
+from lcm_cli.files import atomic_path
+from lcm_cli.space import Space, load_space
+from lcm_cli.space.decoder import DecoderConfig, TextDecoder
+from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.loading import load_weights
+from lcm_cli.space.tokenizer import Tokenizer
+from lcm_cli.space.transformer import packed_attention
+from lcm_cli.training.data.parallel_text import (
+    NONE,
+    Pairs,
+    ParallelText,
+    Room,
+    Translations,
+    read_translations,
+    shifted,
+)
+from lcm_cli.training.data_options import as_data_set
+from lcm_cli.training.optim import (
+    average_decay,
+    learning_rate,
+    make_optimizers,
+    set_rate,
+    split_parameters,
+)
+from lcm_cli.training.parallel import World
+from lcm_cli.training.recipe import SpaceRecipe, SpaceShape
+from lcm_cli.training.trainers.cuda_graph import CapturedStep
+from lcm_cli.training.trainers.token_loss import short_rows, token_cross_entropy
+
+StateDict = dict[str, Tensor]
+
+TOKENIZER_SENTENCES = 60_000  # a language; more changes little
+
+
+class SpaceTrainer:
+    """Networks, optimizers and data of one run. `step` batches are done."""
+
+    unit = "sentences"
+    sample_every = 0
+    keep = 2
+    patience = 0
+    world = World()
+    peak_flops: float | None = None
+
+    def __init__(
+        self,
+        recipe: SpaceRecipe,
+        tokenizer_path: Path,
+        networks: tuple[TextEncoder, TextDecoder],
+        data: ParallelText,
+        dev: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        self.recipe = recipe
+        self.options = recipe.train
+        self.encoder, self.decoder = networks
+        self.tokenizer_path = tokenizer_path
+        self.data, self.dev = data, dev
+        self.device = self.encoder.layer_norm.weight.device
+        self.step = self.sentences = 0
+        self.steps, self.save_every = self.options.steps, self.options.save_every
+        self.eval_every = self.options.eval_every
+        self._epoch, self._first = -1, 0
+        self._pairs: Pairs | None = None
+        self._batches: list[slice] = []
+        matrices, others = split_parameters(networks)
+        self.optimizers = make_optimizers(matrices, others, self.options)
+        self.parameters = matrices + others
+        self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
+        self._room: Room | None = None
+        self._captured = CapturedStep(self._learn)
+
+    @property
+    def summary(self) -> str:
+        """What is trained, on what, in one line."""
+        size, left_out = sum(p.numel() for p in self.parameters), self.data.skipped
+        skipped = f"; {left_out} sentences over {self.options.max_tokens} tokens are left out"
+        return (
+            f"{size / 1e6:.1f} M parameters, {len(self.data)} lines of text"
+            f"{skipped if left_out else ''}"
+        )
+
+    def train_step(self) -> dict[str, Any]:
+        """Do one optimizer step; returns its losses and the number of sentences.
+
+        On a GPU the losses are tensors, for which nothing has waited yet.
+        """
+        batch, o = self._batch(), self.options
+        rate = learning_rate(self.step, o.steps, o.learning_rate, o.warmup, o.decay)
+        for optimizer in self.optimizers:
+            set_rate(optimizer, rate)
+        # Noise and dropout follow from seed and step, on whichever device.
+        torch.manual_seed(int(np.random.default_rng([o.seed, self.step]).integers(1 << 62)))
+        if self._room is None:
+            found = self._learn(batch.sentences_N4, batch.aligned_N, batch.swap_N)
+        else:
+            full = batch.padded(self._room.pairs)
+            found = self._captured(full.sentences_N4, full.aligned_N, full.swap_N)
+        self._follow()
+        self.step += 1
+        self.sentences += 2 * len(batch)
+        losses = found.unbind() if found.is_cuda else found.tolist()
+        names = ("loss", "align", "contrast", "grad_norm")
+        return dict(zip(names, losses, strict=True)) | {"lr": rate, "sentences": 2 * len(batch)}
+
+    def _learn(self, sentences_N4: Tensor, aligned_N: Tensor, swap_N: Tensor) -> Tensor:
+        """Do the device's part of a step; returns the three losses and the gradient's norm."""
+        o = self.options
+        losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N), self._room)
+        (losses[0] + o.align * losses[1] + o.contrast * losses[2]).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, o.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return torch.stack([*(loss.detach() for loss in losses), norm])
+
+    def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean cross-entropy of a token, and the alignment and contrast of the pairs.
+
+        With `room` the batch is filled up to it, and nothing waits for the device; the numbers are
+        the same. Room is for GPUs: elsewhere it only adds work.
+        """
+        with self._fast_math():
+            rows, order_R = self.data.rows(pairs.sides(), room)
+            concepts_RD = _unsorted(self.encoder.encode(rows), order_R).float()
+            present_R = (pairs.sides()[:, 0] != NONE)[:, None].float()
+            sigma_D = _variance(concepts_RD.detach(), present_R).sqrt()
+            noisy_RD = self._with_noise(concepts_RD, sigma_D)
+            token_loss = self._decoding_loss(noisy_RD, pairs.targets(), room)
+            a_ND, b_ND = concepts_RD.chunk(2)
+            align = _alignment(a_ND, b_ND, pairs.aligned_N, sigma_D)
+            contrast = _contrast(a_ND, b_ND, pairs.aligned_N, present_R.chunk(2)[0])
+        return token_loss, align, contrast
+
+    def _with_noise(self, concepts_RD: Tensor, sigma_D: Tensor) -> Tensor:
+        size_R1 = torch.rand_like(concepts_RD[:, :1]) * self.options.noise
+        return concepts_RD + torch.randn_like(concepts_RD) * size_R1 * sigma_D
+
+    def _decoding_loss(self, concepts_RD: Tensor, targets_R2: Tensor, room: Room | None) -> Tensor:
+        """Mean cross entropy a token. The language token is given, not predicted."""
+        rows, order_R = self.data.rows(targets_R2, room)
+        rows, wanted_T = shifted(rows, len(targets_R2))
+        spare = len(rows.starts_R1) - 1 - len(targets_R2)
+        hidden_TM = self.decoder.decode(
+            functional.pad(concepts_RD[order_R], (0, 0, 0, spare)), rows
+        )
+        if room is None:
+            kept = (wanted_T != NONE).nonzero().flatten()
+            hidden_TM, wanted_T = hidden_TM[kept], wanted_T[kept]
+        total, _ = token_cross_entropy(self.decoder, hidden_TM, wanted_T, self.options.smoothing)
+        return total / (wanted_T != NONE).sum()
+
+    def _batch(self) -> Pairs:
+        """Return the batch of the current step; epochs follow each other."""
+        while self._pairs is None or self.step >= self._first + len(self._batches):
+            if self._pairs is not None:
+                self._first += len(self._batches)
+            self._open_epoch(self._epoch + 1)
+        return self._pairs[self._batches[self.step - self._first]]
+
+    def _open_epoch(self, number: int) -> None:
+        o = self.options
+        self._epoch = number
+        self._pairs, self._batches = self.data.epoch(
+            o.seed, number, o.batch_tokens, join=o.join, translate=o.translate
+        )
+        if not self._captures():
+            return
+        room = self.data.room(self._batches, o.batch_tokens)
+        if self._room is None or room.pairs > self._room.pairs:
+            self._room, self._captured = room, CapturedStep(self._learn)
+
+    def _captures(self) -> bool:
+        """Whether steps are captured: where attention within packed rows is one kernel."""
+        half = self.options.precision == "bfloat16"
+        return self.device.type == "cuda" and half and packed_attention() is not None
+
+    def _follow(self) -> None:
+        """Let the average of the weights follow them."""
+        if self.average:
+            decay = average_decay(self.options.ema, self.step)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the average in the place of the weights, without dropout."""
+        networks, weights = (self.encoder, self.decoder), [p.data for p in self.parameters]
+        try:
+            for p, average in zip(self.parameters, self.average or weights, strict=True):
+                p.data = average
+            for network in networks:
+                network.eval()
+            yield
+        finally:
+            for p, own in zip(self.parameters, weights, strict=True):
+                p.data = own
+            for network in networks:
+                network.train()
+
+    @contextmanager
+    def _fast_math(self) -> Iterator[None]:
+        lower = self.options.precision == "bfloat16"
+        # Each weight is used once a step, so that nothing is gained by keeping rounded copies.
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=lower, cache_enabled=False
+        )
+        with short_rows(self.device), autocast:
+            yield
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that `restore` needs to go on exactly here.
+
+        Batches and noise are functions of the seed, the epoch and the step, so these stand for
+        them.
+        """
+        return {
+            "step": self.step,
+            "sentences": self.sentences,
+            "epoch": self._epoch,
+            "first": self._first,
+            "encoder": self.encoder.state_dict(),
+            "decoder": self.decoder.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def shards(self) -> None:
+        """Nothing is cut: one process trains a space."""
+
+    def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
+        """Go back to where `state` was taken. Raises ValueError if the run had another `ema`."""
+        if len(state["average"]) != len(self.average):
+            raise ValueError("train.ema cannot be switched on or off within a run")
+        self.encoder.load_state_dict(state["encoder"])
+        self.decoder.load_state_dict(state["decoder"])
+        for mine, saved in zip(self.average, state["average"], strict=True):
+            mine.copy_(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            rates = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # where it lies, on this device
+        self.step, self.sentences = state["step"], state["sentences"]
+        self._first, self._captured = state["first"], CapturedStep(self._learn)
+        if state["epoch"] >= 0:
+            self._open_epoch(state["epoch"])
+
+    def export(self, folder: Path) -> Path:
+        """Write the space as it is, centred and in float16, into `folder`/space."""
+        with self._averaged():
+            states = self.encoder.state_dict(), self.decoder.state_dict()
+            if not self.recipe.start:  # a finetuned space stays where it was
+                center(*states, self._mean_concept())
+        source = {"trained_by": "lcm train", "steps": self.step, "sentences": self.sentences}
+        configs = self.encoder.config, self.decoder.config
+        path = folder / "space"
+        return save_space(path, self.recipe, states, configs, self.tokenizer_path, source)
+
+    @torch.no_grad()
+    def _mean_concept(self, batches: int = 8) -> Tensor:
+        """Return the mean concept (D,) of some of the training data."""
+        o = self.options
+        pairs, found = self.data.epoch(o.seed, 0, o.batch_tokens, join=0.0, translate=0.0)
+        rows = (self.data.rows(pairs[batch].sides())[0] for batch in found[:batches])
+        return torch.cat([self.encoder.encode(some) for some in rows]).mean(dim=0)
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Export, and measure what was exported on the recipe's dev data."""
+        space = load_space(str(self.export(folder)), device=str(self.device))
+        if not self.dev:
+            return {}
+        quality = evaluate_space(space, self.dev, limit=self.options.eval_sentences)
+        return {"eval": quality.means(), "by_language": asdict(quality)}
+
+    def sample(self) -> dict[str, Any]:
+        """Nothing: the scores tell more of a space than an example does."""
+        return {}
+
+
+def _unsorted(x_RD: Tensor, order_R: Tensor) -> Tensor:
+    """Return the first rows of `x_RD`, the i-th of which is number order_R[i], in their order."""
+    own_RD = x_RD[: len(order_R)]
+    return torch.empty_like(own_RD).index_copy(0, order_R, own_RD)
+
+
+def _variance(x_RD: Tensor, present_R1: Tensor) -> Tensor:
+    """Return the variance (D,) of the rows that are there."""
+    count = present_R1.sum()
+    mean_D = (x_RD * present_R1).sum(dim=0) / count
+    return ((x_RD - mean_D).square() * present_R1).sum(dim=0) / count
+
+
+def _alignment(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, sigma_D: Tensor) -> Tensor:
+    """Mean squared distance of translations, in units of twice the concepts' variance."""
+    distance_N = (a_ND - b_ND).square().mean(dim=1) * aligned_N
+    return distance_N.sum() / aligned_N.sum().clamp(min=1) / (2 * sigma_D.square().mean() + 1e-8)
+
+
+def _contrast(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, present_N1: Tensor) -> Tensor:
+    """Mean cross entropy of finding each translation among all of the batch, by cosine.
+
+    InfoNCE in both directions at a temperature of 0.05 (LaBSE: Feng et al. 2022, without margin).
+    """
+    logits_NN = (functional.normalize(a_ND) @ functional.normalize(b_ND).T).float() / 0.05
+    present_NN = present_N1.bool() & present_N1.bool().T
+    absent_NN = ~present_NN & ~torch.eye(len(a_ND), dtype=torch.bool, device=a_ND.device)
+    logits_NN = logits_NN.masked_fill(absent_NN, -torch.inf)
+    wanted_N = torch.arange(len(a_ND), device=a_ND.device)
+    there_N = functional.cross_entropy(logits_NN, wanted_N, reduction="none")
+    back_N = functional.cross_entropy(logits_NN.T, wanted_N, reduction="none")
+    return ((there_N + back_N) * aligned_N).sum() / (2 * aligned_N.sum().clamp(min=1))
+
+
+def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) -> SpaceTrainer:
+    """Prepare a run in `folder`: tokenizer, networks, data. Raises LcmErrors of all three.
+
+    A tokenizer that the run already has is kept, so that a resumed run goes on with its own.
+    """
+    sets = [text_set(entry) for entry in recipe.data.train]
+    tokenizer_path = folder / "tokenizer.model"
+    start = load_space(recipe.start, device="cpu", precision="float32") if recipe.start else None
+    if start is not None:
+        recipe = replace(recipe, languages=start.languages, licence=recipe.licence or start.licence)
+        shutil.copyfile(start.files.tokenizer, tokenizer_path)
+        networks = trainable(start)
+    elif not tokenizer_path.is_file():
+        lines = chain.from_iterable(read_translations(path) for path, _ in sets)
+        train_tokenizer(tokenizer_path, lines, recipe.shape.vocabulary)
+    tokenizer = Tokenizer(tokenizer_path, recipe.languages)
+    if start is None:
+        networks = new_networks(recipe.shape, tokenizer.vocabulary, recipe.train.seed)
+    for network in networks:
+        network.to(device)
+        set_dropout(network, recipe.train.dropout)
+    longest = min(network.config.max_length for network in networks)
+    data = ParallelText(
+        ((read_translations(path), weight) for path, weight in sets),
+        tokenizer,
+        min(recipe.train.max_tokens, longest),
+        longest,
+        device,
+    )
+    dev_lines = chain.from_iterable(read_translations(Path(p)) for p in recipe.data.dev)
+    dev = [{code: texts[0] for code, texts in line.items()} for line in dev_lines]
+    return SpaceTrainer(recipe, tokenizer_path, networks, data, dev)
+
+
+def text_set(entry: str) -> tuple[Path, float]:
+    """Return the file that an entry of the data names, and its weight: PATH[:WEIGHT].
+
+    Raises IntegrityError for one that names a split, which text has not.
+    """
+    found = as_data_set(entry)
+    if found.split:
+        raise IntegrityError(f"{entry}: text has no splits", "an entry is PATH[:WEIGHT]")
+    return Path(found.path), found.weight
+
+
+def set_dropout(network: nn.Module, share: float) -> None:
+    """Let training leave out a share of the activations, of embeddings and of each layer."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+
+
+def trainable(space: Space) -> tuple[TextEncoder, TextDecoder]:
+    """Return copies of a space's networks that own their weights and take gradients."""
+    config = space.files.config
+    encoder, decoder = (
+        EncoderConfig(**config["encoder"]),
+        DecoderConfig(**config["decoder"]),
+    )
+    cpu = torch.device("cpu")
+    networks = (
+        load_weights(TextEncoder, encoder, space.files.encoder, cpu, torch.float32),
+        load_weights(TextDecoder, decoder, space.files.decoder, cpu, torch.float32),
+    )
+    for network in networks:
+        for p in network.parameters():
+            p.data = p.data.clone()  # off the memory-mapped file
+        network.requires_grad_(True).train()
+    return networks
+
+
+def new_networks(shape: SpaceShape, vocabulary: int, seed: int) -> tuple[TextEncoder, TextDecoder]:
+    """Return freshly initialised networks, with one embedding for both if `shape.tie`."""
+    common = (shape.dim, shape.heads, shape.ffn_dim, vocabulary)
+    encoder = TextEncoder(EncoderConfig(shape.encoder_layers, *common, shape.max_length))
+    decoder = TextDecoder(
+        DecoderConfig(shape.decoder_layers, *common, shape.dim, max_length=shape.max_length)
+    )
+    initialize(encoder, decoder, seed)
+    if shape.tie:
+        decoder.decoder_frontend.embed = encoder.encoder_frontend.embed
+    return encoder, decoder
+
+
+def initialize(encoder: TextEncoder, decoder: TextDecoder, seed: int) -> None:
+    """Fill new networks: Xavier for matrices, small normal embeddings, norms at identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for network in (encoder, decoder):
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5, generator=generator)
+
+
+def train_tokenizer(path: Path, lines: Iterable[Translations], vocabulary: int) -> None:
+    """Train a sentencepiece model on the sentences of `lines`, each language with equal weight.
+
+    Raises IntegrityError if the text is too little for that many pieces.
+    """
+    import sentencepiece
+
+    texts: dict[str, list[str]] = {}
+    for line in lines:
+        for code, found in line.items():
+            texts.setdefault(code, []).extend(found)
+    most = min(max(len(t) for t in texts.values()), TOKENIZER_SENTENCES) if texts else 0
+    balanced = [t for _, all_ in sorted(texts.items()) for t in islice(cycle(all_), most)]
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(balanced),
+            model_writer=model,
+            vocab_size=vocabulary,
+            character_coverage=0.9999,
+            hard_vocab_limit=False,  # little text has fewer pieces
+            byte_fallback=True,  # any text can be encoded, in bytes if need be
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        hint = "set a smaller shape.vocabulary, or give more text"
+        raise IntegrityError(f"no tokenizer of {vocabulary} pieces: {error}", hint) from error
+    with atomic_path(path, force=True) as temporary:
+        temporary.write_bytes(model.getvalue())
+
+
+def center(encoder: StateDict, decoder: StateDict, offset_D: Tensor) -> None:
+    """Move what all concepts share from the encoder's last bias into the decoder's; in place.
+
+    Texts stay exactly the same. But a large common offset, which nothing in training prevents,
+    makes the cosine of any two concepts almost 1, and is lost digits in every half precision.
+    """
+    encoder["layer_norm.bias"] = encoder["layer_norm.bias"] - offset_D
+    for key in [key for key in decoder if key.endswith("encoder_decoder_attn.v_proj.bias")]:
+        weight = decoder[key.replace(".bias", ".weight")]
+        decoder[key] = decoder[key] + weight @ offset_D
+
+
+def save_space(
+    folder: Path,
+    recipe: SpaceRecipe,
+    states: tuple[StateDict, StateDict],
+    configs: tuple[EncoderConfig, DecoderConfig],
+    tokenizer: Path,
+    source: Mapping[str, Any],
+) -> Path:
+    """Write a space folder: weights in float16, tokenizer, config.json last."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, state in zip(("encoder", "decoder"), states, strict=True):
+        state = {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
+        with atomic_path(folder / f"{name}.safetensors", force=True) as temporary:
+            save_file(state, temporary)
+    with atomic_path(folder / "tokenizer.model", force=True) as temporary:
+        shutil.copyfile(tokenizer, temporary)
+    config = {
+        "kind": "space",
+        "name": recipe.name,
+        "licence": recipe.licence,
+        "languages": recipe.languages,
+        "encoder": asdict(configs[0]),
+        "decoder": asdict(configs[1]),
+        "source": dict(source),
+    }
+    with atomic_path(folder / "config.json", force=True) as temporary:
+        temporary.write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return folder

@@ -1,0 +1,178 @@
+"""The cross-entropy of sentences' tokens through a decoder: what spaces and SONAR-LLMs learn.
+
+    L_n = - sum over t of log p(token t of sentence n | the tokens before it, concept n)
+
+under teacher forcing, the language token given. SONAR-LLM (arXiv 2508.05305) predicts concepts and
+is judged by what the frozen decoder makes of them, so only the concepts' gradient is wanted: it is
+known as soon as a few sentences are decoded, and no more than these are ever held in memory.
+
+Shapes: N sentences, T tokens of them all, D concept dim, M model dim, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lcm_cli.space import Space
+from lcm_cli.space.decoder import DecoderConfig, TextDecoder
+from lcm_cli.space.loading import load_weights
+from lcm_cli.space.tokenizer import EOS
+from lcm_cli.training.data.token_ids import Tokens
+
+TOGETHER = 4096  # tokens that are decoded at once: some 6 GB of activations with SONAR's decoder
+
+
+class TokenLoss:
+    """Judges predicted concepts by the sentences that they are to say. The decoder is frozen."""
+
+    def __init__(self, space: Space) -> None:
+        # Not the space's own: that one is laid out for decoding, and takes no gradients.
+        config = DecoderConfig(**space.files.config["decoder"])
+        weights = space.files.decoder
+        self.decoder = load_weights(TextDecoder, config, weights, space.device, torch.float32)
+
+    def __call__(self, concepts_ND: Tensor, sentences: Sequence[Tokens]) -> Tensor:
+        """Return the cross-entropy of each sentence in nats, (N,); of its concept, differentiable.
+
+        `sentences` are [language] x </s>; what exceeds the decoder's length is left out.
+        """
+        most = self.decoder.config.max_length
+        rows = [sentence[:most].tolist() for sentence in sentences]
+        found: Tensor = _Decoded.apply(concepts_ND, rows, self.decoder)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _Decoded(torch.autograd.Function):
+    """The cross-entropies, and their gradients with them: both while a part is decoded."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, concepts_ND: Tensor, rows: list[list[int]], decoder: TextDecoder
+    ) -> Tensor:
+        errors_N = concepts_ND.new_zeros(len(rows), dtype=torch.float32)
+        grad_ND = torch.zeros_like(concepts_ND) if ctx.needs_input_grad[0] else None
+        for part in _parts(rows):
+            numbers = torch.tensor(part, device=concepts_ND.device)
+            with torch.set_grad_enabled(grad_ND is not None), short_rows(concepts_ND.device):
+                some_ND = concepts_ND.detach()[numbers].requires_grad_(grad_ND is not None)
+                total, each_T = decoding_loss(decoder, some_ND, [rows[i] for i in part])
+                if grad_ND is not None:
+                    (grad_ND[numbers],) = torch.autograd.grad(total, some_ND)
+            lengths = torch.tensor([len(rows[i]) - 1 for i in part]).to(numbers.device)
+            errors_N.index_add_(0, numbers.repeat_interleave(lengths), each_T)
+        ctx.save_for_backward(grad_ND)
+        return errors_N
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (grad_ND,) = ctx.saved_tensors
+        return grad_ND * grad_outputs[0][:, None].to(grad_ND.dtype), None, None
+
+
+def _parts(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Yield the numbers of rows of like length, about TOGETHER tokens at a time."""
+    part: list[int] = []
+    for number in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if part and (len(part) + 1) * len(rows[number]) > TOGETHER:
+            yield part
+            part = []
+        part.append(number)
+    if part:
+        yield part
+
+
+def decoding_loss(
+    decoder: TextDecoder, concepts_ND: Tensor, rows: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropies of all tokens: their sum, and without gradient each of them, (T,).
+
+    `rows` are [language] x </s>, sorted by length for speed; the language counts as given.
+    """
+    hidden_TM = decoder(concepts_ND, [[EOS, *row[:-1]] for row in rows])
+    device = hidden_TM.device
+    wanted_T = torch.tensor([t for row in rows for t in (-1, *row[1:])], device=device)
+    kept = (wanted_T >= 0).nonzero().flatten()
+    return token_cross_entropy(decoder, hidden_TM[kept], wanted_T[kept])
+
+
+def token_cross_entropy(
+    decoder: TextDecoder, hidden_TM: Tensor, wanted_T: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropies of tokens (0 where none is wanted, below 0): their sum, and each.
+
+    With `smoothing` e the target is (1 - e) for the token wanted, and e shared out evenly among
+    all (Szegedy et al. 2016, section 7). Each of them, (T,), has no gradient.
+    """
+    weight_VM = decoder.decoder_frontend.embed.weight
+    device = hidden_TM.device
+    if torch.is_autocast_enabled(device.type):
+        lower = torch.get_autocast_dtype(device.type)
+        hidden_TM, weight_VM = hidden_TM.to(lower), weight_VM.to(lower)
+    loss: tuple[Tensor, Tensor] = _TiedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_TM, weight_VM, wanted_T, smoothing
+    )
+    return loss
+
+
+class _TiedCrossEntropy(torch.autograd.Function):
+    """Cross entropies of linear logits, a slice of tokens at a time: their sum, and each.
+
+    Logits of all tokens at once would be the largest tensor of the step by far; their gradient is
+    known as soon as they are, so both directions are done while a slice is in cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TM: Tensor, weight_VM: Tensor, wanted_T: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        losses_T = hidden_TM.new_zeros(len(hidden_TM), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden_TM)
+        # That of a frozen embedding is not wanted, and would be as much work as all the rest.
+        grad_weight = torch.zeros_like(weight_VM).float() if ctx.needs_input_grad[1] else None
+        together = _slice(weight_VM)
+        for start in range(0, len(hidden_TM), together):
+            span = slice(start, start + together)
+            counts_T1 = (wanted_T[span, None] >= 0).to(hidden_TM.dtype)
+            h, y = hidden_TM[span] * counts_T1, wanted_T[span, None].clamp(min=0)
+            logits = (h @ weight_VM.T).float()
+            logits.sub_(logits.amax(dim=1, keepdim=True))
+            wanted = logits.gather(1, y)
+            if smoothing:
+                wanted.lerp_(logits.mean(dim=1, keepdim=True), smoothing)
+            grad = logits.exp_()  # one pass of exponentials for loss and gradient
+            total = grad.sum(dim=1, keepdim=True)
+            losses_T[span] = ((total.log() - wanted) * counts_T1)[:, 0]
+            grad.div_(total).scatter_add_(1, y, torch.full_like(total, smoothing - 1.0))
+            if smoothing:
+                grad.sub_(smoothing / len(weight_VM))
+            grad = grad.to(h.dtype)
+            grad_hidden[span] = (grad @ weight_VM) * counts_T1
+            if grad_weight is not None:
+                grad_weight += grad.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(losses_T)
+        return losses_T.sum(), losses_T
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grad_outputs[0]
+        hidden = grad_hidden * scale.to(grad_hidden.dtype)
+        return hidden, None if grad_weight is None else grad_weight * scale, None, None
+
+
+def _slice(weight_VM: Tensor) -> int:
+    """How many tokens to project at once: on CPUs what stays in cache, on GPUs about 1 GB."""
+    return 512 if weight_VM.device.type == "cpu" else max(512, (1 << 28) // len(weight_VM))
+
+
+def short_rows(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which the attention of short rows has a fast backward pass.
+
+    That of the fused one on CPUs is ten times slower on rows as short as sentences.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

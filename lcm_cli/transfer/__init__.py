@@ -1,0 +1,1 @@
+"""Checkpoints on the move: pulled, converted, listed, verified and pushed."""

@@ -1,0 +1,205 @@
+"""Checkpoints converted: those of other programs to our layout, ours to another way of storing."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.files import atomic_files, sha256
+from lcm_cli.hub.layouts import CARD, OURS, licence_in, read_json
+from lcm_cli.hub.locate import FILES, SpaceFiles, locate_model, locate_space
+from lcm_cli.models.checkpoint import (
+    CONFIG,
+    FULL_PRECISION,
+    WEIGHTS,
+    config_text,
+    open_model,
+    write,
+)
+from lcm_cli.space import Space, load_space
+from lcm_cli.space.decoder import DecoderConfig, TextDecoder
+from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.loading import open_weights
+from lcm_cli.transfer.converters.foreign import read_model
+from lcm_cli.transfer.inventory import find_any
+from lcm_cli.transfer.plan import ORIGIN
+from lcm_cli.weights import (
+    Store,
+    Weight,
+    pieces,
+    read_weights,
+    relative_error,
+    write_safetensors,
+)
+
+# What a space is tried with: everyday English, of lengths as in most text.
+_LANGUAGE = "eng_Latn"
+_SENTENCES = (
+    "She was very happy.",
+    "The children play in the garden behind the house.",
+    "Where did you put the keys of the car?",
+    "My brother has worked in a small town by the sea for twenty years.",
+    "It rained all night, and in the morning the streets were full of water.",
+    "If you had told me that before, I would not have bought the tickets.",
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it means for weights to be stored otherwise.
+
+    `before` and `after` are bytes; `error` is how far the weights have moved, against their size
+    (root mean squares); `cosine` that between concepts of the space before and after, the mean
+    over a few English sentences, where it has English.
+    """
+
+    before: int
+    after: int
+    error: float
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: a "space", or the architecture of a model, and the space of its concepts.
+
+    `cost` is there if numbers were to be stored otherwise.
+    """
+
+    what: str
+    dim: int
+    space: str
+    cost: Cost | None = None
+
+
+def convert(
+    source: str, folder: Path, store: Store | None = None, *, force: bool = False
+) -> Converted:
+    """Write the checkpoint `source` to `folder` in our layout, its numbers stored as `store`.
+
+    `source` is a model of another program (see converters.foreign), stored as it is without
+    `store`, or a space or model of lcm, by name or folder. Nothing is written unless every tensor
+    fits. Raises NotFoundError if it is not there, IntegrityError if it is damaged, no checkpoint,
+    would run code, or has numbers that cannot be stored so, UsageError if `folder` is taken.
+    """
+    ours = _is_ours(source)
+    if ours and store is None:
+        message = f"{source} is in the layout of lcm already"
+        raise UsageError(message, "say how to store its numbers: --store int8")
+    if (folder / CONFIG).exists() and not force:
+        message = f"{folder} holds a checkpoint already"
+        raise UsageError(message, "choose another folder, or add --force")
+    try:
+        if not ours:
+            return _convert_foreign(Path(source), folder, store, force)
+        found = find_any(source)
+        if found.path is not None and found.path.resolve() == folder.resolve():
+            raise UsageError(f"{folder} is what is to be converted", "choose another folder")
+        if found.kind == "space":
+            return _convert_space(locate_space(source), folder, store, force)
+        return _convert_model(source, folder, store, force)
+    except IntegrityError as error:
+        if source in error.message:
+            raise
+        raise IntegrityError(f"{source}: {error.message}", error.hint) from error
+
+
+def _is_ours(source: str) -> bool:
+    """Return whether `source` is a checkpoint in our layout. Raises NotFoundError for nothing."""
+    path = Path(source)
+    if not path.exists():
+        try:
+            find_any(source)
+        except NotFoundError as error:
+            message = f"no such file or folder: {source}, and no checkpoint is called so"
+            raise NotFoundError(message, error.hint) from error
+        return True
+    of_run = (path / "model" / CONFIG).is_file() and not (path / CONFIG).is_file()
+    return path.is_dir() and (of_run or read_json(path / CONFIG).get("kind") in OURS)
+
+
+def _convert_foreign(source: Path, folder: Path, store: Store | None, force: bool) -> Converted:
+    config, before = read_model(source)
+    write(config, before, folder, store=store, force=force)
+    cost = None if store is None else _cost(before, read_weights(folder / WEIGHTS))
+    return Converted(config.architecture, config.concept_dim, config.space.name, cost)
+
+
+def _convert_model(source: str, folder: Path, store: Store | None, force: bool) -> Converted:
+    files = locate_model(source)
+    model, before = open_model(files)
+    place, config = files.config.parent, model.config
+    licence = files.licence or licence_in(place)
+    names = [*_card(files.config), *([ORIGIN] if licence else []), WEIGHTS, CONFIG]
+    with atomic_files(folder, names, force=force) as places:
+        stored = pieces(before, store, FULL_PRECISION)
+        digests = {WEIGHTS: write_safetensors(places[WEIGHTS], stored)}
+        places[CONFIG].write_text(config_text(config), encoding="utf-8")
+        digests[CONFIG] = sha256(places[CONFIG])
+        if licence:  # a config does not say it
+            made_of = read_json(place / ORIGIN).get("source", {})
+            about = {"name": files.name, "licence": licence, "source": made_of, "sha256": digests}
+            _write_json(places[ORIGIN], about)
+        _copy_card(place, places)
+    cost = _cost(before, read_weights(folder / WEIGHTS))
+    return Converted(config.architecture, config.concept_dim, config.space.name, cost)
+
+
+def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: bool) -> Converted:
+    shapes = EncoderConfig(**files.config["encoder"]), DecoderConfig(**files.config["decoder"])
+    before = {
+        "encoder": open_weights(TextEncoder, shapes[0], files.encoder)[1],
+        "decoder": open_weights(TextDecoder, shapes[1], files.decoder)[1],
+    }
+    names = [*_card(files.encoder), *FILES.values(), CONFIG]
+    with atomic_files(folder, names, force=force) as places:
+        digests = {
+            role: write_safetensors(places[FILES[role]], pieces(weights, store))
+            for role, weights in before.items()
+        }
+        shutil.copyfile(files.tokenizer, places[FILES["tokenizer"]])
+        digests["tokenizer"] = sha256(files.tokenizer)
+        _write_json(places[CONFIG], {**files.config, "sha256": digests})
+        _copy_card(files.encoder.parent, places)
+    after = read_weights(*(folder / FILES[role] for role in before))
+    space = Space(files, torch.device("cpu"), "float32", None)
+    cosine = _cosine(space, load_space(str(folder), device="cpu", precision="float32"))
+    cost = _cost(before["encoder"] | before["decoder"], after, cosine)
+    return Converted("space", space.dim, space.name, cost)
+
+
+def _card(file: Path) -> list[str]:
+    """Return the name of the README.md beside a file, if it is one of a checkpoint's own folder."""
+    of_its_own = file.name in (CONFIG, FILES["encoder"])  # bundled files are called otherwise
+    return [CARD] if of_its_own and (file.parent / CARD).is_file() else []
+
+
+def _copy_card(place: Path, places: Mapping[str, Path]) -> None:
+    if CARD in places:
+        shutil.copyfile(place / CARD, places[CARD])
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _cost(
+    before: Mapping[str, Weight], after: Mapping[str, Weight], cosine: float | None = None
+) -> Cost:
+    sizes = [sum(weight.nbytes for weight in part.values()) for part in (before, after)]
+    return Cost(sizes[0], sizes[1], relative_error(before, after), cosine)
+
+
+def _cosine(before: Space, after: Space) -> float | None:
+    """Return the mean cosine between concepts of a few sentences, None without English."""
+    if _LANGUAGE not in before.languages:
+        return None
+    found = [space.encode(_SENTENCES, _LANGUAGE).concepts for space in (before, after)]
+    a_SD, b_SD = (x_SD / np.linalg.norm(x_SD, axis=1, keepdims=True) for x_SD in found)
+    return float((a_SD * b_SD).sum(axis=1).mean())

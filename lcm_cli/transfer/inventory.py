@@ -1,0 +1,260 @@
+"""Which checkpoints there are, what is on this machine, and whether every byte of it is right."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from lcm_cli.errors import LcmError, NotFoundError, UsageError
+from lcm_cli.files import sha256
+from lcm_cli.headers import count_numbers, read_entries
+from lcm_cli.hub import cards, locate, pins
+from lcm_cli.hub.http import Notice, locked, remote_size
+from lcm_cli.hub.layouts import OURS, Layout, layout_of, licence_in, needed, read_json
+from lcm_cli.hub.snapshot import describe_remote, hub_cache, is_commit
+from lcm_cli.paths import cache_dir
+from lcm_cli.progress import ignore
+from lcm_cli.schema import nearest
+from lcm_cli.transfer.plan import ORIGIN, origin
+
+Where = Literal["bundled", "pulled", "hub", "folder", "absent"]
+Status = Literal["ok", "differs", "missing", "no record"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint. `where`: with lcm, in its cache, in that of the Hub's client, in a folder of
+    the user's, or not here.
+
+    `files` are its files by the name that the record of digests has for them. `used` is the day on
+    which they were last read, as far as the file system tells.
+    """
+
+    name: str
+    kind: str
+    where: Where
+    licence: str
+    summary: str = ""
+    path: Path | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+    bytes: int = 0
+    used: str = ""
+    source: str = ""
+    revision: str = ""
+    card: cards.Card | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether one file is what it was when it was made or pulled."""
+
+    file: Path
+    status: Status
+
+
+def checkpoints() -> list[Checkpoint]:
+    """Return every checkpoint that has a card or is on this machine. No network."""
+    carded = {name: _carded(card) for name, card in cards.cards().items()}
+    kept = [_kept(kind, folder) for kind in cards.PARTS for folder in cards.pulled(kind)]
+    others = [one for one in (*kept, *_in_hub_cache()) if one.name not in carded]
+    return [*carded.values(), *sorted(others, key=lambda one: one.name)]
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Return the checkpoint called `name`. Raises NotFoundError with the nearest names."""
+    known = {one.name: one for one in checkpoints()}
+    if name not in known:
+        near = nearest(name, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see: lcm checkpoints list"
+        raise NotFoundError(f"there is no checkpoint called {name!r} here", hint)
+    return known[name]
+
+
+def find_any(source: str) -> Checkpoint:
+    """Return the checkpoint called `source`, or the one in that folder. Raises NotFoundError."""
+    known, folder = checkpoints(), Path(source)
+    if not folder.is_dir() or any(one.name == source for one in known):
+        return find_checkpoint(source)
+    if (folder / "model" / "config.json").is_file():  # the folder of a training run
+        folder /= "model"
+    for one in known:
+        if one.path and one.path.resolve() == folder.resolve():
+            return one
+    found = _in_folder(source, layout_of(folder), "folder", folder)
+    recorded = {name: folder / Path(name).name for name in _recorded(found)}
+    return replace(found, files=recorded | found.files)  # also what is not there any more
+
+
+def verify(checkpoint: Checkpoint) -> Iterator[Check]:
+    """Read every byte of a checkpoint and compare it with its card or the record of its pull."""
+    recorded = _recorded(checkpoint)
+    for name, path in checkpoint.files.items():
+        if not path.is_file():
+            yield Check(path, "missing")
+        elif not recorded.get(name):
+            yield Check(path, "no record")
+        else:
+            yield Check(path, "ok" if sha256(path) == recorded[name] else "differs")
+
+
+def numbers(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return how many numbers of each type its weights have, by safetensors' names.
+
+    Only headers are read. What is not here, or cannot be read, has none: verify says what is wrong.
+    """
+    entries: dict[str, Any] = {}
+    for path in checkpoint.files.values():
+        if path.suffix == ".safetensors":
+            with suppress(LcmError, OSError):
+                entries |= read_entries(path)[2]  # the halves of a space share no names
+    return count_numbers(entries)
+
+
+def remove(checkpoint: Checkpoint, notice: Notice = ignore) -> int:
+    """Delete a pulled checkpoint; returns how many bytes that frees.
+
+    Raises UsageError for one that comes with lcm, NotFoundError for one that is not here. What is
+    on record of its files stays, so that pulling it again must give the same.
+    """
+    if checkpoint.where == "bundled":
+        raise UsageError(f"{checkpoint.name} comes with lcm and cannot be removed")
+    if checkpoint.path is None:
+        raise NotFoundError(f"{checkpoint.name} is not on this machine", "there is nothing to do")
+    if checkpoint.where == "hub":
+        return _remove_from_hub_cache(checkpoint.revision)
+    place = checkpoint.path
+    with locked(place.with_name(f".{place.name}.lock"), checkpoint.name, notice):
+        gone = place.with_name(f".{place.name}.old")
+        shutil.rmtree(gone, ignore_errors=True)
+        place.rename(gone)  # at once: half a checkpoint must not be found under its name
+        shutil.rmtree(gone)
+    return checkpoint.bytes
+
+
+def update(checkpoint: Checkpoint, command: str) -> str:
+    """Ask whether there is another version; returns what is known of it, "" if there is none.
+
+    Raises what snapshot.describe raises.
+    """
+    if checkpoint.where == "hub":
+        repo, revision = locate.repository(checkpoint.name)
+        return _moved(repo, revision, checkpoint.revision, command)
+    if checkpoint.where != "pulled" or checkpoint.path is None:
+        return ""
+    made_of = origin(checkpoint.path, checkpoint.kind)
+    found = [_newer(part, command) for part in made_of.values() if isinstance(part, dict)]
+    return "; ".join(dict.fromkeys(filter(None, found)))
+
+
+def _newer(part: dict[str, Any], command: str) -> str:
+    place = str(part.get("from", ""))
+    if "revision" in part:
+        return _moved(place, part.get("asked", "main"), part["revision"], command)
+    size = remote_size(place) if "://" in place else None
+    return f"{place} has {size} bytes now" if size not in (None, part.get("bytes")) else ""
+
+
+def _moved(repo: str, revision: str, commit: str, command: str) -> str:
+    if is_commit(revision):
+        return ""
+    now = describe_remote(repo, revision, command).commit
+    return f"{repo}@{revision} is {now[:12]} now" if now != commit else ""
+
+
+def _carded(card: cards.Card) -> Checkpoint:
+    source = ", ".join(dict.fromkeys(s.repo or s.url for s in card.source.values()))
+    found = Checkpoint(
+        card.name, card.kind, "absent", card.licence, card.summary, source=source, card=card
+    )
+    if card.files:
+        path = cards.card_path(card.name)
+        files = {role: path.parent / file.name for role, file in card.files.items()}
+        return _measured(replace(found, where="bundled", path=path, files=files))
+    if card.name not in cards.pulled(card.kind):
+        return found
+    kept = _kept(card.kind, card.name)
+    return replace(kept, summary=card.summary, source=source, card=card)
+
+
+def _kept(kind: str, name: str) -> Checkpoint:
+    """Describe a folder of lcm's cache."""
+    folder = cards.space_folder(name) if kind == "space" else cards.model_folder(name)
+    record: dict[str, Any] = {}
+    with suppress(LcmError):  # a damaged one is listed, too: verify says what is wrong with it
+        record = read_json(folder / ("config.json" if kind == "space" else ORIGIN))
+    made_of = [part for part in record.get("source", {}).values() if isinstance(part, dict)]
+    names = locate.FILES.values() if kind == "space" else record.get("sha256", {})
+    found = Checkpoint(
+        *(str(record.get("name", name)), kind, "pulled", str(record.get("licence", ""))),
+        path=folder,
+        files={file: folder / file for file in names},
+        source=", ".join(dict.fromkeys(str(part.get("from", "")) for part in made_of)),
+        revision=next((str(p["revision"]) for p in made_of if "revision" in p), ""),
+    )
+    return _measured(found)
+
+
+def _in_hub_cache() -> Iterator[Checkpoint]:
+    """Yield the checkpoints in our layout in the cache of the Hub's client."""
+    for folder in sorted(hub_cache().glob("models--*--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        references = (path for path in (folder / "refs").rglob("*") if path.is_file())
+        names = {path.read_text(encoding="utf-8"): path for path in references}
+        for snapshot in (folder / "snapshots").glob("*"):
+            ref = names.get(snapshot.name)
+            revision = ref.relative_to(folder / "refs").as_posix() if ref else snapshot.name
+            if ref is None and not pins.pinned(cache_dir(), f"{repo}@{snapshot.name}/config.json"):
+                continue  # the remains of a pull, or somebody else's
+            with suppress(LcmError):
+                yield _of_snapshot(repo, revision, snapshot)
+
+
+def _of_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
+    layout = layout_of(folder)
+    if layout not in OURS:
+        raise NotFoundError(f"{repo} is used in its converted form")
+    name = repo if revision == "main" else f"{repo}@{revision}"
+    found = _in_folder(name, layout, "hub", folder)
+    return replace(found, source=f"https://huggingface.co/{repo}", revision=folder.name)
+
+
+def _in_folder(name: str, layout: Layout, where: Where, folder: Path) -> Checkpoint:
+    names = needed(layout, [path.name for path in folder.iterdir()], name)
+    files = {file: folder / file for file in names}
+    return _measured(Checkpoint(name, layout, where, licence_in(folder), path=folder, files=files))
+
+
+def _measured(found: Checkpoint) -> Checkpoint:
+    states = [path.stat() for path in found.files.values() if path.is_file()]
+    used = max((state.st_atime for state in states), default=0.0)
+    day = datetime.fromtimestamp(used, UTC).date().isoformat() if states else ""
+    return replace(found, bytes=sum(state.st_size for state in states), used=day)
+
+
+def _recorded(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the sha256 that each file should have, by the names in `files`."""
+    if checkpoint.path is None:
+        raise NotFoundError(
+            f"{checkpoint.name} is not on this machine", f"run: lcm pull {checkpoint.name}"
+        )
+    if checkpoint.where == "bundled" and checkpoint.card:
+        return {role: file.sha256 for role, file in checkpoint.card.files.items()}
+    if checkpoint.where in ("pulled", "folder"):
+        name = "config.json" if checkpoint.kind == "space" else ORIGIN
+        recorded = read_json(checkpoint.path / name).get("sha256")
+        known: dict[str, str] = recorded if isinstance(recorded, dict) else {}
+        return {locate.FILES.get(role, role): digest for role, digest in known.items()}
+    address = f"{locate.repository(checkpoint.name)[0]}@{checkpoint.revision}"
+    found = {name: pins.pinned(cache_dir(), f"{address}/{name}") for name in checkpoint.files}
+    return {name: pin.sha256 for name, pin in found.items() if pin}
+
+
+def _remove_from_hub_cache(commit: str) -> int:
+    from huggingface_hub import scan_cache_dir
+
+    strategy = scan_cache_dir(hub_cache()).delete_revisions(commit)
+    strategy.execute()
+    return strategy.expected_freed_size

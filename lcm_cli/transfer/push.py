@@ -1,0 +1,184 @@
+"""Publishing a checkpoint on the Hugging Face Hub: config, weights and card, in one commit."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.files import not_there
+from lcm_cli.hub import cards, locate
+from lcm_cli.hub.http import Notice
+from lcm_cli.hub.layouts import CARD, OURS, layout_of, licence_in, needed, read_json, weight_files
+from lcm_cli.hub.snapshot import endpoint, translated
+from lcm_cli.progress import ignore
+from lcm_cli.transfer.inventory import find_checkpoint
+from lcm_cli.transfer.model_card import model_card
+from lcm_cli.transfer.pull_model import check_model
+
+SHARD = 5_000_000_000  # bytes of weights in one file, at most
+_SPACE_FILES = {"config": "config.json", **locate.FILES}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def push(
+    source: str,
+    repo: str,
+    *,
+    licence: str = "",
+    private: bool = False,
+    revision: str = "main",
+    results: Mapping[str, Any] | None = None,
+    with_state: bool = False,
+    shard: int = SHARD,
+    notice: Notice = ignore,
+) -> str:
+    """Upload the checkpoint `source`, a folder or a name, to the repository ORG/REPO.
+
+    The repository is made if it does not exist. Returns the address of the commit. Raises
+    UsageError if no licence is known or `source` is in a foreign layout, NotFoundError,
+    IntegrityError if its weights do not fit its config, AuthError without a token that may write.
+    """
+    if not locate.is_repository(repo) or "@" in repo:
+        raise UsageError(f"{repo!r} is not the name of a repository", "it has the form ORG/REPO")
+    files, known = _files(source)
+    config = read_json(files["config.json"])
+    folder = files["config.json"].parent
+    licence = licence or known
+    if not licence or licence == cards.UNKNOWN_LICENCE:
+        message = f"nothing says under which licence {source} is"
+        raise UsageError(message, "name it, by its SPDX identifier: --licence CC-BY-4.0")
+    card = model_card(repo, config, folder, licence, _languages(config), results)
+    if with_state:
+        state = _state(folder)
+        files[state.name] = state
+    with (
+        _sharded(files, shard, notice) as parts,
+        translated(repo, revision, f"lcm checkpoints push {source} {repo}"),
+    ):
+        return _upload(repo, {**parts, CARD: card.encode()}, private, revision)
+
+
+def _files(source: str) -> tuple[dict[str, Path], str]:
+    """Return the files of a checkpoint by their names in a repository, and its licence if known.
+
+    They are looked at first: what does not fit its config is not published.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        found = find_checkpoint(source)
+        if found.path is None:
+            raise NotFoundError(f"{source} is not on this machine", f"run: lcm pull {source}")
+        if found.where == "bundled":
+            names = locate.MODEL_FILES if found.kind == "model" else _SPACE_FILES
+            return {names[role]: path for role, path in found.files.items()}, found.licence
+        folder = found.path
+    if (folder / "model" / "config.json").is_file():  # the folder of a training run
+        folder /= "model"
+    layout = layout_of(folder)
+    if layout not in OURS:
+        message = f"{source} is in the layout of {layout}, not in that of lcm"
+        raise UsageError(message, f"convert it first: lcm checkpoints convert {source} -o DIR")
+    if layout == "space":
+        locate.read_space(folder)
+    else:
+        check_model(folder)
+    files = [name for name in needed(layout, _names(folder), source) if name != CARD]
+    return {name: folder / name for name in files}, licence_in(folder)
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def _state(folder: Path) -> Path:
+    """Find the last state in the training run that a checkpoint lies in."""
+    from lcm_cli.training.states import states
+
+    # One that several processes wrote in parts is a folder, and goes on with as many machines only.
+    if whole := [path for path in states(folder.parent) if path.is_file()]:
+        return whole[-1]
+    raise NotFoundError(
+        f"there is no state-*.pt beside {folder}",
+        "push the folder of a run, or leave out --with-state",
+    )
+
+
+def _languages(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the languages of a space, or of the space that a model reads, if that is known."""
+    from lcm_cli.hub.cards import space_languages
+
+    if config["kind"] == "space":
+        return tuple(config["languages"])
+    name = (config.get("space") or {}).get("name", "")
+    return space_languages().get(name, ())
+
+
+@contextmanager
+def _sharded(files: Mapping[str, Path], most: int, notice: Notice) -> Iterator[dict[str, Path]]:
+    """Yield the files with weights of more than `most` bytes cut into several, for as long."""
+    weights = files.get(WEIGHTS)
+    if weights is None or weights.stat().st_size <= most:
+        yield dict(files)
+        return
+    notice(f"cutting {WEIGHTS} into files of at most {most / 1e9:.1f} GB")
+    with TemporaryDirectory(dir=weights.parent, prefix=".push.") as place:
+        rest = {name: path for name, path in files.items() if name != WEIGHTS}
+        yield rest | _cut(weights, Path(place), most)
+
+
+def _cut(weights: Path, place: Path, most: int) -> dict[str, Path]:
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(weights)
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.safetensors", max_shard_size=most
+    )
+    for name, tensors in split.filename_to_tensors.items():
+        part = {tensor: state[tensor] for tensor in tensors}
+        save_file(part, place / name, metadata={"format": "pt"})
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    (place / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    return {path.name: path for path in sorted(place.iterdir())}
+
+
+def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revision: str) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(endpoint=endpoint(), library_name="lcm")
+    api.create_repo(repo, private=private, exist_ok=True)
+    if revision != "main":
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    before = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or ()]
+    # Weights of an earlier push that was cut differently must not lie beside the new ones.
+    old = [name for name in (*weight_files(before), INDEX) if name in before and name not in files]
+    kept = [CommitOperationAdd(name, content) for name, content in files.items()]
+    gone = [CommitOperationDelete(name) for name in dict.fromkeys(old)]
+    done = api.create_commit(
+        repo,
+        [*kept, *gone],
+        commit_message=f"Upload {repo.partition('/')[2]} with lcm",
+        revision=revision,
+    )
+    return str(done.commit_url)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what was measured: {"dataset": name, "metrics": {name: number}}.
+
+    Raises NotFoundError, IntegrityError if it is not of this form.
+    """
+    if not path.is_file():
+        raise not_there(path)
+    found = read_json(path)
+    metrics = found.get("metrics")
+    numbers = isinstance(metrics, dict) and all(
+        isinstance(value, int | float) for value in metrics.values()
+    )
+    if not isinstance(found.get("dataset"), str) or not metrics or not numbers:
+        hint = '{"dataset": "a name", "metrics": {"rougeL": 0.31}}'
+        raise IntegrityError(f"{path} does not hold results", f"it should look like {hint}")
+    return found

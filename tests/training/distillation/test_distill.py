@@ -1,0 +1,337 @@
+"""Students and teachers: the losses, what is learned of them, and teachers that do not suit."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rounding import assert_near
+from torch.nn import functional as F
+
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.models.checkpoint import load_model, save
+from lcm_cli.models.interface import Batch
+from lcm_cli.training.distillation.distill import DistillTrainer, Lesson, to_teacher
+from lcm_cli.training.distillation.predictions import CapturedPredictions, documents
+from lcm_cli.training.distillation.teaching import Teaching, distances, partners
+from lcm_cli.training.loop import Run
+from lcm_cli.training.recipe import Distillation
+from lcm_cli.training.trainers.concept_model import seed_everything
+
+from .conftest import Memory
+
+CPU = torch.device("cpu")
+SMALLER = {
+    "base": ("model.model_dim=32", "model.transformer.layers=1"),
+    "sonar_llm": ("model.model_dim=32", "model.transformer.layers=1"),
+    "one_tower": ("model.model_dim=32", "model.transformer.layers=1"),
+    "two_tower": ("model.model_dim=32", "model.denoiser.layers=1"),
+    "quant": ("model.model_dim=32", "model.transformer.layers=1"),
+}
+Made = Callable[..., Lesson]
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of teachers, made when they are first asked for."""
+    return {"": tmp_path_factory.mktemp("teachers")}
+
+
+@pytest.fixture
+def teacher(start, taught) -> Callable[..., Path]:
+    """Return a nano teacher that learned for a while."""
+
+    def make(architecture: str, steps: int = 60, *changes: str) -> Path:
+        name = "-".join([architecture, str(steps), *changes])
+        if name not in taught:
+            folder = taught[""] / str(len(taught))
+            rate = ("train.warmup=0", "train.learning_rate=3e-3", "train.eval_every=1000")
+            long = f"train.steps={steps}"
+            trainer = start(folder, long, *rate, *changes, architecture=architecture)
+            for _ in range(steps):
+                trainer.train_step()
+            taught[name] = trainer.export(folder)
+        return taught[name]
+
+    return make
+
+
+@pytest.fixture
+def lesson(model_recipe, teacher) -> Made:
+    """Prepare a smaller student of a teacher."""
+
+    def make(*changes: str, architecture: str = "base", source: Path | None = None, data=None):
+        source = source or teacher(architecture)
+        names = (f'distill.teacher="{source}"', *SMALLER[architecture], *changes)
+        recipe = model_recipe(*names, architecture=architecture)
+        return Lesson(recipe, CPU, data or Memory())
+
+    return make
+
+
+def train(trainer, steps: int):
+    for _ in range(steps):
+        record = trainer.train_step()
+    return record
+
+
+@pytest.mark.parametrize("architecture", SMALLER)
+def test_a_student_comes_closer_with_a_teacher_than_without(lesson, architecture):
+    quick = ("train.learning_rate=3e-3", "train.warmup=0", "distill.own=0.0", "train.steps=60")
+    made = lesson(*quick, architecture=architecture)
+    student, alone = made.student(), made.alone()
+    with torch.no_grad():
+        assert torch.equal(*(torch.cat([p.flatten() for p in t.model.parameters()])
+                             for t in (student, alone)))  # fmt: skip
+    first = student.train_step()["prediction"]
+    last = train(student, 50)["prediction"]
+    train(alone, 51)
+    assert last < 0.9 * first
+    batches = made.data.validation(6)
+    if architecture in ("base", "sonar_llm", "quant"):  # what is drawn from noise varies too much
+        far = [to_teacher(t.model.eval(), made.teacher, batches) for t in (student, alone)]
+        assert far[0] < far[1] or architecture == "quant"
+    if architecture == "quant":
+        batch = batches[0]
+        apart = []
+        for trainer in (student, alone):
+            seed_everything(5)
+            teaching = Teaching(trainer.model.eval(), made.teacher, made.options)
+            teaching(trainer.model, batch)
+            apart.append(teaching.take()["prediction"])
+        assert apart[0] < apart[1]
+
+
+def test_the_divergence_is_that_of_the_softmaxes(lesson):
+    model = lesson(architecture="quant").model()
+    torch.manual_seed(0)
+    mine, theirs = torch.randn(5, 32), torch.randn(5, 32)
+    p, q = theirs.softmax(-1), mine.softmax(-1)
+    by_hand = (p * (p.log() - q.log())).sum(-1)
+    assert_near(distances(model, "kl", mine, theirs), by_hand, terms=32)
+    assert distances(model, "kl", mine, mine).abs().max() < 1e-6
+
+
+def test_the_cosine_is_that_of_raw_concepts(lesson):
+    model = lesson().model()
+    mine, theirs = torch.randn(4, 384), torch.randn(4, 384)
+    raw = [x * model.normalizer.scale + model.normalizer.center for x in (mine, theirs)]
+    expected = 1 - F.cosine_similarity(*raw, dim=-1)
+    assert_near(distances(model, "cosine", mine, theirs), expected, terms=384)
+    far = distances(model, "mse", mine, theirs)
+    assert_near(far, ((mine - theirs) ** 2).sum(-1), terms=384)
+
+
+@pytest.mark.parametrize("architecture", ["base", "one_tower", "two_tower", "quant"])
+def test_a_model_agrees_with_itself(lesson, teacher, architecture):
+    """Same noise, same timesteps, same codebooks: nothing is left between a model and its copy."""
+    source = teacher(architecture)
+    made = lesson(architecture=architecture)
+    model = load_model(source, device="cpu")
+    copied = copy.deepcopy(model).eval()
+    options = Distillation("it", prediction=1.0, hidden=1.0)
+    teaching = Teaching(model.eval(), copied, options)
+    for matrix in teaching.matrices:
+        torch.nn.init.eye_(matrix.weight)
+    for batch in (made.data.batch(0), Batch.of([made.data.document(n) for n in (1, 2)], [1, 2])):
+        teaching(model, batch)
+        parts = teaching.take()
+        assert parts["own"] > 0.01
+        assert parts["prediction"] < 1e-5 and parts["hidden"] < 1e-5
+
+
+def test_only_the_own_loss_is_ordinary_training(lesson):
+    """The parts are added as their weights say, and the draws are those of ordinary training."""
+    made = lesson("distill.prediction=0.0", "distill.hidden=1e-30", architecture="two_tower")
+    student, alone = made.student(), made.alone()
+    for _ in range(3):
+        assert student.train_step()["loss"] == pytest.approx(alone.train_step()["loss"], rel=1e-6)
+    both = lesson("distill.own=0.5", "distill.prediction=2.0", "distill.hidden=3.0")
+    found = both.student().train_step()
+    sum_ = 0.5 * found["own"] + 2 * found["prediction"] + 3 * found["hidden"]
+    assert found["loss"] == pytest.approx(sum_, rel=1e-5)
+
+
+def test_hidden_states_are_learned_by_maps(lesson):
+    quick = ("train.warmup=0", "train.steps=60", "train.learning_rate=5e-3")
+    student = lesson("distill.prediction=0.0", "distill.hidden=100.0", *quick).student()
+    assert [(m.in_features, m.out_features) for m in student.teaching.matrices] == [(32, 64)]
+    before = student.teaching.matrices[0].weight.clone()
+    first = student.train_step()["hidden"]
+    assert train(student, 40)["hidden"] < 0.8 * first
+    assert not torch.equal(before, student.teaching.matrices[0].weight)
+    assert not any("matrices" in name for name in student.model.state_dict())
+
+
+def test_layers_find_partners(lesson):
+    stack = [torch.nn.ModuleList(torch.nn.Identity() for _ in range(n)) for n in (2, 5, 1, 3)]
+    small, large = torch.nn.Sequential(stack[0]), torch.nn.Sequential(stack[1])
+    assert partners(small, large) == [(0, 2), (1, 4)]
+    assert partners(large, small) == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1)]
+    small, large = torch.nn.Sequential(stack[0], stack[2]), torch.nn.Sequential(stack[1], stack[3])
+    assert partners(small, large) == [(0, 2), (1, 4), (2, 7)]
+    made = lesson("distill.hidden=1.0", "distill.layers=[[0, 2]]")
+    with pytest.raises(IntegrityError, match="teacher has no layer 2"):
+        made.student()
+
+
+@pytest.mark.parametrize("architecture", ["base", "two_tower"])
+def test_a_resumed_run_is_the_uninterrupted_one(lesson, tmp_path, architecture):
+    extra = ("distill.hidden=1.0", "train.ema=0.9", "train.steps=12", "train.eval_every=50")
+    made = lesson(*extra, architecture=architecture)
+    whole = made.student()
+    folders = [tmp_path / "whole", tmp_path / "half"]
+    for folder in folders:
+        folder.mkdir()
+    assert Run(whole, folders[0]).train()
+    half = made.student()
+    train(half, 5)
+    run = Run(half, folders[1], max_minutes=0)
+    assert not run.train()
+    again = made.student()
+    resumed = Run(again, folders[1])
+    resumed.resume()
+    assert again.step == 5 and resumed.train()
+    for left, right in zip(whole.parameters, again.parameters, strict=True):
+        assert torch.equal(left, right)
+    for left, right in zip(whole.average, again.average, strict=True):
+        assert torch.equal(left, right)
+
+
+def remember(made: Lesson) -> Memory:
+    """Packed rows, so that documents have to be found within them."""
+    data = made.data
+
+    def packed(number: int) -> Batch:
+        rows = [[data.document(8 * number + 2 * i + j) for j in range(2)] for i in range(4)]
+        return Batch.packed(rows)
+
+    data.batch = packed
+    return data
+
+
+def test_captured_predictions_teach_as_the_teacher_does(lesson, tmp_path):
+    path = tmp_path / "teacher.parquet"
+    steps = ("train.steps=6", "train.warmup=0")
+    online = lesson(*steps)
+    remember(online)
+    offline = lesson(*steps, f'distill.capture="{path}"', data=online.data)
+    assert offline.capture() == (path, 48)
+    table = pq.read_table(path)
+    assert table.column("predictions").type.value_type.value_type == "halffloat"
+    a, b = online.student(), offline.student()
+    for _ in range(6):
+        left, right = a.train_step(), b.train_step()
+        assert left["prediction"] == pytest.approx(right["prediction"], rel=1e-3)
+    with pytest.raises(UsageError, match="exists already"):
+        offline.capture()
+
+
+def test_captured_predictions_are_the_models(lesson, tmp_path):
+    made = lesson("train.steps=3", f'distill.capture="{tmp_path / "t.parquet"}"')
+    made.capture()
+    batch = made.data.batch(1)
+    captured = made.student().teaching.captured(batch)
+    with torch.no_grad():
+        expected = made.teacher.eval()(made.teacher.normalized(batch.concepts_BSD))
+    for (row, start, end), _ in documents(batch):
+        difference = captured[row, start : end - 1] - expected[row, start : end - 1]
+        assert difference.abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_captures_of_others_are_refused(lesson, tmp_path):
+    path = tmp_path / "t.parquet"
+    named = ("train.steps=3", f'distill.capture="{path}"')
+    with pytest.raises(NotFoundError, match="no captured"):
+        lesson(*named).student()
+    made = lesson(*named)
+    made.capture()
+    with pytest.raises(IntegrityError, match="another teacher"):
+        CapturedPredictions(path, "0" * 16, "")
+    with pytest.raises(IntegrityError, match="another data set"):
+        lesson(*named, "data.wrap=64").student()
+    with pytest.raises(IntegrityError, match="lacks a document"):
+        lesson(*named, data=Memory(rows=3)).student().teaching.captured(Memory().batch(77))
+    for text in (b"", path.read_bytes()[:-100]):
+        path.write_bytes(text)
+        with pytest.raises(IntegrityError, match="damaged"):
+            lesson(*named).student()
+    made.capture(force=True)
+    assert isinstance(lesson(*named).student(), DistillTrainer)
+
+
+@pytest.mark.parametrize("architecture", ["one_tower", "two_tower", "quant"])
+def test_what_cannot_be_captured(lesson, architecture):
+    with pytest.raises(UsageError, match=f"{architecture} model cannot be captured"):
+        lesson('distill.capture="x.parquet"', architecture=architecture)
+
+
+def test_teachers_that_do_not_suit(lesson, teacher, tmp_path):
+    with pytest.raises(LcmError, match="nowhere"):
+        lesson(source=tmp_path / "nowhere")
+    with pytest.raises(IntegrityError, match="architecture is base"):
+        lesson(source=teacher("two_tower"))
+    with pytest.raises(IntegrityError, match="schedule"):
+        lesson("model.schedule.steps=50", architecture="two_tower")
+    with pytest.raises(IntegrityError, match="units"):
+        lesson("model.units=16", architecture="quant")
+    model = load_model(teacher("base"), device="cpu")
+    for name, changes in {
+        "another space": {"space": dataclasses.replace(model.config.space, fingerprint="0")},
+        "narrow": {"concept_dim": 128},
+    }.items():
+        other = type(model)(dataclasses.replace(model.config, **changes))
+        save(other, tmp_path / name)
+        with pytest.raises(IntegrityError, match="space") as caught:
+            lesson(source=tmp_path / name)
+        assert "recipe" in caught.value.hint
+
+
+def test_a_student_to_finetune_needs_the_teachers_numbers(lesson, teacher, tmp_path):
+    started = lesson(f'start="{teacher("base")}"', "model.model_dim=64",
+                     "model.transformer.layers=2")  # fmt: skip
+    assert started.student().train_step()["prediction"] >= 0
+    model = load_model(teacher("base"), device="cpu")
+    model.normalizer.scale += 1
+    save(model, tmp_path / "other")
+    with pytest.raises(IntegrityError, match="another normalizer"):
+        lesson(f'start="{tmp_path / "other"}"', "model.model_dim=64",
+               "model.transformer.layers=2").student()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("distill.prediction=-1.0", "negative"),
+        ("distill.prediction=nan", "prediction"),
+        ("distill.prediction=0.0", "nothing is learned"),
+        ("distill.layers=[[0, 0]]", "hidden"),
+        ("distill.tacher=1", "teacher"),
+        ('normalizer="x"', "normalizer"),
+    ],
+)
+def test_bad_tables(lesson, change, words):
+    with pytest.raises(LcmError) as caught:
+        lesson(change)
+    assert words in caught.value.message + caught.value.hint
+
+
+def test_losses_that_do_not_suit_the_outputs(lesson):
+    for architecture, kind in (("base", "kl"), ("quant", "mse")):
+        made = lesson(f'distill.prediction_loss="{kind}"', architecture=architecture)
+        with pytest.raises(IntegrityError, match=kind):
+            made.student()
+
+
+def test_the_report_compares_three_models(lesson, tmp_path):
+    made = lesson()
+    student, alone = made.student(), made.alone()
+    report = made.report({"student": student.model, "alone": alone.model}, tmp_path)
+    assert list(report) == ["teacher", "student", "alone"]
+    assert report["teacher"]["to_teacher"] == 0 < report["student"]["to_teacher"]
+    assert report["teacher"]["parameters"] > report["student"]["parameters"]
+    assert {"l2", "par", "ca"} <= set(report["alone"])
+    assert student.model.training  # as it was
