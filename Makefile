@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check bench docs cards clean
+.PHONY: help demo test check bench docs site cards clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -30,11 +30,14 @@ bench: $(READY) ## measure the space against sonar-space
 docs: $(READY) ## write the commands' --help into the documentation
 	$(BIN)/python docs/update_help.py
 
+site: $(READY) ## build the documentation site into site/
+	$(BIN)/mkdocs build --strict
+
 cards: ## write size and sha256 of the bundled files into their cards
 	$(PYTHON) checkpoints/update_cards.py
 
 clean: ## remove caches and build products (.venv stays)
-	rm -rf build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml
