@@ -95,6 +95,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home / "lcm"
 
 
+@pytest.fixture
+def sonar_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of cards of a sonar-space that has none yet, installed before any other."""
+    folder = tmp_path / "site" / "sonar" / "cards"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sonar"]:
+        monkeypatch.delitem(sys.modules, name)
+    return folder
+
+
 @dataclass
 class Fault:
     """What one request meets. `cut`: the connection dies after so many bytes of the body."""

@@ -5,16 +5,40 @@ from typing import Any
 
 import pytest
 
-from lcm_cli import __version__, doctor
+from lcm_cli import __version__
 
 Run = Callable[..., Any]
 
+# What the probes of lcm doctor need of torch: the real one takes seconds to import.
+TORCH = """
+get_num_threads = lambda: 2
+class cuda: device_count = lambda: 0
+class backends:
+    class mps: is_available = lambda: False
+"""
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Install packages for child processes: packages(torch="source of the package", ...)."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    def install(**sources: str) -> None:
+        for name, source in sources.items():
+            (folder / f"{name}.py").write_text(source)
+
+    about = folder / "sonar_space-0.5.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: sonar-space\nVersion: 0.5.0\n")
+    install(torch=TORCH, sonar="")
+    return install
+
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the two imports that take seconds to the slow test."""
-    found = {"devices": [{"device": "cpu", "threads": 2}]}
-    monkeypatch.setattr(doctor, "_in_process", {"devices": found, "try_sonar": {}}.get)
+def quick(packages: Callable[..., None]) -> None:
+    """Leave importing the real torch and sonar-space to the slow test."""
 
 
 def test_report_as_json(lcm: Run, tmp_path: Path) -> None:
@@ -44,19 +68,17 @@ def test_report_for_people(lcm: Run) -> None:
 
 
 def test_a_broken_torch_is_a_problem_but_sonar_space_is_not(
-    lcm: Run, monkeypatch: pytest.MonkeyPatch
+    lcm: Run, packages: Callable[..., None]
 ) -> None:
-    sonar: dict[str, Any] = {"devices": {"devices": []}, "try_sonar": {"error": "no wheel"}}
-    monkeypatch.setattr(doctor, "_in_process", sonar.get)
-    assert json.loads(lcm("doctor", "--json").stdout)["sonar_space"] == {
-        "works": False,
-        "error": "no wheel",
-    }
-    assert "which lcm can do without: no wheel" in lcm("doctor").stdout
-    assert "no wheel" not in lcm("doctor").stderr
+    packages(sonar="raise ImportError('no wheel')")
+    found = json.loads(lcm("doctor", "--json").stdout)["sonar_space"]
+    assert found["works"] is False
+    assert "no wheel" in found["error"]
+    done = lcm("doctor")
+    assert "which lcm can do without" in done.stdout and "no wheel" in done.stdout
+    assert "no wheel" not in done.stderr
 
-    torch = {"devices": {"error": "it crashed"}, "try_sonar": {}}
-    monkeypatch.setattr(doctor, "_in_process", torch.get)
+    packages(torch="import os, signal; os.kill(os.getpid(), signal.SIGKILL)", sonar="")
     done = lcm("doctor")
     assert done.code == 1
     assert "torch cannot be imported: it crashed" in done.stderr

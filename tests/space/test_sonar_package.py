@@ -36,23 +36,15 @@ def test_no_such_asset():
     assert bridge.asset("none") is None
 
 
-@pytest.fixture
-def yaml_cards(tmp_path, monkeypatch):
-    folder = tmp_path / "sonar" / "cards"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(bridge, "_cards", lambda: folder)
-    return folder
-
-
 @pytest.mark.parametrize("text", ["a: [", "checkpoint: x", "- 1", ""])
-def test_card_that_cannot_be_read(yaml_cards, text):
-    (yaml_cards / "x.yaml").write_text(text)
+def test_card_that_cannot_be_read(sonar_cards, text):
+    (sonar_cards / "x.yaml").write_text(text)
     with pytest.raises(IntegrityError, match=r"x\.yaml is not a card"):
         bridge.asset("x")
 
 
-def test_card_of_another_architecture(yaml_cards):
-    (yaml_cards / "x.yaml").write_text(
+def test_card_of_another_architecture(sonar_cards):
+    (sonar_cards / "x.yaml").write_text(
         "checkpoint: u\ntokenizer: t\nmodel_arch: huge\ntokenizer_config: {_set_: {langs: [a]}}\n"
     )
     with pytest.raises(IntegrityError, match="huge"):

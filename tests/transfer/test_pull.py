@@ -1,11 +1,11 @@
 """Pulling: from the official files, their caches and the Hub to a space, whatever goes wrong."""
 
+import hashlib
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import sha256
 from lcm_cli.hub import cards, locate, pins
-from lcm_cli.space import sonar_package as bridge
 from lcm_cli.transfer import plan, pull
 
 FILES = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.model"}
@@ -141,8 +140,11 @@ def test_parts_are_shared_between_spaces(cache, card, official, server, tmp_path
     assert space.encoder.stat().st_ino == (cache / "spaces/small/encoder.safetensors").stat().st_ino
 
 
-def test_files_of_fairseq2_are_used(cache, card, official, server, monkeypatch):
-    monkeypatch.setattr(bridge, "cached", lambda url: official.folder / url.rsplit("/", 1)[1])
+def test_files_of_fairseq2_are_used(cache, card, official, server, tmp_path):
+    for file in FILES.values():  # where fairseq2 keeps its downloads: by the digest of the address
+        digest = hashlib.sha1(server.url(f"/{file}").encode()).hexdigest()[:24]
+        (tmp_path / "fairseq2" / digest).mkdir(parents=True)
+        shutil.copy(official.folder / file, tmp_path / "fairseq2" / digest)
     said = []
     assert is_whole(run(card, notice=said.append), official)
     assert any("which fairseq2 downloaded" in line for line in said)
@@ -153,16 +155,15 @@ def test_files_of_fairseq2_are_used(cache, card, official, server, monkeypatch):
     assert {path for _, path, _ in server.requests} == {f"/{file}" for file in FILES.values()}
 
 
-@pytest.mark.skipif(find_spec("sonar") is None, reason="sonar-space is not installed")
-def test_sonar_spaces_card_goes_before_ours(monkeypatch):
-    assert plan.address(cards.card("sonar").source["encoder"], "encoder").startswith("https://dl.")
-    moved = bridge.Asset("x", "https://new/enc.pt", "https://new/spm.model", ("eng_Latn",))
-    monkeypatch.setattr(bridge, "asset", lambda name: moved)
+def test_sonar_spaces_card_goes_before_ours(sonar_cards):
     sources = cards.card("sonar").source
+    assert plan.address(sources["encoder"], "encoder") == sources["encoder"].url
+    (sonar_cards / f"{sources['encoder'].asset}.yaml").write_text(
+        "checkpoint: https://new/enc.pt\ntokenizer: https://new/spm.model\nmodel_arch: basic\n"
+        "tokenizer_config: {_set_: {langs: [eng_Latn]}}\n"
+    )
     assert plan.address(sources["encoder"], "encoder") == "https://new/enc.pt"
     assert plan.address(sources["tokenizer"], "tokenizer") == "https://new/spm.model"
-    monkeypatch.setattr(bridge, "asset", lambda name: None)
-    assert plan.address(sources["encoder"], "encoder") == sources["encoder"].url
 
 
 def test_truncated_weights(cache, card, official, server):
