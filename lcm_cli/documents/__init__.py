@@ -1,6 +1,6 @@
-"""Documents and their concepts: reading them from anywhere, writing them, looking into them.
+"""Documents and their concepts: read, write and describe them.
 
-Nothing here needs torch; numpy and pyarrow are imported when a format asks for them.
+This package never imports torch, and imports numpy and pyarrow only for the formats that need them.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ from lcm_cli.documents.targets import check_target
 from lcm_cli.documents.text import to_json
 
 if TYPE_CHECKING:
-    from lcm_cli.documents.describe import describe
+    from lcm_cli.documents.description import describe
     from lcm_cli.documents.writing import ConceptWriter, as_written, open_writer
 
 __all__ = [
@@ -30,15 +30,16 @@ __all__ = [
     "to_json",
 ]
 
-_LATER = {
+# A name must differ from its module: importing the module would set it as the attribute.
+_LAZY = {
     "ConceptWriter": "writing",
     "as_written": "writing",
-    "describe": "describe",
+    "describe": "description",
     "open_writer": "writing",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,10 +1,10 @@
-"""Documents as Arrow tables: Parquet files and Arrow IPC streams, ours and the official LCM's.
+"""Documents as Arrow tables: Parquet files and Arrow IPC streams, by lcm or the official LCM code.
 
-Columns: id, lang, text (strings), sentences (list of strings), paragraphs (list of int32),
-concepts (list of fixed-size lists of float16 or float32), split (string), target_sentences and
-target_concepts, plans and plan_concepts (as sentences and concepts), fragility and
-target_fragility (lists of float32, which only training reads). The official LCM code calls
-the sentences text_sentences and the concepts text_sentences_sonar_emb.
+Columns: id, lang, text (string); sentences (list of strings), paragraphs (list of int32), concepts
+(list of fixed-size lists of float16 or float32); split (string); target_sentences, target_concepts,
+plans and plan_concepts (typed like sentences and concepts); fragility and target_fragility (lists
+of float32, read only by training). The official LCM code names the sentences text_sentences and the
+concepts text_sentences_sonar_emb.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lcm_cli.documents.document import (
     Document,
     SpaceInfo,
     check_alignment,
-    filled,
+    checked_part,
     plans_of,
     target_of,
 )
@@ -39,13 +39,14 @@ TARGET_CONCEPTS = ("target_concepts",)
 PLANS = ("plans",)
 PLAN_CONCEPTS = ("plan_concepts",)
 FRAGILITY = ("fragility", "target_fragility")
-BATCH_BYTES = 16 << 20  # of a Parquet file that are decoded at a time
-_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # what a whole Arrow IPC stream ends with
-_FILE_MAGIC = b"ARROW1\x00\x00"  # an Arrow IPC file is this, then a stream, then an index
+BATCH_BYTES = 16 << 20  # decoded from a Parquet file at a time
+# The end-of-stream marker of Arrow IPC: a continuation word, then metadata of length 0.
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_FILE_MAGIC = b"ARROW1\x00\x00"  # an Arrow IPC file is this magic, a stream and a footer
 
 
 def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
-    """Return the schema of our files: the columns, and what is said of the space."""
+    """Return the schema of the tables we write, with the space described in its metadata."""
     from lcm_cli import __version__
 
     number = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
@@ -74,7 +75,7 @@ def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
 
 
 def record_batch(documents: Sequence[Document], layout: pa.Schema) -> pa.RecordBatch:
-    """Return documents, all with concepts, as rows of a table with our `schema`."""
+    """Return documents as rows of a table with the columns of `schema`; all must have concepts."""
     kind = layout.field("concepts").type
     targets = [document.target for document in documents]
     plans = [document.plans for document in documents]
@@ -85,21 +86,21 @@ def record_batch(documents: Sequence[Document], layout: pa.Schema) -> pa.RecordB
         pa.array([document.paragraphs or None for document in documents], pa.list_(pa.int32())),
         _vectors([document.concepts for document in documents], kind),
         pa.array([document.split or None for document in documents], pa.string()),
-        *_part(targets, kind),
-        *_part(plans, kind),
-        *(_scores(part) for part in (documents, targets)),
+        *_part_columns(targets, kind),
+        *_part_columns(plans, kind),
+        *(_fragility_column(part) for part in (documents, targets)),
     ]
     return pa.record_batch(columns, schema=layout)
 
 
-def _part(parts: Sequence[Document | None], kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
-    """Return the sentences and the concepts of documents that belong to others."""
-    known = [None if part is None else part.sentences or None for part in parts]
+def _part_columns(parts: Sequence[Document | None], kind: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """Return the sentences and the concepts of targets or plans, null where there are none."""
+    sentences = [None if part is None else part.sentences or None for part in parts]
     concepts = [None if part is None else part.concepts for part in parts]
-    return pa.array(known, pa.list_(pa.string())), _vectors(concepts, kind)
+    return pa.array(sentences, pa.list_(pa.string())), _vectors(concepts, kind)
 
 
-def _scores(documents: Sequence[Document | None]) -> pa.Array:
+def _fragility_column(documents: Sequence[Document | None]) -> pa.Array:
     scores = [None if document is None else document.fragility for document in documents]
     return pa.array(scores, pa.list_(pa.float32()))
 
@@ -108,27 +109,32 @@ def _vectors(matrices: Sequence[Concepts | None], kind: pa.DataType) -> pa.Array
     """Return each matrix (S, D) as a list of vectors, None as null."""
     number, width = kind.value_type.value_type, kind.value_type.list_size
     lengths = [0 if matrix is None else len(matrix) for matrix in matrices]
-    ends = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
-    there = [matrix for matrix in matrices if matrix is not None]
+    offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
+    present = [matrix for matrix in matrices if matrix is not None]
     dtype = number.to_pandas_dtype()
+    # One flat buffer instead of nested Python lists; the empty matrix keeps the width and dtype
+    # when every entry is null.
     flat = np.concatenate(
-        [np.zeros((0, width), dtype), *there], dtype=dtype, casting="unsafe"
+        [np.zeros((0, width), dtype), *present], dtype=dtype, casting="unsafe"
     ).reshape(-1)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
     missing = pa.array([matrix is None for matrix in matrices])
-    return pa.ListArray.from_arrays(ends, vectors, mask=missing)
+    return pa.ListArray.from_arrays(offsets, vectors, mask=missing)
 
 
 def about(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    """Return our part of the metadata of a schema, as strings."""
-    found = {
+    """Return the entries of a schema's metadata whose keys begin with "lcm.", as strings."""
+    decoded = {
         key.decode(): value.decode("utf-8", "replace") for key, value in (metadata or {}).items()
     }
-    return {key: value for key, value in found.items() if key.startswith("lcm.")}
+    return {key: value for key, value in decoded.items() if key.startswith("lcm.")}
 
 
 def read_space_info(metadata: Mapping[str, str], name: str) -> SpaceInfo | None:
-    """Return what `metadata` says of the space; None if it says nothing."""
+    """Return the space that `metadata` describes, None if it describes none.
+
+    Raises IntegrityError, naming the file `name`, if the width is not a number.
+    """
     if not {"lcm.space", "lcm.fingerprint", "lcm.dim"} <= metadata.keys():
         return None
     if not metadata["lcm.dim"].isdecimal():
@@ -138,34 +144,40 @@ def read_space_info(metadata: Mapping[str, str], name: str) -> SpaceInfo | None:
 
 
 def parquet_metadata(path: Path) -> dict[str, str]:
-    """Return what a Parquet file says of itself under our keys."""
+    """Return the entries under lcm's keys in the metadata of a Parquet file."""
     with intact(str(path)):
         return about(pq.read_schema(path).metadata)
 
 
-def read_parquet(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
-    """Yield the rows of a Parquet file, a few at a time; the concepts only if asked for."""
+def read_parquet(
+    file: BinaryIO, source: Source, concepts: bool, batch_bytes: int = BATCH_BYTES
+) -> Iterator[Document | LcmError]:
+    """Yield the rows of a Parquet file as documents, decoding about `batch_bytes` at a time.
+
+    The columns of concepts are read only with `concepts`. A row that is broken is yielded as its
+    error. Raises IntegrityError if the file cannot be read or has the wrong columns.
+    """
     with tempfile.TemporaryFile() as spool, intact(source.name):
         where: Any = source.path
-        if not file.seekable():  # the index of a Parquet file is at its end
+        if not file.seekable():  # the footer, which locates everything else, comes last
             copyfileobj(file, spool)
             where = spool
         # Read through a small buffer: a row group may be larger than memory.
         table = pq.ParquetFile(
             where, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
         )
-        rows = _Rows(table.schema_arrow, source, concepts)
-        size = _rows_at_a_time(table.metadata)
-        for part in table.iter_batches(size, columns=rows.columns, use_threads=False):
-            yield from rows.documents(part)
+        rows = _RowReader(table.schema_arrow, source, concepts)
+        size = _rows_per_batch(table.metadata, batch_bytes)
+        for batch in table.iter_batches(size, columns=rows.columns, use_threads=False):
+            yield from rows.documents(batch)
 
 
 def read_whole(path: Path) -> Iterator[Document]:
-    """Yield the rows of a file that we wrote with all that is in them, fragility too."""
+    """Yield the documents of a Parquet file written by lcm, with their fragility scores."""
     with path.open("rb") as file, intact(str(path)):
         scores = pq.read_table(path, columns=list(FRAGILITY)).to_pydict()
-        rows = read_parquet(file, Source(str(path), path.name, path), True)
-        for number, document in enumerate(rows):
+        documents = read_parquet(file, Source(str(path), path.name, path), True)
+        for number, document in enumerate(documents):
             if isinstance(document, LcmError):
                 raise document
             for part, name in zip((document, document.target), FRAGILITY, strict=True):
@@ -175,14 +187,20 @@ def read_whole(path: Path) -> Iterator[Document]:
 
 
 def read_arrow(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
-    """Yield the rows of an Arrow IPC stream (or file), each batch as soon as it has come."""
-    watched = _Watched(file)
+    """Yield the rows of an Arrow IPC stream or file as documents, each batch as it arrives.
+
+    A row that is broken is yielded as its error. Raises IntegrityError if the input is damaged, has
+    the wrong columns, or lacks the end-of-stream marker.
+    """
+    stream_bytes = _StreamBytes(file)
     with intact(source.name):
-        with pa.ipc.open_stream(watched) as stream:
-            rows = _Rows(stream.schema, source, concepts)
-            for part in stream:
-                yield from rows.documents(part)
-        if watched.last != _END:
+        with pa.ipc.open_stream(stream_bytes) as stream:
+            rows = _RowReader(stream.schema, source, concepts)
+            for batch in stream:
+                yield from rows.documents(batch)
+        # Arrow takes an end of file between two batches for the end of the stream, so a writer
+        # that died there goes unnoticed without this check.
+        if stream_bytes.last != _END:
             raise IntegrityError(
                 f"{source.name} was cut off after {rows.count} documents",
                 "the program that wrote it failed or was stopped: see its message",
@@ -191,7 +209,7 @@ def read_arrow(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Docum
 
 @contextmanager
 def intact(name: str) -> Iterator[None]:
-    """Say of whatever Arrow cannot read that the file is damaged."""
+    """Turn an error of Arrow's while reading the file `name` into IntegrityError."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -201,8 +219,11 @@ def intact(name: str) -> Iterator[None]:
         ) from error
 
 
-class _Watched:
-    """A binary stream that remembers its last eight bytes, and skips what only files begin with."""
+class _StreamBytes:
+    """The bytes of an Arrow IPC stream or file, without a file's magic; keeps the last eight read.
+
+    Implements what pyarrow asks of a Python file object that it only reads.
+    """
 
     closed = False
 
@@ -223,18 +244,23 @@ class _Watched:
         return True
 
     def close(self) -> None:
-        """Leave the file to the one who opened it."""
+        """Do nothing: the caller closes the file."""
 
 
-def _rows_at_a_time(metadata: pq.FileMetaData) -> int:
+def _rows_per_batch(metadata: pq.FileMetaData, batch_bytes: int) -> int:
+    """Return the number of rows, from 1 to 4096, that decode to about `batch_bytes`."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    # The size before compression where the writer noted it; that is after encoding, so about.
+    # total_byte_size is uncompressed but still encoded (dictionaries, runs): an estimate.
     per_row = sum(group.total_byte_size for group in groups) / max(1, metadata.num_rows)
-    return max(1, min(4096, int(BATCH_BYTES / max(1.0, per_row))))
+    return max(1, min(4096, int(batch_bytes / max(1.0, per_row))))
 
 
-class _Rows:
-    """Turns the rows of one file into documents. Raises IntegrityError if it lacks our columns."""
+class _RowReader:
+    """Turns the rows of one table into documents; `columns` are the ones it needs.
+
+    Raises IntegrityError if the table lacks a column of text or concepts, or if a column has the
+    wrong type.
+    """
 
     def __init__(self, layout: pa.Schema, source: Source, concepts: bool) -> None:
         self._source = source
@@ -252,14 +278,15 @@ class _Rows:
             *(self._plans, self._plan_concepts),
         )
         self.columns: list[str] = [name for name in wanted if name and name in layout.names]
-        self.count = 0
+        self.count = 0  # rows read so far
         if not {text, self._sentences, self._concepts} - {None}:
             raise _no_column(layout.names, source.name, concepts)
         self._check_types(layout)
 
-    def documents(self, part: pa.RecordBatch) -> Iterator[Document | LcmError]:
-        columns = {name: part.column(name) for name in self.columns}
-        for index in range(part.num_rows):
+    def documents(self, batch: pa.RecordBatch) -> Iterator[Document | LcmError]:
+        """Yield a document, or an error, for each row."""
+        columns = {name: batch.column(name) for name in self.columns}
+        for index in range(batch.num_rows):
             row = {name: column[index] for name, column in columns.items()}
             try:
                 yield self._document(row)
@@ -271,11 +298,12 @@ class _Rows:
 
     def _document(self, row: dict[str, Any]) -> Document:
         origin = f"{self._source.name} row {self.count}"
-        large = (self._concepts, self._target_concepts, self._plan_concepts)
-        cell = {name: scalar.as_py() for name, scalar in row.items() if name not in large}
-        given = cell.get("id")
+        # Concepts stay Arrow scalars: as_py would make a Python float of every number.
+        vectors = (self._concepts, self._target_concepts, self._plan_concepts)
+        cell = {name: scalar.as_py() for name, scalar in row.items() if name not in vectors}
+        own_id = cell.get("id")
         document = Document(
-            id=f"{self._source.id}:{self.count}" if given is None else str(given),
+            id=f"{self._source.id}:{self.count}" if own_id is None else str(own_id),
             lang=cell.get("lang") or "",
             text=cell.get("text") or "",
             origin=origin,
@@ -283,8 +311,8 @@ class _Rows:
             split=cell.get("split") or "",
         )
         sentences = cell.get(self._sentences) if self._sentences else None
-        document.sentences = _whole(sentences, "sentences", document.label)
-        document.paragraphs = _whole(cell.get("paragraphs"), "paragraphs", document.label)
+        document.sentences = _without_nulls(sentences, "sentences", document.label)
+        document.paragraphs = _without_nulls(cell.get("paragraphs"), "paragraphs", document.label)
         document.concepts = self._vectors(row, self._concepts, document)
         check_alignment(document, has_sentences=sentences is not None)
         known = document.id, document.lang, origin
@@ -296,19 +324,19 @@ class _Rows:
     def _part(
         self, part: Document, row: dict[str, Any], sentences: str | None, concepts: str | None
     ) -> Document | None:
-        """Fill in a document that belongs to the row's; None if there is nothing of it."""
-        given = row[sentences].as_py() if sentences else None
-        part.sentences = _whole(given, "sentences", part.label)
+        """Fill in a target or plans from the columns of these names; None if both are empty."""
+        values = row[sentences].as_py() if sentences else None
+        part.sentences = _without_nulls(values, "sentences", part.label)
         part.concepts = self._vectors(row, concepts, part)
-        return filled(part)
+        return checked_part(part)
 
     def _vectors(
         self, row: dict[str, Any], name: str | None, document: Document
     ) -> Concepts | None:
         if name is None or not row[name].is_valid:
             return None
-        again = f"embed its sentences again: lcm embed {self._source.name} -o NEW.parquet"
-        return _matrix(row[name].values, document.label, again)
+        hint = f"embed its sentences again: lcm embed {self._source.name} -o NEW.parquet"
+        return _matrix(row[name].values, document.label, hint)
 
     def _check_types(self, layout: pa.Schema) -> None:
         for name in self.columns:
@@ -364,40 +392,43 @@ def _no_column(names: Sequence[str], file: str, concepts: bool) -> IntegrityErro
             f"{file} holds concepts and no text", f"decode it: lcm decode {file} --to LANG"
         )
     return IntegrityError(
-        f"{file} has none of the columns text, sentences, concepts; it has {', '.join(names)}",
+        f"{file} has no column named text, sentences or concepts; it has {', '.join(names)}",
         "rename the column that holds the text or the sentences",
     )
 
 
-def _whole(values: list[Any] | None, what: str, label: str) -> list[Any]:
-    """Return a cell's list. Raises IntegrityError if there is a hole in it."""
+def _without_nulls(values: list[Any] | None, what: str, label: str) -> list[Any]:
+    """Return the list in a cell, empty if the cell is null. Raises IntegrityError for a null."""
     if values is None:
         return []
     if None in values:
         raise IntegrityError(
             f"{label}: {what[:-1]} {values.index(None)} is missing (null)",
-            "fill it in, or remove it together with what belongs to it",
+            "fill it in, or remove the sentence with its paragraph number and concept",
         )
     return values
 
 
-def _matrix(vectors: pa.Array, label: str, again: str) -> Concepts:
-    """Return the concepts of one row as an array (S, D); `again` is the hint if there is a hole."""
+def _matrix(vectors: pa.Array, label: str, hint: str) -> Concepts:
+    """Return the concepts of one row as a writable array (S, D), float16 or float32.
+
+    Raises IntegrityError with `hint` if a vector or a value is null, or the widths differ.
+    """
     if vectors.null_count:
         missing = f"{vectors.null_count} of its {len(vectors)} concepts are missing (null)"
-        raise IntegrityError(f"{label}: {missing}", again)
-    width = _width(vectors, label, again)
-    flat = vectors.flatten()
+        raise IntegrityError(f"{label}: {missing}", hint)
+    width = _width(vectors, label, hint)
+    flat = vectors.flatten()  # unlike .values, only the numbers of this row
     if flat.null_count:
-        raise IntegrityError(f"{label}: {flat.null_count} values in its concepts are null", again)
+        raise IntegrityError(f"{label}: {flat.null_count} values in its concepts are null", hint)
     values = flat.to_numpy(zero_copy_only=False).reshape(len(vectors), width)
     return np.array(values, dtype=np.float32 if values.dtype == np.float64 else values.dtype)
 
 
-def _width(vectors: pa.Array, label: str, again: str) -> int:
+def _width(vectors: pa.Array, label: str, hint: str) -> int:
     if pa.types.is_fixed_size_list(vectors.type):
         return int(vectors.type.list_size)
     widths = sorted(set(vectors.value_lengths().to_pylist()))
     if len(widths) > 1:
-        raise IntegrityError(f"{label}: its concepts have several widths: {widths}", again)
+        raise IntegrityError(f"{label}: its concepts have several widths: {widths}", hint)
     return int(widths[0]) if widths else 0

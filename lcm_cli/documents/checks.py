@@ -1,9 +1,9 @@
-"""What concepts must be before anything is done with them."""
+"""Checks that concepts pass before any command uses them."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lcm_cli.documents.document import Concepts, Document, SpaceInfo, described
+from lcm_cli.documents.document import Concepts, Document, SpaceInfo, space_label
 from lcm_cli.errors import IntegrityError
 
 _EMBED_AGAIN = (
@@ -13,9 +13,9 @@ _EMBED_AGAIN = (
 
 
 def check_concepts(document: Document, space: SpaceInfo | None = None) -> None:
-    """Raise IntegrityError unless a document's concepts can be used: (S >= 1, D), all finite.
+    """Raise IntegrityError unless a document's concepts are usable: (S >= 1, D) and finite.
 
-    `space`: what other documents lie in, which this one must agree with.
+    If `space` is given, the concepts must also lie in it.
     """
     concepts = document.concepts
     if concepts is None or not len(concepts):
@@ -32,7 +32,7 @@ def check_concepts(document: Document, space: SpaceInfo | None = None) -> None:
     if own.dim != concepts.shape[1]:
         raise IntegrityError(
             f"{document.label}: its concepts have {concepts.shape[1]} dimensions,"
-            f" and its file says {own.dim}",
+            f" but its file says {own.dim}",
             _EMBED_AGAIN,
         )
     if space is not None:
@@ -40,11 +40,12 @@ def check_concepts(document: Document, space: SpaceInfo | None = None) -> None:
 
 
 def finite_rows(concepts: Concepts) -> NDArray[np.bool_]:
-    """Return which rows of (S, D) have no NaN and no infinity in them."""
+    """Return whether each row of (S, D) is free of NaN and infinity, (S,)."""
     if concepts.dtype != np.float16:
         rows: NDArray[np.bool_] = np.all(np.isfinite(concepts), axis=1)
         return rows
-    # NumPy's own test is some fifty times slower than a look at the exponent bits.
+    # np.isfinite is about fifty times slower on float16 than a test of the exponent bits, which
+    # are all ones in NaN and infinity.
     bits = np.ascontiguousarray(concepts).view(np.uint16)
     rows = np.all((bits & 0x7C00) != 0x7C00, axis=1)
     return rows
@@ -53,19 +54,19 @@ def finite_rows(concepts: Concepts) -> NDArray[np.bool_]:
 def _check_agrees(document: Document, own: SpaceInfo, space: SpaceInfo) -> None:
     if own.dim != space.dim:
         raise IntegrityError(
-            f"{document.label}: its concepts have {own.dim} dimensions, and those before it"
-            f" {space.dim}",
-            "these are of several spaces: give them to lcm one space at a time",
+            f"{document.label}: its concepts have {own.dim} dimensions, but those before it"
+            f" have {space.dim}",
+            "run lcm on the files of one space at a time",
         )
     if own.fingerprint != space.fingerprint:
         raise IntegrityError(
-            f"{document.label}: its concepts are of {described(own)}, and those before it"
-            f" of {described(space)}",
-            "give them to lcm one space at a time, or embed one of them again",
+            f"{document.label}: its concepts lie in {space_label(own)}, but those before it"
+            f" in {space_label(space)}",
+            "run lcm on the files of one space at a time, or embed them in the same space",
         )
 
 
 def space_of(document: Document) -> SpaceInfo:
-    """Return what is known of the space of a document's concepts, at least their width."""
+    """Return the space of a document's concepts, unnamed but with their width if unknown."""
     assert document.concepts is not None
     return document.space or SpaceInfo("", "", document.concepts.shape[1])

@@ -1,10 +1,11 @@
-"""A data set: a folder of Parquet shards, and the manifest.json that says which ones count.
+"""A data set: a folder of Parquet shards and a manifest.json that lists them.
 
-Shards are only added, never changed; the manifest is replaced in one step when all of them are
-there. So a reader sees the whole of the last version, whatever a writer is doing or died doing.
+Shards are added, never changed, and the manifest is replaced atomically once all of them are
+written. A reader therefore always sees the complete last version, even while a writer is at work or
+after it has died.
 
-A writer that can go on after it was stopped keeps a journal of the shards that are done, beside
-them, until the manifest is there; and of the open shard, now and then, the documents it has so far.
+A writer that can be resumed keeps a journal of the finished shards beside them until the manifest
+is written, and periodically saves the documents of the open shard to files of their own.
 """
 
 import json
@@ -22,6 +23,7 @@ from lcm_cli.files import atomic_path, make_folder
 MANIFEST = "manifest.json"
 VERSION = 1
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
+# Readers skip hidden files, so none of these is taken for a shard or another document.
 _LOCK = ".lock"
 _JOURNAL = ".unfinished.json"
 _SAVED = ".saved-"
@@ -29,7 +31,7 @@ _SAVED = ".saved-"
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of a data set, and what is in it."""
+    """One Parquet file of a data set, with its counts, its size in bytes and its checksum."""
 
     file: str
     documents: int
@@ -40,24 +42,24 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says: the space and number format of the concepts, and the shards."""
+    """The content of manifest.json: the space and dtype of the concepts, and the shards."""
 
     kind: str
     version: int
     lcm_version: str
     space: SpaceInfo
     dtype: str
-    documents: int  # of all shards
-    concepts: int
+    documents: int  # in all shards
+    concepts: int  # in all shards, without those of targets and plans
     shards: list[Shard] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Journal:
-    """What an unfinished data set is made of, and which shards of it are done.
+    """The state of an unfinished data set.
 
-    `run` says which documents it is made of, and how; `saved` are files with the documents of the
-    open shard; `last` is the id of the last document done.
+    `run` identifies the input documents and the options, `saved` lists the files with documents of
+    the open shard, and `last` is the id of the last document written.
     """
 
     run: dict[str, Any]
@@ -69,7 +71,7 @@ class Journal:
 
     @property
     def documents(self) -> int:
-        """Number of documents done."""
+        """The number of documents written."""
         return sum(shard.documents for shard in [*self.shards, *self.saved])
 
 
@@ -81,7 +83,7 @@ def shard_name(number: int) -> str:
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of the data set in `folder`; None if the folder is not a data set.
 
-    Raises IntegrityError if it is damaged or was made by a later version.
+    Raises IntegrityError if the manifest is damaged or has another version than VERSION.
     """
     path = folder / MANIFEST
     try:
@@ -91,10 +93,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     except ValueError as error:
         raise IntegrityError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict) or data.get("kind") != "dataset":
-        return None  # somebody else's manifest
+        return None  # another program's manifest
     if data.get("version") != VERSION:
         raise IntegrityError(
-            f"{path} has version {data.get('version')!r}, and this lcm reads {VERSION}",
+            f"{path} has version {data.get('version')!r}, but this lcm reads version {VERSION}",
             "update lcm",
         )
     from lcm_cli.schema import parse
@@ -103,7 +105,10 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def check_shards(folder: Path, manifest: Manifest) -> list[Path]:
-    """Return the paths of the shards, in order. Raises IntegrityError if one has another size."""
+    """Return the paths of the shards, in order.
+
+    Raises IntegrityError if one is missing or has another size than the manifest lists.
+    """
     for shard in manifest.shards:
         path = folder / shard.file
         if not path.is_file():
@@ -112,27 +117,27 @@ def check_shards(folder: Path, manifest: Manifest) -> list[Path]:
             )
         if path.stat().st_size != shard.bytes:
             raise IntegrityError(
-                f"{path} has {path.stat().st_size} bytes, and {MANIFEST} says {shard.bytes}",
+                f"{path} has {path.stat().st_size} bytes, but {MANIFEST} lists {shard.bytes}",
                 _AGAIN.format(folder),
             )
     return [folder / shard.file for shard in manifest.shards]
 
 
-_AGAIN = "copy the data set again from where it came, or write it again with -o {} --force"
+_AGAIN = "copy the data set again from its source, or write it again with -o {} --force"
 
 
 def refuse_unfinished(folder: Path) -> None:
     """Raise IntegrityError if `folder` holds shards whose data set was never finished."""
-    if any(_is_ours(path) for path in _shard_files(folder)):
+    if any(_is_by_lcm(path) for path in _shard_files(folder)):
         raise IntegrityError(
-            f"{folder} has shards but no {MANIFEST}: writing it was cut off",
-            f"finish it with the command that began it, write it again with -o {folder} --force,"
+            f"{folder} has shards but no {MANIFEST}: its writer was cut off",
+            f"repeat the command that was writing it, write it again with -o {folder} --force,"
             f" or name its shards: {folder}/part-*.parquet",
         )
 
 
 def unlisted(folder: Path, manifest: Manifest) -> list[str]:
-    """Return the shards that do not count: left by a writer that was stopped, or is at work."""
+    """Return the shards that the manifest does not list: from a stopped or a running writer."""
     listed = {shard.file for shard in manifest.shards}
     return [path.name for path in _shard_files(folder) if path.name not in listed]
 
@@ -141,8 +146,8 @@ def _shard_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("part-*.parquet") if _SHARD_NAME.match(path.name))
 
 
-def _is_ours(path: Path) -> bool:
-    """Tell our shards from files that another program named alike."""
+def _is_by_lcm(path: Path) -> bool:
+    """Return whether lcm wrote this file: other programs use the same names for shards."""
     from lcm_cli.documents.arrow import parquet_metadata
 
     try:
@@ -152,11 +157,11 @@ def _is_ours(path: Path) -> bool:
 
 
 class Draft:
-    """A data set that is being written: hands out names for new shards, and puts them in force.
+    """A data set being written: names its new shards, and lists them in the manifest at the end.
 
-    `keep` (the old shards stay, the new ones are added) or `force` (they replace the old ones) is
-    needed if there is a data set already. With a `run`, an unfinished data set of the same run goes
-    on: `done` documents, the `last` of which has this id, are in its shards or `saved`.
+    If the folder holds a data set, `keep` adds the new shards to it and `force` replaces it; one of
+    them is required. With a `run`, an unfinished data set of the same run is resumed: its shards
+    and its `saved` files hold `done` documents, the last of which has the id `last`.
     """
 
     def __init__(
@@ -172,35 +177,35 @@ class Draft:
         self._info = info
         self._dtype = dtype
         self._run = run
-        found = None if force or run is None else _unfinished(folder, dict(run), info, dtype)
+        journal = None if force or run is None else _read_journal(folder, dict(run), info, dtype)
         old = read_manifest(folder)
-        if found is None:
+        if journal is None:
             old = refuse_overwrite(folder, force=force, keep=keep)
         if keep and old is not None:
-            _check_same(folder, old, info, dtype)
+            _check_compatible(folder, old, info, dtype)
         self._kept = old.shards if keep and old is not None else []
-        self._shards = found.shards if found else []
-        self.saved = found.saved if found else []
-        self.done, self.last = (found.documents, found.last) if found else (0, "")
-        if found is not None:
-            _remove_rest(
+        self._shards = journal.shards if journal else []
+        self.saved = journal.saved if journal else []
+        self.done, self.last = (journal.documents, journal.last) if journal else (0, "")
+        if journal is not None:
+            _remove_unrecorded(
                 folder, {shard.file for shard in [*(old.shards if old else []), *self._shards]}
             )
         elif force:
             (folder / _JOURNAL).unlink(missing_ok=True)
-        _remove_halves(folder)
-        self._remove_saved(keep={each.file for each in self.saved})
+        _remove_partial_files(folder)
+        self._remove_saved(keep={file.file for file in self.saved})
         numbers = [int(_SHARD_NAME.fullmatch(path.name)[1]) for path in _shard_files(folder)]  # type: ignore[index]
         self._next = max(numbers, default=-1) + 1
 
     def next_path(self) -> Path:
-        """Return the path of the next shard: a name that no file has had, finished or not."""
+        """Return the path of the next shard, numbered after every shard in the folder."""
         self._next += 1
         return self.folder / shard_name(self._next - 1)
 
     @property
-    def goes_on(self) -> bool:
-        """Whether the same run can go on with this after it was stopped."""
+    def resumable(self) -> bool:
+        """Whether the same run can resume this data set after it was stopped."""
         return self._run is not None
 
     def saved_path(self) -> Path:
@@ -208,21 +213,22 @@ class Draft:
         return self.folder / f"{_SAVED}{len(self.saved):05d}.parquet"
 
     def save(self, file: Shard, last: str) -> None:
-        """Note a file with documents of the open shard, up to `last`."""
+        """Record a file with documents of the open shard; the id of its last one is `last`."""
         self.saved.append(file)
-        self._note(last)
+        self._write_journal(last)
 
     def add(self, shard: Shard, last: str) -> None:
-        """Take a finished shard into the manifest to be; `last` is its last document."""
+        """Record a finished shard; the id of its last document is `last`."""
         self._shards.append(shard)
         self.saved = []
-        self._note(last)
-        self._remove_saved()  # after the journal has the shard that they are in
+        self._write_journal(last)
+        # Only now: a kill before the journal lists the shard would lose the saved documents.
+        self._remove_saved()
 
-    def _note(self, last: str) -> None:
+    def _write_journal(self, last: str) -> None:
         if self._run is not None:
-            about = dict(self._run), self._info, self._dtype
-            journal = Journal(*about, self._shards, self.saved, last)
+            origin = dict(self._run), self._info, self._dtype
+            journal = Journal(*origin, self._shards, self.saved, last)
             _write_json(self.folder / _JOURNAL, asdict(journal))
 
     def _remove_saved(self, keep: Collection[str] = ()) -> None:
@@ -231,14 +237,14 @@ class Draft:
                 path.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the new shards; what was there before stays as it was. A run keeps them."""
+        """Remove the new shards, unless a run can resume with them; older ones stay."""
         if self._run is not None:
             return
         for shard in self._shards:
             (self.folder / shard.file).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Replace the manifest, then remove the shards that it does not list."""
+        """Replace the manifest, then remove the journal and the shards that it does not list."""
         from lcm_cli import __version__
 
         shards = [*self._kept, *self._shards]
@@ -254,43 +260,49 @@ class Draft:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Return whether `folder` holds a data set that the command that began it can finish."""
+    """Return whether `folder` holds an unfinished data set that its command can resume."""
     return (folder / _JOURNAL).is_file()
 
 
-def _unfinished(folder: Path, run: dict[str, Any], info: SpaceInfo, dtype: str) -> Journal | None:
-    """Return the journal of the same run. Raises UsageError if there is that of another."""
+def _read_journal(folder: Path, run: dict[str, Any], info: SpaceInfo, dtype: str) -> Journal | None:
+    """Return the journal in `folder`, None if there is none.
+
+    Raises UsageError if it belongs to another run, IntegrityError if one of its files has changed.
+    """
     from lcm_cli.schema import parse
 
     path = folder / _JOURNAL
     if not path.is_file():
         return None
-    again = f"start anew: -o {folder} --force"
+    start_over = f"start over: -o {folder} --force"
     try:
         journal = parse(Journal, json.loads(path.read_text(encoding="utf-8")), str(path))
     except ValueError as error:
-        raise IntegrityError(f"{path} is not valid JSON: {error}", again) from error
+        raise IntegrityError(f"{path} is not valid JSON: {error}", start_over) from error
+    # The journal's run went through JSON, where tuples became lists; so must the one to compare.
     if (journal.run, journal.space, journal.dtype) != (json.loads(json.dumps(run)), info, dtype):
         raise UsageError(
             f"{folder} holds an unfinished data set of other documents or options",
-            f"finish it with the command that began it, or {again}",
+            f"finish it by repeating the command that was writing it, or {start_over}",
         )
     for shard in [*journal.shards, *journal.saved]:
         file = folder / shard.file
         if not file.is_file() or file.stat().st_size != shard.bytes:
-            raise IntegrityError(f"{file} is not as its writer left it", again)
+            raise IntegrityError(
+                f"{file} is missing or has changed since it was written", start_over
+            )
     return journal
 
 
-def _remove_rest(folder: Path, counted: set[str]) -> None:
-    """Remove shards that a killed writer finished and did not note."""
+def _remove_unrecorded(folder: Path, recorded: set[str]) -> None:
+    """Remove shards that a killed writer had finished but not yet recorded."""
     for path in _shard_files(folder):
-        if path.name not in counted:
+        if path.name not in recorded:
             path.unlink(missing_ok=True)
 
 
-def _remove_halves(folder: Path) -> None:
-    """Remove the halves of files that killed writers left. There is no other writer now."""
+def _remove_partial_files(folder: Path) -> None:
+    """Remove partial files left by killed writers; call it only while holding the lock."""
     for path in folder.glob(".*.part"):
         path.unlink(missing_ok=True)
 
@@ -301,7 +313,10 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def refuse_overwrite(folder: Path, *, force: bool = False, keep: bool = False) -> Manifest | None:
-    """Return the manifest that is there. Raises UsageError unless the folder may be written to."""
+    """Return the manifest in `folder`, if any. Raises UsageError unless writing there is allowed.
+
+    A folder with files of other programs is refused even with `force`.
+    """
     old = read_manifest(folder)
     if old is None:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -313,12 +328,12 @@ def refuse_overwrite(folder: Path, *, force: bool = False, keep: bool = False) -
         if not names:
             return None
     if not (force or (keep and old is not None)):
-        what = "exists already" if old else "holds what is left of a data set that was cut off"
+        what = "exists already" if old else "holds shards of a data set that was cut off"
         raise UsageError(f"{folder} {what}", "choose another name, or add --force")
     return old
 
 
-def _check_same(folder: Path, old: Manifest, info: SpaceInfo, dtype: str) -> None:
+def _check_compatible(folder: Path, old: Manifest, info: SpaceInfo, dtype: str) -> None:
     check_space(old.space, info)
     if old.dtype != dtype:
         raise UsageError(
@@ -336,11 +351,11 @@ def writing(
     keep: bool = False,
     run: Mapping[str, Any] | None = None,
 ) -> Iterator[Draft]:
-    """Make `folder`, and those above it, if need be; hold it alone while its data set is written.
+    """Lock `folder` while a data set is written to it; missing folders are created.
 
-    The new manifest is in force when this ends without an error. Raises UsageError if this is not a
-    folder, or holds anything and neither `force` nor `keep` allows that nor the same `run` was
-    stopped, LcmError if it is being written to.
+    The new manifest takes effect when the context ends without an error. Raises UsageError if
+    `folder` is a file, or if it is not empty and neither `force`, `keep` nor resuming the same
+    `run` permits writing there; LcmError if another process is writing to it.
     """
     from filelock import FileLock, Timeout
 

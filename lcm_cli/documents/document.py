@@ -1,4 +1,4 @@
-"""What travels through every command: a document, and what a file says of its concepts' space."""
+"""The document that every command passes on, and the description of its concepts' space."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Concepts: TypeAlias = "NDArray[np.floating[Any]]"  # a string: numpy is imported when it is needed
+Concepts: TypeAlias = "NDArray[np.floating[Any]]"  # a string, since numpy is imported lazily
 Scores: TypeAlias = "NDArray[np.float32]"
 
 
 @dataclass(frozen=True)
 class SpaceInfo:
-    """What a concept file says of the space that its concepts lie in.
+    """The space of the concepts in a file, as recorded there.
 
-    `fingerprint` identifies the weights. Name and fingerprint are empty where the file, made by
-    another program, does not say.
+    `fingerprint` identifies the weights. Name and fingerprint are empty if the file, written by
+    another program, does not record them.
     """
 
     name: str
@@ -30,7 +30,7 @@ class SpaceInfo:
 
 @dataclass(eq=False)
 class Document:
-    """A text, its sentences, or its concepts: as much of these as is known so far."""
+    """A document: whichever of its text, sentences and concepts are known so far."""
 
     id: str
     lang: str = ""  # a language code such as "fra_Latn"; empty if unknown
@@ -39,25 +39,25 @@ class Document:
     paragraphs: list[int] = field(default_factory=list)  # of each sentence; empty if unknown
     concepts: Concepts | None = None  # (S, D) float32 or float16, one row a sentence
     origin: str = ""  # where it was read, for messages: "corpus.jsonl line 3"
-    space: SpaceInfo | None = None  # of the concepts, if the file tells
-    split: str = ""  # which part of a corpus it is in, such as "train"; empty if none
-    target: Document | None = None  # what a model is to make of it: a summary, for one
-    plans: Document | None = None  # a sentence for each paragraph, that says what it is about
-    fragility: Scores | None = None  # of each sentence, (S,) float32; written, and read by training
+    space: SpaceInfo | None = None  # of the concepts, if the file records it
+    split: str = ""  # the part of a corpus that it belongs to, such as "train"; empty if none
+    target: Document | None = None  # the text that a model should produce, such as a summary
+    plans: Document | None = None  # one sentence per paragraph, stating its topic
+    fragility: Scores | None = None  # per sentence, (S,) float32; only training reads it
 
     @property
     def label(self) -> str:
-        """What messages call this document: where it comes from, and its id if that adds to it."""
+        """The document's name in messages: its origin, and its id unless derived from that."""
         if not self.origin:
             return repr(self.id)
-        # Without an id of its own a document has one made of these parts: "corpus.jsonl:3".
+        # The reader gives a document without an id one made of its origin: "corpus.jsonl:3".
         if self.origin.replace(" line ", ":").replace(" row ", ":").endswith(self.id):
             return self.origin
         return f"{self.origin} ({self.id!r})"
 
 
 class SpaceLike(Protocol):
-    """The part of a loaded space that tells whose concepts it understands."""
+    """The attributes of a loaded space that identify it."""
 
     @property
     def name(self) -> str: ...
@@ -68,38 +68,38 @@ class SpaceLike(Protocol):
 
 
 def target_of(id: str, lang: str, origin: str, **known: Any) -> Document:
-    """Return the target of the document that has these fields; `known` are more of its own."""
+    """Return a target for the document with this id, language and origin, with fields `known`."""
     return Document(id, lang, origin=f"{origin}, its target", **known)
 
 
 def plans_of(id: str, lang: str, origin: str, **known: Any) -> Document:
-    """Return the plans of the document that has these fields; `known` are more of their own."""
+    """Return plans for the document with this id, language and origin, with fields `known`."""
     return Document(id, lang, origin=f"{origin}, its plans", **known)
 
 
 def check_plans(document: Document) -> None:
-    """Raise IntegrityError unless the plans, if any, are of the paragraphs and the same width."""
+    """Raise IntegrityError unless there is one plan per paragraph, as wide as the concepts."""
     from lcm_cli.text.paragraphs import count
 
     plans, own = document.plans, document.concepts
     if plans is None:
         return
-    given = len(plans.sentences) if plans.concepts is None else len(plans.concepts)
-    if document.sentences and given != count(document.paragraphs):
+    plan_count = len(plans.sentences) if plans.concepts is None else len(plans.concepts)
+    if document.sentences and plan_count != count(document.paragraphs):
         raise IntegrityError(
-            f"{document.label} has {given} plans and {count(document.paragraphs)} paragraphs",
-            "give one sentence for each paragraph; in a text blank lines part these",
+            f"{document.label} has {plan_count} plans and {count(document.paragraphs)} paragraphs",
+            "give one sentence for each paragraph; in a text, blank lines separate paragraphs",
         )
     if own is not None and plans.concepts is not None and own.shape[1] != plans.concepts.shape[1]:
         raise IntegrityError(
-            f"{document.label} has concepts of width {own.shape[1]}, and its plans"
+            f"{document.label} has concepts of width {own.shape[1]}, but plans of width"
             f" {plans.concepts.shape[1]}",
             "embed the text again: lcm embed FILE -o NEW.parquet",
         )
 
 
-def filled(part: Document) -> Document | None:
-    """Return a document that belongs to another, checked; None if there is nothing in it."""
+def checked_part(part: Document) -> Document | None:
+    """Return a target or plans after `check_alignment`; None if they are empty."""
     if not part.sentences and part.concepts is None:
         return None
     check_alignment(part)
@@ -107,10 +107,10 @@ def filled(part: Document) -> Document | None:
 
 
 def check_alignment(document: Document, *, has_sentences: bool | None = None) -> None:
-    """Raise IntegrityError unless sentences, paragraphs and concepts are one to one.
+    """Raise IntegrityError unless sentences, paragraph numbers, concepts and scores are as many.
 
-    What is unknown (empty, or None) is left out; `has_sentences` says that an empty list of
-    sentences is meant.
+    Those that are unknown (empty, or None) are ignored; with `has_sentences` an empty list of
+    sentences counts as 0 sentences.
     """
     counts = {}
     if document.sentences or has_sentences:
@@ -124,38 +124,39 @@ def check_alignment(document: Document, *, has_sentences: bool | None = None) ->
     if len(set(counts.values())) > 1:
         found = " and ".join(f"{count} {what}" for what, count in counts.items())
         raise IntegrityError(
-            f"{document.label} has {found}, which must be as many",
+            f"{document.label} has {found}; the numbers must match",
             "embed its sentences again: lcm embed FILE -o NEW.parquet",
         )
 
 
 def check_space(info: SpaceInfo | None, space: SpaceLike | SpaceInfo) -> None:
-    """Raise IntegrityError if concepts described by `info` mean nothing in `space`.
+    """Raise IntegrityError unless concepts described by `info` lie in `space`.
 
-    What the file does not say is not held against it; the width always counts.
+    Concepts of unknown origin pass if their width matches.
     """
     if info is None:
         return
     if info.fingerprint and info.fingerprint != space.fingerprint:
         raise IntegrityError(
-            f"these concepts were made in {described(info)}, and this is {described(space)}",
-            _way_out(info, space),
+            f"these concepts lie in {space_label(info)}, not in {space_label(space)}",
+            _hint(info, space),
         )
     if info.dim != space.dim:
         raise IntegrityError(
-            f"these concepts have {info.dim} dimensions, and those of {space.name} {space.dim}",
-            _way_out(info, space),
+            f"these concepts have {info.dim} dimensions, but those of {space.name} have"
+            f" {space.dim}",
+            _hint(info, space),
         )
 
 
-def described(space: SpaceLike | SpaceInfo) -> str:
-    """Return what messages call a space."""
+def space_label(space: SpaceLike | SpaceInfo) -> str:
+    """Return the name of a space in messages."""
     if not space.fingerprint:
-        return "a space that is not named"
+        return "an unnamed space"
     return f"the space {space.name} (weights {space.fingerprint[:12]})"
 
 
-def _way_out(info: SpaceInfo, space: SpaceLike | SpaceInfo) -> str:
+def _hint(info: SpaceInfo, space: SpaceLike | SpaceInfo) -> str:
     again = f"embed the text again: lcm embed TEXT --space {space.name} -o NEW.parquet"
     if not info.name:
         return f"name the space that made them with --space, or {again}"

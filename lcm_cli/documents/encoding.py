@@ -1,4 +1,4 @@
-"""Bytes to text: UTF-8 or an error that says where it ends being that, and what it probably is."""
+"""Decoding of UTF-8 text, with errors that name the first bad byte and the likely encoding."""
 
 import codecs
 import re
@@ -9,18 +9,18 @@ from lcm_cli.errors import IntegrityError
 STDIN = "stdin"  # the name of standard input in messages
 
 _BOMS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-_SAMPLE = 1 << 16
-# Signs that make up a good part of any text in their language, and of nothing else.
+_SAMPLE = 1 << 16  # bytes examined to guess an encoding
+# Characters frequent in any text of their language, and rare in text decoded wrongly.
 _KANA = re.compile(r"[\u3041-\u30fe]")
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
 _COMMON_HAN = re.compile(r"[的一是了不在有人我他這这\u3001\u3002\uff0c]")
 _CYRILLIC = re.compile(r"[\u0430-\u044f]")  # lower case: KOI8-R and CP1251 swap the cases
-# (name for iconv, Python's codec, sign, share of the non-ASCII characters that it must have)
+# (name for iconv, Python's codec, frequent characters, their least share of the non-ASCII ones)
 _GUESSES = (
     ("SHIFT_JIS", "cp932", _KANA, 0.25),
     ("EUC-JP", "euc_jp", _KANA, 0.25),
@@ -35,34 +35,36 @@ _GUESSES = (
 def decode_text(data: bytes, name: str, offset: int = 0, line: int = 0) -> str:
     """Return `data` as text with `\\n` line ends and no byte order mark.
 
-    `name` is the file's; `offset` is where in it `data` begins, `line` which line it is, if it is
-    one. Raises IntegrityError with the offset of the first byte that is not UTF-8, or of a NUL.
+    For messages, `name` is that of the file, `offset` the position of `data` in it, and `line` the
+    number of the line if `data` is one. Raises IntegrityError with the offset of the first byte
+    that is not UTF-8, or of a NUL.
     """
     place = f"{name} line {line}" if line else name
     if not offset:
-        _refuse_wide(data, name)
+        _refuse_utf16_and_32(data, name)
     body = data if offset else data.removeprefix(codecs.BOM_UTF8)
     offset += len(data) - len(body)
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
+        # A character takes at most 4 bytes, so one that is cut off has at most 3.
         if error.reason == "unexpected end of data" and error.start >= len(body) - 3:
             raise IntegrityError(
                 f"{place} ends at byte {offset + error.start}, in the middle of a UTF-8 character",
-                "the file was cut off: get it again",
+                "the file was cut off: copy or download it again",
             ) from error
-        encoding = guess(body, error.start)
+        encoding = guess_encoding(body, error.start)
         raise _not_utf8(name, place, offset + error.start, encoding) from error
     if (nul := body.find(b"\0")) >= 0:
         raise IntegrityError(
             f"{place} is not text: it has a NUL byte at offset {offset + nul}",
-            "if that byte is a mistake, take it out: tr -d '\\000' < FILE > NEW",
+            "if that byte is a mistake, remove it: tr -d '\\000' < FILE > NEW",
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def check_text(text: str, name: str) -> None:
-    """Raise IntegrityError if `text` holds a NUL or (from a JSON escape) what no UTF-8 text can."""
+    """Raise IntegrityError if `text` has a NUL or, from a JSON escape, a lone surrogate."""
     if bad := re.search(r"[\ud800-\udfff\0]", text):
         what = "a NUL" if bad[0] == "\0" else f"half of a surrogate pair (\\u{ord(bad[0]):04x})"
         raise IntegrityError(
@@ -71,8 +73,8 @@ def check_text(text: str, name: str) -> None:
         )
 
 
-def _refuse_wide(data: bytes, name: str) -> None:
-    """Raise if `data` is UTF-16 or UTF-32, which decode as garbage with zeros rather than fail."""
+def _refuse_utf16_and_32(data: bytes, name: str) -> None:
+    """Raise if `data` is UTF-16 or UTF-32, much of which is valid UTF-8 full of NULs."""
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             raise _not_utf8(name, name, 0, encoding)
@@ -84,27 +86,27 @@ def _refuse_wide(data: bytes, name: str) -> None:
             raise _not_utf8(name, name, sample.find(0), encoding)
 
 
-def _not_utf8(name: str, place: str, at: int, encoding: str) -> IntegrityError:
+def _not_utf8(name: str, place: str, offset: int, encoding: str) -> IntegrityError:
     file = "" if name == STDIN else f" {shlex.quote(name)} > NEW"
     return IntegrityError(
-        f"{place} is not UTF-8 at byte {at}; it is probably {encoding}",
+        f"{place} is not UTF-8 at byte {offset}; it is probably {encoding}",
         f"convert it: iconv -f {encoding} -t UTF-8{file}",
     )
 
 
-def guess(data: bytes, start: int = 0) -> str:
-    """Return the encoding, by its name for iconv, that `data` is most likely in; not UTF-8.
+def guess_encoding(data: bytes, start: int = 0) -> str:
+    """Return the most likely encoding of `data`, which is not UTF-8, by its name for iconv.
 
-    `start`: where the first byte is that is not ASCII. This is a hint for people, never acted on.
+    `start` is the position of the first byte that is not UTF-8. The result is for hints only.
     """
     sample = data[max(0, start - _SAMPLE // 2) :][:_SAMPLE]
     high = sum(byte >= 0x80 for byte in sample)
     letters = high + sum(chr(byte).isalpha() for byte in sample if byte < 0x80)
-    # Scripts other than Latin write nearly every letter with high bytes.
+    # Scripts other than Latin encode nearly every letter with high bytes.
     if high > 0.4 * letters:
-        for encoding, codec, sign, share in _GUESSES:
+        for encoding, codec, frequent, share in _GUESSES:
             text = [c for c in sample.decode(codec, "replace") if ord(c) >= 0x80]
-            if len(sign.findall("".join(text))) > share * len(text):
+            if len(frequent.findall("".join(text))) > share * len(text):
                 return encoding
     undefined = {0x81, 0x8D, 0x8F, 0x90, 0x9D}  # in CP1252
     return "LATIN1" if undefined & set(sample) else "CP1252"

@@ -1,4 +1,4 @@
-"""Files and streams of documents, and which of our formats each is in: content first, then name."""
+"""Detection of the format of a file or stream of documents, by its content, then by its name."""
 
 import re
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from lcm_cli.errors import IntegrityError
 
 Kind = Literal["text", "jsonl", "parquet", "arrow", "safetensors"]
 
-HEAD = 4096  # bytes of a file that are looked at
-STREAM_HEAD = 16  # of a stream, whose writer may wait long after its first few bytes
+HEAD = 4096  # bytes of a file that are examined
+STREAM_HEAD = 16  # bytes of a stream: its writer may pause long after the first few
 
 NAMES: dict[Kind, str] = {
     "text": "text",
@@ -33,8 +33,8 @@ _SUFFIXES: dict[str, Kind] = {
     ".safetensors": "safetensors",
 }
 _UNPACK = "unpack it first: {} FILE"
-_FOREIGN = (
-    (b"%PDF", "a PDF", "take its text out first: pdftotext FILE"),
+_FOREIGN = (  # (first bytes, name of the format, hint)
+    (b"%PDF", "a PDF", "extract its text first: pdftotext FILE"),
     (b"PK\x03\x04", "a zip archive or an office document", "save its text in a .txt file"),
     (b"\xd0\xcf\x11\xe0", "an office document", "save its text in a .txt file"),
     (b"{\\rtf", "an RTF document", "save its text in a .txt file"),
@@ -42,8 +42,8 @@ _FOREIGN = (
     (b"\xfd7zXZ\x00", "packed with xz", _UNPACK.format("unxz")),
     (b"\x28\xb5\x2f\xfd", "packed with zstd", _UNPACK.format("unzstd")),
     (b"BZh", "packed with bzip2", _UNPACK.format("bunzip2")),
-    (b"\x93NUMPY", "a NumPy array", "put it into one of the formats of docs/formats.md"),
-    (b"\x89HDF", "an HDF5 file", "put it into one of the formats of docs/formats.md"),
+    (b"\x93NUMPY", "a NumPy array", "convert it to a format listed in docs/formats.md"),
+    (b"\x89HDF", "an HDF5 file", "convert it to a format listed in docs/formats.md"),
     (b"SQLite format 3\x00", "an SQLite database", ""),
     (b"\x89PNG", "a PNG image", ""),
     (b"\xff\xd8\xff", "a JPEG image", ""),
@@ -52,7 +52,7 @@ _FOREIGN = (
     (b"ID3", "an MP3 file", ""),
     (b"\x7fELF", "a program", ""),
 )
-# Control characters that no text has; NUL is among them, but UTF-16 is full of NULs.
+# Control characters that text does not contain. NUL is one of them, although UTF-16 is full of it.
 _CONTROL = bytes([*range(9), *range(14, 27), *range(28, 32), 127])
 
 
@@ -61,40 +61,41 @@ class Source:
     """One file or stream of documents."""
 
     name: str  # for messages
-    id: str  # of its document, if it has one without an id of its own
+    id: str  # of its document if that has no id, else the first part of such ids
     path: Path | None = None  # None: standard input
-    kind: Kind | None = None  # None: a stream, to be looked at when it is opened
+    kind: Kind | None = None  # None: a stream, whose format is detected when it is opened
 
 
 def sniff(head: bytes, name: str, suffix: str = "") -> Kind:
     """Return the format of a file or stream that begins with `head`.
 
-    `suffix` is that of its name ("" for a stream). Raises IntegrityError if it is empty, if it is
-    in no format of ours, or if its name promises a binary format that it is not in.
+    `suffix` is the suffix of its name, "" for a stream. Raises IntegrityError if `head` is empty,
+    is in an unsupported format, or is not in the binary format that `suffix` implies.
     """
-    kind = _magic(head)
+    kind = _kind_by_magic(head)
     if kind is not None:
         return kind
-    promised = _SUFFIXES.get(suffix.lower())
+    implied = _SUFFIXES.get(suffix.lower())
     if not head:
-        raise IntegrityError(f"{name} is empty", "nothing was read: check how it was made")
-    if promised not in (None, "text", "jsonl"):
+        raise IntegrityError(f"{name} is empty", "check the command that wrote it")
+    if implied not in (None, "text", "jsonl"):
         raise IntegrityError(
-            f"{name} is not {NAMES[promised]} data, in spite of its name",
-            "it is damaged, or another kind of file: make it again, or rename it",
+            f"{name} is not {NAMES[implied]} data, in spite of its name",
+            "it is damaged or in another format: write it again, or rename it",
         )
     _refuse_foreign(head, name)
-    if promised is not None:
-        return promised
+    if implied is not None:
+        return implied
     return "jsonl" if re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"', head) else "text"
 
 
-def _magic(head: bytes) -> Kind | None:
+def _kind_by_magic(head: bytes) -> Kind | None:
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith((b"\xff\xff\xff\xff", b"ARROW1")):
         return "arrow"
-    # Eight bytes of length, then a JSON object; text there would be a length beyond all bounds.
+    # The length of the header in 8 bytes, then a JSON object. Eight characters of text, read as a
+    # length, would be far larger.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return "safetensors"
     return None
@@ -110,7 +111,7 @@ def _refuse_foreign(head: bytes, name: str) -> None:
 
 
 def _may_be_utf16(head: bytes) -> bool:
-    """Whether to leave it to the text decoder, which says what to do about UTF-16 and UTF-32."""
+    """Return whether to leave `head` to the text decoder, whose error suggests a conversion."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
         return True
     zeros = sorted(head[side::2].count(0) / max(1, len(head) // 2) for side in (0, 1))

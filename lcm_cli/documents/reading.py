@@ -1,4 +1,4 @@
-"""Reading documents, whatever they are in, and refusing what would be wrong further on."""
+"""Reading of documents in every supported format, with the checks that later stages rely on."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -14,12 +14,13 @@ from lcm_cli.errors import IntegrityError, LcmError, UsageError
 def read(
     paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: OnError | None = None
 ) -> Iterator[Document]:
-    """Return the documents in `paths`, for their text: `concepts` is not read.
+    """Return the documents in `paths` for their text, without their concepts.
 
-    `paths` holds files, folders, globs and - (`stdin`); nothing means -. Each document has either
-    `text` or `sentences`. Missing files and foreign ones are found before this returns, the rest
-    as the documents are taken. A problem goes to `on_error`, and reading continues with the next
-    document or file; without `on_error` it is raised (NotFoundError, IntegrityError, UsageError).
+    `paths` may hold files, folders, globs and - (`stdin`); an empty list means -. Each document has
+    `text` or `sentences`. Missing and unsupported files are reported before this returns, other
+    problems as the documents are consumed. A problem is passed to `on_error`, and reading continues
+    with the next document or file; without `on_error` it is raised (NotFoundError, IntegrityError,
+    UsageError).
     """
     report = on_error or _raise
     sources = list(expand_paths(paths or ["-"], report))
@@ -31,9 +32,9 @@ def read_concepts(
 ) -> tuple[SpaceInfo, Iterator[Document]]:
     """Return the space of the concepts in `paths`, and the documents, all with concepts.
 
-    Like `read`, and every document has finite concepts (S >= 1, D) of one width and one space, one
-    for each sentence (if it has sentences). Waits for the first document. Raises IntegrityError if
-    there is none, UsageError for text that was not embedded.
+    `paths` and `on_error` are as for `read`. Every document has finite concepts (S >= 1, D) of the
+    same space, one for each sentence if it has sentences. Waits for the first document. Raises
+    IntegrityError if there is none, UsageError for text that was not embedded.
     """
     from lcm_cli.documents.checks import space_of
 
@@ -50,17 +51,20 @@ def read_concepts(
 def read_any(
     paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: OnError | None = None
 ) -> Iterator[Document]:
-    """Return the documents in `paths`, with their concepts where they have some, else their text.
+    """Return the documents in `paths` with their concepts, or with their text if they have none.
 
-    Like `read`; the concepts of a document are finite, (S >= 1, D), and one for each sentence.
+    `paths` and `on_error` are as for `read`. Concepts are finite, (S >= 1, D), and one for each
+    sentence if the document has sentences.
     """
     report = on_error or _raise
     sources = list(expand_paths(paths or ["-"], report))
     return _read_any(sources, stdin, report)
 
 
-def raw(source: Source, concepts: bool, stdin: BinaryIO | None) -> Iterator[Document | LcmError]:
-    """Yield what a source holds as it is, and an error in place of each document that is broken."""
+def read_source(
+    source: Source, concepts: bool, stdin: BinaryIO | None
+) -> Iterator[Document | LcmError]:
+    """Yield the documents of a source, unchecked, and an error in place of each broken one."""
     with opened(source, stdin) as (file, kind):
         if kind == "text":
             from lcm_cli.documents.text import read_text
@@ -86,7 +90,7 @@ def _raise(error: LcmError) -> None:
 
 
 def _read(sources: list[Source], stdin: BinaryIO | None, report: OnError) -> Iterator[Document]:
-    for document in _all(sources, False, stdin, report):
+    for document in _documents(sources, False, stdin, report):
         document.concepts = document.space = None
         for part in (document.target, document.plans):
             if part is not None:
@@ -100,7 +104,7 @@ def _read(sources: list[Source], stdin: BinaryIO | None, report: OnError) -> Ite
 
 
 def _read_any(sources: list[Source], stdin: BinaryIO | None, report: OnError) -> Iterator[Document]:
-    for document in _all(sources, True, stdin, report):
+    for document in _documents(sources, True, stdin, report):
         try:
             if document.concepts is None:
                 _check_has_text(document)
@@ -120,7 +124,7 @@ def _read_concepts(
     from lcm_cli.documents.checks import check_concepts, space_of
 
     space = None
-    for document in _all(sources, True, stdin, report):
+    for document in _documents(sources, True, stdin, report):
         try:
             if document.concepts is None and document.text:
                 raise _not_embedded(document)
@@ -132,13 +136,13 @@ def _read_concepts(
         yield document
 
 
-def _all(
+def _documents(
     sources: list[Source], concepts: bool, stdin: BinaryIO | None, report: OnError
 ) -> Iterator[Document]:
-    """Yield the documents of all sources, sending problems to `report`."""
+    """Yield the documents of all sources, passing problems to `report`."""
     for source in sources:
         empty = True
-        for item in _items(source, concepts, stdin):
+        for item in _documents_and_errors(source, concepts, stdin):
             empty = False
             if isinstance(item, LcmError):
                 report(item)
@@ -148,9 +152,12 @@ def _all(
             report(IntegrityError(f"{source.name} has no documents in it"))
 
 
-def _items(source: Source, concepts: bool, stdin: BinaryIO | None) -> Iterator[Document | LcmError]:
+def _documents_and_errors(
+    source: Source, concepts: bool, stdin: BinaryIO | None
+) -> Iterator[Document | LcmError]:
+    """Yield what `read_source` yields, then the error that ended it, if any."""
     try:
-        yield from raw(source, concepts, stdin)
+        yield from read_source(source, concepts, stdin)
     except LcmError as error:
         yield error
 

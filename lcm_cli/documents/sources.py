@@ -1,4 +1,4 @@
-"""From what a user names (files, folders, globs, -) to the files and streams to read."""
+"""Expansion of paths (files, folders, globs, -) to the files and streams to read."""
 
 import glob
 import io
@@ -15,14 +15,15 @@ from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import not_there
 
 OnError = Callable[[LcmError], None]
-_LISTED = 10  # files named in one message
+_LISTED = 10  # files named in one message, at most
 
 
 def expand_paths(paths: Sequence[str], report: OnError) -> Iterator[Source]:
-    """Yield what `paths` stand for: in their order, what is in a folder or glob sorted by name.
+    """Yield the sources that `paths` name, in order; those in a folder or glob are sorted by name.
 
-    Hidden files in folders are left out. Every file is looked at here, so that what cannot be read
-    is known before anything is loaded or computed; problems go to `report`.
+    Hidden files in folders are skipped. The first bytes of every file are examined here, so that
+    unreadable files are known before anything is loaded or computed; problems go to `report`.
+    Raises UsageError if - is named twice.
     """
     if list(paths).count("-") > 1:
         raise UsageError("- (standard input) is named twice", "it can be read only once")
@@ -34,7 +35,7 @@ def expand_paths(paths: Sequence[str], report: OnError) -> Iterator[Source]:
 
 
 def identify(paths: Sequence[str]) -> list[list[str | int]]:
-    """Return what tells whether `paths` hold what they held: each file, its size and its time."""
+    """Return name, size and modification time (ns) of each file in `paths`, to detect changes."""
     sources = expand_paths(paths, lambda error: None)
     files = [(source.name, source.path.stat()) for source in sources if source.path is not None]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
@@ -42,7 +43,7 @@ def identify(paths: Sequence[str]) -> list[list[str | int]]:
 
 @contextmanager
 def opened(source: Source, stdin: BinaryIO | None = None) -> Iterator[tuple[BinaryIO, Kind]]:
-    """Open a source; yields its bytes from the beginning, and the format that they are in."""
+    """Open a source; the context is its bytes from the beginning, and their format."""
     if source.kind is not None and source.path is not None:
         with _open(source.path) as file:
             yield file, source.kind
@@ -57,11 +58,12 @@ def opened(source: Source, stdin: BinaryIO | None = None) -> Iterator[tuple[Bina
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream with the bytes that were taken from its head put back; never waits to fill up."""
+    """A stream with the bytes that were read from its head put back."""
 
     def __init__(self, head: bytes, stream: BinaryIO) -> None:
         self._head = head
         self._stream = stream
+        # read1 returns what has arrived; read would wait until the buffer is full.
         self._read = getattr(stream, "read1", stream.read)
 
     def readable(self) -> bool:
@@ -78,21 +80,21 @@ def _expand(path: str, report: OnError) -> Iterator[Source]:
     if path == "-":
         yield Source(STDIN, STDIN)
     elif os.path.isdir(path):  # noqa: PTH112 (a glob may not be a valid path)
-        yield from _folder(Path(path), report)
+        yield from _folder_sources(Path(path), report)
     elif os.path.exists(path):  # noqa: PTH110
-        yield _file(Path(path), Path(path).name)
-    elif glob.has_magic(path):
-        yield from _glob(path, report)
+        yield _file_source(Path(path), Path(path).name)
+    elif glob.has_magic(path):  # tried last: a name may look like a glob
+        yield from _glob_sources(path, report)
     else:
         raise not_there(Path(path))
 
 
-def _file(path: Path, id: str) -> Source:
+def _file_source(path: Path, id: str) -> Source:
     id = os.fsencode(id).decode("utf-8", "replace")  # a name may be any bytes, an id is text
     if not path.exists():
         raise not_there(path)
     if not path.is_file():
-        return Source(str(path), id, path)  # a pipe such as <(command): readable only once
+        return Source(str(path), id, path)  # a pipe such as <(command) can be read only once
     with _open(path) as file:
         kind = sniff(file.read(HEAD), str(path), path.suffix)
     return Source(str(path), id, path, kind)
@@ -107,36 +109,36 @@ def _open(path: Path) -> BinaryIO:
         raise UsageError(f"cannot read {path}: {error.strerror}", f"see: ls -l {path}") from error
 
 
-def _glob(pattern: str, report: OnError) -> Iterator[Source]:
-    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-    files = [Path(name) for name in found if Path(name).is_file()]
-    # With ** a folder's files are matched themselves; a plain * may match data set folders.
-    folders = [] if "**" in pattern else [Path(name) for name in found if Path(name).is_dir()]
+def _glob_sources(pattern: str, report: OnError) -> Iterator[Source]:
+    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    files = [Path(name) for name in matches if Path(name).is_file()]
+    # ** also matches the files in each folder that it matches; * may match data set folders.
+    folders = [] if "**" in pattern else [Path(name) for name in matches if Path(name).is_dir()]
     if not files and not folders:
         raise NotFoundError(f"no file matches {pattern}")
     if files:
         common = os.path.commonpath([path.parent for path in files])
         ids = {path: path.relative_to(common).as_posix() for path in files}
-        yield from _sources(ids, Path(common), report)
+        yield from _file_sources(ids, Path(common), report)
     for folder in folders:
-        yield from _folder(folder, report)
+        yield from _folder_sources(folder, report)
 
 
-def _folder(folder: Path, report: OnError) -> Iterator[Source]:
-    """Yield what is in a folder: the shards of a data set, or every file below it."""
+def _folder_sources(folder: Path, report: OnError) -> Iterator[Source]:
+    """Yield the shards of the data sets at or below a folder, then every other file below it."""
     files: dict[Path, str] = {}
     shards: list[Source] = []
     for path, folders, names in _walk(folder):
-        found = _shards(path)
-        if found is not None:
-            shards += found
-            folders.clear()  # what else lies in a data set is not walked
+        own_shards = _shards(path)
+        if own_shards is not None:
+            shards += own_shards
+            folders.clear()  # nothing else in the folder of a data set is read
             continue
         files |= {path / name: (path / name).relative_to(folder).as_posix() for name in names}
     if not files and not shards:
         raise NotFoundError(f"no documents in the folder {folder}", "hidden files are not read")
     yield from shards
-    yield from _sources(files, folder, report)
+    yield from _file_sources(files, folder, report)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -145,16 +147,17 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
     seen = set()
     for name, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        if (real := os.path.realpath(name)) in seen:  # a link may lead back to where it is
+        if (real := os.path.realpath(name)) in seen:  # a link may lead back to its own folder
             folders.clear()
             continue
         seen.add(real)
+        # In place: os.walk descends into what is left in this very list.
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         yield Path(name), folders, sorted(each for each in files if not each.startswith("."))
 
 
 def _shards(folder: Path) -> list[Source] | None:
-    """Return the shards of the data set in `folder`, None if there is none."""
+    """Return the shards of the data set in `folder`, None if it does not hold one."""
     from lcm_cli.documents import dataset
 
     manifest = dataset.read_manifest(folder)
@@ -165,29 +168,29 @@ def _shards(folder: Path) -> list[Source] | None:
     return [Source(str(path), path.name, path, "parquet") for path in paths]
 
 
-def _sources(files: dict[Path, str], folder: Path, report: OnError) -> Iterator[Source]:
-    """Yield the sources among files (path to id); those that are none go into one report."""
+def _file_sources(files: dict[Path, str], folder: Path, report: OnError) -> Iterator[Source]:
+    """Yield the readable files (path to id) as sources, and report the others together."""
     sources, problems = [], []
     for path, id in files.items():
         try:
-            source = _file(path, id)
+            source = _file_source(path, id)
             if source.kind is None:  # reading from a pipe might never end
                 raise IntegrityError(f"{path} is not a regular file")
             sources.append(source)
         except LcmError as error:
             problems.append(error)
     if problems:
-        report(_listing(problems, len(files), folder))
+        report(_combined(problems, len(files), folder))
     yield from sources
 
 
-def _listing(problems: list[LcmError], among: int, folder: Path) -> LcmError:
+def _combined(problems: list[LcmError], file_count: int, folder: Path) -> LcmError:
     if len(problems) == 1:
         return problems[0]
     lines = [error.message for error in problems[:_LISTED]]
     if len(problems) > _LISTED:
         lines.append(f"and {len(problems) - _LISTED} more")
     return IntegrityError(
-        f"{len(problems)} of {among} files in {folder} cannot be read:\n" + "\n".join(lines),
-        f"move them away, or name the documents alone, as in {folder / '*.txt'}",
+        f"{len(problems)} of {file_count} files in {folder} cannot be read:\n" + "\n".join(lines),
+        f"move them elsewhere, or name only the documents, as in {folder / '*.txt'}",
     )

@@ -1,4 +1,4 @@
-"""Where concepts are written to: what format a name asks for, and whether it may be written."""
+"""The target of writing concepts: the format that its name implies, and early checks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,36 +16,42 @@ _FORMATS: dict[str, Literal["parquet", "arrow", "jsonl", "safetensors"]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A place to write concepts to, and the format for it."""
+    """A path to write concepts to, with its format."""
 
     kind: Literal["parquet", "arrow", "jsonl", "safetensors", "dataset", "stdout"]
     path: Path
 
 
 def find_target(path: str) -> Target:
-    """Return what `path` asks for by its suffix. Raises UsageError if that is no format of ours."""
+    """Return the target that `path` names, with the format by its suffix.
+
+    A folder, or a name without suffix, is a data set. Raises UsageError for an unknown suffix, or
+    for a name without suffix that exists but is not a folder.
+    """
     if path == "-":
         return Target("stdout", Path("-"))
-    place = Path(path)
-    if place.is_dir() or path.endswith("/") or not place.suffix:
-        if place.is_file():
-            raise UsageError(f"{path} is a file", "give it a suffix: .parquet, or another")
-        if place.exists() and not place.is_dir():  # a device, a pipe
+    target = Path(path)
+    if target.is_dir() or path.endswith("/") or not target.suffix:
+        if target.is_file():
+            raise UsageError(
+                f"{path} is a file", f"choose a name with one of {', '.join(_FORMATS)}"
+            )
+        if target.exists() and not target.is_dir():  # a device, a pipe
             raise UsageError(f"{path} is not a folder", "choose another name; - is standard output")
-        return Target("dataset", place)
-    if place.suffix.lower() not in _FORMATS:
+        return Target("dataset", target)
+    if target.suffix.lower() not in _FORMATS:
         raise UsageError(
-            f"cannot write concepts to {path}: unknown suffix {place.suffix}",
+            f"cannot write concepts to {path}: unknown suffix {target.suffix}",
             f"use {', '.join(_FORMATS)}, a folder name, or -",
         )
-    return Target(_FORMATS[place.suffix.lower()], place)
+    return Target(_FORMATS[target.suffix.lower()], target)
 
 
 def check_target(path: str, *, force: bool = False) -> None:
-    """Raise now what `open_writer` would raise when the work is done and has to be written.
+    """Raise early, before any work is done, what `open_writer` would raise for `path`.
 
-    UsageError for an unknown suffix or an existing file, NotFoundError for a missing folder (those
-    above a data set are made).
+    That is UsageError for an unknown suffix or an existing file, and NotFoundError for a missing
+    folder, except above a data set, where folders are created.
     """
     target = find_target(path)
     if target.kind == "stdout":
@@ -56,7 +62,7 @@ def check_target(path: str, *, force: bool = False) -> None:
     if target.kind == "dataset":
         from lcm_cli.documents.dataset import is_unfinished, refuse_overwrite
 
-        # Whether it is this data set that was not finished is seen when it is opened.
+        # Whether an unfinished data set is of the same run is known only once it is opened.
         if target.path.is_dir() and not is_unfinished(target.path):
             refuse_overwrite(target.path, force=force)
     elif target.path.exists() and not force:

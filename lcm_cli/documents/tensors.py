@@ -1,6 +1,6 @@
-"""One document as a .safetensors file: the tensor `concepts` (S, D), the rest in the metadata.
+"""A document as a .safetensors file: the tensor `concepts` (S, D), and the rest as metadata.
 
-A target has the tensor `target_concepts`, plans have `plan_concepts`.
+The concepts of a target are the tensor `target_concepts`, those of plans `plan_concepts`.
 """
 
 import json
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from lcm_cli.documents.arrow import read_space_info
-from lcm_cli.documents.document import Document, check_alignment, filled, plans_of, target_of
+from lcm_cli.documents.document import Document, check_alignment, checked_part, plans_of, target_of
 from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError
 from lcm_cli.headers import damaged, read_header
@@ -24,19 +24,22 @@ _DTYPES = ("F16", "F32")
 
 
 def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document]:
-    """Yield the one document in a .safetensors file."""
+    """Yield the document in a .safetensors file, with its concepts if `concepts`.
+
+    Raises IntegrityError if the file is damaged or does not hold a document.
+    """
     header, entries = read_header(file, source.name)
     metadata = entries.get("__metadata__") or {}
     entry = entries.get(TENSOR)
     if entry is None:
         raise IntegrityError(
-            f"{source.name} has no tensor {TENSOR!r}, so it is no document",
-            f"see what is in it: lcm inspect {source.name}",
+            f"{source.name} has no tensor {TENSOR!r}, so it is not a document",
+            f"list its tensors: lcm inspect {source.name}",
         )
     if entry.get("dtype") not in _DTYPES or len(entry.get("shape", ())) != 2:
         raise IntegrityError(
-            f"{source.name}: {TENSOR} is {entry.get('dtype')} {entry.get('shape')},"
-            " and should be F16 or F32 with shape [sentences, dimensions]"
+            f"{source.name}: {TENSOR} is {entry.get('dtype')} {entry.get('shape')}"
+            " instead of F16 or F32 with shape [sentences, dimensions]"
         )
     tensors = _load(header + file.read(), source.name) if concepts else {}
     document = Document(
@@ -55,12 +58,12 @@ def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator
     target.sentences = _list(metadata, "target_sentences", str, source.name)
     plans = plans_of(*known, concepts=tensors.get(PLANS))
     plans.sentences = _list(metadata, "plans", str, source.name)
-    document.target, document.plans = filled(target), filled(plans)
+    document.target, document.plans = checked_part(target), checked_part(plans)
     yield document
 
 
 def write_document(document: Document, about: dict[str, str], path: Path) -> None:
-    """Write a document with concepts; `about` is what all our formats say of the space."""
+    """Write a document with concepts; `about` is the metadata common to all formats."""
     assert document.concepts is not None
     metadata = about | {"id": document.id, "lang": document.lang}
     if document.split:

@@ -1,4 +1,4 @@
-"""Documents as text: plain text files, one document each, and JSON Lines, one a line."""
+"""Documents as text: plain text files of one document, and JSON Lines with one per line."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -16,16 +16,16 @@ from lcm_cli.documents.encoding import decode_text
 from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError, LcmError
 
-_FORM = 'a line is an object such as {"id": "a", "text": "One. Two."} or {"sentences": ["One."]}'
+_EXAMPLE = 'a line is an object such as {"id": "a", "text": "One. Two."} or {"sentences": ["One."]}'
 
 
 def read_text(file: BinaryIO, source: Source) -> Iterator[Document]:
-    """Yield the one document in a text file."""
+    """Yield the document in a text file. Raises IntegrityError if the file is not UTF-8."""
     yield Document(source.id, text=decode_text(file.read(), source.name), origin=source.name)
 
 
 def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
-    """Yield the documents in a JSON Lines file, each as soon as its line has come.
+    """Yield the documents in a JSON Lines file, each as soon as its line arrives.
 
     A bad line is yielded as its error. Raises IntegrityError if the file is not UTF-8.
     """
@@ -43,9 +43,9 @@ def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Docum
 
 
 def to_json(document: Document, *, concepts: bool = True) -> dict[str, Any]:
-    """Return a document as an object for a line of JSON; what is unknown or empty is left out.
+    """Return a document as an object for a line of JSON, without unknown or empty fields.
 
-    A concept's numbers are the shortest decimals that give the same float16 or float32 again.
+    Concepts are written as the shortest decimals that round to the same float16 or float32.
     """
     record: dict[str, Any] = {"id": document.id}
     for key in ("lang", "split", "text", "sentences", "paragraphs"):
@@ -71,7 +71,8 @@ def to_json(document: Document, *, concepts: bool = True) -> dict[str, Any]:
 
 
 def _numbers(matrix: Concepts) -> list[list[float]]:
-    # By way of text: 0.1 as a float16 would print as 0.0999755859375.
+    # NumPy prints the shortest decimal of the dtype; astype(float) alone would turn the float16
+    # nearest to 0.1 into 0.0999755859375.
     numbers: list[list[float]] = matrix.astype(str).astype(float).tolist()
     return numbers
 
@@ -82,10 +83,10 @@ def _object(line: str, origin: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise IntegrityError(
             f"{origin} is not valid JSON: {error}",
-            f"{_FORM}; JSON spread over lines becomes that with: jq -c . FILE",
+            f"{_EXAMPLE}; to put each object on one line: jq -c . FILE",
         ) from error
     if not isinstance(record, dict):
-        raise IntegrityError(f"{origin} is {type(record).__name__}, not an object", _FORM)
+        raise IntegrityError(f"{origin} is {type(record).__name__}, not an object", _EXAMPLE)
     return record
 
 
@@ -93,13 +94,13 @@ def _document(record: dict[str, Any], id: str, origin: str, concepts: bool) -> D
     def get(key: str, kind: str, fits: Callable[[Any], bool]) -> Any:
         value = record.get(key)
         if value is not None and not fits(value):
-            raise IntegrityError(f"{origin}: {key!r} is {_shown(value)}, not {kind}", _FORM)
+            raise IntegrityError(f"{origin}: {key!r} is {_shown(value)}, not {kind}", _EXAMPLE)
         return value
 
-    given = get("id", "a string or whole number", lambda v: _is_string(v) or _is_integer(v))
+    own_id = get("id", "a string or whole number", lambda v: _is_string(v) or _is_integer(v))
     sentences = get("sentences", "a list of strings", lambda v: _is_list(v, _is_string))
     document = Document(
-        id=id if given is None else str(given),
+        id=id if own_id is None else str(own_id),
         lang=get("lang", "a string", _is_string) or "",
         text=get("text", "a string", _is_string) or "",
         sentences=sentences or [],
@@ -111,7 +112,9 @@ def _document(record: dict[str, Any], id: str, origin: str, concepts: bool) -> D
     plans = get("plans", "a list of strings", lambda v: _is_list(v, _is_string))
     if not {"text", "sentences", "concepts"} & record.keys():
         keys = ", ".join(record) or "nothing"
-        raise IntegrityError(f"{origin} has neither 'text' nor 'sentences'; it has {keys}", _FORM)
+        raise IntegrityError(
+            f"{origin} has neither 'text' nor 'sentences'; it has {keys}", _EXAMPLE
+        )
     if concepts and record.get("concepts") is not None:
         document.concepts = _matrix(record, "concepts", document)
         document.space = _space(record, document.concepts.shape[1])
@@ -129,7 +132,7 @@ def _document(record: dict[str, Any], id: str, origin: str, concepts: bool) -> D
 def _target(
     record: dict[str, Any], given: str | list[str] | None, document: Document, concepts: bool
 ) -> Document | None:
-    """Return what a line says of its target; None if that is nothing."""
+    """Return the target that a line gives, None if it gives none or an empty one."""
     held = concepts and record.get("target_concepts") is not None
     if not given and not held:
         return None
@@ -156,7 +159,7 @@ def _matrix(record: dict[str, Any], key: str, document: Document) -> Concepts:
         ) from error
     if matrix.ndim != 2:
         raise IntegrityError(f"{document.label}: its concepts are not a list of lists of numbers")
-    with np.errstate(over="ignore"):  # what becomes infinite is reported where it is checked
+    with np.errstate(over="ignore"):  # check_concepts reports values that become infinite
         return matrix.astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""Writing documents with their concepts: one way in, and a few lines for each format."""
+"""Writing of documents with their concepts, to every supported format."""
 
 import json
 import sys
@@ -27,28 +27,29 @@ from lcm_cli.files import atomic_path, disk_error, sha256
 Dtype = Literal["float16", "float32"]
 Write = Callable[[Document], None]
 
-GROUP_BYTES = 16 << 20  # of concepts in a Parquet row group: what a reader holds at a time
-SHARD_BYTES = 256 << 20  # of concepts in a shard of a data set
-SAVE_SECONDS = 120.0  # between two saves of what the open shard holds
+GROUP_BYTES = 16 << 20  # of documents in a Parquet row group, which readers hold at a time
+SHARD_BYTES = 256 << 20  # of documents in a shard of a data set
+SAVE_SECONDS = 120.0  # least time between two saves of the open shard
 
 
 class ConceptWriter:
-    """Takes documents with concepts of one space, and refuses those that no reader would take.
+    """Writes documents with concepts of one space, and refuses those that no reader would accept.
 
-    `done` documents, the last of which has the id `last`, were written by a run that was stopped;
-    the `open` last of them are in a shard that is not full. `fills` tells of each document to come,
-    beginning with those in the open shard, whether it will be the last of its shard.
+    A stopped run that is resumed has written `done` documents, the last with the id `last`; the
+    last `open` of them belong to the unfinished shard. `fills`, called for each document in order
+    from the first one in that shard on, returns whether the document will fill its shard.
     """
 
-    def __init__(self, info: SpaceInfo, dtype: Dtype, write: "Write | _Shards") -> None:
+    def __init__(self, info: SpaceInfo, dtype: Dtype, write: "Write | _ShardWriter") -> None:
         self.info = info
         self.dtype = dtype
-        self.count = 0  # documents written
+        self.count = 0  # documents written by this run
         self.done, self.open, self.last = 0, 0, ""
         self.fills: Callable[[Document], bool] = lambda document: False
         self._save: Callable[[], None] = lambda: None
-        if isinstance(write, _Shards):
-            self.done, self.last, self.fills = write.draft.done, write.draft.last, write.ends()
+        if isinstance(write, _ShardWriter):
+            self.done, self.last = write.draft.done, write.draft.last
+            self.fills = write.shard_filling()
             self.open, self._save = write.restored, write.save
             write = write.write
         self._write = write
@@ -56,16 +57,17 @@ class ConceptWriter:
     def write(self, document: Document) -> None:
         """Write a document with concepts (S, D), one for each sentence if it has sentences.
 
-        Raises IntegrityError if concepts are missing, not finite, of another width, not as many as
-        the sentences, or too large for float16.
+        Raises IntegrityError if concepts are missing, not finite, of another width or number than
+        expected, or too large for float16; LcmError if the disk is full.
         """
         self._write(as_written(document, self.info, self.dtype))
         self.count += 1
 
     def save(self) -> None:
-        """Let all that was written survive a kill, if a run goes on; at most every SAVE_SECONDS.
+        """Save the documents of the open shard, so that a killed run can resume after them.
 
-        To be called where a run that goes on may begin. Raises LcmError if the disk is full.
+        Saves at most once per `save_seconds`, and only data sets opened with a `run`. Call it
+        between documents where a resumed run may begin. Raises LcmError if the disk is full.
         """
         self._save()
 
@@ -80,28 +82,29 @@ def open_writer(
     extend: bool = False,
     stdout: BinaryIO | None = None,
     shard_bytes: int = SHARD_BYTES,
+    save_seconds: float = SAVE_SECONDS,
     run: Mapping[str, Any] | None = None,
 ) -> Iterator[ConceptWriter]:
     """Open `path` for documents whose concepts lie in the space `info`.
 
-    The format follows the name: .parquet, .arrow (IPC stream), .jsonl, .safetensors (one document),
-    a folder or a name without suffix (data set: shards of about `shard_bytes` and a manifest), -
-    (Arrow IPC stream to `stdout`, each document at once). `force` replaces what is there; `extend`
-    adds to a data set. A `run` (plain data that says which documents these are, and how they were
-    made) keeps what there is of a data set that was not finished; the same run then goes on after
-    its last whole shard, or its last `save`.
+    The name determines the format: .parquet, .arrow (IPC stream), .jsonl, .safetensors (one
+    document), a folder or a name without suffix (a data set: shards of about `shard_bytes` and a
+    manifest), - (Arrow IPC stream to `stdout`, flushed after each document). `force` replaces
+    existing files; `extend` adds to a data set. With a `run` (JSON data that identifies the
+    documents and the options), an unfinished data set is kept when writing stops, and the same run
+    resumes it after its last finished shard or its last `save`, whichever is later.
 
-    Files appear, whole, when the context ends without an error; a stream that was broken off lacks
-    its end mark. Raises UsageError for an unknown suffix, an existing file, a terminal, or if no
-    document was written; NotFoundError if the folder is missing; LcmError if the disk is full.
+    Files appear, complete, when the context ends without an error; an interrupted stream lacks its
+    end-of-stream marker. Raises UsageError for an unknown suffix, an existing file, a terminal, or
+    if no document was written; NotFoundError if the folder is missing; LcmError for a full disk.
     """
     target, layout = find_target(path), schema(info, dtype)
     if extend and target.kind != "dataset":
         raise UsageError(f"{path} cannot be extended", "only a data set (a folder) can")
-    opened: AbstractContextManager[Write | _Shards]
+    opened: AbstractContextManager[Write | _ShardWriter]
     if target.kind == "dataset":
         draft = dataset.writing(target.path, info, dtype, force=force, keep=extend, run=run)
-        opened = _dataset(draft, layout, shard_bytes)
+        opened = _dataset(draft, layout, shard_bytes, save_seconds)
     elif target.kind == "stdout":
         opened = _stdout(stdout or sys.stdout.buffer, layout)
     else:
@@ -114,9 +117,9 @@ def open_writer(
 
 
 def as_written(document: Document, info: SpaceInfo, dtype: Dtype) -> Document:
-    """Return a document as it is written: of the space `info`, its concepts as `dtype`.
+    """Return a checked copy of a document as it is written: in the space `info`, as `dtype`.
 
-    Raises IntegrityError for concepts that no reader would take (see `ConceptWriter.write`).
+    Raises IntegrityError for concepts that no reader would accept (see `ConceptWriter.write`).
     """
     own = replace(document, space=info)
     check_concepts(own)
@@ -124,7 +127,7 @@ def as_written(document: Document, info: SpaceInfo, dtype: Dtype) -> Document:
     for text in (own.id, own.split, *own.sentences):
         check_text(text, own.label)
     assert own.concepts is not None  # by check_concepts
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # an overflow to infinity is reported below
         own.concepts = np.ascontiguousarray(own.concepts, dtype=dtype)
     if not finite_rows(own.concepts).all():
         raise IntegrityError(
@@ -151,41 +154,46 @@ def _parquet(path: Path, layout: pa.Schema, force: bool) -> Iterator[Write]:
             write_page_checksum=True,
         ) as table,
     ):
-        groups = _RowGroups(table, layout)
+        groups = _RowGroupWriter(table, layout)
         yield groups.write
         groups.flush()
 
 
-class _RowGroups:
-    """Collects documents until they are worth a row group."""
+class _RowGroupWriter:
+    """Collects documents and writes them as row groups of about GROUP_BYTES."""
 
     def __init__(self, table: pq.ParquetWriter, layout: pa.Schema) -> None:
         self._table = table
         self._layout = layout
-        self._row = _row_bytes(layout)
-        self._held: list[Document] = []
+        self._concept_bytes = _concept_bytes(layout)
+        self._pending: list[Document] = []
         self._size = 0
 
     def write(self, document: Document) -> None:
-        self._held.append(document)
-        self._size += _bytes(document, self._row)
+        self._pending.append(document)
+        self._size += _document_bytes(document, self._concept_bytes)
         if self._size >= GROUP_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        if self._held:
-            self._table.write_batch(record_batch(self._held, self._layout))
-        self._held, self._size = [], 0
+        if self._pending:
+            self._table.write_batch(record_batch(self._pending, self._layout))
+        self._pending, self._size = [], 0
 
 
-def _bytes(document: Document, row: int) -> int:
-    """Return about how large a document is, given the bytes of a concept."""
-    known = document.sentences if document.concepts is None else document.concepts
-    own = row * len(known) + sum(map(len, document.sentences)) + len(document.id)
-    return own + sum(_bytes(part, row) for part in (document.target, document.plans) if part)
+def _document_bytes(document: Document, concept_bytes: int) -> int:
+    """Return the approximate size of a document before compression.
+
+    The result is the same before and after the sentences are encoded: resuming relies on it to find
+    the ends of shards (see `_ShardWriter.shard_filling`).
+    """
+    units = document.sentences if document.concepts is None else document.concepts
+    own = concept_bytes * len(units) + sum(map(len, document.sentences)) + len(document.id)
+    parts = (part for part in (document.target, document.plans) if part)
+    return own + sum(_document_bytes(part, concept_bytes) for part in parts)
 
 
-def _row_bytes(layout: pa.Schema) -> int:
+def _concept_bytes(layout: pa.Schema) -> int:
     vector = layout.field("concepts").type.value_type
     return int(vector.list_size * vector.value_type.bit_width // 8)
 
@@ -202,24 +210,25 @@ def _arrow(path: Path, layout: pa.Schema, force: bool) -> Iterator[Write]:
 def _stdout(file: BinaryIO, layout: pa.Schema) -> Iterator[Write]:
     if file.isatty():
         raise UsageError(
-            "binary data does not go to a terminal", "write to a file: -o FILE, or add --json"
+            "binary data is not written to a terminal", "write to a file: -o FILE, or add --json"
         )
 
     stream = pa.ipc.new_stream(file, layout)
 
     def write(document: Document) -> None:
-        with _on_stdout():
+        with _stdout_errors():
             stream.write_batch(record_batch([document], layout))
-            file.flush()  # the next program in the pipe works on this one meanwhile
+            file.flush()  # so that the next program in the pipe can start on this document
 
     yield write
-    with _on_stdout():
-        stream.close()  # writes the end mark, so never after an error
+    with _stdout_errors():
+        stream.close()  # writes the end-of-stream marker, so it must not run after an error
         file.flush()
 
 
 @contextmanager
-def _on_stdout() -> Iterator[None]:
+def _stdout_errors() -> Iterator[None]:
+    """Turn an OSError into LcmError, except that of a reader that has closed the pipe."""
     try:
         yield
     except BrokenPipeError:
@@ -240,7 +249,7 @@ def _safetensors(path: Path, layout: pa.Schema, force: bool) -> Iterator[Write]:
         if held:
             raise UsageError(
                 f"{path} can hold one document, and {document.label} is the second",
-                "write several to .parquet, .arrow, .jsonl or a folder",
+                "write several documents to .parquet, .arrow, .jsonl or a folder",
             )
         held.append(document)
 
@@ -256,40 +265,50 @@ _FILES = {"parquet": _parquet, "arrow": _arrow, "jsonl": _jsonl, "safetensors": 
 
 @contextmanager
 def _dataset(
-    folder: AbstractContextManager[dataset.Draft], layout: pa.Schema, shard_bytes: int
-) -> Iterator["_Shards"]:
-    with folder as draft, _Shards(draft, layout, shard_bytes) as shards:
+    folder: AbstractContextManager[dataset.Draft],
+    layout: pa.Schema,
+    shard_bytes: int,
+    save_seconds: float,
+) -> Iterator["_ShardWriter"]:
+    with folder as draft, _ShardWriter(draft, layout, shard_bytes, save_seconds) as shards:
         shards.restore()
         yield shards
 
 
-class _Shards:
-    """Writes one Parquet file after the other, each whole before the next is begun."""
+class _ShardWriter:
+    """Writes the shards of a data set one after the other, and saves the open one periodically."""
 
-    def __init__(self, draft: dataset.Draft, layout: pa.Schema, limit: int) -> None:
+    def __init__(
+        self, draft: dataset.Draft, layout: pa.Schema, shard_bytes: int, save_seconds: float
+    ) -> None:
         self.draft = draft
         self._layout = layout
-        self._limit = limit
-        self._fills = self.ends()
-        self._file = ExitStack()  # what closes the shard being written
+        self._shard_bytes = shard_bytes
+        self._save_seconds = save_seconds
+        self._fills = self.shard_filling()
+        self._open_file = ExitStack()  # closes the file of the open shard
         self._shard: _OpenShard | None = None
         self.restored = 0  # documents of the open shard that an earlier run wrote
-        self._unsaved: list[Document] = []  # a kill would lose them
+        self._unsaved: list[Document] = []  # documents of the open shard that a kill would lose
         self._saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Begin the open shard of an earlier run again, with the documents that it saved."""
+        """Rewrite the open shard of an earlier run from the documents that it saved.
+
+        They go through the same steps as new ones, so the shard becomes byte for byte that of a run
+        that was never stopped.
+        """
         for file in list(self.draft.saved):
             for document in read_whole(self.draft.folder / file.file):
                 self._add(document)
                 self.restored += 1
 
     def save(self) -> None:
-        """Put what is only in the open shard into a file of its own, if that is long ago.
+        """Write the unsaved documents to a file of their own, if the last save is old enough.
 
-        The shard itself is worth nothing before it is whole.
+        The shard itself cannot be read before its footer is written.
         """
-        if not self._unsaved or time.monotonic() - self._saved_at < SAVE_SECONDS:
+        if not self._unsaved or time.monotonic() - self._saved_at < self._save_seconds:
             return
         path = self.draft.saved_path()
         with _parquet(path, self._layout, True) as write:
@@ -299,38 +318,38 @@ class _Shards:
         self.draft.save(file.closed(), file.last)
         self._unsaved, self._saved_at = [], time.monotonic()
 
-    def ends(self) -> Callable[[Document], bool]:
-        """Return a function that tells of one document after the other which are a shard's last.
+    def shard_filling(self) -> Callable[[Document], bool]:
+        """Return a function that says of each document, in order, whether it ends a shard.
 
-        It looks at how many sentences they have, so it can be asked before they have concepts.
+        The documents need not have concepts yet: their sentences are counted.
         """
-        row, size = _row_bytes(self._layout), 0
+        concept_bytes, size = _concept_bytes(self._layout), 0
 
         def fills(document: Document) -> bool:
             nonlocal size
-            size += _bytes(document, row)
-            full = size >= self._limit
+            size += _document_bytes(document, concept_bytes)
+            full = size >= self._shard_bytes
             size = 0 if full else size
             return full
 
         return fills
 
     def write(self, document: Document) -> None:
-        if self.draft.goes_on:
+        if self.draft.resumable:
             self._unsaved.append(document)
         self._add(document)
 
     def _add(self, document: Document) -> None:
         if self._shard is None:
             path = self.draft.next_path()
-            write = self._file.enter_context(_parquet(path, self._layout, False))
+            write = self._open_file.enter_context(_parquet(path, self._layout, False))
             self._shard = _OpenShard(path, write)
         self._shard.add(document)
         if self._fills(document):
-            self._end(self._shard)
+            self._finish(self._shard)
 
-    def _end(self, shard: "_OpenShard") -> None:
-        self._file.close()
+    def _finish(self, shard: "_OpenShard") -> None:
+        self._open_file.close()
         self._shard = None
         self.draft.add(shard.closed(), shard.last)
         self._unsaved, self._saved_at = [], time.monotonic()
@@ -340,13 +359,15 @@ class _Shards:
 
     def __exit__(self, *problem: Any) -> None:
         if problem[0] is not None:
-            self._file.__exit__(*problem)
+            self._open_file.__exit__(*problem)
         elif self._shard is not None:
-            self._end(self._shard)
+            self._finish(self._shard)
 
 
 @dataclass
 class _OpenShard:
+    """A Parquet file being written, with the counts for the manifest."""
+
     path: Path
     write: Write
     documents: int = 0
@@ -361,6 +382,6 @@ class _OpenShard:
         self.last = document.id
 
     def closed(self) -> dataset.Shard:
-        """Return what the manifest says of the file, which is whole now."""
+        """Return the manifest's entry for the file, which must be closed."""
         size, digest = self.path.stat().st_size, sha256(self.path)
         return dataset.Shard(self.path.name, self.documents, self.concepts, size, digest)

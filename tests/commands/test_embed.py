@@ -234,7 +234,7 @@ def test_what_follows_saved_documents_has_the_same_neighbours(
 
 OFTEN_SAVED = SMALL_SHARDS.replace(
     'writing.open_writer.__wrapped__.__kwdefaults__["shard_bytes"] = 300',
-    "writing.SAVE_SECONDS = 0.0",
+    'writing.open_writer.__wrapped__.__kwdefaults__["save_seconds"] = 0.0',
 )
 
 

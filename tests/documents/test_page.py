@@ -20,7 +20,7 @@ SNIPPETS = re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", PAGE,
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, random_space):
-    """A folder with the files that the page speaks of."""
+    """Return a folder with the files that the page mentions."""
     folder = tmp_path_factory.mktemp("page")
     convert(str(random_space), folder / "space", "int8")
     (folder / "space" / FILES["encoder"]).rename(folder / FILES["encoder"])

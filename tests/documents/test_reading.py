@@ -1,4 +1,4 @@
-"""Every input: files, folders, globs and pipes, in every format, whole and broken."""
+"""Reading from files, folders, globs and pipes, in every format, intact and broken."""
 
 import io
 import json
@@ -15,6 +15,8 @@ import pytest
 
 from lcm_cli import documents
 from lcm_cli.documents import Document, SpaceInfo, open_writer, read, read_concepts
+from lcm_cli.documents.arrow import read_parquet
+from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 
 INFO = SpaceInfo("small", "0123456789abcdef", 4)
@@ -32,7 +34,7 @@ def write(path, *docs, info=INFO, **options):
 
 
 def caught(paths, stdin=b"", load=read):
-    """Read everything; return the error."""
+    """Read everything and return the error that it raises."""
     with pytest.raises(LcmError) as error:
         result = load([str(path) for path in paths], stdin=io.BytesIO(stdin))
         list(result[1] if isinstance(result, tuple) else result)
@@ -43,7 +45,7 @@ def ids(*paths, stdin=b""):
     return [document.id for document in read([str(p) for p in paths], stdin=io.BytesIO(stdin))]
 
 
-# --- what a user can name
+# --- paths
 
 
 def test_text_file(tmp_path):
@@ -57,7 +59,7 @@ def test_text_file(tmp_path):
 @pytest.mark.parametrize(
     "data", [b"\xef\xbb\xbfOne.\r\nTwo.\r\n", b"One.\rTwo.\r", b"One.\nTwo.\n"]
 )
-def test_marks_and_line_ends_do_not_matter(tmp_path, data):
+def test_byte_order_marks_and_line_ends_do_not_matter(tmp_path, data):
     (tmp_path / "a.txt").write_bytes(data)
     assert next(read([str(tmp_path / "a.txt")])).text == "One.\nTwo.\n"
 
@@ -79,7 +81,7 @@ def test_links_in_a_folder_are_followed_once(tmp_path):
     assert ids(tmp_path / "in") == ["b.txt", "link/a.txt"]
 
 
-def test_what_cannot_be_opened_in_a_folder(tmp_path):
+def test_links_to_nowhere_and_pipes_in_a_folder(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "nowhere")
     assert isinstance(caught([tmp_path]), NotFoundError)
     os.mkfifo(tmp_path / "pipe")
@@ -112,7 +114,7 @@ def test_standard_input_is_text_json_lines_or_tables():
     assert ids("-", stdin=stream.getvalue()) == ["x"]
 
 
-def test_standard_input_can_hold_what_needs_a_file(tmp_path):
+def test_standard_input_can_hold_formats_that_need_seeking(tmp_path):
     for name in ("a.parquet", "a.safetensors"):
         document = Document("x", sentences=["a", "b"], concepts=concepts())
         path = write(tmp_path / name, document, dtype="float32")
@@ -171,7 +173,7 @@ def test_empty_folder(tmp_path):
     assert "no documents" in caught([tmp_path]).message
 
 
-# --- what is no document
+# --- files that are not documents
 
 
 def test_foreign_files_in_a_folder_are_listed_together(tmp_path):
@@ -364,7 +366,7 @@ def test_json_lines_are_taken_as_they_come():
 
 
 def official(path, embeddings, sentences=(["a", "b"],), kind=None):
-    """A Parquet file as the official LCM code makes it."""
+    """Write a Parquet file as the official LCM code does."""
     kind = kind or pa.list_(pa.list_(pa.float16(), 4))
     table = {
         "title": ["t"] * len(sentences),
@@ -436,14 +438,14 @@ GOOD = [[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]
         ([GOOD[0], None], ["a", "b"], "1 of its 2 concepts are missing"),
         ([GOOD[0], [1.0, None, 3.0, 4.0]], ["a", "b"], "1 values in its concepts are null"),
         ([GOOD[0], [1.0, 2.0]], ["a", "b"], "several widths: [2, 4]"),
-        ([[1.0, 2.0], [3.0, 4.0]], ["a", "b"], "have 2 dimensions, and those before it 4"),
+        ([[1.0, 2.0], [3.0, 4.0]], ["a", "b"], "have 2 dimensions, but those before it have 4"),
         ([GOOD[0], [float("nan")] * 4], ["a", "b"], "the first is concept 1"),
         ([[float("inf")] * 4, GOOD[0]], ["a", "b"], "the first is concept 0"),
         ([], [], "has no concepts"),
         (GOOD, ["a", None], "sentence 1 is missing"),
     ],
 )
-def test_bad_rows_are_told_and_never_dropped(tmp_path, row, sentences, message):
+def test_bad_rows_are_reported_and_never_dropped_silently(tmp_path, row, sentences, message):
     kind = pa.list_(pa.list_(pa.float32()))
     texts = [["a", "b"], sentences, ["a", "b"]]
     path = official(tmp_path / "o.parquet", [GOOD, row, GOOD], texts, kind)
@@ -524,7 +526,7 @@ def test_stream_cut_off_between_two_documents():
     assert "cut off after 3 documents" in problems[0].message
 
 
-def test_a_flipped_bit_in_a_parquet_file_is_seen(tmp_path):
+def test_a_flipped_bit_in_a_parquet_file_is_detected(tmp_path):
     path = tmp_path / "a.parquet"
     write(path, Document("x", sentences=["a"] * 99, concepts=concepts(99)))
     group = pq.ParquetFile(path).metadata.row_group(0)
@@ -574,7 +576,7 @@ def test_arrow_files_are_read_like_streams(tmp_path):
         ),
     ],
 )
-def test_safetensors_of_something_else(tmp_path, entries, message):
+def test_safetensors_that_are_not_a_document(tmp_path, entries, message):
     header = json.dumps(entries).encode()
     data = len(header).to_bytes(8, "little") + header + bytes(4)
     (tmp_path / "a.safetensors").write_bytes(data)
@@ -587,22 +589,23 @@ def test_safetensors_of_something_else(tmp_path, entries, message):
 
 
 def test_a_large_row_group_is_read_in_parts(tmp_path, monkeypatch):
-    path = str(tmp_path / "a.parquet")
+    path = tmp_path / "a.parquet"
     docs = [Document(str(i), concepts=concepts(50)) for i in range(40)]
     write(path, *docs)
     table = pq.read_table(path)
     pq.write_table(table, path, row_group_size=40)
-    monkeypatch.setattr("lcm_cli.documents.arrow.BATCH_BYTES", 2000)
-    batches = []
-    whole = pq.ParquetFile.iter_batches
+    sizes = []
+    iter_batches = pq.ParquetFile.iter_batches
     monkeypatch.setattr(
         pq.ParquetFile,
         "iter_batches",
-        lambda self, size, **options: batches.append(size) or whole(self, size, **options),
+        lambda self, size, **options: sizes.append(size) or iter_batches(self, size, **options),
     )
-    _, found = read_concepts([path])
+    with path.open("rb") as file:
+        source = Source(str(path), path.name, path)
+        found = list(read_parquet(file, source, concepts=True, batch_bytes=2000))
     assert [document.id for document in found] == [str(i) for i in range(40)]
-    assert batches[0] < 20
+    assert sizes[0] < 20
 
 
 def test_concepts_are_taken_from_a_pipe_as_they_come():
@@ -612,7 +615,7 @@ def test_concepts_are_taken_from_a_pipe_as_they_come():
         "with open_writer('-', SpaceInfo('s', 'f', 4)) as writer:\n"
         "    for name in 'ab':\n"
         "        writer.write(Document(name, concepts=np.ones((1, 4), np.float32)))\n"
-        "        sys.stdin.readline()\n"  # goes on when it is told to
+        "        sys.stdin.readline()\n"  # continue only when told to
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -1,4 +1,4 @@
-"""Every format gives back what was put in; a writer that fails leaves no trace."""
+"""Writing: every format round-trips, and a writer that fails leaves no trace."""
 
 import contextlib
 import io
@@ -27,9 +27,9 @@ from lcm_cli.documents import (
     read,
     read_concepts,
     to_json,
-    writing,
 )
 from lcm_cli.documents.dataset import read_manifest
+from lcm_cli.documents.writing import GROUP_BYTES
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 
 INFO = SpaceInfo("small", "0123456789abcdef", 4)
@@ -51,7 +51,7 @@ def loaded(path):
     return list(read_concepts([str(path)])[1])
 
 
-def left_over(folder):
+def files_in(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name != ".lock")
 
 
@@ -80,7 +80,7 @@ def documents(draw, dtype):
 @st.composite
 def with_targets(draw, dtype):
     doc, target = draw(documents(dtype)), draw(st.none() | documents(dtype))
-    if target is not None:  # it is a part of the document, and has no such things of its own
+    if target is not None:  # formats store these fields for the document only
         target.id, target.lang, target.split, target.paragraphs = doc.id, doc.lang, "", []
     doc.target = target
     return doc
@@ -93,7 +93,7 @@ def same(a, b):
     if a.target is not None:
         same(a.target, b.target)
     assert a.concepts.dtype == b.concepts.dtype
-    # As bytes, so that -0.0 is not 0.0.
+    # Compared as bytes, so that -0.0 differs from 0.0.
     assert a.concepts.tobytes() == b.concepts.tobytes()
 
 
@@ -153,7 +153,7 @@ def test_json_has_the_shortest_numbers():
     assert "concepts" not in to_json(doc, concepts=False)
 
 
-def test_the_files_say_what_they_are(tmp_path):
+def test_files_record_their_space(tmp_path):
     write(tmp_path / "a.parquet", document(), dtype="float32")
     schema = pq.read_schema(tmp_path / "a.parquet")
     about = {key.decode(): value.decode() for key, value in schema.metadata.items()}
@@ -167,14 +167,19 @@ def test_the_files_say_what_they_are(tmp_path):
     assert schema.field("concepts").type == pa.list_(pa.list_(pa.float32(), 4))
 
 
-def test_row_groups_are_small(tmp_path, monkeypatch):
-    monkeypatch.setattr("lcm_cli.documents.writing.GROUP_BYTES", 100)
-    write(tmp_path / "a.parquet", *(document(str(i), rows=7) for i in range(6)))  # 56 bytes each
-    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 3
-    assert [d.id for d in loaded(tmp_path / "a.parquet")] == list("012345")
+def test_row_groups_are_of_bounded_size(tmp_path):
+    path, dim = tmp_path / "a.parquet", 4096
+    rows = GROUP_BYTES // (2 * dim) * 2 // 3  # so that two documents, as float16, fill a group
+    with open_writer(str(path), SpaceInfo("wide", "f", dim)) as writer:
+        for id in "01234":
+            writer.write(Document(id, concepts=np.full((rows, dim), 0.5, np.float16)))
+    metadata = pq.ParquetFile(path).metadata
+    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert groups == [2, 2, 1]
+    assert [d.id for d in loaded(path)] == list("01234")
 
 
-# --- what is refused
+# --- refusals
 
 
 @pytest.mark.parametrize(
@@ -192,10 +197,10 @@ def test_row_groups_are_small(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_no_reader_would_take_is_not_written(tmp_path, name, bad, message):
+def test_concepts_that_no_reader_would_accept_are_not_written(tmp_path, name, bad, message):
     with pytest.raises(IntegrityError, match=message):
         write(tmp_path / name, bad)
-    assert [path for path in left_over(tmp_path) if path != "folder"] == []
+    assert [path for path in files_in(tmp_path) if path != "folder"] == []
 
 
 def test_too_large_for_float16_names_the_flag(tmp_path):
@@ -208,14 +213,14 @@ def test_too_large_for_float16_names_the_flag(tmp_path):
 def test_safetensors_holds_one_document(tmp_path):
     with pytest.raises(UsageError, match=r"one document, and 'y' is the second"):
         write(tmp_path / "a.safetensors", document("x"), document("y"))
-    assert left_over(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_nothing_to_write(tmp_path, name):
+def test_no_documents_to_write(tmp_path, name):
     with pytest.raises(UsageError, match="no documents"):
         write(tmp_path / name)
-    assert [path for path in left_over(tmp_path) if path != "folder"] == []
+    assert [path for path in files_in(tmp_path) if path != "folder"] == []
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.txt", "a.parquet.gz"])
@@ -239,7 +244,7 @@ def test_an_existing_target_needs_force(tmp_path, name):
     assert [d.id for d in loaded(path)] == ["new"]
 
 
-def test_the_folders_above_a_data_set_are_made(tmp_path):
+def test_the_folders_above_a_data_set_are_created(tmp_path):
     path = tmp_path / "data" / "train"
     check_target(str(path))
     assert not path.parent.exists()
@@ -258,14 +263,14 @@ def test_only_a_data_set_can_be_extended(tmp_path):
         write(tmp_path / "a.parquet", document(), extend=True)
 
 
-def test_a_file_without_suffix_is_no_data_set(tmp_path):
+def test_a_file_without_suffix_is_not_a_data_set(tmp_path):
     (tmp_path / "a").write_text("x")
     with pytest.raises(UsageError, match="is a file"):
         check_target(str(tmp_path / "a"))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")  # noqa: PTH110
-def test_a_device_is_no_data_set(tmp_path):
+def test_a_device_is_not_a_data_set(tmp_path):
     for attempt in (lambda p: write(p, document()), check_target):
         with pytest.raises(UsageError, match="/dev/full is not a folder"):
             attempt("/dev/full")
@@ -283,21 +288,21 @@ def test_no_binary_on_a_terminal():
     os.close(main)
 
 
-# --- failures on the way
+# --- failures while writing
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_error_leaves_no_trace(tmp_path, name):
     old = write(tmp_path / name, document("old"))
-    before = left_over(tmp_path)
+    before = files_in(tmp_path)
     with pytest.raises(RuntimeError), open_writer(old, INFO, force=True, shard_bytes=20) as writer:
         writer.write(document("new"))
         raise RuntimeError
-    assert left_over(tmp_path) == before
+    assert files_in(tmp_path) == before
     assert [d.id for d in loaded(old)] == ["old"]
 
 
-def test_a_stream_that_was_broken_off_has_no_end_mark():
+def test_an_interrupted_stream_has_no_end_of_stream_marker():
     stream = io.BytesIO()
     with pytest.raises(RuntimeError), open_writer("-", INFO, stdout=stream) as writer:
         writer.write(document())
@@ -338,9 +343,10 @@ def test_killed_half_way(tmp_path, name):
     assert run(script, old).returncode == -signal.SIGKILL
     assert [d.id for d in loaded(old)] == ["old"]
     if name == "folder":
-        assert (tmp_path / "folder" / "part-00001.parquet").exists()  # whole, and not in force
+        # A complete shard, but the manifest does not list it.
+        assert (tmp_path / "folder" / "part-00001.parquet").exists()
     else:
-        assert [p for p in left_over(tmp_path) if not p.startswith(".")] == [name]
+        assert [p for p in files_in(tmp_path) if not p.startswith(".")] == [name]
         assert [d.id for d in loaded(tmp_path)] == ["old"]
     write(old, document("new"), force=True)
     assert [d.id for d in loaded(old)] == ["new"]
@@ -349,7 +355,7 @@ def test_killed_half_way(tmp_path, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_full_disk(tmp_path, name):
     old = write(tmp_path / name, document("old"))
-    before = left_over(tmp_path)
+    before = files_in(tmp_path)
     script = """
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
         try:
@@ -360,7 +366,7 @@ def test_full_disk(tmp_path, name):
     """
     done = run(script, old)
     assert done.stdout.startswith(f"LcmError cannot write {old}"), done.stdout + done.stderr
-    assert left_over(tmp_path) == before
+    assert files_in(tmp_path) == before
     assert [d.id for d in loaded(old)] == ["old"]
 
 
@@ -382,7 +388,7 @@ def test_full_disk_behind_standard_output():
     assert (done.returncode, done.stderr) == (1, "no space left while writing stdout\n")
 
 
-def test_the_reader_of_the_stream_goes_away():
+def test_the_reader_closes_the_pipe():
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb", buffering=0) as pipe, pytest.raises(BrokenPipeError):
@@ -413,7 +419,7 @@ def test_two_processes_write_the_same_file(tmp_path):
     (found,) = loaded(path)
     assert found.id in "ab"
     assert len(found.concepts) == 5000
-    assert left_over(tmp_path) == ["a.parquet"]
+    assert files_in(tmp_path) == ["a.parquet"]
 
 
 # --- data sets
@@ -443,13 +449,13 @@ def test_extending(tmp_path):
     assert [d.id for d in loaded(path)] == ["a", "b"]
 
 
-def test_replacing_keeps_the_old_until_the_new_is_whole(tmp_path):
+def test_replacing_keeps_the_old_until_the_new_is_complete(tmp_path):
     path = write(tmp_path / "set", document("a"), document("b"), shard_bytes=1)
     with open_writer(path, INFO, force=True, shard_bytes=1) as writer:
         writer.write(document("c"))
         assert [d.id for d in loaded(path)] == ["a", "b"]
     assert [d.id for d in loaded(path)] == ["c"]
-    assert left_over(tmp_path / "set") == ["manifest.json", "part-00002.parquet"]
+    assert files_in(tmp_path / "set") == ["manifest.json", "part-00002.parquet"]
 
 
 def test_killed_before_the_manifest(tmp_path):
@@ -478,11 +484,11 @@ def test_one_writer_at_a_time(tmp_path):
     assert [d.id for d in loaded(path)] == ["a"]
 
 
-def test_a_folder_of_other_things_is_left_alone(tmp_path):
+def test_a_folder_with_foreign_files_is_refused(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"x")
     with pytest.raises(UsageError, match=r"photo\.png"):
         write(tmp_path, document(), force=True)
-    assert left_over(tmp_path) == ["photo.png"]
+    assert files_in(tmp_path) == ["photo.png"]
 
 
 def test_data_sets_below_a_folder(tmp_path):
@@ -516,7 +522,7 @@ def test_damaged_data_sets(tmp_path):
         loaded(path)
 
 
-def test_what_inspect_says_of_a_data_set(tmp_path):
+def test_describing_a_data_set(tmp_path):
     path = tmp_path / "set"
     write(path, document("a"), document("b"), shard_bytes=1)
     (path / "part-00007.parquet").write_bytes((path / "part-00000.parquet").read_bytes())
@@ -530,12 +536,11 @@ def test_what_inspect_says_of_a_data_set(tmp_path):
     assert report["problem_count"] == 3  # two checksums, one count
 
 
-# --- data sets that go on after they were stopped
+# --- data sets that are resumed after they were stopped
 
-GOING_ON = """
-    from lcm_cli.documents import writing
-    folder, shard_bytes, writing.SAVE_SECONDS = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    with open_writer(folder, info, shard_bytes=shard_bytes, run={"inputs": ["a", 7]}) as writer:
+RESUMABLE = """
+    options = {"shard_bytes": int(sys.argv[2]), "save_seconds": float(sys.argv[3])}
+    with open_writer(target, info, run={"inputs": ["a", 7]}, **options) as writer:
         print(writer.done, writer.last, flush=True)
         for number in range(writer.done, 300):
             rng = np.random.default_rng(number)
@@ -548,11 +553,11 @@ GOING_ON = """
 
 
 @pytest.mark.parametrize(("shard_bytes", "seconds"), [(400, 60), (1 << 20, 0), (2000, 0.002)])
-def test_killed_at_any_moment_it_goes_on(tmp_path, shard_bytes, seconds):
-    """Nothing is lost, nothing twice, and the data set is that of a run that was never stopped."""
+def test_killed_at_any_moment_it_can_be_resumed(tmp_path, shard_bytes, seconds):
+    """No document is lost or repeated; the data set equals that of a run that was never stopped."""
     whole, often = tmp_path / "whole", tmp_path / "often"
-    assert run(GOING_ON, whole, shard_bytes, 60).returncode == 0  # saves nothing
-    code = textwrap.dedent(PREFIX) + textwrap.dedent(GOING_ON)
+    assert run(RESUMABLE, whole, shard_bytes, 60).returncode == 0  # too short a run to save
+    code = textwrap.dedent(PREFIX) + textwrap.dedent(RESUMABLE)
     done, rng = [], np.random.default_rng(1)
     for kill_after in (*rng.integers(1, 70, 5), None):
         process = subprocess.Popen(
@@ -564,19 +569,18 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, shard_bytes, seconds):
         if kill_after is not None:
             for _ in range(kill_after):
                 process.stdout.readline()
-            time.sleep(rng.uniform(0, 0.005))  # so as to meet it anywhere
+            time.sleep(rng.uniform(0, 0.005))  # to hit any point between two documents
             process.kill()
         process.communicate()
         assert process.returncode == (0 if kill_after is None else -signal.SIGKILL)
     assert done == sorted(done) and done[-1] > 0
     assert read_manifest(often) == read_manifest(whole)  # names, sizes and sha256 of the shards
-    assert left_over(often) == left_over(whole)
+    assert files_in(often) == files_in(whole)
     assert [d.id for d in loaded(often)] == [str(number) for number in range(300)]
 
 
-def test_what_was_saved_comes_back_whole(tmp_path, monkeypatch):
-    """Targets, plans and scores too: the shard is the one that a run never stopped writes."""
-    monkeypatch.setattr(writing, "SAVE_SECONDS", 0.0)
+def test_saved_documents_are_restored_completely(tmp_path):
+    """Targets, plans and scores too: the shard equals that of a run that was never stopped."""
     docs = [
         document("a", sentences=["A.", "B."], paragraphs=[0, 1], lang="eng_Latn", split="train",
                  target=document("", 1, sentences=["T."], fragility=np.float32([-0.25])),
@@ -588,49 +592,49 @@ def test_what_was_saved_comes_back_whole(tmp_path, monkeypatch):
     ]  # fmt: skip
     whole, often = tmp_path / "whole", tmp_path / "often"
     write(whole, *docs, dtype="float32")
-    begin = dict(dtype="float32", run={"a": 1})
+    options = dict(dtype="float32", run={"a": 1}, save_seconds=0.0)
     for stop in range(len(docs)):
         with (
             contextlib.suppress(RuntimeError),
-            open_writer(str(often), INFO, **begin) as writer,
+            open_writer(str(often), INFO, **options) as writer,
         ):
             assert (writer.done, writer.open, writer.last) == (stop, stop, "abc"[:stop][-1:])
             writer.write(docs[stop])
             writer.save()
             assert len(list(often.glob(".saved-*"))) == stop + 1
             raise RuntimeError
-    with open_writer(str(often), INFO, **begin) as writer:
+    with open_writer(str(often), INFO, **options) as writer:
         assert writer.done == len(docs)
-    assert left_over(often) == left_over(whole) == ["manifest.json", "part-00000.parquet"]
+    assert files_in(often) == files_in(whole) == ["manifest.json", "part-00000.parquet"]
     assert read_manifest(often) == read_manifest(whole)
 
 
-def test_a_saved_file_that_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "SAVE_SECONDS", 0.0)
+def test_a_saved_file_that_changed(tmp_path):
     path = tmp_path / "set"
-    with contextlib.suppress(RuntimeError), open_writer(str(path), INFO, run={"a": 1}) as writer:
+    options = {"run": {"a": 1}, "save_seconds": 0.0}
+    with contextlib.suppress(RuntimeError), open_writer(str(path), INFO, **options) as writer:
         writer.write(document("a"))
         writer.save()
         raise RuntimeError
     saved = path / ".saved-00000.parquet"
     saved.write_bytes(bytes(saved.stat().st_size))
     with pytest.raises(IntegrityError, match="damaged"):
-        going_on(path, document("a"))
+        write_run(path, document("a"))
     saved.unlink()
-    with pytest.raises(IntegrityError, match="not as its writer left it"):
-        going_on(path, document("a"))
-    assert going_on(path, document("a"), force=True) == 0
+    with pytest.raises(IntegrityError, match="is missing or has changed"):
+        write_run(path, document("a"))
+    assert write_run(path, document("a"), force=True) == 0
 
 
-def test_one_file_is_not_saved_by_parts(tmp_path):
+def test_a_single_file_is_not_saved_in_parts(tmp_path):
     with open_writer(str(tmp_path / "a.parquet"), INFO, run={"a": 1}) as writer:
         writer.write(document("a"))
         writer.save()
-        assert left_over(tmp_path) == [p.name for p in tmp_path.glob(".a.parquet.*")]
+        assert files_in(tmp_path) == [p.name for p in tmp_path.glob(".a.parquet.*")]
 
 
-def going_on(path, *docs, stop=None, run=None, **options):
-    """Write up to document `stop`, then fail; returns how many were there before."""
+def write_run(path, *docs, stop=None, run=None, **options):
+    """Write up to document `stop`, then fail; return how many were written before."""
     with (
         contextlib.suppress(RuntimeError),
         open_writer(str(path), INFO, shard_bytes=1, run=run or {"a": 1}, **options) as writer,
@@ -644,65 +648,65 @@ def going_on(path, *docs, stop=None, run=None, **options):
     return None
 
 
-def test_halves_of_files_go_when_killed_before_the_first_shard(tmp_path):
+def test_partial_files_are_removed_when_killed_before_the_first_shard(tmp_path):
     path = tmp_path / "set"
     path.mkdir()
     (path / ".part-00000.parquet.abc.part").write_bytes(b"half")
-    assert going_on(path, document("a")) == 0
+    assert write_run(path, document("a")) == 0
     assert not list(path.glob(".*.part"))
 
 
-def test_the_same_run_goes_on_after_an_error(tmp_path):
+def test_the_same_run_resumes_after_an_error(tmp_path):
     docs = [document(id) for id in "abc"]
     path = tmp_path / "set"
-    going_on(path, *docs, stop=2)
+    write_run(path, *docs, stop=2)
     with pytest.raises(IntegrityError, match="was cut off"):
         loaded(path)
     check_target(str(path))
-    assert going_on(path, *docs) == 2
+    assert write_run(path, *docs) == 2
     assert [d.id for d in loaded(path)] == ["a", "b", "c"]
-    assert left_over(path) == ["manifest.json", *(f"part-0000{i}.parquet" for i in range(3))]
+    assert files_in(path) == ["manifest.json", *(f"part-0000{i}.parquet" for i in range(3))]
     with pytest.raises(UsageError, match="exists already"):
-        going_on(path, *docs)
+        write_run(path, *docs)
 
 
-def test_another_run_does_not(tmp_path):
+def test_another_run_does_not_resume(tmp_path):
     docs = [document(id) for id in "abc"]
     path = tmp_path / "set"
-    going_on(path, *docs, stop=2)
+    write_run(path, *docs, stop=2)
     for more in ({"run": {"a": 2}}, {"dtype": "float32"}):
         with pytest.raises(UsageError, match="unfinished data set of other documents"):
-            going_on(path, *docs, **more)
+            write_run(path, *docs, **more)
     with pytest.raises(UsageError, match="cut off"):
         write(path, *docs)
-    assert going_on(path, *docs, force=True, run={"a": 2}) == 0
+    assert write_run(path, *docs, force=True, run={"a": 2}) == 0
     assert [d.id for d in loaded(path)] == ["a", "b", "c"]
 
 
-def test_replacing_goes_on_too_and_keeps_the_old_meanwhile(tmp_path):
+def test_replacing_resumes_too_and_keeps_the_old_meanwhile(tmp_path):
     path = tmp_path / "set"
-    going_on(path, document("old"))
+    write_run(path, document("old"))
     docs = [document(id) for id in "abc"]
-    going_on(path, *docs, stop=2, force=True)
+    write_run(path, *docs, stop=2, force=True)
     assert [d.id for d in loaded(path)] == ["old"]
-    assert going_on(path, *docs) == 2  # what was to be replaced was said by the first
+    assert write_run(path, *docs) == 2  # without force: the first call had it
     assert [d.id for d in loaded(path)] == ["a", "b", "c"]
 
 
 def test_a_shard_of_an_unfinished_data_set_that_changed(tmp_path):
     docs = [document(id) for id in "abc"]
-    going_on(tmp_path / "set", *docs, stop=2)
+    write_run(tmp_path / "set", *docs, stop=2)
     (tmp_path / "set" / "part-00001.parquet").write_bytes(b"short")
-    with pytest.raises(IntegrityError, match="not as its writer left it"):
-        going_on(tmp_path / "set", *docs)
+    with pytest.raises(IntegrityError, match="is missing or has changed"):
+        write_run(tmp_path / "set", *docs)
 
 
 def test_killed_between_the_manifest_and_the_end(tmp_path):
     docs = [document(id) for id in "ab"]
     path = tmp_path / "set"
-    going_on(path, *docs, stop=1)
+    write_run(path, *docs, stop=1)
     journal = (path / ".unfinished.json").read_text()
-    going_on(path, *docs)
+    write_run(path, *docs)
     (path / ".unfinished.json").write_text(journal)  # it is removed after the manifest is written
-    assert going_on(path, *docs) == 1
+    assert write_run(path, *docs) == 1
     assert [d.id for d in loaded(path)] == ["a", "b"]

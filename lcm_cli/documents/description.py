@@ -1,4 +1,4 @@
-"""What is in files of documents and concepts, damage included."""
+"""Statistics of files of documents and concepts, including their damage."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,55 +10,56 @@ import numpy as np
 
 from lcm_cli.documents import dataset
 from lcm_cli.documents.checks import finite_rows
-from lcm_cli.documents.document import Concepts, Document, SpaceInfo, described
-from lcm_cli.documents.reading import raw
+from lcm_cli.documents.document import Concepts, Document, SpaceInfo, space_label
+from lcm_cli.documents.reading import read_source
 from lcm_cli.documents.sources import expand_paths
 from lcm_cli.errors import LcmError
 from lcm_cli.files import sha256
 
-LISTED = 20  # broken documents that are named; all are counted
+LISTED = 20  # problems, or bad concepts of a document, that are listed; all are counted
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Return what is in a file, folder or stream of documents, as plain data for JSON.
+    """Return a description of a file, folder or stream of documents, as plain data for JSON.
 
     Keys: path, kind (documents, concepts or dataset), formats, bytes, space, dtypes, documents,
-    targets, plans (how many documents have them), splits, sentences, concepts, languages,
-    sentence_characters, document_sentences, norms, non_finite, problems, problem_count; of a data
-    set also shards and unlisted.
-    Broken documents are counted and named under problems. Raises NotFoundError, IntegrityError if
-    a file cannot be read to its end.
+    targets and plans (the number of documents that have them), splits, sentences, concepts,
+    languages, sentence_characters (per sentence), document_sentences (per document), norms (of the
+    concepts), non_finite (concepts with NaN or infinity), problems, problem_count; for a data set
+    also shards and unlisted.
+    Broken documents are counted and listed under problems. Raises NotFoundError for a missing path,
+    IntegrityError if a file cannot be read to its end.
     """
-    found = _Found()
+    totals = _Totals()
     unreadable: list[LcmError] = []
     sources = list(expand_paths([path], unreadable.append))
     if not sources:
         raise unreadable[0]
     for error in unreadable:
-        found.problem(error)
+        totals.problem(error.message)
     for source in sources:
-        for item in raw(source, concepts=True, stdin=None):
+        for item in read_source(source, concepts=True, stdin=None):
             if isinstance(item, LcmError):
-                found.problem(item)
+                totals.problem(item.message)
             else:
-                found.document(item)
+                totals.document(item)
     files = [source.path for source in sources if source.path and source.path.is_file()]
     report = {
         "path": path,
-        "kind": "concepts" if found.concepts else "documents",
+        "kind": "concepts" if totals.concepts else "documents",
         "formats": sorted({source.kind or "stream" for source in sources}),
         "bytes": sum(file.stat().st_size for file in files),
-        **found.report(),
+        **totals.report(),
     }
     manifest = dataset.read_manifest(Path(path)) if Path(path).is_dir() else None
     if manifest is not None:
-        report |= {"kind": "dataset", **_about_dataset(Path(path), manifest, found)}
-    return report | {"problems": found.problems, "problem_count": found.problem_count}
+        report |= {"kind": "dataset", **_about_dataset(Path(path), manifest, totals)}
+    return report | {"problems": totals.problems, "problem_count": totals.problem_count}
 
 
 @dataclass
 class _Range:
-    """Smallest, mean and largest of many numbers."""
+    """The minimum, mean and maximum of numbers that arrive in parts."""
 
     count: int = 0
     total: float = 0.0
@@ -81,12 +82,12 @@ class _Range:
 
 
 @dataclass
-class _Found:
-    """What has been seen so far."""
+class _Totals:
+    """The counts and ranges over the documents read so far."""
 
     documents: int = 0
-    targets: int = 0  # documents that have one
-    plans: int = 0
+    targets: int = 0  # documents with a target
+    plans: int = 0  # documents with plans
     sentences: int = 0
     concepts: int = 0
     non_finite: int = 0
@@ -100,10 +101,7 @@ class _Found:
     lengths: _Range = field(default_factory=_Range)
     norms: _Range = field(default_factory=_Range)
 
-    def problem(self, error: LcmError) -> None:
-        self.note(error.message)
-
-    def note(self, message: str) -> None:
+    def problem(self, message: str) -> None:
         self.problem_count += 1
         if len(self.problems) < LISTED:
             self.problems.append(message)
@@ -120,8 +118,8 @@ class _Found:
         if document.concepts is not None:
             self._concepts(document, document.concepts)
         if document.sentences or document.concepts is not None:
-            known = document.sentences if document.concepts is None else document.concepts
-            self.lengths.add(len(known))
+            units = document.sentences if document.concepts is None else document.concepts
+            self.lengths.add(len(units))
 
     def _concepts(self, document: Document, concepts: Concepts) -> None:
         self.concepts += len(concepts)
@@ -129,15 +127,16 @@ class _Found:
         space = document.space or SpaceInfo("", "", concepts.shape[1])
         if space not in self.spaces:
             if self.spaces:
-                self.note(f"{document.label}: of {described(space)}, {space.dim} dimensions")
+                self.problem(f"{document.label}: in {space_label(space)}, {space.dim} dimensions")
             self.spaces.append(space)
         if space.dim != concepts.shape[1]:
-            self.note(f"{document.label}: {concepts.shape[1]} dimensions, not {space.dim}")
+            self.problem(f"{document.label}: {concepts.shape[1]} dimensions, not {space.dim}")
         finite = finite_rows(concepts)
         if not finite.all():
             bad = np.flatnonzero(~finite)
             self.non_finite += len(bad)
-            self.note(f"{document.label}: NaN or infinite: {_listed(bad)}")
+            self.problem(f"{document.label}: NaN or infinite: {_listed(bad)}")
+        # In float32: the squares of a float16 overflow from 256 on.
         self.norms.add(np.linalg.norm(concepts[finite].astype(np.float32), axis=1))
 
     def report(self) -> dict[str, Any]:
@@ -171,17 +170,17 @@ def _about_space(space: SpaceInfo) -> dict[str, Any]:
     }
 
 
-def _about_dataset(folder: Path, manifest: dataset.Manifest, found: _Found) -> dict[str, Any]:
-    """Compare a data set with its manifest, down to the checksums."""
-    for message in _differences(folder, manifest, found):
-        found.note(message)
+def _about_dataset(folder: Path, manifest: dataset.Manifest, totals: _Totals) -> dict[str, Any]:
+    """Compare a data set with its manifest, including the checksums."""
+    for message in _differences(folder, manifest, totals):
+        totals.problem(message)
     return {"shards": len(manifest.shards), "unlisted": dataset.unlisted(folder, manifest)}
 
 
-def _differences(folder: Path, manifest: dataset.Manifest, found: _Found) -> Iterator[str]:
+def _differences(folder: Path, manifest: dataset.Manifest, totals: _Totals) -> Iterator[str]:
     for shard in manifest.shards:
         if sha256(folder / shard.file) != shard.sha256:
-            yield f"{folder / shard.file} is not what the manifest describes: another sha256"
+            yield f"{folder / shard.file} has another sha256 than its manifest lists"
     for what, count in (("documents", manifest.documents), ("concepts", manifest.concepts)):
-        if getattr(found, what) != count:
-            yield f"{folder} has {getattr(found, what)} {what}, and its manifest says {count}"
+        if getattr(totals, what) != count:
+            yield f"{folder} has {getattr(totals, what)} {what}, but its manifest lists {count}"

@@ -1,4 +1,4 @@
-"""What is said of files, whole and damaged."""
+"""Descriptions of files, intact and damaged."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_text(tmp_path):
     assert "b.jsonl line 2 is not valid JSON" in report["problems"][0]
 
 
-def test_damage_is_counted_and_named(tmp_path):
+def test_damage_is_counted_and_listed(tmp_path):
     good, bad = [1.0, 1.0], [float("nan"), 1.0]
     rows = [[good], [good, bad, bad], [good, None], [[1.0]]]
     texts = [["a"], ["a"] * 3, ["a"] * 2, ["a"]]
@@ -74,11 +74,11 @@ def test_damage_is_counted_and_named(tmp_path):
     assert report["problems"] == [
         f"{path} row 1: NaN or infinite: concept 1, 2",
         f"{path} row 2: 1 of its 2 concepts are missing (null)",
-        f"{path} row 3: of a space that is not named, 1 dimensions",
+        f"{path} row 3: in an unnamed space, 1 dimensions",
     ]
 
 
-def test_many_problems_are_counted_and_few_named(tmp_path):
+def test_all_problems_are_counted_and_the_first_listed(tmp_path):
     (tmp_path / "a.jsonl").write_text("oops\n" * 30)
     report = describe(str(tmp_path / "a.jsonl"))
     assert report["problem_count"] == 30
@@ -91,6 +91,6 @@ def test_cut_off(table):
         describe(str(table))
 
 
-def test_nothing_there(tmp_path):
+def test_missing_file(tmp_path):
     with pytest.raises(NotFoundError):
         describe(str(tmp_path / "no.parquet"))
