@@ -187,7 +187,7 @@ def test_quantizer(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="not a concept model"):
         load_model(tmp_path / "q")
     _saved(tmp_path / "m")
-    with pytest.raises(IntegrityError, match="no quantizer"):
+    with pytest.raises(IntegrityError, match="not a quantizer"):
         load_quantizer(tmp_path / "m")
 
 
