@@ -184,6 +184,7 @@ class KeyValueCache:
             store[:, :, self._used : self._used + count] = x_BHSW
         else:
             rows_B1 = torch.arange(rows, device=store.device)[:, None]
+            # Two index tensors around a slice: the indexed dimensions come first, (B, S, H, W).
             store[rows_B1, :, self.positions(count)] = x_BHSW.transpose(1, 2)
         return store
 

@@ -37,7 +37,7 @@ CHUNK = 1 << 24  # number of distances computed at a time, to bound memory
 
 # Contextualize partial sums (..., D) with tag number k. If guided, the result has twice the rows:
 # the second half is computed without context.
-Look = Callable[[Tensor, int, bool], Tensor]
+Contextualize = Callable[[Tensor, int, bool], Tensor]
 
 # The codebook (from 0) that each concept is trained on, (B, S), and a mask of the concepts trained
 # without context, (B, S) or None.
@@ -70,10 +70,10 @@ class ResidualQuantizer(nn.Module):
 
     def encode(self, x_ND: Tensor) -> Tensor:
         """Return the code of each concept (N, D), one unit per codebook, (N, C)."""
-        codes, rest_ND = [], x_ND.float()
+        codes, residual_ND = [], x_ND.float()
         for codebook in range(self.config.codebooks):
-            code_N = self.nearest(codebook, rest_ND)
-            rest_ND = rest_ND - self.codebooks_CUD[codebook][code_N]
+            code_N = self.nearest(codebook, residual_ND)
+            residual_ND = residual_ND - self.codebooks_CUD[codebook][code_N]
             codes.append(code_N)
         return torch.stack(codes, dim=-1)
 
@@ -89,12 +89,12 @@ class ResidualQuantizer(nn.Module):
 
     def errors(self, x_ND: Tensor) -> list[float]:
         """Return the share of variance unexplained by the first 1 .. C codebooks; 0 is exact."""
-        rest_ND, codes_NC = x_ND.float(), self.encode(x_ND)
-        total = float(((rest_ND - rest_ND.mean(dim=0)) ** 2).sum())
+        residual_ND, codes_NC = x_ND.float(), self.encode(x_ND)
+        total = float(((residual_ND - residual_ND.mean(dim=0)) ** 2).sum())
         lost = []
         for codebook, code_N in enumerate(codes_NC.unbind(dim=1)):
-            rest_ND = rest_ND - self.codebooks_CUD[codebook][code_N]
-            lost.append(float((rest_ND**2).sum()) / max(total, 1e-30))
+            residual_ND = residual_ND - self.codebooks_CUD[codebook][code_N]
+            lost.append(float((residual_ND**2).sum()) / max(total, 1e-30))
         return lost
 
     def parts(self, x_ND: Tensor) -> list[Tensor]:
@@ -122,13 +122,16 @@ def fit_quantizer(
         )
     quantizer = ResidualQuantizer(config).to(x_ND.device)
     generator = torch.Generator().manual_seed(seed)
-    rest_ND = x_ND.float()
+    residual_ND = x_ND.float()
     for codebook in range(config.codebooks):
         chosen_U = torch.randperm(len(x_ND), generator=generator)[: config.units]
-        quantizer.codebooks_CUD[codebook] = rest_ND[chosen_U.to(x_ND.device)]
+        quantizer.codebooks_CUD[codebook] = residual_ND[chosen_U.to(x_ND.device)]
         for _ in range(iterations):
-            _kmeans_step(quantizer, codebook, rest_ND)
-        rest_ND = rest_ND - quantizer.codebooks_CUD[codebook][quantizer.nearest(codebook, rest_ND)]
+            _kmeans_step(quantizer, codebook, residual_ND)
+        residual_ND = (
+            residual_ND
+            - quantizer.codebooks_CUD[codebook][quantizer.nearest(codebook, residual_ND)]
+        )
         if progress is not None:
             progress(codebook)
     return quantizer
@@ -264,11 +267,11 @@ class QuantLCM(ConceptModel):
         self.backbone.read(x_BSD[:, :-1], self.embed_index.weight[0], cache)
         cache.advance(known)
 
-        def look(x: Tensor, number: int, guided: bool) -> Tensor:
+        def contextualize(x: Tensor, number: int, guided: bool) -> Tensor:
             return self.backbone.try_all(x, self.embed_index.weight[number], cache, guided)
 
         start_BSD = torch.zeros_like(batch.concepts_BSD[:, 1:], device=self.device)
-        return self._build(look, start_BSD, options, lambda: noise.uniform(known))
+        return self._build(contextualize, start_BSD, options, lambda: noise.uniform(known))
 
     @torch.inference_mode()
     def begin(self, prompts: Batch, capacity: int, options: QuantOptions) -> QuantState:
@@ -292,7 +295,7 @@ class QuantLCM(ConceptModel):
     def next(self, state: QuantState, noise: Noise) -> Tensor:
         """Choose one centroid of every codebook for each row; return their sum, (B, D)."""
         start_BD = torch.zeros(state.cache.rows, self.config.concept_dim, device=self.device)
-        return self._build(self._looker(state), start_BD, state.options, noise.uniform)
+        return self._build(self._contextualizer(state), start_BD, state.options, noise.uniform)
 
     @torch.inference_mode()
     def likelihood(self, state: QuantState, concepts_BD: Tensor) -> Tensor:
@@ -303,42 +306,49 @@ class QuantLCM(ConceptModel):
         # The temperature is 1 (-d) or the paper's (-c), whatever the temperature of sampling.
         scale = 1.0 if self.config.flavour == "discrete" else 0.005
         for codebook, code_B in enumerate(codes_BC.unbind(dim=1)):
-            scores_BU = self._scores(self._looker(state), partial_BD, codebook, options)
+            scores_BU = self._scores(self._contextualizer(state), partial_BD, codebook, options)
             logs_BU = (scores_BU / scale).log_softmax(dim=-1)
             sum_B = sum_B + logs_BU.gather(1, code_B[:, None])[:, 0]
             partial_BD = partial_BD + self.quantizer.codebooks_CUD[codebook][code_B]
         return sum_B
 
-    def _looker(self, state: QuantState) -> Look:
-        def look(x_BD: Tensor, number: int, guided: bool) -> Tensor:
+    def _contextualizer(self, state: QuantState) -> Contextualize:
+        def contextualize(x_BD: Tensor, number: int, guided: bool) -> Tensor:
             tag_E = self.embed_index.weight[number]
             return self.backbone.try_next(x_BD, tag_E, state.cache, guided)
 
-        return look
+        return contextualize
 
     def _build(
-        self, look: Look, sums: Tensor, options: QuantOptions, draw: Callable[[], Tensor]
+        self,
+        contextualize: Contextualize,
+        sums: Tensor,
+        options: QuantOptions,
+        draw: Callable[[], Tensor],
     ) -> Tensor:
         """Add a centroid of every codebook to `sums`, zeros (..., D), and return the result."""
         options = options.resolved(self.config.flavour)
         for codebook in range(self.config.codebooks):
-            scores = self._scores(look, sums, codebook, options)
+            scores = self._scores(contextualize, sums, codebook, options)
             unit = choose_codes(scores, options, draw)
             sums = sums + self.quantizer.codebooks_CUD[codebook][unit]
         return sums
 
-    def _scores(self, look: Look, sums: Tensor, codebook: int, options: QuantOptions) -> Tensor:
+    def _scores(
+        self, contextualize: Contextualize, sums: Tensor, codebook: int, options: QuantOptions
+    ) -> Tensor:
         """Return the score of each unit of a codebook, (..., U).
 
         Scores are logits (-d), or the negative squared distances of equation 23 (-c).
         """
         guided = options.guidance != 1.0
-        out = self.head(look(self.normalized(sums), codebook + 1, guided)).float()
+        out = self.head(contextualize(self.normalized(sums), codebook + 1, guided)).float()
         if guided:  # eq. 20
             conditional, unconditional = out.chunk(2)
             out = unconditional + options.guidance * (conditional - unconditional)
         if self.config.flavour == "discrete":
             return out
+        # The residual r of equation 23, in raw space.
         return self.quantizer.closeness(codebook, self.normalizer.denormalize(out) - sums)
 
 

@@ -101,6 +101,7 @@ class Modulator(nn.Module):
         """
         parts = self.fc(nn.functional.silu(time)).view(*time.shape[:-1], 3, 3, -1)
         shift, scale, gate = parts.unbind(dim=-2)
+        # Adding the 1 here, once per timestep, leaves a single addcmul to every layer.
         return torch.stack((shift, 1 + scale, gate), dim=-2).flatten(-3)
 
 

@@ -47,7 +47,7 @@ class DecoderCache:
     buffer one contiguous copy.
     """
 
-    GROWTH = 32
+    GROWTH = 32  # positions added to a full buffer
 
     def __init__(self, layers: int) -> None:
         self.length = 0

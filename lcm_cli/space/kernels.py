@@ -44,7 +44,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> None:
         super().__init__()
-        if scales is None:
+        if scales is None:  # symmetric: the largest weight of a row becomes 127
             scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         zeros = torch.zeros(len(weight), dtype=torch.long)
         with warnings.catch_warnings():  # deprecated from torch 2.13 on

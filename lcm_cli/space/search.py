@@ -174,6 +174,7 @@ def _beam_search(
     while True:
         scores, beams, tokens = _candidates(state, logits, options)
         _collect(found, state, scores, beams, tokens, options)
+        # A row leaves the batch at its limit, or once it has B finished hypotheses.
         last_R = state.limits <= state.tokens.shape[1] - PROMPT + 1
         full_R = torch.tensor([len(found[r]) >= options.beam for r in state.rows.tolist()])
         alive = ~(last_R | full_R.to(last_R.device))

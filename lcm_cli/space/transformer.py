@@ -168,6 +168,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., M) to (..., M)."""
+        # In place where no gradient needs the input: the inner activations are large.
         return self.output_proj(F.relu(self.inner_proj(x), inplace=not torch.is_grad_enabled()))
 
 

@@ -78,5 +78,5 @@ def _within(ranking: Iterable[int], words: Sequence[int], budget: int) -> Iterat
         if place == 0 or words[i] <= left:
             yield i
             left -= words[i]
-        if left < least:
+        if left < least:  # not even the shortest sentence fits
             return
