@@ -1,10 +1,10 @@
-"""How fast training data are read: concepts a second of one process, or of each of eight.
+"""Measure the reading speed of training data: concepts per second, for one process or of eight.
 
     python benchmarks/data.py [--concepts 300000] [--folder FOLDER]
 
-Writes a data set as `lcm embed` does (1024 numbers a concept, float16, documents of 2 to 200
-sentences), takes its files out of the page cache, and takes batches, or the first process's eighth
-of each, as fast as they come.
+Writes a data set as `lcm embed` does (1024 numbers per concept, float16, documents of 2 to 200
+sentences), drops its files from the page cache, and reads batches, or the first of eight
+processes' share of each, as fast as possible.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WORDS = [f"word{number}" for number in range(17)]  # about a hundred characters
 
 
 def main() -> None:
-    """Write the data, then time the ways of reading them."""
+    """Write the data, then time several ways of reading them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--concepts", type=int, default=300_000)
     parser.add_argument("--folder", default=None)
@@ -38,7 +38,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in path.iterdir())
         print(f"{options.concepts} concepts of {documents} documents, {size / 1e6:.0f} MB")
         ways: dict[str, dict[str, Any]] = {
-            "as it is": {},
+            "plain": {},
             "packed": {"packing": True},
             "filtered": {"filter": 'lang == "eng_Latn" and len(sentences) >= 5'},
         }
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def write(path: Path, concepts: int) -> int:
-    """Write about `concepts` concepts; returns the number of documents."""
+    """Write documents with `concepts` concepts in all; return the number of documents."""
     rng = np.random.default_rng(0)
     with open_writer(str(path), SpaceInfo("benchmark", "0" * 16, DIM)) as writer:
         for number in count():
@@ -64,27 +64,27 @@ def write(path: Path, concepts: int) -> int:
 
 
 def measure(path: Path, name: str, workers: int, share: Share, **more: Any) -> None:
-    """Time an epoch."""
+    """Time an epoch and print the result."""
     forget(path)
     options = DataOptions((str(path),), suffix=(), **more)
     began = time.perf_counter()
     with ConceptData(options, dim=DIM, max_length=2048, seed=0, workers=workers) as data:
-        looked = time.perf_counter()
+        opened = time.perf_counter()
         cpu = time.process_time()
         concepts = sum(
             int(data.portion(number, share).lengths_B.sum())
             for number in range(data.batches_per_epoch)
         )
-        seconds = time.perf_counter() - looked
+        seconds = time.perf_counter() - opened
         cpu = time.process_time() - cpu
         print(
-            f"{name}: looking {looked - began:.1f} s, {concepts / seconds:,.0f} concepts/s"
-            f" ({concepts / cpu:,.0f} a second of processor time)"
+            f"{name}: opened in {opened - began:.1f} s, {concepts / seconds:,.0f} concepts/s"
+            f" ({concepts / cpu:,.0f} per second of processor time)"
         )
 
 
 def forget(path: Path) -> None:
-    """Take the files out of the page cache, so that they are read from disk."""
+    """Drop the files from the page cache, so that they are read from disk."""
     for file in path.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())

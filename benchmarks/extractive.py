@@ -1,15 +1,15 @@
-"""Ways to choose the sentences of a summary by their concepts, compared on children's stories.
+"""Compare extractive summarization methods, which choose sentences by concepts, on stories.
 
     python benchmarks/extractive.py stories.jsonl.xz --space tiny --split test
 
-The file has one JSON object a line: {id, lang, title, pages, split}. There are no summaries to
-compare with, so three things are measured that do not come from the concepts:
+The file has one JSON object per line: {id, lang, title, pages, split}. There are no reference
+summaries; the three measures below do not depend on the concepts:
 
-- covers: cosine of summary and whole story, as TF-IDF of character 4-grams;
-- title: the same of summary and title, which says in a few words what the story is about;
-- repeats: the same between the sentences of the summary, on average (less is better).
+- covers: cosine of the summary and the whole story, as TF-IDF vectors of character 4-grams;
+- title: the same for the summary and the title, which states the topic of the story;
+- repeats: the same between the sentences of the summary, on average (lower is better).
 
-Every summary has the same share of the story's words. Differences to the first method are given
+Every summary has the same share of the story's words. Differences from the first method are given
 with their standard error.
 """
 
@@ -44,7 +44,7 @@ class Story:
     grams: Counter[str]
 
 
-# Every method ranks the sentences; S sentences, D concept dim.
+# A method maps concepts (S, D) to the sentence numbers, best first.
 def centroid_with_opening(concepts: np.ndarray) -> Iterator[int]:
     return rank_sentences(concepts, opening_weights(len(concepts)))
 
@@ -58,7 +58,7 @@ def chance(concepts: np.ndarray) -> Iterator[int]:
 
 
 def lexrank(concepts: np.ndarray) -> Iterator[int]:
-    """Erkan and Radev (2004), continuous; with maximal marginal relevance."""
+    """Rank by continuous LexRank (Erkan and Radev 2004), with maximal marginal relevance."""
     similar_SS = np.maximum(_cosines(concepts), 0)
     step_SS = similar_SS / similar_SS.sum(axis=1, keepdims=True)
     rank_S = np.ones(len(concepts)) / len(concepts)
@@ -68,7 +68,10 @@ def lexrank(concepts: np.ndarray) -> Iterator[int]:
 
 
 def pacsum(concepts: np.ndarray) -> Iterator[int]:
-    """Zheng and Lapata (2019): what follows speaks for a sentence, what is before it against."""
+    """Rank by PacSum (Zheng and Lapata 2019), with maximal marginal relevance.
+
+    Similarity to later sentences counts for a sentence, similarity to earlier ones against it.
+    """
     similar_SS = _cosines(concepts)
     low, high = similar_SS.min(), similar_SS.max()
     edges_SS = np.maximum(similar_SS - (low + 0.3 * (high - low)), 0)
@@ -77,7 +80,10 @@ def pacsum(concepts: np.ndarray) -> Iterator[int]:
 
 
 def facility(concepts: np.ndarray) -> Iterator[int]:
-    """Lin and Bilmes (2011): every sentence should have a near one in the summary."""
+    """Rank by facility location (Lin and Bilmes 2011).
+
+    Every sentence of the story should have a similar one in the summary.
+    """
     similar_SS = np.maximum(_cosines(concepts), 0)
     covered_S = np.zeros(len(concepts))
     gain_S = np.zeros(len(concepts))
@@ -85,7 +91,7 @@ def facility(concepts: np.ndarray) -> Iterator[int]:
         gain_S[:] = np.where(gain_S < 0, -1, np.maximum(similar_SS, covered_S).sum(axis=1))
         best = int(gain_S.argmax())
         covered_S = np.maximum(covered_S, similar_SS[best])
-        gain_S[best] = -1  # taken
+        gain_S[best] = -1  # already chosen
         yield best
 
 
@@ -96,7 +102,7 @@ METHODS: dict[str, Callable[[np.ndarray], Iterator[int]]] = {
     "PacSum + MMR": pacsum,
     "facility location": facility,
     "the first sentences": lead,
-    "any sentences": chance,
+    "random sentences": chance,
 }
 
 
@@ -106,7 +112,7 @@ def _cosines(concepts: np.ndarray) -> np.ndarray:
 
 
 def _mmr(score_S: np.ndarray, similar_SS: np.ndarray) -> Iterator[int]:
-    """Carbonell and Goldstein (1998), with equal parts of relevance and novelty."""
+    """Rank by maximal marginal relevance (Carbonell and Goldstein 1998), with equal weights."""
     score_S, similar_SS = _scaled(score_S), _scaled(similar_SS)
     redundant_S = np.zeros(len(score_S))
     left = list(range(len(score_S)))
@@ -122,7 +128,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path, split: str, space: Space) -> list[Story]:
-    """Return the stories of one split in the languages of `space`, of ten sentences or more."""
+    """Return the stories of `split` with ten or more sentences in a language of `space`."""
     stories = []
     with lzma.open(path, "rt", encoding="utf-8") as file:
         records = [record for record in map(json.loads, file) if record["split"] == split]
@@ -149,7 +155,7 @@ def grams(texts: list[str]) -> Counter[str]:
 
 
 def rarity(stories: list[Story]) -> dict[str, dict[str, float]]:
-    """Return for each language the weight of every 4-gram."""
+    """Return the inverse document frequency of every 4-gram, by language."""
     weights: dict[str, dict[str, float]] = {}
     for lang in {story.lang for story in stories}:
         same = [set(story.grams) for story in stories if story.lang == lang]
@@ -159,7 +165,7 @@ def rarity(stories: list[Story]) -> dict[str, dict[str, float]]:
 
 
 def weighted(counts: Counter[str], weights: dict[str, float]) -> dict[str, float]:
-    """Return a vector of length 1."""
+    """Return the TF-IDF vector of 4-gram counts, scaled to length 1."""
     most = max(weights.values())
     vector = {gram: (1 + np.log(n)) * weights.get(gram, most) for gram, n in counts.items()}
     norm = np.sqrt(sum(value * value for value in vector.values())) or 1.0

@@ -1,17 +1,17 @@
-"""Concept models: generation against a naive mode, the cost of a training step, cost curves.
+"""Measure concept models: generation against a naive mode, training steps, and cost curves.
 
-    python benchmarks/models.py generate           # speed, and that the numbers agree
-    python benchmarks/models.py train              # ms a step, and how much of it is matmul
-    python benchmarks/models.py plot -o FILE       # cost against context length and steps; needs
+    python benchmarks/models.py generate           # speed, and agreement of the results
+    python benchmarks/models.py train              # ms per step, and the share of matmul
+    python benchmarks/models.py plot -o FILE       # cost by context length and steps; needs
                                                    # the extra "plot"
 
-The naive mode does what the official code does, with our weights and to the same numbers: every
-denoising step projects the whole context to keys and values again, computes the modulators for
-every row, runs self-attention over a single key, gives the unconditional half a padded context,
-and copies the whole cache once a concept although nothing has finished. Both modes take the same
-40 steps; the official code's 50 for "40" would add a quarter to its time. "ours" is the model as
-loaded for training, "packed" as `load_model(..., packed=True)` gives it. Times are processor
-seconds of one thread, the median of a few runs, the modes taking turns; random weights serve.
+The naive mode computes as the official code does, with our weights and the same results up to
+rounding: every denoising step projects the whole context to keys and values again, computes the
+modulations for every row, runs self-attention over a single key and gives the unconditional half a
+padded context; every concept copies the whole cache although no row has finished. All modes run 40
+steps; the official code runs 50 when asked for 40, which would add a quarter to its time. "ours" is
+the model as loaded for training, "packed" as loaded by `load_model(..., packed=True)`. Times are
+processor seconds of one thread, medians of a few alternating runs, with random weights.
 """
 
 import argparse
@@ -47,7 +47,7 @@ TWO_TOWER = TwoTowerConfig(
 
 
 def build(config: BaseConfig | TwoTowerConfig) -> Any:
-    """Return a model with random weights, the modulators not zero."""
+    """Return a model with random weights, including those of the modulators."""
     torch.manual_seed(0)
     model = BaseLCM(config) if isinstance(config, BaseConfig) else TwoTowerLCM(config)
     for name, parameter in model.named_parameters():
@@ -57,7 +57,7 @@ def build(config: BaseConfig | TwoTowerConfig) -> Any:
 
 
 class NaiveTwoTower:
-    """The official way to generate with a Two-Tower."""
+    """Generation with a Two-Tower as in the official code."""
 
     def __init__(self, model: TwoTowerLCM) -> None:
         self.model = model
@@ -94,7 +94,7 @@ class NaiveTwoTower:
         return torch.cat(made, dim=1)
 
     def denoise(self, x: Tensor, t: int, context: Tensor) -> Tensor:
-        """Denoise with context and, always, without, (2 B, 1, D)."""
+        """Denoise with context and without, even where guidance is off, (2 B, 1, D)."""
         denoiser, rows = self.model.denoiser, len(x)
         time_2B1M = denoiser.embed_time(torch.full((2 * rows, 1), t))
         memory = F.pad(torch.cat([context, torch.zeros_like(context)]), (0, 0, 1, 0))
@@ -125,7 +125,7 @@ class NaiveTwoTower:
 
 
 class NaiveBase:
-    """The official way to generate with a Base-LCM."""
+    """Generation with a Base-LCM as in the official code."""
 
     def __init__(self, model: BaseLCM) -> None:
         self.model = model
@@ -148,7 +148,7 @@ class NaiveBase:
 
 @torch.inference_mode()
 def ours(model: ConceptModel, prompts: Tensor, count: int, options: Any) -> Tensor:
-    """Continue (B, S, D) by `count` concepts, without stopping."""
+    """Continue (B, S, D) by `count` concepts, without the stopping rules."""
     state = model.begin(Batch.of(list(prompts)), prompts.shape[1] + count, options)
     noise, made = Noise([0] * len(prompts)), []
     for _ in range(count):
@@ -158,7 +158,7 @@ def ours(model: ConceptModel, prompts: Tensor, count: int, options: Any) -> Tens
 
 
 def medians(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
-    """Return the median of the processor seconds of each, over rounds in which all take turns."""
+    """Return the median processor seconds of each run, over `repeats` alternating rounds."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -169,7 +169,7 @@ def medians(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, fl
 
 
 def compare_generation(repeats: int) -> None:
-    """Print the speed of all modes, and the largest difference relative to the largest value."""
+    """Print the speed of all modes, and their largest difference relative to the largest value."""
     print("| model | rows | context | naive c/s | ours c/s | packed c/s | ratio | difference |")
     print("|---|---|---|---|---|---|---|---|")
     for name, config, count in (("two-tower", TWO_TOWER, 2), ("base", BASE, 16)):
@@ -197,7 +197,7 @@ MATMUL = ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "scaled_dot_pr
 
 
 def training_step(model: Any, batch: Batch) -> Callable[[], Tensor]:
-    """Return a whole step: forward, backward, clipping, fused AdamW."""
+    """Return a function for a whole step: forward, backward, clipping, fused AdamW."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-5, betas=(0.9, 0.95), fused=True)
 
@@ -213,8 +213,8 @@ def training_step(model: Any, batch: Batch) -> Callable[[], Tensor]:
 
 
 def compare_training(repeats: int) -> None:
-    """Print what a training step costs and where the time goes."""
-    print("| model | batch | ms a step | matmul |")
+    """Print the time of a training step and the share of matrix products in it."""
+    print("| model | batch | ms per step | matmul |")
     print("|---|---|---|---|")
     for name, config in (("base", BASE), ("two-tower", TWO_TOWER)):
         model = build(config).train()
@@ -231,7 +231,7 @@ def compare_training(repeats: int) -> None:
 
 
 def plot(file: Path, repeats: int) -> None:
-    """Draw milliseconds a concept against context length (S = 40) and against S (context 32)."""
+    """Plot milliseconds per concept by context length (S = 40) and by S (context 32)."""
     from matplotlib.figure import Figure
 
     contexts, steps = (8, 32, 128, 512, 1024), (5, 10, 20, 40, 80)
@@ -244,7 +244,7 @@ def plot(file: Path, repeats: int) -> None:
     runs = [DiffusionOptions(steps=count) for count in steps]
     costs = [cost(models["two-tower"], 32, options, repeats) for options in runs]
     curve(right, "two-tower", steps, costs)
-    left.set(xlabel="concepts of context (S = 40)", ylabel="ms a concept")
+    left.set(xlabel="concepts of context (S = 40)", ylabel="ms per concept")
     right.set(xlabel="denoising steps S (32 concepts of context)")
     left.legend()
     figure.savefig(file)
@@ -255,7 +255,7 @@ TICKS = (10, 30, 100, 300, 1000)  # ms
 
 
 def curve(axes: Any, name: str, points: Sequence[int], costs: list[float]) -> None:
-    """Draw and print one line, both axes logarithmic."""
+    """Draw and print one curve, on logarithmic axes."""
     axes.loglog(points, costs, "o-", label=name)
     axes.set_xticks(points, [str(point) for point in points])
     axes.set_yticks(TICKS, [str(tick) for tick in TICKS])
@@ -267,7 +267,7 @@ def curve(axes: Any, name: str, points: Sequence[int], costs: list[float]) -> No
 
 @torch.inference_mode()
 def cost(model: Any, context: int, options: Any, repeats: int) -> float:
-    """Return the median of milliseconds for one more concept of one document, its prompt read."""
+    """Return the median milliseconds per further concept of one document, its prompt being read."""
     state = model.begin(Batch.of([torch.randn(context, 1024)]), context + repeats + 1, options)
     noise, taken = Noise([0]), []
     for _ in range(repeats + 1):

@@ -1,8 +1,8 @@
-"""Our encoder and decoder against sonar-space's own pipelines, at SONAR's full size.
+"""Compare our encoder and decoder with sonar-space's pipelines, at SONAR's full size.
 
-Random weights of the official shapes (24 + 24 layers, 256,206 ids), which both sides share, and a
-sentencepiece model filled up to 256,000 pieces. Runs are interleaved; figures are medians and the
-ratios are taken within each round. Needs sonar-space, about 14 GB of memory and, on two cores, a
+Both use the same random weights of the official shapes (24 + 24 layers, 256,206 ids) and a
+sentencepiece model padded to 256,000 pieces. Runs are interleaved; times are medians, and ratios
+are computed within each round. Needs sonar-space, about 14 GB of memory and, on two cores, a
 quarter of an hour:
 
     python benchmarks/space.py [--rounds 3] [--sentences 64] [--tokens 12] [--layers 24]
@@ -44,11 +44,11 @@ WORDS += ["and", "then", "because", "under", "near", "with", "slowly", "happily"
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sentences", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=12, help="generated tokens a sentence")
+    parser.add_argument("--tokens", type=int, default=12, help="generated tokens per sentence")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--only", choices=["encode", "decode"])
     options = parser.parse_args()
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def make_tokenizer(path: Path) -> None:
-    """Train a small sentencepiece model and fill it up with unused pieces."""
+    """Train a small sentencepiece model and pad it with unused pieces."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
@@ -80,7 +80,7 @@ def make_tokenizer(path: Path) -> None:
 
 
 def sonar_config(layers: int) -> dict[str, object]:
-    """Return what sonar-space's "basic" encoder and decoder share."""
+    """Return the common options of sonar-space's "basic" encoder and decoder."""
     from fairseq2.data.tokenizers import VocabularyInfo
 
     return {
@@ -105,7 +105,7 @@ def sonar_tokenizer(path: Path) -> object:
 
 
 def save_part(folder: Path, part: str, network: torch.nn.Module) -> None:
-    """Write sonar's random weights as one part of a space folder."""
+    """Write the weights of sonar-space's network as one part of a space folder."""
     from safetensors.torch import save_file
 
     state = {k: v for k, v in network.state_dict().items() if not k.startswith("final_proj")}
@@ -129,7 +129,7 @@ def texts(count: int) -> list[str]:
 
 
 def bench_encode(folder: Path, options: argparse.Namespace) -> None:
-    """Encode: stock pipeline (its default batch size, 5), ours in float32 and int8."""
+    """Time encoding: sonar-space's pipeline (default batch size, 5), ours in float32 and int8."""
     import_sonar()
     from sonar.inference_pipelines.text import TextToEmbeddingModelPipeline
     from sonar.models.sonar_text import SonarTextEncoderConfig, SonarTextEncoderFactory
@@ -158,7 +158,7 @@ def bench_encode(folder: Path, options: argparse.Namespace) -> None:
 
 
 def bench_decode(folder: Path, options: argparse.Namespace) -> None:
-    """Decode with beam 5: stock pipeline (batch size 5), ours in float32 and int8."""
+    """Time decoding, beam 5: sonar-space's pipeline (batch size 5), ours in float32 and int8."""
     import_sonar()
     from sonar.inference_pipelines.text import EmbeddingToTextModelPipeline
     from sonar.models.sonar_text import SonarTextDecoderConfig, SonarTextDecoderFactory
@@ -193,7 +193,7 @@ def bench_decode(folder: Path, options: argparse.Namespace) -> None:
 
 
 def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time each run once a round, in turn (each has run once before)."""
+    """Time each run once per round, alternately; each must have run once before."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -204,7 +204,7 @@ def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, lis
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:
-    """Print medians, and the median ratio to the first run's time of the same round."""
+    """Print median times, and the median speed relative to the first run in the same round."""
     print(f"{title} ({torch.get_num_threads()} threads, torch {torch.__version__})")
     base = next(iter(seconds.values()))
     for name, times in seconds.items():
@@ -225,7 +225,7 @@ print(next(line for line in status.splitlines() if line.startswith("VmHWM")).spl
 
 
 def bench_memory(folder: Path, options: argparse.Namespace) -> None:
-    """Peak resident memory of a process that encodes 64 sentences, against its weights' size."""
+    """Print the peak resident memory of encoding 64 sentences, against the size of the weights."""
     weights = (folder / "encoder.safetensors").stat().st_size
     command = [sys.executable, "-c", MEMORY, str(folder), str(options.layers)]
     kilobytes = subprocess.run(command, check=True, capture_output=True, text=True).stdout

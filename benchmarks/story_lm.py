@@ -1,9 +1,9 @@
-"""Train a small causal language model on stories, to judge MI with where no other is at hand.
+"""Train a small causal language model on stories, to measure mutual information (MI) offline.
 
     python benchmarks/story_lm.py STORIES.jsonl story-lm --minutes 10
     lcm evaluate ... --task next-concept --lm ./story-lm
 
-Documents of the split "train" alone are read. It needs the extra `judges` (transformers).
+Only documents of the split "train" are read. Needs the extra `judges` (transformers).
 """
 
 import argparse
@@ -19,7 +19,7 @@ VOCABULARY, LENGTH, ROWS, END = 4000, 256, 8, "</s>"
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE of the texts."""
+    """Return a byte-level BPE tokenizer trained on the texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,7 +34,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def main() -> None:
-    """Train by the clock: the learning rate falls to zero over `--minutes`."""
+    """Train for `--minutes`, over which the learning rate falls to zero."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stories", type=Path)
     parser.add_argument("folder", type=Path)

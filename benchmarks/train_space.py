@@ -1,9 +1,9 @@
-"""How fast a space is trained: tokens a second, each of them encoded and decoded.
+"""Measure the training speed of a space: tokens per second, each of them encoded and decoded.
 
-Networks have the shapes of the bundled space, or SONAR's; their weights are random, and so are the
-words of the sentences, whose lengths are those of everyday text (17 tokens on average). On a GPU
-steps that are captured as a graph are timed in turn with the same steps launched one kernel at a
-time; medians of several rounds. On CPUs there is only the latter.
+The networks have the shapes of the bundled space or of SONAR, with random weights. Sentences are
+random words, with the lengths of everyday text (17 tokens on average). On a GPU, steps captured as
+a CUDA graph are timed alternately with the same steps launched kernel by kernel; on a CPU there
+are only the latter. Results are medians of several rounds.
 
     python benchmarks/train_space.py [--shape tiny|sonar] [--device cuda] [--batch-tokens 16384]
 """
@@ -32,12 +32,12 @@ CORPUS = Path(__file__).parent.parent / "examples" / "corpus" / "stories.jsonl"
 
 
 def main() -> None:
-    """Measure and print a line for each way to do a step."""
+    """Measure, and print a line for captured and for plain steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-tokens", type=int, help="of one side  [default: 16384, CPU 1024]")
-    parser.add_argument("--steps", type=int, help="a round  [default: 50, CPU 3]")
+    parser.add_argument("--batch-tokens", type=int, help="per side  [default: 16384, CPU 1024]")
+    parser.add_argument("--steps", type=int, help="per round  [default: 50, CPU 3]")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     device = pick_device(options.device)
@@ -47,7 +47,7 @@ def main() -> None:
     trainer = make_trainer(options.shape, device, tokens)
     print(f"{device_name(device)}, torch {torch.__version__}, {options.shape}: {trainer.summary}")
     rates: dict[str, list[float]] = {}
-    for captured in (True, False):  # what is allocated and compiled once
+    for captured in (True, False):  # warm up: allocate and compile
         run(trainer, WARM_UP + 2, captured)
     for _ in range(options.rounds):
         for captured in (True, False):
@@ -56,13 +56,14 @@ def main() -> None:
     for name, found in rates.items():
         low, middle, high = min(found), statistics.median(found), max(found)
         step = 2 * tokens / middle * 1e3
-        print(f"{name:9} {middle:9,.0f} tokens/s ({low:,.0f} to {high:,.0f}), {step:.1f} ms a step")
+        speeds = f"{middle:9,.0f} tokens/s ({low:,.0f} to {high:,.0f})"
+        print(f"{name:9} {speeds}, {step:.1f} ms per step")
     if not on_cpu:
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB")
 
 
 def make_trainer(shape: str, device: torch.device, batch_tokens: int) -> SpaceTrainer:
-    """Return a trainer of random networks on random sentences, as the bundled recipe trains."""
+    """Return a trainer of random networks on random text, with the bundled recipe's options."""
     tiny = load_space("tiny")
     precision = "float32" if device.type == "cpu" else "bfloat16"
     train = SpaceTraining(
@@ -80,7 +81,7 @@ def make_trainer(shape: str, device: torch.device, batch_tokens: int) -> SpaceTr
 
 
 def sentences(lines: int) -> Iterator[dict[str, list[str]]]:
-    """Yield lines of a sentence in English and one in French, both of random words."""
+    """Yield lines with an English and a French sentence of random words."""
     rng = random.Random(0)
     words = CORPUS.read_text(encoding="utf-8").split()
     for _ in range(lines):
@@ -89,8 +90,8 @@ def sentences(lines: int) -> Iterator[dict[str, list[str]]]:
 
 
 def run(trainer: SpaceTrainer, steps: int, captured: bool) -> tuple[str, float]:
-    """Do some steps; returns how they were done and the tokens a second."""
-    trainer._batch()  # an epoch is prepared before its first step
+    """Do some steps; return "captured" or "plain", and the tokens per second."""
+    trainer._batch()  # prepare the epoch outside the measurement
     room = trainer._room
     trainer._room = room if captured else None
     count = torch.zeros((), dtype=torch.long, device=trainer.device)
@@ -107,13 +108,13 @@ def run(trainer: SpaceTrainer, steps: int, captured: bool) -> tuple[str, float]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Wait for the GPU, if `device` is one."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device is, with the number of threads of a CPU."""
+    """Return the name of a GPU, or the number of threads of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"

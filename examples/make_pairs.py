@@ -1,20 +1,20 @@
-"""Turn stories into supervised pairs (source, target), to finetune a concept model with.
+"""Turn stories into supervised pairs (source, target) for finetuning a concept model.
 
-Each line of the input is a story: {"id", "lang", "sentences": [...]} (or "text"), and "title".
-Each line of the output is a pair: {"id", "lang", "task", "sentences": [source], "target": [...]},
-with the story's "split" if it has one.
+Each line of the input is a story, {"id", "lang", "sentences": [...]} (or "text"), with a "title" if
+there is one. Each line of the output is a pair, {"id", "lang", "task", "sentences": [...],
+"target": [...]}, with the story's "split" if it has one.
 
     python examples/make_pairs.py stories.jsonl --target salience --length 3 > summaries.jsonl
     python examples/make_pairs.py stories.jsonl --task expand --target title > expansions.jsonl
 
-The summary of a story consists of its own words, so that nothing in it is made up:
+The summary of a story is taken from the story, so that it contains nothing invented:
 
-- salience: the sentences that `lcm summarize` chooses by their concepts, in their order;
+- salience: the sentences that `lcm summarize` chooses by their concepts, in text order;
 - lead:     the first sentences;
-- title:    the title; stories without one are left out.
+- title:    the title; stories without one are skipped.
 
-For "expand" the pair is turned around: from the summary to the whole story. Stories of which the
-summary would be more than half are left out.
+For "expand" the pair is reversed: from the summary to the whole story. Stories are skipped if the
+summary would have more than half of their sentences.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works uninstalled, too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run without installation
 
 import lcm_cli
 from lcm_cli.documents import Document
@@ -41,13 +41,13 @@ from lcm_cli.text.segment import segment
 from lcm_cli.writing.summarize import choose_sentences
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-TOGETHER = 64  # stories that are encoded at once
+TOGETHER = 64  # stories encoded at a time
 
 Story = dict[str, Any]
 
 
 def main(given: argparse.Namespace) -> None:
-    """Write the pairs to standard output, and how many they are to standard error."""
+    """Write the pairs to standard output and their number to standard error."""
     length = Length.parse(given.length)
     space = lcm_cli.load_space(given.space) if given.target == "salience" else None
     stories = (story for path in given.stories for story in read(path, given.longest))
@@ -62,7 +62,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 def read(path: Path, longest: int | None) -> Iterator[Story]:
-    """Yield the stories in a file, cut off after `longest` sentences."""
+    """Yield the stories in a file, truncated to `longest` sentences."""
     with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -72,8 +72,9 @@ def read(path: Path, longest: int | None) -> Iterator[Story]:
                 sentences = [sentence for sentence in found if sentence.strip()]
                 yield {**story, "lang": lang, "sentences": sentences[:longest]}
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                form = 'a line is {"id": "a", "lang": "eng_Latn", "sentences": ["One.", "Two."]}'
-                raise IntegrityError(f"{path} line {number} is no story: {error!r}", form) from None
+                form = 'write {"id": "a", "lang": "eng_Latn", "sentences": ["One.", "Two."]}'
+                message = f"{path} line {number} is not a story: {error!r}"
+                raise IntegrityError(message, form) from None
 
 
 def split(text: str, lang: str) -> list[str]:
@@ -84,7 +85,7 @@ def split(text: str, lang: str) -> list[str]:
 def summaries(
     stories: Sequence[Story], target: str, length: Length, space: lcm_cli.Space | None
 ) -> list[list[str]]:
-    """Return the summary of each story as sentences; none where it has none."""
+    """Return the summary of each story as sentences, an empty list if it has none."""
     if target == "title":
         return [[title] if (title := (s.get("title") or "").strip()) else [] for s in stories]
     if space is not None:
@@ -97,7 +98,7 @@ def summaries(
 
 
 def salient(stories: Sequence[Story], length: Length, space: lcm_cli.Space) -> list[list[str]]:
-    """Return what `lcm summarize` makes of each story."""
+    """Return the summary of each story by `lcm summarize`."""
     found: list[list[str]] = [[] for _ in stories]
     told = [number for number, story in enumerate(stories) if story["sentences"]]
     documents = [
@@ -111,7 +112,7 @@ def salient(stories: Sequence[Story], length: Length, space: lcm_cli.Space) -> l
 
 
 def pair(story: Story, summary: list[str], task: str) -> Story:
-    """Return a line of training data."""
+    """Return a training pair for a task."""
     source, target = story["sentences"], summary
     if task == "expand":
         source, target = target, source
@@ -120,15 +121,15 @@ def pair(story: Story, summary: list[str], task: str) -> Story:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Return the description of the command line."""
+    """Return the parser of the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("stories", nargs="+", type=Path, help="JSON Lines, also .gz or .xz")
     parser.add_argument("--task", choices=("summarize", "expand"), default="summarize")
     parser.add_argument("--target", choices=("salience", "lead", "title"), default="salience")
     parser.add_argument("--length", default="3", help="of a summary: 3, 20%% or 40w [default: 3]")
-    parser.add_argument("--longest", type=int, metavar="N", help="cut stories after N sentences")
-    parser.add_argument("--space", default="tiny", help="whose concepts tell what is salient")
+    parser.add_argument("--longest", type=int, metavar="N", help="truncate stories to N sentences")
+    parser.add_argument("--space", default="tiny", help="the space in which salience is measured")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Shared by the tests: a cache of their own, a server that misbehaves, small official weights."""
+"""Shared fixtures: an empty cache, servers with faults, small weights and a small trained model."""
 
 import gc
 import http.server
@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Result:
-    """How a run of `lcm` ended."""
+    """The result of a run of `lcm`."""
 
     code: int
-    output: bytes  # what came on stdout
+    output: bytes  # stdout
     stderr: str
 
     @property
@@ -38,7 +38,7 @@ class Result:
 
 @pytest.fixture
 def surroundings(tmp_path: Path) -> dict[str, str]:
-    """An environment for `lcm` without the settings of whoever runs the tests."""
+    """An environment for `lcm` without the user's own settings."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("LCM_", "HF_"))}
     for name in ("FORCE_COLOR", "NO_COLOR"):
         ours.pop(name, None)
@@ -48,7 +48,10 @@ def surroundings(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def lcm(surroundings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run `lcm` in this process: lcm("decode", "-", input=b"...", LCM_DEVICE="cpu")."""
+    """Return a function that runs `lcm` in this process.
+
+    For example: lcm("decode", "-", input=b"...", LCM_DEVICE="cpu").
+    """
     from lcm_cli.app import main
 
     def run(*args: str | Path, input: bytes = b"", **variables: str) -> Result:
@@ -71,7 +74,7 @@ def lcm(surroundings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callab
 
 @pytest.fixture
 def lcm_process(surroundings: dict[str, str]) -> Callable[..., Result]:
-    """Run `python -m lcm_cli` as a process of its own, called as `lcm` is."""
+    """Return a function that runs `python -m lcm_cli` in a new process, with the calls of `lcm`."""
 
     def run(*args: str | Path, input: bytes = b"", **variables: str) -> Result:
         done = subprocess.run(
@@ -85,13 +88,13 @@ def lcm_process(surroundings: dict[str, str]) -> Callable[..., Result]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache; returns lcm's folder in it."""
+    """Set up an empty cache; return lcm's folder in it."""
     home = tmp_path / "hf"
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.setenv("FAIRSEQ2_CACHE_DIR", str(tmp_path / "fairseq2"))
     for name in ("HF_HUB_CACHE", "LCM_CACHE", "LCM_SPACE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # --offline sets it: this way it is put back
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # --offline sets it: restored after the test
     return home / "lcm"
 
 
@@ -109,7 +112,7 @@ def sonar_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @dataclass
 class Fault:
-    """What one request meets. `cut`: the connection dies after so many bytes of the body."""
+    """The fault of one request; after `cut` bytes of the body the connection closes."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -119,7 +122,7 @@ class Fault:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` with etags and ranges; each request to a path uses up one of its `faults`."""
+    """A server of `files` with ETags and ranges; a GET request uses up one fault of its path."""
 
     daemon_threads = True
 
@@ -134,14 +137,14 @@ class Server(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
 
     def fail(self, path: str, *faults: dict[str, Any]) -> None:
-        """Meet the next requests for `path` with these faults, given as fields of Fault."""
+        """Answer the next requests for `path` with these faults, given as fields of Fault."""
         self.faults[path] = [Fault(**fault) for fault in faults]
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away: the tests make them."""
+        """Ignore clients that disconnect, which the tests provoke."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -216,23 +219,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A file server on loopback that fails as told."""
+    """A file server on loopback with faults on request."""
     with _running(Server()) as server:
         yield server
 
 
 @pytest.fixture
 def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hugging Face Hub on loopback, which the real client is told to use; waits are short."""
+    """A Hugging Face Hub on loopback; the real client uses it, with short waits."""
     with _running(HubServer()) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         monkeypatch.delenv("HF_TOKEN", raising=False)
-        # The client looks at these once, whatever they were when some test imported it.
+        # The client reads the environment only once, when it is imported.
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        for place in ("file_download", "constants"):  # before release 1, and since
+        for place in ("file_download", "constants"):  # before release 1, and since then
             name = f"huggingface_hub.{place}.HUGGINGFACE_CO_URL_TEMPLATE"
             monkeypatch.setattr(name, template, raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -273,7 +276,7 @@ class Official:
         return loaded["model"]
 
     def card(self, path: Path, sources: Mapping[str, Mapping[str, str]], **fields: str) -> Path:
-        """Write a card for spaces of these shapes, its parts from `sources`."""
+        """Write a card for spaces of these shapes, with the `sources` of its parts."""
         top = {"name": "small", "licence": "CC-BY-NC-4.0", "licence_note": "not for sale", **fields}
         lines = ['kind = "space"', 'summary = "for tests"', f"languages = {list(self.languages)}"]
         lines += [f'{key} = "{value}"' for key, value in top.items()]
@@ -288,7 +291,7 @@ class Official:
 
 @pytest.fixture(scope="session")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
-    """Random weights of two layers; the state dicts have the names of sonar-space's models."""
+    """Random weights of two layers, with the tensor names of sonar-space's models."""
     import torch
 
     from lcm_cli.transfer.converters.sonar import tensor_shapes
@@ -310,7 +313,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
 
 
 def train_sentencepiece(path: Path) -> int:
-    """Train a sentencepiece model of SONAR's kind on a little text; returns its size."""
+    """Train a sentencepiece model of SONAR's kind on a little text; return its size."""
     import sentencepiece
 
     text = "the cat sleeps le chat dort die Katze schläft 猫 が 眠る and a dog und ein Hund"
@@ -326,7 +329,7 @@ def train_sentencepiece(path: Path) -> int:
 
 @pytest.fixture(scope="session")
 def random_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a space with the languages of `tiny`, and weights that know nothing."""
+    """The folder of a space with the languages of `tiny` and random weights."""
     import torch
     from safetensors.torch import save_file
 
@@ -348,7 +351,7 @@ def random_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _train_on_examples(folder: Path) -> int:
-    """Train a sentencepiece model on the examples; returns its size."""
+    """Train a sentencepiece model on the examples; return its size."""
     import sentencepiece
 
     stories = sorted((ROOT / "examples").glob("*.txt"))
@@ -377,7 +380,7 @@ STORIES = {  # of six sentences; a summary is the first and the fifth
     ),
 }
 
-# To summarize these it stops at once, goes in circles, and says something else.
+# Documents whose learned summaries are empty, repetitive and unrelated.
 IDLE = ["My bicycle is new.", "I bought it last week.", "It was not cheap."]
 LOOPING = ["Do you know this song?", "We sing it at school.", "Everybody likes it."] * 2
 ASTRAY = ["He plays the piano.", "She likes music, too.", "They play together every evening."]
@@ -385,21 +388,21 @@ ASTRAY = ["He plays the piano.", "She likes music, too.", "They play together ev
 
 @dataclass(frozen=True)
 class Taught:
-    """A model that has learned a few documents by heart, good answers and bad ones.
+    """A model that has memorized the answers for a few documents, good ones and bad ones.
 
     It summarizes each of STORIES by its first and fifth sentence, and the three summaries together
-    by the first of each; it expands a first sentence to the whole story.
+    by the first sentence of each story; it expands a first sentence to the whole story.
     """
 
     folder: Path
     stories: dict[str, list[str]]
     summaries: dict[str, list[str]]
-    bad: dict[str, list[str]]  # documents that get a bad answer, by the reason to refuse it
+    bad: dict[str, list[str]]  # documents with bad answers, by the reason for refusing these
 
 
 @pytest.fixture(scope="session")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
-    """Teach a nano model in the bundled space, for some seconds."""
+    """Train a nano model in the bundled space, for some seconds."""
     import torch
 
     from lcm_cli.models.checkpoint import build, save
@@ -429,7 +432,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
     torch.manual_seed(0)
     model: Any = build(config)
     model.normalizer = fit(documents, config.normalizer)
-    model.eval()  # by heart: without dropout
+    model.eval()  # memorize: without dropout
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for _ in range(150):
         optimizer.zero_grad()

@@ -1,8 +1,8 @@
-"""A Hugging Face Hub on loopback: what its client needs to look, download and upload, and faults.
+"""A Hugging Face Hub on loopback, for look-ups, downloads and uploads by the real client.
 
-Repositories have commits, branches and tags. Large files lie behind a redirect, as LFS files do,
-with X-Repo-Commit, X-Linked-ETag and X-Linked-Size. Every request is on record, with the bytes that
-were sent.
+Repositories have commits, branches and tags. As on the Hub, large files are behind a redirect,
+with the headers X-Repo-Commit, X-Linked-ETag and X-Linked-Size. Tests can inject faults, and every
+request is recorded with the number of bytes sent.
 """
 
 import base64
@@ -19,27 +19,27 @@ from typing import Any
 
 import yaml
 
-LFS_FROM = 4096  # bytes; smaller files are git's own
-BLOCK = 1 << 14
-SILENCE = 10.0  # seconds
+LFS_FROM = 4096  # bytes; smaller files are stored in git itself
+BLOCK = 1 << 14  # bytes per write
+SILENCE = 10.0  # maximum length of a silence, in seconds
 
 
 @dataclass
 class Fault:
-    """What one request meets. `cut`: the connection dies after so many bytes of the body."""
+    """The fault of one request; after `cut` bytes of the body the connection closes."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
     length: int | None = None  # a false Content-Length
-    body: bytes | None = None  # another file
-    pause: float = 0.0  # before each block of the body
-    silent_at: int | None = None  # nothing comes after so many bytes, and the connection stays
+    body: bytes | None = None  # sent instead of the file
+    pause: float = 0.0  # before each block of the body, in seconds
+    silent_at: int | None = None  # stop sending after so many bytes but keep the connection open
 
 
 @dataclass
 class Asked:
-    """A request as it came, and how many bytes of a body it got."""
+    """A request, and the number of bytes of a file sent in answer."""
 
     method: str
     path: str
@@ -49,26 +49,26 @@ class Asked:
 
 @dataclass
 class Repo:
-    """One repository: its files by commit, and the commit of each branch and tag."""
+    """A repository: its files by commit, and the commit of each branch and tag."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes], ref: str = "main") -> str:
-        """Add a commit to a branch; returns its name."""
+        """Add a commit to a branch; return its name."""
         name = hashlib.sha1(repr(sorted(files.items())).encode() + bytes([len(self.commits)]))
         self.commits[name.hexdigest()] = dict(files)
         self.refs[ref] = name.hexdigest()
         return name.hexdigest()
 
     def files(self, ref: str) -> dict[str, bytes] | None:
-        """Return the files at a branch, tag or commit, None if there is no such thing."""
+        """Return the files at a branch, tag or commit; None if it does not exist."""
         return self.commits.get(self.refs.get(ref, ref))
 
 
 class HubServer(http.server.ThreadingHTTPServer):
-    """The Hub. `faults` maps a method and a part of a path to what its next requests meet."""
+    """The server. `faults` lists the method, a part of the path and the fault of later requests."""
 
     daemon_threads = True
 
@@ -78,7 +78,7 @@ class HubServer(http.server.ThreadingHTTPServer):
         self.blobs: dict[str, bytes] = {}
         self.faults: list[tuple[str, str, Fault]] = []
         self.requests: list[Asked] = []
-        self.token = ""  # what uploads need
+        self.token = ""  # required for uploads
         self.lock = threading.Lock()
         self.over = threading.Event()  # ends every silence
 
@@ -87,13 +87,13 @@ class HubServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def publish(self, repo: str, files: Mapping[str, bytes], ref: str = "main") -> str:
-        """Commit `files` to a repository, made if needed; returns the commit."""
+        """Commit `files` to a repository, created if missing; return the commit."""
         for content in files.values():
             self.blobs[hashlib.sha256(content).hexdigest()] = content
         return self.repos.setdefault(repo, Repo()).commit(files, ref)
 
     def fail(self, part: str, *faults: Fault, method: str = "GET") -> None:
-        """Meet the next requests whose path contains `part` with these faults, one each."""
+        """Answer the next requests whose path contains `part` with one of these faults each."""
         self.faults += [(method, part, fault) for fault in faults]
 
     def fault(self, method: str, path: str) -> Fault:
@@ -105,11 +105,11 @@ class HubServer(http.server.ThreadingHTTPServer):
         return Fault()
 
     def sent(self, part: str = "") -> int:
-        """Return how many bytes of files went out for paths that contain `part`."""
+        """Return the number of bytes of files sent for paths that contain `part`."""
         return sum(one.sent for one in self.requests if part in one.path)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away: the tests make them."""
+        """Ignore clients that disconnect, which the tests provoke."""
 
 
 def git_oid(content: bytes) -> str:
@@ -151,7 +151,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return answer(self, **found.groupdict())
         return self._status(404, {})
 
-    # What is asked when something is fetched
+    # Requests of downloads
 
     def _info(self, repo: str, ref: str | None = None) -> None:
         known = self.server.repos.get(repo)
@@ -178,7 +178,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._file(content, headers | {"ETag": f'"{git_oid(content)}"'})
         digest = hashlib.sha256(content).hexdigest()
         headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(content))}
-        elsewhere = self.server.url.replace("127.0.0.1", "localhost")  # as the Hub's files are
+        elsewhere = self.server.url.replace("127.0.0.1", "localhost")  # another host, as on the Hub
         self._status(302, headers | {"Location": f"{elsewhere}/lfs/{digest}"})
 
     def _lfs(self, digest: str) -> None:
@@ -216,7 +216,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.met.cut is not None or self.met.length is not None:
             self.close_connection = True
 
-    # What is asked when something is pushed
+    # Requests of uploads
 
     def _create(self) -> None:
         if not self._allowed():
@@ -321,7 +321,7 @@ _ROUTES = {
 
 
 def _sibling(name: str, content: bytes) -> dict[str, Any]:
-    """Describe a file as the Hub does: an LFS file by its sha256, another by git's own digest."""
+    """Describe a file as the Hub does: an LFS file by its SHA-256, others by git's own digest."""
     about: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git_oid(content)}
     if is_lfs(name, content):
         digest = hashlib.sha256(content).hexdigest()

@@ -1,6 +1,6 @@
-"""How far correct computations of the same numbers may lie apart: what comparisons allow.
+"""Tolerances: the maximum difference between correct computations of the same numbers.
 
-In which order a sum is added up depends on the processor, its instruction set, the number of
+The order in which a sum is computed depends on the processor, its instruction set, the number of
 threads and the shape of the batch, and each order rounds differently.
 """
 
@@ -15,23 +15,24 @@ from lcm_cli.space.kernels import PackedLinear
 
 Numbers = Tensor | NDArray[np.floating]
 
-EPS = 2.0**-23  # of float32: the step from 1 to the next number
+EPS = 2.0**-23  # of float32: the distance from 1 to the next larger number
 
 
 def rounding(terms: float) -> float:
-    """Return what two float32 sums of `terms` numbers may differ by, relative to their size.
+    """Return the tolerance for two float32 sums of `terms` numbers, relative to their size.
 
-    An addition rounds by EPS / 2 of its result at most, up or down. The errors of n additions come
-    to n EPS / 2 in the worst case, but as about as many go up as down, to sqrt(n) EPS / 2 (Higham
-    and Mary 2019, "A new approach to probabilistic rounding error analysis"). Four times as much
-    is allowed, since both sides round, and so does what lies between two sums: 4e-6 for 256 terms,
-    1e-5 for all layers of a small model. What is wrong rather than rounded shows far above that.
+    An addition rounds by at most EPS / 2 of its result, up or down. The errors of n additions add
+    up to n EPS / 2 in the worst case but, since about as many go up as down, typically to
+    sqrt(n) EPS / 2 (Higham and Mary 2019, "A new approach to probabilistic rounding error
+    analysis"). The tolerance is four times that, since both sides round, and so do the operations
+    between two sums: 4e-6 for 256 terms, 1e-5 for all layers of a small model. Errors other than
+    rounding are far larger.
     """
     return 2 * math.sqrt(terms) * EPS
 
 
 def additions(model: nn.Module) -> int:
-    """Return how many numbers a forward pass adds up, through one linear map after another."""
+    """Return the number of additions behind an output of the model, through all linear maps."""
     maps = (part for part in model.modules() if isinstance(part, nn.Linear | PackedLinear))
     return sum(part.weight.shape[1] for part in maps)
 
@@ -43,12 +44,12 @@ def assert_near(
     size: Tensor | float | None = None,
     name: str = "result",
 ) -> None:
-    """Fail unless the tensors differ by at most `rounding(terms)` of `size`.
+    """Fail unless the tensors differ by at most `rounding(terms)` times `size`.
 
-    `size` is one number or one for each, by default the largest in `theirs`: a small number among
-    large ones is what large ones left when they were subtracted, and rounded as they were. Give it
-    where all the results are much smaller than what they were made of.
-    Numbers that no rounding touches (integers, truth values, infinities) have to be equal.
+    `size` is one number, or one per element. The default is the largest number in `theirs`: a small
+    element among large ones is typically a difference of large numbers and has their rounding
+    error. Pass `size` where all results are much smaller than the numbers they are computed from.
+    Values not subject to rounding (integers, booleans, infinities) must be equal.
     """
     ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
     assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)} for {tuple(theirs.shape)}"

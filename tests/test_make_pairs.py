@@ -89,5 +89,5 @@ def test_a_line_that_is_no_story_is_named(tmp_path: Path, line: str) -> None:
     stories = json.dumps(STORY) + "\n" + line
     done = make(tmp_path, "--target", "lead", stories=stories)
     assert done.returncode == 1
-    assert "stories.jsonl line 2 is no story" in done.stderr
+    assert "stories.jsonl line 2 is not a story" in done.stderr
     assert "Traceback" not in done.stderr

@@ -434,7 +434,7 @@ def test_a_source_of_another_form_is_named(tmp_path: Path) -> None:
     file(tmp_path / "raw/bible/NHEB.csv", "b,c,v,t\n1,1,1,In the beginning.\n")
     done = run(tmp_path / "raw", tmp_path / "out")
     assert done.returncode == 1
-    assert "bible is not as its publisher gives it out: KeyError('Text')" in done.stderr
+    assert "bible is not in its publisher's format: KeyError('Text')" in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -1,14 +1,14 @@
-"""Build the text that the bundled space is trained on from what its publishers give out.
+"""Build the training text of the bundled space from the files that its sources publish.
 
-RAW holds a folder for each source, with the files that `--sources` names; those that are not there
-are left out. OUT gets a file for each, as JSON Lines: one object a line, language code -> sentence,
-or a list of sentences that say the same.
+RAW has a folder for each source, with the files that `--sources` lists; missing sources are
+skipped. Each source becomes a file of JSON Lines in OUT: one object per line, language code ->
+sentence, or a list of sentences with the same meaning.
 
     python examples/space_text --sources
     python examples/space_text RAW OUT --dev 500 --held-out examples/eval*.jsonl
     python examples/space_text RAW OUT --stories
 
-`--stories` makes OUT/stories.jsonl instead: whole stories, for `lcm embed` and make_pairs.py.
+`--stories` writes OUT/stories.jsonl instead: whole stories, for `lcm embed` and make_pairs.py.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from sources import BOOKS, SOURCES
 
 T = TypeVar("T")
 
-# What is made: the file's name, the folder in RAW, and how it is read.
+# The name of each file in OUT, its folder in RAW, and the function that reads it.
 SENTENCES: dict[str, tuple[str, Callable[[Path], Iterator[Line]]]] = {
     "storybooks": ("storybooks", parallel.storybook_sentences),
     "storybook_pages": ("storybooks", parallel.storybook_pages),
@@ -53,14 +53,14 @@ STORIES = {
 
 
 def main(given: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the command line."""
     if given.sources:
         print(listing())
         return
     if not given.raw or not given.out:
-        sys.exit("error: RAW and OUT are needed (or --sources)\nhint: see --help")
+        sys.exit("error: give RAW and OUT, or --sources\nhint: see --help")
     if not any((given.raw / source.folder).is_dir() for source in SOURCES):
-        sys.exit(f"error: no source in {given.raw}\nhint: --sources tells what to put there")
+        sys.exit(f"error: no source in {given.raw}\nhint: --sources lists what to put there")
     given.out.mkdir(parents=True, exist_ok=True)
     if given.stories:
         write(given.out / "stories.jsonl", whole_stories(given.raw))
@@ -72,7 +72,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 def build(raw: Path, out: Path, held_out: HeldOut, dev: int) -> None:
-    """Write a file for each source that is there."""
+    """Write a file for each source found in `raw`."""
     if (raw / "tatoeba").is_dir():
         train, kept = parallel.split(parallel.tatoeba_pairs(raw / "tatoeba"), dev)
         if kept:
@@ -81,33 +81,33 @@ def build(raw: Path, out: Path, held_out: HeldOut, dev: int) -> None:
         write(out / "tatoeba.jsonl", written(cleaned(parallel.grouped(train), held_out)))
     for name, (folder, read) in SENTENCES.items():
         if (raw / folder).is_dir():
-            lines = as_given_out(raw / folder, read)
+            lines = as_published(raw / folder, read)
             write(out / f"{name}.jsonl", written(cleaned(lines, held_out)))
 
 
-def as_given_out(folder: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
-    """Yield what a source holds. Raises ValueError, with its folder, if it has another form."""
+def as_published(folder: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
+    """Yield the content of a source. Raises ValueError, with its folder, for another format."""
     try:
         yield from read(folder)
-    except (ValueError, LookupError, SyntaxError) as error:  # the last one is XML's
-        raise ValueError(f"{folder} is not as its publisher gives it out: {error!r}") from error
+    except (ValueError, LookupError, SyntaxError) as error:  # XML errors are SyntaxErrors
+        raise ValueError(f"{folder} is not in its publisher's format: {error!r}") from error
 
 
 def whole_stories(raw: Path) -> Iterator[Mapping[str, object]]:
-    """Yield the stories of all sources that are there."""
+    """Yield the stories of all sources found in `raw`."""
     for name, read in STORIES.items():
         if (raw / name).is_dir():
-            yield from (story.row() for story in as_given_out(raw / name, read))
+            yield from (story.row() for story in as_published(raw / name, read))
 
 
 def written(lines: Iterable[Line]) -> Iterator[Mapping[str, object]]:
-    """Yield lines as they are written: one sentence of a language stands without a list."""
+    """Yield lines in the output format: a single sentence of a language is not in a list."""
     for line in lines:
         yield {code: texts[0] if len(texts) == 1 else texts for code, texts in line.items()}
 
 
 def write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write JSON Lines, and tell how many there are."""
+    """Write JSON Lines, and report their number."""
     beside = path.with_name(f".{path.name}.partial")
     count = 0
     try:
@@ -122,7 +122,7 @@ def write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def listing() -> str:
-    """Return where to get the sources, with their terms."""
+    """Return the list of sources: addresses, files and terms."""
     found = []
     for source in SOURCES:
         found.append(f"{source.folder}: {source.what}")
@@ -134,16 +134,16 @@ def listing() -> str:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Return the description of the command line."""
+    """Return the parser of the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python examples/space_text", description=__doc__, formatter_class=raw
     )
     parser.add_argument("raw", metavar="RAW", nargs="?", type=Path, help="a folder for each source")
-    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="where the files go")
-    parser.add_argument("--sources", action="store_true", help="tell where to get the sources")
+    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="the output folder")
+    parser.add_argument("--sources", action="store_true", help="list the sources to download")
     parser.add_argument(
-        "--dev", type=int, default=0, metavar="N", help="hold out N pairs a language"
+        "--dev", type=int, default=0, metavar="N", help="hold out N pairs per language"
     )
     parser.add_argument(
         "--held-out",
@@ -151,9 +151,9 @@ def arguments() -> argparse.ArgumentParser:
         type=Path,
         default=[],
         metavar="FILE",
-        help="whose sentences to leave out",
+        help="files of sentences to exclude",
     )
-    parser.add_argument("--stories", action="store_true", help="make whole stories instead")
+    parser.add_argument("--stories", action="store_true", help="write whole stories instead")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Sentences out of text: tidied, cut, and none that is held out."""
+"""Cleaning of text: normalization, sentence splitting, and the exclusion of held-out sentences."""
 
 import gzip
 import json
@@ -18,10 +18,10 @@ LANGUAGES = {
     "nl": "nld_Latn",
 }
 ENGLISH = LANGUAGES["en"]
-MAX_CHARACTERS = 250  # lcm itself cuts longer sentences before it encodes them
+MAX_CHARACTERS = 250  # lcm cuts longer sentences before encoding them
 MAX_WORDS = 45
 
-Line = dict[str, list[str]]  # language code -> a sentence, or several that say the same
+Line = dict[str, list[str]]  # language code -> one sentence, or several with the same meaning
 
 
 def tidy(text: str) -> str:
@@ -31,7 +31,7 @@ def tidy(text: str) -> str:
 
 
 def fits(sentence: str) -> bool:
-    """Whether a sentence is short enough to be learned, and has a letter at all."""
+    """Return whether a sentence is short enough for training and has a letter."""
     short = len(sentence) <= MAX_CHARACTERS and len(sentence.split()) <= MAX_WORDS
     return short and any(map(str.isalpha, sentence))
 
@@ -42,10 +42,10 @@ _CLOSING = re.compile(rf"[.!?…][{_QUOTES})\]\s]*$")
 
 
 def is_sentence(text: str, fewest: int = 3, most: int = MAX_WORDS) -> bool:
-    """Whether a text is a whole sentence of `fewest` to `most` words.
+    """Return whether a text is a whole sentence of `fewest` to `most` words.
 
-    It begins with a capital or a digit and ends with a full stop or the like; headings, addresses
-    and single words do not.
+    A sentence starts with a capital or a digit and ends with a full stop or similar mark, which
+    excludes headings, addresses and single words.
     """
     start = _OPENING.match(text)
     if not start or start.group()[-1].islower() or not _CLOSING.search(text):
@@ -53,7 +53,7 @@ def is_sentence(text: str, fewest: int = 3, most: int = MAX_WORDS) -> bool:
     return fewest <= len(text.split()) <= most and fits(text)
 
 
-# A space may stand before the French », but one that opens a quotation (German) has none behind it.
+# French has a space before », German opens quotations with », without a space after it.
 _END = re.compile(r"[.!?…](?:[\"'“”’«»)\]]|\s»(?=\s|$))*(?=\s)")
 _ABBREVIATION = re.compile(
     r"(?<!\w)(?:[^\W\d_]|\d{1,2}|Mrs?|Ms|Dr|Prof|St|Capt|Col|Gen|Rev|Mme|Mlle|MM|Mgr|Sra?|Srta|Dña"
@@ -62,26 +62,26 @@ _ABBREVIATION = re.compile(
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text, whose line breaks mean nothing."""
+    """Return the sentences of a text; line breaks have no meaning."""
     text = tidy(text)
     found, start = [], 0
     for end in (match.end() for match in _END.finditer(text)):
         opening = _OPENING.match(text, end + 1)
-        goes_on = not opening or opening.group()[-1].islower()
-        if not goes_on and not _ABBREVIATION.search(text[start:end]):
+        continues = not opening or opening.group()[-1].islower()
+        if not continues and not _ABBREVIATION.search(text[start:end]):
             found.append(text[start:end].strip())
             start = end
     return [sentence for sentence in (*found, text[start:].strip()) if sentence]
 
 
 class HeldOut:
-    """Sentences that no training data may hold, however they are punctuated."""
+    """Sentences excluded from training data, whatever their case, spacing and punctuation."""
 
     def __init__(self) -> None:
         self._keys: set[str] = set()
 
     def add(self, texts: Iterable[str]) -> None:
-        """Hold out texts, and each of their sentences."""
+        """Hold out texts and each of their sentences."""
         for text in texts:
             self._keys.update(map(_key, (text, *sentences(text))))
 
@@ -94,7 +94,7 @@ def _key(text: str) -> str:
 
 
 def texts_in(path: Path) -> Iterator[str]:
-    """Yield the texts in a file: all those in JSON Lines, or else the fields of each line."""
+    """Yield the texts in a file: all strings of JSON Lines, else the tab-separated fields."""
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     with opener(path, "rt", encoding="utf-8") as file:
         for line in file:
@@ -113,7 +113,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def cleaned(lines: Iterable[Line], held_out: HeldOut) -> Iterator[Line]:
-    """Yield the lines without sentences that do not fit or are held out, and none twice."""
+    """Yield the lines without unsuitable or held-out sentences, and without duplicates."""
     seen = set()
     for line in lines:
         kept = {}
@@ -128,7 +128,7 @@ def cleaned(lines: Iterable[Line], held_out: HeldOut) -> Iterator[Line]:
 
 
 def sample(texts: Iterable[str], at_most: int) -> list[str]:
-    """Return `at_most` of the distinct texts, the same ones each time, in their order."""
+    """Return at most `at_most` of the distinct texts, always the same ones, in their order."""
     distinct = list(dict.fromkeys(texts))
     if len(distinct) <= at_most:
         return distinct

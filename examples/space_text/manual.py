@@ -1,7 +1,8 @@
 """Microsoft's Business Central documentation: Markdown in one repository for each language.
 
-A translated file has the path of the English one. Older ones hold the English sentences, too, each
-behind its translation; of the others the lines are matched by their place under the headings.
+A translated file has the path of the English one. Older translations also have the English
+sentences, each after its translation; in the others, lines are matched by their position under the
+headings.
 """
 
 import html
@@ -40,7 +41,7 @@ _SIDE_BY_SIDE = re.compile(
 
 
 def _file_pairs(original: Path, translation: Path) -> Iterator[tuple[str, str]]:
-    """Yield (English sentence, translation) from two files."""
+    """Yield pairs (English sentence, translation) from two files."""
     text = translation.read_text(encoding="utf-8")
     if both := list(_SIDE_BY_SIDE.finditer(text)):
         pairs = [(match["english"], match["other"]) for match in both]
@@ -56,7 +57,7 @@ def _file_pairs(original: Path, translation: Path) -> Iterator[tuple[str, str]]:
 
 
 def _agree(english: str, other: str) -> bool:
-    """Whether two sentences can be translations: of like length, with the same numbers."""
+    """Return whether two sentences may be translations: similar lengths and the same numbers."""
     if "\0" in english + other or not (is_sentence(english) and is_sentence(other)):
         return False
     same_numbers = _numbers(english) == _numbers(other)
@@ -68,7 +69,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def _matched(original: str, translation: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines of two files that are at the same place, as Markdown."""
+    """Yield the pairs of Markdown lines at the same position in two files."""
     left, right = _parts(original), _parts(translation)
     if len(left) != len(right):
         return
@@ -78,7 +79,7 @@ def _matched(original: str, translation: str) -> Iterator[tuple[str, str]]:
 
 
 def _body(markdown: str) -> str:
-    """Return what stands behind the data at the top of a file."""
+    """Return the content of a file after its front matter."""
     return re.sub(r"\A\ufeff?---\n.*?\n---\n", "", markdown.replace("\r\n", "\n"), flags=re.S)
 
 
@@ -95,9 +96,9 @@ def _parts(markdown: str) -> list[list[str]]:
 
 
 def plain(markdown: str, path: Path) -> str:
-    """Return a line of Markdown in the file `path` as text.
+    """Return a line of Markdown from the file `path` as plain text.
 
-    Included files are put in; "\\0" stands for one that is missing.
+    Included files are inserted; "\\0" marks a missing one.
     """
     text = re.sub(r"^[>\s]*(?:[-*+]|\d+\.)?\s+", "", f" {markdown}")
     text = re.sub(

@@ -1,4 +1,4 @@
-"""Sources whose sentences are translations of each other, as their publishers give them out."""
+"""Readers of parallel text in its publishers' formats."""
 
 import csv
 import random
@@ -16,7 +16,7 @@ TATOEBA = {"deu": "deu_Latn", "fra": "fra_Latn", "spa": "spa_Latn", "nld": "nld_
 
 
 def tatoeba_pairs(folder: Path) -> list[Pair]:
-    """Return the pairs in deu.txt, fra.txt ...: English, translation and attribution, by tabs."""
+    """Return the pairs in deu.txt, fra.txt ...: tab-separated English, translation, attribution."""
     pairs: list[Pair] = []
     for name, code in TATOEBA.items():
         for path in folder.glob(f"**/{name}.txt"):
@@ -27,7 +27,7 @@ def tatoeba_pairs(folder: Path) -> list[Pair]:
 
 
 def split(pairs: list[Pair], dev: int) -> tuple[list[Pair], list[Pair]]:
-    """Return pairs to train on and `dev` pairs a language whose sentences are nowhere else."""
+    """Split off `dev` pairs per language whose sentences occur nowhere else; return both parts."""
     uses = Counter(text for english, _, other in pairs for text in (english, other))
     alone = [pair for pair in pairs if uses[pair[0]] == uses[pair[2]] == 1]
     chosen: set[Pair] = set()
@@ -48,7 +48,7 @@ def grouped(pairs: list[Pair]) -> Iterator[Line]:
 
 @dataclass(frozen=True)
 class Storybook:
-    """A story in one language: pages that show the same pictures in every language."""
+    """A story in one language; its pages show the same pictures in every language."""
 
     title: str
     pages: list[str]
@@ -56,14 +56,14 @@ class Storybook:
 
 
 FREE = ("CCBY", "PUBLICDOMAIN")
-# Story numbers mean the same in both repositories of a collection.
+# Both repositories of a collection number their stories alike.
 COLLECTIONS = {"asp": ("asp-source", "global-asp"), "pb": ("pb-source", "global-pb")}
-# Kept for testing in all their languages: examples/eval.jsonl is of these.
+# Reserved for testing in all languages: examples/eval.jsonl is taken from these.
 TEST_STORIES = {f"asp-{number:04}" for number in (1, 66, 87, 95, 156, 158, 201, 210, 324, 327)}
 
 
 def storybooks(folder: Path) -> dict[str, dict[str, Storybook]]:
-    """Return the stories by number and language code, those with a free licence."""
+    """Return the stories with a free licence, by number and language code."""
     found: dict[str, dict[str, Storybook]] = defaultdict(dict)
     for collection, repositories in COLLECTIONS.items():
         for repository in repositories:
@@ -76,7 +76,7 @@ def storybooks(folder: Path) -> dict[str, dict[str, Storybook]]:
 
 
 def _storybook(text: str) -> Storybook | None:
-    """Read a story in Markdown: "# TITLE", pages behind lines of "##", and data in the last."""
+    """Parse a story in Markdown: "# TITLE", pages after lines of "##", metadata in the last."""
     first, *pages, last = re.split(r"^##[ \t]*$", text, flags=re.M) if "##" in text else (text, "")
     data = dict(re.findall(r"^\* ([^:\n]+): *(.+)$", last, flags=re.M))
     licence = re.sub(r"[^A-Z]", "", data.get("License", "").upper())
@@ -88,7 +88,7 @@ def _storybook(text: str) -> Storybook | None:
 
 
 def storybook_sentences(folder: Path) -> Iterator[Line]:
-    """Yield the sentences of the stories, those of pages with as many sentences side by side."""
+    """Yield the sentences of the stories, aligned where pages have equally many sentences."""
     for pages in _parallel_pages(folder):
         cut = {code: sentences(page) for code, page in pages.items()}
         for size in sorted({len(parts) for parts in cut.values()}):
@@ -98,14 +98,14 @@ def storybook_sentences(folder: Path) -> Iterator[Line]:
 
 
 def storybook_pages(folder: Path) -> Iterator[Line]:
-    """Yield whole pages of several sentences in several languages."""
+    """Yield whole pages of several sentences, in several languages."""
     for pages in _parallel_pages(folder):
         if len(pages) > 1 and any(len(sentences(page)) > 1 for page in pages.values()):
             yield {code: [page] for code, page in pages.items()}
 
 
 def _parallel_pages(folder: Path) -> Iterator[dict[str, str]]:
-    """Yield the pages of the stories; versions with as many pages have them side by side."""
+    """Yield the pages of the stories, aligned where versions have equally many pages."""
     for number, versions in storybooks(folder).items():
         if number in TEST_STORIES:
             continue
@@ -128,10 +128,10 @@ BIBLES = {
 
 
 def bible(folder: Path) -> Iterator[Line]:
-    """Yield verses from the CSV files (Book, Chapter, Verse, Text) that have English and another.
+    """Yield verses in English and another language, from CSV files (Book, Chapter, Verse, Text).
 
-    Translations count verses differently here and there: one that is more than twice as long as
-    the English verse, or half as long, is another verse.
+    Translations sometimes number verses differently: a text more than twice or less than half as
+    long as the English verse is taken to be another verse.
     """
     verses: dict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, code in BIBLES.items():
@@ -152,7 +152,7 @@ def bible(folder: Path) -> Iterator[Line]:
 
 
 def like_long(one: str, other: str) -> bool:
-    """Whether neither text is more than twice as long as the other."""
+    """Return whether neither text is more than twice as long as the other."""
     return len(one) <= 2 * len(other) and len(other) <= 2 * len(one)
 
 
@@ -162,7 +162,7 @@ TICO19 = {"fr": "fra_Latn", "es-LA": "spa_Latn"}
 def tico19(folder: Path) -> Iterator[Line]:
     """Yield the sentences of dev.en-fr.tsv, test.en-es-LA.tsv ...
 
-    Their columns are sourceLang, targetLang, sourceString, targetString, and where it is from.
+    Their columns are sourceLang, targetLang, sourceString, targetString, and the origin.
     """
     pairs = []
     for path in sorted(folder.glob("**/*.en-*.tsv")):

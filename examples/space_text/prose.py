@@ -1,4 +1,4 @@
-"""Sources in one language, as their publishers give them out."""
+"""Readers of monolingual text in its publishers' formats."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -8,7 +8,8 @@ from pathlib import Path
 from clean import LANGUAGES, Line, is_sentence, sample, sentences, tidy
 from spelling import modern
 
-COMMON_VOICE = 90_000  # sentences a language, at most: French has several hundred thousand
+# The maximum numbers of sentences per language; French Common Voice has several hundred thousand.
+COMMON_VOICE = 90_000
 NOVELS = 40_000
 
 
@@ -52,7 +53,7 @@ def germeval(folder: Path) -> Iterator[Line]:
 
 
 def joined(tokens: list[str]) -> str:
-    """Return tokens as text: no space before a comma, nor behind an opening bracket or quote."""
+    """Join tokens into text, without spaces before commas or after opening brackets and quotes."""
     text, quoted, tight = "", False, True
     for token in tokens:
         mark = token == '"'

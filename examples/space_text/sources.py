@@ -1,11 +1,11 @@
-"""Where each source is given out, under which licence, and whom to name."""
+"""The sources of text: their addresses, files, licences and attributions."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Source:
-    """One folder of RAW: what to put there, and its terms."""
+    """One folder of RAW: the files to put there, and their terms."""
 
     folder: str
     what: str
@@ -67,8 +67,8 @@ SOURCES = (
     ),
     Source(
         "common_voice",
-        "sentences to be read aloud",
-        "https://github.com/common-voice/common-voice, server/data, of a commit that has it",
+        "sentences for reading aloud",
+        "https://github.com/common-voice/common-voice, server/data, at a commit that has it",
         "the folders en, de, fr, es, nl",
         "CC0",
         "Mozilla Common Voice",
@@ -110,7 +110,7 @@ SOURCES = (
         "gutenberg",
         "fables and tales in five languages",
         "https://www.gutenberg.org/ebooks/NUMBER: Plain Text UTF-8",
-        "the books whose numbers stand below",
+        "the books with the numbers below",
         "public domain",
         "Project Gutenberg",
     ),
@@ -124,7 +124,7 @@ SOURCES = (
     ),
 )
 
-# Numbers of Project Gutenberg's books of fables and tales, by language.
+# The numbers of books of fables and tales in Project Gutenberg, by language.
 BOOKS = {
     "English": (
         "21 28 473 503 540 572 640 641 1597 2435 2591 3027 3282 4018 4324 5314 5615 6746 "

@@ -1,6 +1,6 @@
-"""Today's spelling for the commonest words that books of before 1900 spell otherwise.
+"""Modern spelling of the most common words that books from before 1900 spell differently.
 
-Whole words only: what is not in the lists stays as it was.
+Only whole words are replaced; words not in the lists are unchanged.
 """
 
 import re
@@ -47,13 +47,13 @@ def _table(pairs: str) -> dict[str, str]:
     return dict(pair.split() for pair in pairs.replace("\n", " ").split(","))
 
 
-_TODAY = {"nld_Latn": _table(_DUTCH), "deu_Latn": _table(_GERMAN)}
+_MODERN = {"nld_Latn": _table(_DUTCH), "deu_Latn": _table(_GERMAN)}
 _WORD = re.compile(r"Den Haag|\w+(?:['’]n\b)?")
 
 
 def modern(text: str, code: str) -> str:
-    """Return the text with the words of the list for this language in today's spelling."""
-    table = _TODAY.get(code, {})
+    """Return the text with the listed words of its language in modern spelling."""
+    table = _MODERN.get(code, {})
 
     def word(found: re.Match[str]) -> str:
         old = found.group()

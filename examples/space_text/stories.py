@@ -1,4 +1,4 @@
-"""Whole stories, as their publishers give them out: for concept models, and their sentences."""
+"""Readers of whole stories in their publishers' formats: for concept models, and as sentences."""
 
 import csv
 import json
@@ -12,13 +12,13 @@ from clean import ENGLISH, LANGUAGES, Line, is_sentence, sentences, tidy
 from parallel import TEST_STORIES, storybooks
 from spelling import modern
 
-TINYSTORIES = 11_000  # of two million, which are much alike
-SHORTEST, LONGEST = 5, 60  # sentences; longer tales come in parts of about equal length
+TINYSTORIES = 11_000  # of two million, which are very similar
+SHORTEST, LONGEST = 5, 60  # sentences; longer tales are split into parts of about equal length
 
 
 @dataclass(frozen=True)
 class Story:
-    """A story, or a part of one. `work` is the same for its translations and its parts."""
+    """A story or a part of one; its translations and its parts have the same `work`."""
 
     id: str
     work: str
@@ -29,13 +29,13 @@ class Story:
     attribution: str = ""
 
     def row(self) -> dict[str, object]:
-        """Return it as `lcm embed` and examples/make_pairs.py read it, with its split."""
+        """Return the story, with a split, in the format of `lcm embed` and make_pairs.py."""
         row = {key: value for key, value in vars(self).items() if value and key != "work"}
         return {**row, "split": _split(self.work)}
 
 
 def _split(work: str) -> str:
-    """Return the split of a story: one in 32 is for validation and one for testing."""
+    """Return the split of a work: one in 32 is for validation and one in 32 for testing."""
     if work in TEST_STORIES:
         return "test"
     return {0: "dev", 1: "test"}.get(zlib.crc32(work.encode()) % 32, "train")
@@ -52,20 +52,20 @@ def sentences_of(read: Callable[[Path], Iterator[Story]]) -> Callable[[Path], It
 
 
 def tinystories(folder: Path) -> Iterator[Story]:
-    """Yield the first stories of the text files; <|endoftext|> stands behind each."""
+    """Yield the first stories of the text files, in which <|endoftext|> follows each story."""
     number = 0
     for path in sorted(folder.glob("**/*.txt")):
         for text in _parts(path, "<|endoftext|>"):
             if number == TINYSTORIES:
                 return
-            if tidy(text) and "â€" not in text:  # some were decoded wrongly
+            if tidy(text) and "â€" not in text:  # a sign of text that was decoded wrongly
                 number += 1
                 name = f"tiny-{number:05}"
                 yield Story(name, name, ENGLISH, "", sentences(text), "CDLA-Sharing-1.0")
 
 
 def _parts(path: Path, mark: str) -> Iterator[str]:
-    """Yield the texts between marks; the file may be larger than memory."""
+    """Yield the texts between marks, line by line: the file may be larger than memory."""
     lines: list[str] = []
     with path.open(encoding="utf-8") as file:
         for line in file:
@@ -116,7 +116,7 @@ _MARKS = re.compile(r"_|\[\d+\]|\[Illustration[^\]]*\]")
 
 
 def gutenberg(folder: Path) -> Iterator[Story]:
-    """Yield the tales of Project Gutenberg's plain texts, which are parted by wide gaps."""
+    """Yield the tales of Project Gutenberg's plain texts, which are separated by blank lines."""
     for path in sorted(folder.glob("**/*.txt")):
         text = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
         book, language = _BOOK.search(text), _LANGUAGE.search(text)
@@ -152,7 +152,7 @@ def _tale(chapter: str, code: str) -> tuple[str, list[str]]:
 
 
 def in_parts(name: str, code: str, title: str, text: list[str], licence: str) -> Iterator[Story]:
-    """Yield a tale, cut into parts of about equal length if it is long."""
+    """Yield a tale, split into parts of about equal length if it is long."""
     parts = -(-len(text) // LONGEST)
     for part in range(parts):
         cut = text[part * len(text) // parts : (part + 1) * len(text) // parts]

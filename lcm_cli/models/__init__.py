@@ -1,7 +1,7 @@
-"""Concept models: one file a model of the paper, over shared layers, normalizer and diffusion.
+"""Concept models: one module per model of the paper, on shared layers, normalizer and diffusion.
 
-Importing this package imports no torch; its modules do. Start at `config` (presets) and
-`load_model`, then `generate.generate`.
+Importing the package does not import torch; importing its modules (except `config`) does. Start
+with `config.preset` or `load_model`, then `generate.generate_concepts`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,12 +1,12 @@
-"""Base-LCM: the next concept by squared error (paper 2.3.1).
+"""Base-LCM: regression on the next concept (paper 2.3.1).
 
     PreNet(x)  = normalize(x) W_pre + b_pre
     PostNet(h) = denormalize(h W_post + b_post)
     loss       = sum over n of |normalize(x_n) - Transformer(PreNet(x_<n)) W_post - b_post|^2
 
-The loss is taken between normalized concepts, summed over channels, as in the official code. The
-mean of all plausible next sentences is what such a model learns, so it is deterministic by
-default; `temperature` adds Gaussian noise around that mean.
+The loss compares normalized concepts and is summed over channels, as in the official code. Such a
+model learns the mean of all plausible next sentences. It is deterministic by default;
+`temperature` adds Gaussian noise around the mean.
 
 Shapes: B documents, S concepts, D concept dim, M model dim, N targets.
 """
@@ -32,9 +32,9 @@ from lcm_cli.models.normalizer import Normalizer
 
 @dataclass(frozen=True)
 class BaseOptions:
-    """How Base-LCM generates."""
+    """Generation options of Base-LCM."""
 
-    temperature: float = 0.0  # deviation of the noise added to each normalized channel
+    temperature: float = 0.0  # standard deviation of the noise added to each normalized channel
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -43,7 +43,7 @@ class BaseOptions:
 
 @dataclass
 class BaseState(State):
-    """Keys and values of what was read, and the prediction that follows it."""
+    """The keys and values of the concepts read, and the prediction of the next."""
 
     options: BaseOptions
     cache: KeyValueCache
@@ -78,9 +78,9 @@ class BaseLCM(ConceptModel):
     def forward(
         self, x_BSD: Tensor, cache: KeyValueCache | None = None, segments_BS: Tensor | None = None
     ) -> Tensor:
-        """Map normalized concepts (B, S, D) to the normalized prediction after each of them.
+        """Map normalized concepts (B, S, D) to the normalized prediction after each, (B, S, D).
 
-        With a `cache`, the concepts follow those it holds; `cache.advance` makes them count.
+        With a `cache`, the concepts follow those it holds; call `cache.advance` to keep them.
         `segments_BS` numbers the documents of packed rows.
         """
         count, mask = x_BSD.shape[1], None
@@ -93,11 +93,15 @@ class BaseLCM(ConceptModel):
         return self.postnet(h_BSM)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
-        """Return the squared error of each next concept; nothing is random here but dropout."""
+        """Return the squared error of each next concept, in normalized space.
+
+        Dropout is the only randomness; `generator` is not used.
+        """
         objective = self.config.objective
         x_BSD = self.normalized(batch.concepts_BSD)
         target_BS = batch.learned(first=objective.min_context)
-        # The first concept has nothing before it: it is never predicted.
+        # The first concept has no context and is never predicted: drop its column, so that column
+        # s of the mask and of the predictions belongs to concept s + 1.
         chosen_BS = target_BS[:, 1:]
         prediction_ND = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1][chosen_BS]
         errors_N = squared_error(prediction_ND, x_BSD[:, 1:][chosen_BS], objective.root)
@@ -105,15 +109,15 @@ class BaseLCM(ConceptModel):
 
     @torch.inference_mode()
     def predict(self, batch: Batch, options: BaseOptions, noise: Noise) -> Tensor:
-        """Return the raw prediction of concepts 1 .. S - 1 from the true ones before, (B, S-1, D).
+        """Predict raw concepts 1 .. S - 1, each from the true ones before it, (B, S - 1, D).
 
-        Each document's noise comes from its own row of `noise`.
+        Each document draws from its own row of `noise`.
         """
         mean_BSD = self(self.normalized(batch.concepts_BSD))[:, :-1].float()
         return self.normalizer.denormalize(self.spread(mean_BSD, options, noise))
 
     def spread(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
-        """Return points around the normalized predictions, (B, ..., D)."""
+        """Return the normalized predictions (B, ..., D), with noise added by temperature."""
         if options.temperature == 0:
             return mean
         return mean + options.temperature * noise.normal(*mean.shape[1:])
@@ -130,7 +134,7 @@ class BaseLCM(ConceptModel):
 
     @torch.inference_mode()
     def next(self, state: BaseState, noise: Noise) -> Tensor:
-        """Propose the mean, or a point around it."""
+        """Propose the predicted mean, with noise added by temperature, (B, D)."""
         return self.normalizer.denormalize(self.spread(state.mean_BD, state.options, noise))
 
     @torch.inference_mode()
@@ -142,5 +146,5 @@ class BaseLCM(ConceptModel):
 
     @torch.inference_mode()
     def likelihood(self, state: BaseState, concepts_BD: Tensor) -> Tensor:
-        """Return the log density of the Gaussian of unit deviation around the prediction."""
+        """Return the log density of a unit Gaussian around the prediction, up to a constant."""
         return -0.5 * squared_error(self.normalizer.normalize(concepts_BD), state.mean_BD)

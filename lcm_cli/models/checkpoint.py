@@ -1,7 +1,7 @@
-"""Checkpoints: a folder with config.json and model.safetensors, the normalizer among the weights.
+"""Model checkpoints: folders with config.json and model.safetensors.
 
-Weights are memory-mapped and take the place of the model's own, without a copy where they have the
-type that is wanted. Nothing is ever unpickled here.
+The weights include the normalizer. They are memory-mapped and replace the model's own, without a
+copy where the dtype already fits. Nothing is unpickled.
 """
 
 import json
@@ -43,13 +43,13 @@ KINDS: dict[str, type[nn.Module]] = {
     "sonar_llm": SonarLLM,
     "quantizer": ResidualQuantizer,
 }
-# Numbers that are not rounded when a model runs in half precision, or is stored as int8.
+# Prefixes of tensors that stay float32 when a model runs in half precision or is stored as int8.
 FULL_PRECISION = ("normalizer.", "quantizer.", "codebooks")
-LISTED = 8  # tensors named in a message
+LISTED = 8  # maximum number of tensors named in an error message
 
 
 def build(config: AnyConfig | QuantizerConfig) -> nn.Module:
-    """Return a new model of `config` with random weights and a normalizer that does nothing."""
+    """Return a new model of `config` with random weights and an identity normalizer."""
     return KINDS[config.architecture](config)
 
 
@@ -58,11 +58,12 @@ def load_model(
 ) -> ConceptModel:
     """Load a concept model by card name, folder or ORG/REPO, ready to generate.
 
-    `dtype` is a torch name such as "bfloat16"; "auto" is float32 on the CPU and elsewhere what the
-    file has, or float16 where that is int8. `packed` lays float32 weights out for generating on a
-    CPU: up to twice as fast, but such a model can neither be trained nor saved. Raises
-    NotFoundError if it is not on this machine, UsageError for an unknown device, IntegrityError if
-    a file is damaged or does not fit the config.
+    `dtype` is a torch name such as "bfloat16". "auto" is float32 on the CPU; elsewhere it is the
+    dtype of the file, or float16 for int8 files. `packed` lays float32 weights out for generation
+    on the CPU: up to twice as fast, but such a model can be neither trained nor saved.
+
+    Raises NotFoundError if the model is not installed, UsageError for an unknown device, and
+    IntegrityError if a file is damaged or does not fit the config.
     """
     chosen = pick_device(device)
     if dtype == "auto" and chosen.type == "cpu":
@@ -75,16 +76,16 @@ def load_model(
 
 
 def load_quantizer(source: Path | str) -> ResidualQuantizer:
-    """Load a quantizer; raises as `load_model` does."""
+    """Load a quantizer by card name, folder or ORG/REPO; raises as `load_model` does."""
     quantizer = load_from(locate_model(str(source)))
     if not isinstance(quantizer, ResidualQuantizer):
-        hint = "a recipe of kind quantizer makes one: lcm train RECIPE.toml"
-        raise IntegrityError(f"{source} is no quantizer", hint)
+        hint = "train one with a recipe of kind quantizer: lcm train RECIPE.toml"
+        raise IntegrityError(f"{source} is not a quantizer", hint)
     return quantizer
 
 
 def load_from(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module:
-    """Load whatever a checkpoint holds, its numbers in `dtype`, or as they stand in its file."""
+    """Load a checkpoint of any kind on the CPU, in `dtype` or in the dtype of its file."""
     model, weights = open_model(files)
     state = {}
     for key, weight in weights.items():
@@ -97,7 +98,8 @@ def load_from(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module:
 def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
     """Return a model without content, and the weights that fit it, not yet read.
 
-    They are in one file, or in the several that an index names. Raises as `load_model` does.
+    The weights are in one file or in the several that an index names. Raises IntegrityError as
+    `load_model` does.
     """
     config = read_model_config(files.config)
     with without_content():
@@ -108,7 +110,7 @@ def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
 
 
 def check_state(model: nn.Module, state: Mapping[str, Weight], source: str) -> None:
-    """Raise IntegrityError, naming tensors, unless `state` is exactly what `model` needs."""
+    """Raise IntegrityError, naming tensors, unless `state` has exactly those of `model`."""
     wanted = model.state_dict()
     problems = [
         _named("missing tensors", [key for key in wanted if key not in state]),
@@ -144,7 +146,7 @@ def _named(what: str, names: list[str]) -> str:
 
 
 def save(model: nn.Module, folder: Path, *, force: bool = False) -> None:
-    """Write a checkpoint folder, made if needed. Raises as `write` does."""
+    """Write `model` as a checkpoint folder, created if missing. Raises as `write` does."""
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     config: Any = model.config
     write(config, state, folder, force=force)
@@ -158,10 +160,10 @@ def write(
     store: Store | None = None,
     force: bool = False,
 ) -> None:
-    """Write a checkpoint folder, made if needed, its weights as they are or stored as `store`.
+    """Write a checkpoint folder, created if missing, with its weights unchanged or as `store`.
 
-    Raises UsageError if there is one already and `force` is false, or `folder` is no folder,
-    IntegrityError for numbers that cannot be stored so.
+    Raises UsageError if a checkpoint is already there and `force` is false or if `folder` is not
+    a folder, IntegrityError for weights that cannot be stored as `store`.
     """
     with atomic_files(folder, (WEIGHTS, CONFIG), force=force) as places:
         write_safetensors(places[WEIGHTS], pieces(weights, store, FULL_PRECISION))
@@ -169,19 +171,19 @@ def write(
 
 
 def config_text(config: AnyConfig | QuantizerConfig) -> str:
-    """Return the content of a config.json."""
+    """Return the content of a config.json file."""
     return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
 
 
 def check_model_space(config: AnyConfig | QuantizerConfig, space: SpaceRef, dim: int) -> None:
-    """Raise IntegrityError unless `config` is of this space, whose concepts have width `dim`.
+    """Raise IntegrityError unless `config` belongs to this space, whose concepts are `dim` wide.
 
-    A config without a space fits any of its width.
+    A config without a space fits any space of its width.
     """
     if config.concept_dim != dim:
         raise IntegrityError(
             f"the model reads concepts of width {config.concept_dim}, "
-            f"the space {space.name!r} makes them {dim} wide",
+            f"those of the space {space.name!r} have width {dim}",
             f"use the space it was trained in: --space {config.space.name or 'NAME'}",
         )
     if config.space.fingerprint and config.space.fingerprint != space.fingerprint:

@@ -1,7 +1,7 @@
-"""What a model is: frozen dataclasses, stored as config.json beside the weights.
+"""Model configurations: frozen dataclasses, stored as config.json beside the weights.
 
-Every field is validated when the object is made, so a config that exists is a config that can be
-built. Nothing here imports torch: `preset("two_tower", "39M")` is cheap.
+Fields are validated on construction, so every config that exists describes a model that can be
+built. This module does not import torch: `preset("two_tower", "39M")` is cheap.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ PredictionType = Literal["x0", "epsilon", "v"]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretch of the slow rotations, for contexts beyond the original length."""
+    """Llama 3's slowing of the low-frequency rotations, for contexts beyond the original length."""
 
     factor: float = 32.0
     low_frequency: float = 1.0
@@ -43,18 +43,18 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """One stack of Transformer blocks."""
+    """A stack of Transformer blocks."""
 
     layers: int = 2
     heads: int = 4
-    inner_dim: int = 256  # true width of the feed-forward: the paper's 8192 is 5632 when gated
+    inner_dim: int = 256  # actual feed-forward width: when gated, the paper's 8192 becomes 5632
     head_dim: int | None = None  # None: model_dim / heads
-    kv_heads: int | None = None  # None: heads; fewer is grouped-query attention
-    gated: bool = True  # SwiGLU; without it `activation` between two linear maps
+    kv_heads: int | None = None  # None: as many as heads; fewer: grouped-query attention
+    gated: bool = True  # SwiGLU; otherwise `activation` between two linear maps
     activation: Activation = "relu"
     bias: bool = True  # of q, k, v and the feed-forward
     output_bias: bool = True  # of the attention's output projection
-    dropout: float = 0.1  # on what joins the residual stream
+    dropout: float = 0.1  # on each sublayer's output, before the residual addition
     final_dropout: float = 0.0
     attention_dropout: float = 0.0
     positions: Positions = "rope"
@@ -62,11 +62,11 @@ class TransformerConfig:
     rope_scaling: RopeScaling | None = None
     norm: Norm = "rms"
     norm_order: NormOrder = "pre"
-    final_norm: bool = True  # after the last block; post-norm stacks need none
+    final_norm: bool = True  # after the last block; post-norm stacks do not need it
     qk_norm: bool = False
     qkv_weight_norm: bool = False
     output_weight_norm: bool = False
-    residual_scale: float | None = None  # initial factor of the feed-forward's residual
+    residual_scale: float | None = None  # initial factor on the feed-forward's residual input
 
     def __post_init__(self) -> None:
         _positive(self, "layers", "heads", "inner_dim", "rope_theta")
@@ -78,7 +78,10 @@ class TransformerConfig:
         )
 
     def width(self, model_dim: int) -> int:
-        """Return the width of one head in a model of `model_dim`."""
+        """Return the width of one head in a model `model_dim` wide.
+
+        Raises IntegrityError if `model_dim` is not a multiple of the number of heads.
+        """
         if self.head_dim is not None:
             return self.head_dim
         _require(
@@ -90,12 +93,13 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class NormalizerConfig:
-    """How concepts are brought to a common scale (paper 2.3.1)."""
+    """The scaling of concepts before they enter a model (paper 2.3.1)."""
 
     method: Literal["gaussian_robust", "robust", "standard", "none"] = "gaussian_robust"
-    spread: Literal["quartiles", "official"] = "quartiles"  # official: the 0.25 and 0.75 percent
-    clip: float | None = None  # cut the normalized values at the quantiles clip and 1 - clip
-    fft: bool = False  # real Fourier transform first
+    # The percentiles that define the scale: 25 and 75, or, as in the official code, 0.25 and 0.75.
+    spread: Literal["quartiles", "official"] = "quartiles"
+    clip: float | None = None  # clip normalized values at the quantiles clip and 1 - clip
+    fft: bool = False  # apply a real Fourier transform first
 
     def __post_init__(self) -> None:
         _require(
@@ -106,17 +110,17 @@ class NormalizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The forward noising process (paper 2.3.2): T steps and how fast the signal fades."""
+    """The forward noising process (paper 2.3.2): T steps and the decay of the signal."""
 
     steps: int = 100  # T
     name: ScheduleName = "cosine"
     beta_start: float = 1e-4  # of linear, scaled_linear, quadratic
     beta_end: float = 0.02
     exponent: float = 2.0  # of scaled_linear
-    gamma: float = 1.5  # of sigmoid (equation 14)
+    gamma: float = 1.5  # of sigmoid (equation 14), as is delta
     delta: float = 0.0
     zero_terminal_snr: bool = True
-    final_alpha_one: bool = True  # the step below the last is the clean concept itself
+    final_alpha_one: bool = True  # alpha after the last denoising step is 1: no noise remains
     prediction: PredictionType = "x0"
 
     def __post_init__(self) -> None:
@@ -129,10 +133,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Objective of models that predict the next concept outright."""
+    """The objective of models that predict the next concept directly (paper 2.3.1)."""
 
-    root: bool = False  # distance instead of squared distance
-    min_context: int = 1  # concepts seen before the first one that is predicted
+    root: bool = False  # use the distance instead of its square
+    min_context: int = 1  # number of concepts before the first one that is predicted
 
     def __post_init__(self) -> None:
         _positive(self, "min_context")
@@ -140,10 +144,10 @@ class SquaredError:
 
 @dataclass(frozen=True)
 class DiffusionObjective:
-    """Equation 16 of the paper: E_t [ w(t) |x0 - mu(x_t, t)|^2 ], and how t is drawn."""
+    """The diffusion objective, E_t [ w(t) |x0 - mu(x_t, t)|^2 ] (eq. 16), and the draw of t."""
 
-    root: bool = False
-    condition_dropping: float = 0.15  # share of positions that learn without any context
+    root: bool = False  # use the distance instead of its square
+    condition_dropping: float = 0.15  # share of positions trained without context, for guidance
     dropping: Literal["bernoulli", "official"] = "bernoulli"
     timesteps: Literal["uniform", "beta"] = "uniform"
     beta_a: float = 0.8
@@ -168,7 +172,7 @@ class DiffusionObjective:
 
 @dataclass(frozen=True)
 class SpaceRef:
-    """The space whose concepts a model was trained on; empty when it belongs to no known one."""
+    """The space a model was trained in; empty if unknown."""
 
     name: str = ""
     fingerprint: str = ""
@@ -176,7 +180,7 @@ class SpaceRef:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What all concept models share."""
+    """Fields common to all concept models."""
 
     architecture: ClassVar[str]
     concept_dim: int = 1024  # D
@@ -185,13 +189,13 @@ class ModelConfig:
     space: SpaceRef = field(default_factory=SpaceRef)
     normalizer: NormalizerConfig = field(default_factory=NormalizerConfig)
     end_text: str = "End of text."  # the sentence whose concept closes a document
-    # The sentence whose concept closes a paragraph of a model that was trained with data.plan.
+    # The sentence whose concept closes a paragraph; only models trained with data.plan have one.
     break_text: str = ""
-    plans: bool = False  # a plan, the concept of what a paragraph is about, comes after each break
-    # What it predicts is decoded and encoded again before it is read, so that it only ever reads
-    # concepts of sentences, as in training.
+    plans: bool = False  # after each break the model predicts a plan for the next paragraph
+    # Decode and re-encode each predicted concept before the model reads it, so that the model
+    # only reads concepts of real sentences, as in training.
     reencode: bool = False
-    # task -> the sentence between a source and the answer to it: {"summarize": "[SUMMARY]:"}
+    # task -> the sentence between a source and its answer, such as {"summarize": "[SUMMARY]:"}
     prompts: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -209,7 +213,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig(ModelConfig):
-    """Base-LCM: next concept by squared error (paper 2.3.1)."""
+    """Base-LCM: regression on the next concept (paper 2.3.1)."""
 
     architecture: ClassVar[str] = "base"
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -233,7 +237,8 @@ class TwoTowerConfig(ModelConfig):
         super().__post_init__()
         _require(
             self.denoiser.norm_order == "pre" and self.denoiser.positions == "none",
-            "the denoiser is modulated (AdaLN): it takes pre-norm blocks without positions",
+            "the denoiser is modulated (AdaLN): it needs norm_order 'pre' and positions 'none', "
+            f"not {self.denoiser.norm_order!r} and {self.denoiser.positions!r}",
         )
 
 
@@ -251,7 +256,7 @@ class OneTowerConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantConfig(ModelConfig):
-    """Quant-LCM: the next concept, codebook after codebook (paper 2.3.5)."""
+    """Quant-LCM: the next concept, one codebook at a time (paper 2.3.5)."""
 
     architecture: ClassVar[str] = "quant"
     flavour: Literal["discrete", "continuous"] = "discrete"  # the paper's -d and -c
@@ -270,7 +275,7 @@ class QuantConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig:
-    """A residual vector quantizer by itself (paper 2.3.5)."""
+    """A residual vector quantizer on its own (paper 2.3.5)."""
 
     architecture: ClassVar[str] = "quantizer"
     concept_dim: int = 1024
@@ -289,10 +294,10 @@ class SonarLLMConfig(BaseConfig):
     architecture: ClassVar[str] = "sonar_llm"
     normalizer: NormalizerConfig = field(default_factory=lambda: NormalizerConfig(method="none"))
     end_text: str = "End of sequence."
-    begin_text: str = "Begin of text."  # opens every prompt; "" for none
+    begin_text: str = "Begin of text."  # precedes every prompt; "" for none
     reencode: bool = True
-    # What it is trained on: the cross-entropy of the next sentence's tokens through the space's
-    # frozen decoder, or the squared error of its concept.
+    # "tokens": the cross-entropy of the next sentence's tokens under the space's frozen decoder;
+    # "squared": the squared error of its concept.
     loss: Literal["tokens", "squared"] = "tokens"
     transformer: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(
@@ -322,10 +327,10 @@ def to_dict(config: AnyConfig | QuantizerConfig) -> dict[str, Any]:
 
 
 def from_dict(data: Mapping[str, Any], source: str) -> AnyConfig | QuantizerConfig:
-    """Read what `to_dict` wrote. `source` names the file in messages.
+    """Return the config that `to_dict` wrote as `data`; error messages call the file `source`.
 
-    Raises IntegrityError for an unknown architecture or key (naming the nearest), a wrong type or
-    an impossible value.
+    Raises IntegrityError for an unknown architecture or key (with the closest known ones), a wrong
+    type or an invalid value.
     """
     fields = {key: value for key, value in data.items() if key not in ("kind", "architecture")}
     name = str(data.get("architecture", ""))
@@ -333,7 +338,8 @@ def from_dict(data: Mapping[str, Any], source: str) -> AnyConfig | QuantizerConf
         close = ", ".join(nearest(name, list(ARCHITECTURES))) or ", ".join(ARCHITECTURES)
         raise IntegrityError(
             f"{source}: not the config of a concept model (architecture {name!r})",
-            f"known architectures: {close}; a foreign checkpoint: lcm checkpoints convert",
+            f"choose a known architecture ({close}), or convert a foreign checkpoint: "
+            "lcm checkpoints convert",
         )
     kind: type[Any] = ARCHITECTURES[name]
     config: AnyConfig | QuantizerConfig = parse(kind, fields, source)
@@ -341,7 +347,11 @@ def from_dict(data: Mapping[str, Any], source: str) -> AnyConfig | QuantizerConf
 
 
 def read_model_config(file: Path) -> AnyConfig | QuantizerConfig:
-    """Read a config.json; raises NotFoundError, UsageError for that of a space, IntegrityError."""
+    """Read a model's config.json.
+
+    Raises NotFoundError if there is no such file, UsageError if it describes a space, and
+    IntegrityError if its content is invalid.
+    """
     if not file.is_file():
         raise NotFoundError(f"no such file: {file}")
     try:
@@ -349,9 +359,9 @@ def read_model_config(file: Path) -> AnyConfig | QuantizerConfig:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise IntegrityError(f"{file} is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise IntegrityError(f"{file} holds no object")
+        raise IntegrityError(f"{file} does not contain a JSON object")
     if data.get("kind") == "space":
-        raise UsageError(f"{file.parent} is a space, not a model", "use it with: --space")
+        raise UsageError(f"{file.parent} is a space, not a model", "pass it as --space")
     return from_dict(data, str(file))
 
 
@@ -360,12 +370,13 @@ class _Size:
     model_dim: int
     heads: int
     inner_dim: int
-    layers: int  # of a single stack
-    towers: tuple[int, int]  # contextualizer and denoiser
+    layers: int  # of a single-stack model
+    towers: tuple[int, int]  # layers of contextualizer and denoiser
     max_length: int = 2048
 
 
-# 1.6B and 7B are the official shapes (7B: two-tower only; the single stack is ours, scaled alike).
+# The 1.6B and 7B shapes are the official ones, except for the single stack of 7B: the official 7B
+# is two-tower only; ours scales the single stack to match.
 SIZES = {
     "nano": _Size(64, 4, 256, 2, (2, 2)),
     "5M": _Size(256, 4, 768, 5, (1, 2)),
@@ -378,12 +389,13 @@ SIZES = {
 
 
 def preset(architecture: str, size: str, **changes: Any) -> AnyConfig:
-    """Return the config of `architecture` at `size`, with any of its fields changed.
+    """Return the config of `architecture` at `size`; `changes` override its fields.
 
-    Raises UsageError, naming the nearest, for an architecture or size that does not exist.
+    Raises UsageError, listing the closest choices, for an unknown architecture or size.
     """
-    _known("architecture", architecture, [name for name in ARCHITECTURES if name != "quantizer"])
-    _known("size", size, list(SIZES))
+    trainable = [name for name in ARCHITECTURES if name != "quantizer"]
+    _require_known("architecture", architecture, trainable)
+    _require_known("size", size, list(SIZES))
     kind: type[Any] = ARCHITECTURES[architecture]
     shape = SIZES[size]
     stacks = _towers(shape) if architecture == "two_tower" else _tower(kind(), shape)
@@ -400,10 +412,10 @@ def _tower(default: Any, shape: _Size) -> dict[str, TransformerConfig]:
 
 def _towers(shape: _Size) -> dict[str, TransformerConfig]:
     default = TwoTowerConfig()
-    below, above = shape.towers
+    contextualizer_layers, denoiser_layers = shape.towers
     return {
-        "contextualizer": _sized(default.contextualizer, shape, below),
-        "denoiser": _sized(default.denoiser, shape, above),
+        "contextualizer": _sized(default.contextualizer, shape, contextualizer_layers),
+        "denoiser": _sized(default.denoiser, shape, denoiser_layers),
     }
 
 
@@ -411,7 +423,7 @@ def _sized(stack: TransformerConfig, shape: _Size, layers: int) -> TransformerCo
     return dataclasses.replace(stack, layers=layers, heads=shape.heads, inner_dim=shape.inner_dim)
 
 
-def _known(what: str, value: str, choices: list[str]) -> None:
+def _require_known(what: str, value: str, choices: list[str]) -> None:
     if value not in choices:
         close = nearest(value, choices) or choices
         raise UsageError(f"unknown {what} {value!r}", f"choose from: {', '.join(close)}")

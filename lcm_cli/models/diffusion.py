@@ -1,10 +1,11 @@
 """Diffusion over concepts: schedules, training targets and the DDIM sampler (paper 2.3.2).
 
-The paper's letters: x0 the clean concept, x_t its noised state, a_t^2 = alpha_t the share of signal
-left after t of T steps, e the Gaussian noise, x_t = a_t x0 + s_t e with a_t^2 + s_t^2 = 1 (eq. 7).
-The network may predict x0, e or v = a_t e - s_t x0; it is kept apart from schedule and sampler.
+Notation follows the paper: x0 is the clean concept, x_t its noised state at step t of T,
+a_t^2 = alpha_t the share of signal left in it and e Gaussian noise: x_t = a_t x0 + s_t e with
+a_t^2 + s_t^2 = 1 (eq. 7). A network predicts x0, e or v = a_t e - s_t x0; schedule and sampler
+receive it as a function.
 
-Steps count 0 .. T - 1 as in the official code; -1 stands for "clean".
+Steps are numbered 0 .. T - 1 as in the official code; -1 is the clean concept.
 
 Shapes: T steps, B documents, S concepts, D concept dim, N targets.
 """
@@ -20,27 +21,27 @@ from torch import Tensor
 from lcm_cli.errors import UsageError
 from lcm_cli.models.config import DiffusionObjective, PredictionType, ScheduleConfig
 
-MAX_BETA = 0.999
+MAX_BETA = 0.999  # bound on the betas derived from a signal curve, which would reach 1 at its end
 Spacing = Literal["trailing", "leading", "linspace"]
 
 
 @dataclass(frozen=True)
 class DiffusionOptions:
-    """How concepts are drawn from a diffusion model; the defaults are the paper's."""
+    """Options for sampling from a diffusion model; the defaults are the paper's (2.3.2)."""
 
     steps: int = 40  # S
-    guidance: float = 3.0  # 1: none (eq. 20)
+    guidance: float = 3.0  # classifier-free guidance scale (eq. 20); 1: no guidance
     guidance_rescale: float = 0.7
-    initial_noise: float = 0.6  # deviation of x_T
-    temperature: float = 1.0  # multiplies initial_noise; 0 always starts from the same point
-    epsilon_scaling: float = 1.00045  # divides the predicted noise
+    initial_noise: float = 0.6  # standard deviation of x_T
+    temperature: float = 1.0  # factor on initial_noise; 0: always start from the same point
+    epsilon_scaling: float = 1.00045  # divisor of the predicted noise
     eta: float = 0.0  # 0: DDIM, deterministic after the start; 1: DDPM
     spacing: Spacing = "trailing"
-    exact_steps: bool = True  # False: the official code's stride, which makes 50 steps of 40
+    exact_steps: bool = True  # False: the official stride, which runs 50 steps for S = 40, T = 100
     clip: float = 100.0  # bound on every value of x_t
     clip_x0: float | None = None  # bound on every value of the predicted x0
     threshold: float | None = None  # dynamic thresholding: the quantile of |x0| that becomes 1
-    threshold_max: float = 6.0
+    threshold_max: float = 6.0  # upper bound of the threshold
 
     def __post_init__(self) -> None:
         for name in ("steps", "initial_noise", "epsilon_scaling", "clip", "threshold_max"):
@@ -67,7 +68,7 @@ def _require(condition: bool, name: str, value: object, reason: str) -> None:
         raise UsageError(f"{name.replace('_', ' ')} {value} {reason}")
 
 
-# Schedules: what share beta_t of the signal each step destroys.
+# Schedules: beta_t is the share of the signal's variance that step t destroys.
 
 
 def linear_betas(config: ScheduleConfig) -> Tensor:
@@ -76,33 +77,33 @@ def linear_betas(config: ScheduleConfig) -> Tensor:
 
 
 def scaled_linear_betas(config: ScheduleConfig) -> Tensor:
-    """Return betas whose root of order `exponent` rises linearly, (T,)."""
+    """Return betas whose `exponent`-th root rises linearly, (T,)."""
     power = 1 / config.exponent
     ends = config.beta_start**power, config.beta_end**power
     return torch.linspace(*ends, config.steps) ** config.exponent
 
 
 def quadratic_betas(config: ScheduleConfig) -> Tensor:
-    """Equation 13: beta at t/T is (sqrt b0 + t/T (sqrt b1 - sqrt b0))^2 for t = 1 .. T."""
+    """Return (sqrt b0 + t/T (sqrt b1 - sqrt b0))^2 for t = 1 .. T (eq. 13), (T,)."""
     low, high = math.sqrt(config.beta_start), math.sqrt(config.beta_end)
     return (low + torch.arange(1, config.steps + 1) / config.steps * (high - low)) ** 2
 
 
 def cosine_signal(u: float, config: ScheduleConfig) -> float:
-    """Equation 12, Nichol and Dhariwal's: cos^2((u + s) / (1 + s) pi / 2) with s = 0.008."""
+    """Return cos^2((u + s) / (1 + s) pi / 2) with s = 0.008, at u = t/T (eq. 12)."""
     return float(math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2)
 
 
 def sigmoid_signal(u: float, config: ScheduleConfig) -> float:
-    """Equation 14: sigmoid(delta - gamma logit(u)), so 1 at u = 0 and 0 at u = 1."""
-    if u <= 0 or u >= 1:
+    """Return sigmoid(delta - gamma logit(u)) at u = t/T (eq. 14)."""
+    if u <= 0 or u >= 1:  # the limits, where logit is infinite
         return float(u <= 0)
     odds = math.exp(-config.delta) * math.pow(u / (1 - u), config.gamma)
     return 1 / (1 + odds)
 
 
 def betas_of(signal: Callable[[float, ScheduleConfig], float], config: ScheduleConfig) -> Tensor:
-    """Return the betas that make the cumulative product follow `signal`, (T,)."""
+    """Return the betas whose cumulative product of 1 - beta follows `signal`, (T,)."""
     times = [step / config.steps for step in range(config.steps + 1)]
     values = [signal(u, config) for u in times]
     pairs = zip(values[1:], values, strict=False)
@@ -123,7 +124,7 @@ def betas(config: ScheduleConfig) -> Tensor:
 
 
 def zero_terminal_snr(betas_T: Tensor) -> Tensor:
-    """Shift and stretch a_t so that a_T = 0 and a_1 stays (Lin et al. 2024, algorithm 1)."""
+    """Shift and scale a_t so that a_T = 0 and a_1 is unchanged (Lin et al. 2024, algorithm 1)."""
     a_T = torch.cumprod(1 - betas_T, dim=0).sqrt()
     first, last = a_T[0].clone(), a_T[-1].clone()
     alphas_T = ((a_T - last) * (first / (first - last))) ** 2
@@ -131,32 +132,32 @@ def zero_terminal_snr(betas_T: Tensor) -> Tensor:
 
 
 class Schedule:
-    """A noising process: how much signal and noise a concept has at each step."""
+    """The forward noising process: the amount of signal and noise at each step."""
 
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
-        with torch.device("cpu"):  # models are built on "meta" before their weights are loaded
+        with torch.device("cpu"):  # even for a model built on "meta", before its weights are loaded
             self.betas_T = betas(config)
         self.alphas_T = torch.cumprod(1 - self.betas_T, dim=0)
         self._levels: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def alpha(self, t: int) -> float:
-        """Return alpha_t, the squared signal share; at -1 that of the clean end."""
+        """Return alpha_t = a_t^2; at t = -1, that of the clean concept."""
         if t >= 0:
             return float(self.alphas_T[t])
         return 1.0 if self.config.final_alpha_one else float(self.alphas_T[0])
 
     def variance(self, t: int, s: int) -> float:
-        """Return the variance of x_s given x_t and x0, s before t (DDIM eq. 16 at eta = 1)."""
-        now, then = self.alpha(t), self.alpha(s)
-        return (1 - then) / (1 - now) * (1 - now / then) if now < 1 else 0.0
+        """Return the variance of x_s given x_t and x0, s < t (Song et al. 2021, eq. 16, eta 1)."""
+        alpha_t, alpha_s = self.alpha(t), self.alpha(s)
+        return (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s) if alpha_t < 1 else 0.0
 
     def snrs(self) -> Tensor:
         """Return the signal-to-noise ratio exp(lambda_t) of every step, (T,)."""
         return self.alphas_T / (1 - self.alphas_T)
 
     def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a_t and s_t for `timesteps`, shaped to multiply concepts."""
+        """Return a_t and s_t at `timesteps` (...), shaped to multiply concepts, (..., 1) each."""
         device = timesteps.device
         if device not in self._levels:
             self._levels[device] = (
@@ -167,12 +168,12 @@ class Schedule:
         return signal_T[timesteps][..., None], noise_T[timesteps][..., None]
 
     def noised(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return x_t = a_t x0 + s_t e; `timesteps` lacks the last dimension of `x0`."""
+        """Return x_t = a_t x0 + s_t e (eq. 7), for x0 (..., D) at `timesteps` (...)."""
         signal, spread = self.levels(timesteps)
         return signal * x0 + spread * noise
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what the network is to predict from x_t."""
+        """Return the network's target: x0, e or v, whichever the schedule says it predicts."""
         if self.config.prediction == "x0":
             return x0
         if self.config.prediction == "epsilon":
@@ -181,23 +182,23 @@ class Schedule:
         return signal * noise - spread * x0
 
     def epsilon(self, output: Tensor, x: Tensor, t: int) -> Tensor:
-        """Return the noise that the network's `output` at x_t implies."""
+        """Return the noise e implied by the network's `output` at x_t."""
         signal, spread = math.sqrt(self.alpha(t)), math.sqrt(1 - self.alpha(t))
         if self.config.prediction == "epsilon":
             return output
         if self.config.prediction == "v":
             return signal * output + spread * x
-        # A schedule that rises slowly may leave no noise at all in its first step.
+        # A schedule that rises slowly may have no noise at all at its first step, after rounding.
         return (x - signal * output) / spread if spread > 0 else torch.zeros_like(x)
 
     def clean(self, output: Tensor, x: Tensor, t: int, prediction: PredictionType) -> Tensor:
-        """Return the x0 that `output` at x_t implies."""
+        """Return the x0 implied by `output` at x_t, read as `prediction`."""
         signal, spread = math.sqrt(self.alpha(t)), math.sqrt(1 - self.alpha(t))
         if prediction == "x0":
             return output
         if prediction == "v":
             return signal * x - spread * output
-        # Without any signal, noise says nothing about x0: take the mean of normalized concepts.
+        # Without signal, e determines nothing about x0: take 0, the centre of normalized concepts.
         return (x - spread * output) / signal if signal > 0 else torch.zeros_like(x)
 
     def step(
@@ -212,10 +213,10 @@ class Schedule:
         noise: Tensor | None = None,
         consistent: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Go from x_t to x_s (DDIM, Song et al. 2021, eq. 12); return x_s and the predicted x0.
+        """Step from x_t to x_s (DDIM, Song et al. 2021, eq. 12); return x_s and the predicted x0.
 
-        `output` is read as `prediction` (default: the schedule's). `noise` is needed when eta > 0.
-        `consistent` recomputes the noise from an x0 that was clipped.
+        `output` is read as `prediction` (default: the schedule's). `noise` is required if eta > 0.
+        `consistent` recomputes e from the x0 left after clipping.
         """
         kind = prediction or self.config.prediction
         signal, spread = math.sqrt(self.alpha(t)), math.sqrt(1 - self.alpha(t))
@@ -223,17 +224,17 @@ class Schedule:
         epsilon = output if kind == "epsilon" else self.epsilon(output, x, t)
         x0 = limit(x0, options)
         epsilon = (x - signal * x0) / spread if consistent else epsilon / options.epsilon_scaling
-        then, variance = self.alpha(s), options.eta**2 * self.variance(t, s)
-        # Rounding may leave the rest a hair below zero: at zero SNR and eta 1 it is zero.
-        rest = math.sqrt(max(1 - then - variance, 0.0))
-        previous = math.sqrt(then) * x0 + rest * epsilon
+        alpha_s, variance = self.alpha(s), options.eta**2 * self.variance(t, s)
+        # At zero SNR and eta 1 the difference is zero, and rounding may leave it slightly negative.
+        direction = math.sqrt(max(1 - alpha_s - variance, 0.0))
+        previous = math.sqrt(alpha_s) * x0 + direction * epsilon
         if noise is not None:
             previous = previous + math.sqrt(max(variance, 0.0)) * noise
         return previous, x0
 
 
 def limit(x0: Tensor, options: DiffusionOptions) -> Tensor:
-    """Keep the predicted x0 in bounds: dynamic thresholding (Saharia et al. 2022), or a clip."""
+    """Bound the predicted x0 by dynamic thresholding (Saharia et al. 2022) or by clipping."""
     if options.threshold is not None:
         bound = x0.abs().quantile(options.threshold, dim=-1, keepdim=True)
         bound = bound.clamp(1.0, options.threshold_max)
@@ -242,15 +243,15 @@ def limit(x0: Tensor, options: DiffusionOptions) -> Tensor:
 
 
 def timesteps(total: int, options: DiffusionOptions) -> list[int]:
-    """Return the S steps to visit, the noisiest first (Lin et al. 2024, table 2).
+    """Return the S steps to visit out of `total`, the noisiest first (Lin et al. 2024, table 2).
 
-    Raises UsageError when more steps are asked for than the model was trained with.
+    Raises UsageError if S exceeds `total`, the number of steps in training.
     """
     steps = options.steps
     if steps > total:
         raise UsageError(
             f"{steps} denoising steps, but the model was trained with {total}",
-            f"ask for at most {total}",
+            f"use at most {total}",
         )
     if not options.exact_steps:
         return _official_timesteps(total, options)
@@ -262,7 +263,7 @@ def timesteps(total: int, options: DiffusionOptions) -> list[int]:
 
 
 def _official_timesteps(total: int, options: DiffusionOptions) -> list[int]:
-    """Return the official code's steps: its stride is cut to a whole number, so there are more."""
+    """Return the official code's steps: its stride is truncated, so there may be more than S."""
     stride = total // options.steps
     if options.spacing == "trailing":
         return list(range(total - 1, -1, -stride))
@@ -272,7 +273,7 @@ def _official_timesteps(total: int, options: DiffusionOptions) -> list[int]:
 
 
 def walk(total: int, options: DiffusionOptions) -> list[tuple[int, int]]:
-    """Return the pairs (t, s) of a whole run: from step t to step s, the last s being -1."""
+    """Return the pairs (t, s) of a whole run, each a step from t to s; the last s is -1."""
     visited = timesteps(total, options)
     if options.exact_steps:
         return list(zip(visited, [*visited[1:], -1], strict=True))
@@ -281,7 +282,10 @@ def walk(total: int, options: DiffusionOptions) -> list[tuple[int, int]]:
 
 
 def guide(conditional: Tensor, unconditional: Tensor, options: DiffusionOptions) -> Tensor:
-    """Classifier-free guidance (eq. 20), rescaled (Lin et al. 2024, algorithm 2)."""
+    """Apply classifier-free guidance (eq. 20), rescaled (Lin et al. 2024, algorithm 2).
+
+    Rescaling moves the deviation over channels towards that of the conditional prediction.
+    """
     guided = unconditional + options.guidance * (conditional - unconditional)
     ratio = conditional.std(dim=-1, keepdim=True) / guided.std(dim=-1, keepdim=True)
     return guided * (options.guidance_rescale * ratio + 1 - options.guidance_rescale)
@@ -289,17 +293,17 @@ def guide(conditional: Tensor, unconditional: Tensor, options: DiffusionOptions)
 
 @dataclass(frozen=True)
 class Denoised:
-    """One denoising step, for those who watch: all normalized, shaped as the sample."""
+    """A denoising step, for tracing; tensors are normalized and have the shape of the sample."""
 
-    index: int  # 0 is the first, noisiest
+    index: int  # 0: the first and noisiest step
     t: int
-    output: Tensor  # what the network said, after guidance (then it is noise)
-    previous: Tensor  # x_s
-    x0: Tensor
+    output: Tensor  # the network's output; under guidance, the guided prediction of the noise
+    previous: Tensor  # x_s, before clipping
+    x0: Tensor  # the x0 predicted at this step
 
 
-# Given x_t, t and whether guidance is wanted: the network's conditional output, and the
-# unconditional one or None.
+# Map x_t, t and whether to guide to the network's conditional output, and the unconditional one
+# (None without guidance).
 Predict = Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]]
 
 
@@ -311,15 +315,16 @@ def sample(
     draw: Callable[[], Tensor],
     watch: Callable[[Denoised], None] | None = None,
 ) -> Tensor:
-    """Denoise `start`, standard Gaussian of any shape (..., D), to concepts; return x0.
+    """Denoise `start`, a standard Gaussian of any shape (..., D), into concepts; return x0.
 
-    `draw` gives further Gaussians of that shape, asked for when eta > 0.
+    `draw` returns further standard Gaussians of the same shape, which eta > 0 needs. `watch` is
+    called after every step.
     """
     spread = options.initial_noise * options.temperature
     x = (start * spread).clamp(-options.clip, options.clip)
     x0 = x
     for index, (t, s) in enumerate(walk(schedule.config.steps, options)):
-        # At the first step x_t holds no signal, so guided noise could not be turned into x0.
+        # At the noisiest step x_t may hold no signal, and x0 cannot be recovered from guided noise.
         guided = options.guided and t < schedule.config.steps - 1
         output, unconditional = predict(x, t, guided)
         prediction = schedule.config.prediction
@@ -335,11 +340,11 @@ def sample(
     return x0
 
 
-# Training: which noise levels, with which weight, and who learns without context.
+# Training: the draw of noise levels, the weights of the loss, and condition dropping.
 
 
 class Levels:
-    """Draws the noise level of each target and weighs its loss."""
+    """The distribution of noise levels in training, and the loss weights (eq. 16, 17, 19)."""
 
     def __init__(self, objective: DiffusionObjective, schedule: Schedule) -> None:
         with torch.device("cpu"):
@@ -357,16 +362,16 @@ class Levels:
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw steps of `shape`; a `generator` has to be of that device."""
+        """Draw timesteps of `shape`; a `generator` must be on `device`."""
         count, chances_T = shape.numel(), self.probabilities_T.to(device)
         if count == 0:
             return torch.zeros(shape, dtype=torch.long, device=device)
         return torch.multinomial(chances_T, count, True, generator=generator).view(shape)
 
     def weights(self, timesteps_N: Tensor, fragility_N: Tensor | None = None) -> Tensor | None:
-        """Return a weight for each target; None when all are 1.
+        """Return the weight of each target, (N,), or None if all are 1.
 
-        Those of noise levels have a mean of 1; those of fragility are equation 19's as they are.
+        Clamped SNR weights (eq. 17) are scaled to a mean of 1; fragility weights (eq. 19) are not.
         """
         if self._fragility is not None and fragility_N is not None:
             return fragility_weights(fragility_N, *self._fragility)
@@ -377,17 +382,17 @@ class Levels:
 
 
 def fragility_weights(fragility_N: Tensor, a: float, b: float) -> Tensor:
-    """Equation 19, sigmoid(a fragility + b); 1 for concepts without a score (NaN)."""
+    """Return sigmoid(a fragility + b) (eq. 19), or 1 for concepts of unknown fragility (NaN)."""
     return (a * fragility_N + b).sigmoid().nan_to_num(nan=1.0)
 
 
 def _probabilities(objective: DiffusionObjective, steps: int) -> Tensor:
-    """Return how likely each step is drawn, (T,): uniform, or the density of Beta(a, b)."""
+    """Return the probability of drawing each step, (T,): uniform, or a Beta(a, b) density."""
     if objective.timesteps == "uniform":
         return torch.full((steps,), 1 / steps)
     u_T = torch.arange(1, steps + 1) / steps
     rest_T = 1 - u_T
-    if objective.beta_b < 1:  # the density is infinite at u = 1: take the last half step instead
+    if objective.beta_b < 1:  # the density is infinite at u = 1: evaluate it half a step earlier
         rest_T = rest_T.clamp(min=0.5 / steps)
     density_T = u_T ** (objective.beta_a - 1) * rest_T ** (objective.beta_b - 1)
     return density_T / density_T.sum()
@@ -395,11 +400,11 @@ def _probabilities(objective: DiffusionObjective, steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one training step."""
+    """The random numbers of one training step."""
 
     noise_BSD: Tensor
     timesteps_BS: Tensor
-    dropped_BS: Tensor | None  # True: learns without context
+    dropped_BS: Tensor | None  # True: trained without context
 
     def to(self, device: torch.device) -> "Draws":
         """Return the same draws on `device`."""
@@ -415,10 +420,10 @@ def dropped_rows(
     *,
     shared: bool,
 ) -> Tensor:
-    """Draw which positions (B, S) learn without context, with probability condition_dropping.
+    """Draw the positions trained without context, (B, S), with probability condition_dropping.
 
-    "official" drops exactly floor((S - 1) p) positions, never the first, the same ones in every
-    document if `shared`: none at all in short batches.
+    The "official" way drops exactly floor((S - 1) p) positions, none at all in short batches,
+    and never the first; if `shared`, the same ones in every document.
     """
     chance = objective.condition_dropping
     if objective.dropping == "bernoulli":
@@ -433,7 +438,7 @@ def dropped_rows(
 
 
 def official_drop(order: Tensor, count: int) -> Tensor:
-    """Return the mask that drops positions 1 + order[:count], (S,)."""
+    """Return a mask that drops positions 1 + order[:count], (S,)."""
     dropped_S = torch.zeros(len(order) + 1, dtype=torch.bool, device=order.device)
     dropped_S[1 + order[:count]] = True
     return dropped_S

@@ -1,7 +1,7 @@
-"""What the One-Tower and the Two-Tower share: their loss, and drawing a concept out of noise.
+"""The base class of One-Tower and Two-Tower: the loss, and the sampling of concepts from noise.
 
-A tower is reduced to two things: `forward`, which denoises all concepts of a document at once for
-training, and a `Predict` function, which denoises against a context that is already read.
+A subclass implements `forward`, which denoises all concepts of a document at once for training,
+and `reader` and `teacher`, whose `Predict` functions denoise against a context already read.
 
 Shapes: B documents, S concepts, D concept dim, N targets.
 """
@@ -28,12 +28,12 @@ from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, sq
 from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.models.normalizer import Normalizer
 
-PROBES = 8  # noise levels at which `likelihood` looks
+PROBES = 8  # number of noise levels at which `likelihood` measures the denoising error
 
 
 @dataclass
 class DiffusionState(State):
-    """The context so far; `watch` sees every denoising step."""
+    """The context read so far; `watch` is called at every denoising step."""
 
     options: DiffusionOptions
     cache: KeyValueCache
@@ -69,29 +69,30 @@ class DiffusionLCM(ConceptModel):
     ) -> Tensor:
         """Denoise every concept of a document against those before it.
 
-        `x_BSD` are the clean normalized concepts; `noisy_BSD` the same noised at `timesteps_BS`,
-        or only those of them that stand at `places_BS`. Positions in `dropped_BS` see no context.
-        `segments_BS` numbers the documents of packed rows.
+        `x_BSD` are the clean normalized concepts. `noisy_BSD` are the same concepts, or only those
+        at `places_BS`, noised at `timesteps_BS`. Positions in `dropped_BS` see no context.
+        `segments_BS` numbers the documents of packed rows. Returns the network's predictions,
+        shaped as `noisy_BSD`.
         """
 
     @abstractmethod
     def reader(self, state: DiffusionState) -> Predict:
-        """Return the denoiser of the concept after each row's context, for x of shape (B, D)."""
+        """Return the denoiser of the concept after each row's context; its x is (B, D)."""
 
     @abstractmethod
     def teacher(self, x_BSD: Tensor, options: DiffusionOptions) -> Predict:
         """Return the denoiser of concepts 1 .. S - 1, each against the true ones before it.
 
-        Its x has the shape (B, S - 1, D).
+        `x_BSD` are clean normalized concepts; the denoiser's x is (B, S - 1, D).
         """
 
     def draw(self, x0_BSD: Tensor, generator: torch.Generator | None, *, shared: bool) -> Draws:
-        """Draw noise, levels and who learns without context, for targets `x0_BSD`.
+        """Draw noise, timesteps and condition dropping for targets `x0_BSD`.
 
-        `shared` concerns the official dropping only: the same positions in all documents.
+        `shared` affects only "official" dropping: it drops the same positions in all documents.
         """
         objective, shape = self.config.objective, x0_BSD.shape[:2]
-        # A generator on the CPU gives the same numbers on every device, one on the GPU is faster.
+        # A CPU generator gives the same numbers on every device; a GPU generator is faster.
         device = x0_BSD.device if generator is None else generator.device
         noise_BSD = torch.randn(x0_BSD.shape, generator=generator, device=device)
         timesteps_BS = self.levels.draw(shape, device, generator)
@@ -106,9 +107,10 @@ class DiffusionLCM(ConceptModel):
         generator: torch.Generator | None = None,
         draws: Draws | None = None,
     ) -> Loss:
-        """Return the weighted squared error of every concept, each at its own noise (eq. 16, 19).
+        """Return the weighted squared error of every concept, each at its own noise level.
 
-        `draws` replaces what `generator` would give.
+        This is equation 16 with the weights of equation 17 or 19. `draws` replaces the numbers
+        otherwise drawn from `generator`.
         """
         x_BSD = self.normalized(batch.concepts_BSD)
         x0_BSD, target_BS = batch.targets(x_BSD)
@@ -137,7 +139,7 @@ class DiffusionLCM(ConceptModel):
 
     @torch.inference_mode()
     def predict(self, batch: Batch, options: DiffusionOptions, noise: Noise) -> Tensor:
-        """Predict concepts 1 .. S - 1 from the true ones before, all at once, (B, S - 1, D)."""
+        """Predict concepts 1 .. S - 1 together, each from the true ones before, (B, S - 1, D)."""
         x_BSD = self.normalized(batch.concepts_BSD)
         if x_BSD.shape[1] == 1:
             return x_BSD[:, 1:].float()
@@ -146,7 +148,7 @@ class DiffusionLCM(ConceptModel):
 
     @torch.inference_mode()
     def next(self, state: DiffusionState, noise: Noise) -> Tensor:
-        """Denoise one concept a row, from noise, (B, D)."""
+        """Sample one concept per row by denoising, (B, D)."""
         shape = (self.config.concept_dim,)
         return self._denoise(self.reader(state), state.options, noise, shape, state.watch)
 
@@ -166,9 +168,10 @@ class DiffusionLCM(ConceptModel):
 
     @torch.inference_mode()
     def likelihood(self, state: DiffusionState, concepts_BD: Tensor) -> Tensor:
-        """Return minus the denoising error at a few noise levels, the same noise for all rows.
+        """Return the negative mean denoising error over `PROBES` noise levels, (B,).
 
-        This is the variational bound of diffusion models, coarsely sampled and unweighted.
+        This is a coarse, unweighted sample of the variational bound of diffusion models. All rows
+        get the same noise, so that their scores are comparable.
         """
         x0_BD, total = self.normalizer.normalize(concepts_BD), self.config.schedule.steps
         noise, predict = Noise([0], self.device), self.reader(state)

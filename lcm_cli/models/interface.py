@@ -1,4 +1,4 @@
-"""What every concept model takes and gives: batches, losses, states of generation, noise.
+"""The interface of all concept models: batches, losses, generation states and noise.
 
 Shapes: B documents, S concepts, D concept dim, N positions that are predicted.
 """
@@ -18,7 +18,7 @@ from lcm_cli.models.config import AnyConfig
 from lcm_cli.models.layers import standing
 from lcm_cli.models.normalizer import Normalizer
 
-PADDING = -1  # the segment of what stands behind a row's end
+PADDING = -1  # the segment number of the padding behind a row's last document
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,13 @@ class Batch:
 
 
 def deal(lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Deal rows of these lengths to `world` processes so that each has about as many concepts.
+    """Distribute rows of these lengths over `world` processes, balancing the number of concepts.
 
-    Returns the numbers of each process's rows; all of them together are all rows.
+    Returns the row numbers of each process, in ascending order; every row has one process.
     """
     hands: list[list[int]] = [[] for _ in range(world)]
-    loads = [(0, hand) for hand in range(world)]  # a heap: the lightest first
+    # Greedy: the longest remaining row goes to the process with the fewest concepts so far.
+    loads = [(0, hand) for hand in range(world)]  # a heap, the lightest load first
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         load, lightest = loads[0]
         hands[lightest].append(row)
@@ -167,13 +168,13 @@ def deal(lengths: Sequence[int], world: int) -> list[list[int]]:
 
 @dataclass
 class Loss:
-    """A summed loss, and what it was summed over."""
+    """The loss of a batch, summed over its targets."""
 
-    value: Tensor  # differentiable sum over the targets, weighted
+    value: Tensor  # weighted sum over the targets, differentiable
     errors_N: Tensor  # unweighted loss of each target, detached
-    timesteps_N: Tensor | None = None  # the noise level of each target, for diffusion
-    terms: dict[str, Tensor] = field(default_factory=dict)  # further sums, to log
-    weights_N: Tensor | None = None  # of each target; None: 1
+    timesteps_N: Tensor | None = None  # timestep of each target, for diffusion models
+    terms: dict[str, Tensor] = field(default_factory=dict)  # further sums to log
+    weights_N: Tensor | None = None  # weight of each target; None: all are 1
 
     @property
     def targets(self) -> int:
@@ -182,11 +183,14 @@ class Loss:
 
     @property
     def mean(self) -> Tensor:
-        """The loss a target; zero when there is no target."""
+        """The loss per target; zero without targets."""
         return self.value / max(self.targets, 1)
 
     def buckets(self, steps: int, count: int = 10) -> list[tuple[float, int]]:
-        """Return sum and number of `errors_N` by noise level: [0, T/10), [T/10, 2T/10) ..."""
+        """Return the sum and number of `errors_N` in each of `count` equal ranges of timesteps.
+
+        `steps` is T: with ten ranges the first is [0, T/10), the second [T/10, 2T/10).
+        """
         assert self.timesteps_N is not None, "only diffusion losses have noise levels"
         which_N = self.timesteps_N * count // steps
         sums = self.errors_N.new_zeros(count).index_add(0, which_N, self.errors_N)
@@ -194,16 +198,20 @@ class Loss:
 
 
 def squared_error(prediction: Tensor, target: Tensor, root: bool = False) -> Tensor:
-    """Return the squared distance of each pair, summed over channels; or the distance itself."""
+    """Return the squared distance of each pair, summed over channels; its root if `root`.
+
+    Computes in float32: (..., D) to (...).
+    """
     error = ((prediction.float() - target.float()) ** 2).sum(dim=-1)
+    # The epsilon keeps the gradient of the root finite where the two are equal.
     return (error + 1e-5).sqrt() if root else error
 
 
 class Noise:
-    """Random numbers for generation, every row from a generator of its own.
+    """Random numbers for generation, each row with its own generator.
 
-    A row's numbers depend on its seed and on how many it has drawn, never on its neighbours, the
-    device or the batch.
+    A row's numbers depend only on its seed and on how many it has drawn, never on the device or on
+    the other rows of the batch: the generators are on the CPU, and drawn from row by row.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -226,22 +234,22 @@ class Noise:
 
 
 class State(ABC):
-    """What a model remembers of the documents it continues: one row each."""
+    """What a model keeps of the documents it continues, one row each."""
 
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be named twice."""
+        """Keep these rows, in this order; a row may occur more than once."""
 
 
 class ConceptModel(nn.Module, ABC):
-    """A model of the next concept.
+    """A model that predicts the next concept.
 
-    All public methods take and give raw concepts; normalizing is the model's own affair.
+    The methods declared here take and return raw concepts; the model normalizes them itself.
     """
 
     config: AnyConfig
     normalizer: Normalizer
-    Options: type[Any]  # of this model's way of generating; made without arguments: the paper's
+    Options: type[Any]  # this model's generation options; the defaults are the paper's
     end_similarity = 0.9  # cosine to the end-of-text concept at which a document ends (s_eot)
 
     @abstractmethod
@@ -250,13 +258,13 @@ class ConceptModel(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, batch: Batch, options: Any, noise: Noise) -> Tensor:
-        """Predict concepts 1 .. S - 1 of each document from the true ones before, (B, S - 1, D)."""
+        """Predict concepts 1 .. S - 1, each from the true ones before it, (B, S - 1, D)."""
 
     @abstractmethod
     def begin(self, prompts: Batch, capacity: int, options: Any) -> Any:
-        """Read the prompts; return the state from which `next` goes on.
+        """Read the prompts and return the state from which `next` continues.
 
-        `capacity` is the greatest length a document may reach.
+        `capacity` is the maximum length of a document, prompt included.
         """
 
     @abstractmethod
@@ -265,24 +273,26 @@ class ConceptModel(nn.Module, ABC):
 
     @abstractmethod
     def extend(self, state: Any, concepts_BD: Tensor) -> None:
-        """Append the chosen concepts, (B, D), to the documents."""
+        """Append one chosen concept to each document, (B, D)."""
 
     @abstractmethod
     def likelihood(self, state: Any, concepts_BD: Tensor) -> Tensor:
-        """Return how well each concept continues its row, (B,): a log density up to a constant,
-        or a stand-in for one. It ranks candidates for the same place, nothing else.
+        """Score how well each concept continues its row, (B,).
+
+        The score is a log density up to a constant, or an approximation of one. It only serves to
+        rank candidates for the same place.
         """
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
+        """The dtype of the weights."""
         return next(self.parameters()).dtype
 
     def normalized(self, concepts: Tensor) -> Tensor:
-        """Return normalized concepts in the precision of the weights."""
+        """Return normalized concepts, in the dtype and on the device of the weights."""
         return self.normalizer.normalize(concepts.to(self.device)).to(self.dtype)

@@ -1,9 +1,9 @@
-"""Transformer parts that the concept models share.
+"""Transformer layers shared by the concept models.
 
-Pre-norm blocks with RMSNorm, rotary positions and SwiGLU are the paper's; the other styles are the
-ones its official code offers, with that code's parameter names, so that its state dicts load as
-they are. Documents are padded on the right and attention is causal, so no mask is ever needed for
-padding: a real position never looks at one.
+The paper uses pre-norm blocks with RMSNorm, rotary positions and SwiGLU; the other variants are
+those of the official code. Parameter names are the official ones, so official state dicts load
+unchanged. Documents are padded on the right and attention is causal, so padding needs no mask: a
+real position never attends to it.
 
 Shapes: B rows (documents), S concepts, K keys, M model dim, H heads, W head width.
 """
@@ -29,11 +29,11 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "selu": F.selu,
     "softsign": F.softsign,
 }
-Rotation = tuple[Tensor, Tensor]  # factors of a channel and of its partner, (..., S, W)
+Rotation = tuple[Tensor, Tensor]  # factors of each channel and of its pair partner, (..., S, W)
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True, weight_norm: bool = False) -> nn.Linear:
-    """Return a linear map, its weight split into direction and length if `weight_norm`."""
+    """Return a linear map; `weight_norm` splits its weight into direction and length."""
     layer = nn.Linear(inputs, outputs, bias=bias)
     if weight_norm:
         nn.utils.parametrizations.weight_norm(layer)
@@ -41,7 +41,7 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, weight_norm: bool = 
 
 
 def norm_layer(kind: Norm, dim: int) -> nn.Module:
-    """Return a normalization over the last dimension of width `dim`."""
+    """Return a normalization over a last dimension of width `dim`."""
     if kind == "rms":
         return nn.RMSNorm(dim, eps=EPSILON)
     if kind == "unit":
@@ -52,18 +52,19 @@ def norm_layer(kind: Norm, dim: int) -> nn.Module:
 
 
 class Float32LayerNorm(nn.LayerNorm):
-    """Layer normalization computed in float32 whatever comes in."""
+    """Layer normalization computed in float32, whatever the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize (..., M)."""
+        """Normalize (..., M); the result has the dtype of `x`."""
         shape = tuple(self.normalized_shape)
         return F.layer_norm(x.float(), shape, self.weight.float(), None, self.eps).type_as(x)
 
 
 def sinusoidal_positions(positions: Tensor, dim: int) -> Tensor:
-    """Return fixed position vectors (..., dim): sines in the first half, cosines after."""
+    """Return fixed position vectors (..., dim): sines in the first half, cosines in the second."""
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=positions.device)
+    # Divided by half - 1 as in fairseq2, so that the last frequency is exactly 1 / 10000.
     rates = torch.exp(steps * (-math.log(10000.0) / (half - 1)))
     angles = positions[..., None].float() * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -73,11 +74,11 @@ def sinusoidal_positions(positions: Tensor, dim: int) -> Tensor:
 def rope_rates(
     width: int, theta: float, scaling: RopeScaling | None = None, device: str = "cpu"
 ) -> Tensor:
-    """Return the angle each pair of channels turns per position, (W / 2,)."""
+    """Return the angle in radians that each channel pair turns per position, (W / 2,) float32."""
     rates = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
     if scaling is None:
         return rates.to(device)
-    # Llama 3: slow rotations are slowed further, fast ones kept, those between blended.
+    # Llama 3: slow down the low frequencies by `factor`, keep the high ones, blend those between.
     turns = scaling.original_length * rates / (2 * math.pi)
     low, high = scaling.low_frequency, scaling.high_frequency
     kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -85,7 +86,8 @@ def rope_rates(
 
 
 def rope(positions: Tensor, rates: Tensor) -> Rotation:
-    """Return the rotation at `positions` (...), for `rotate`: (..., W) each."""
+    """Return the factors that `rotate` needs at `positions` (...): two tensors (..., W)."""
+    # In float32: half precision cannot tell neighbouring positions apart far into a document.
     angles = positions[..., None].float() * rates
     cos, sin = angles.cos(), angles.sin()
     # A pair (a, b) becomes (a cos - b sin, b cos + a sin).
@@ -93,7 +95,10 @@ def rope(positions: Tensor, rates: Tensor) -> Rotation:
 
 
 def rotate(x_BHSW: Tensor, rotation: Rotation) -> Tensor:
-    """Turn neighbouring channel pairs by their position's angle (RoPE)."""
+    """Rotate each pair of neighbouring channels by its position's angle (RoPE).
+
+    Computes in float32 and returns the dtype of `x_BHSW`.
+    """
     own, partner = rotation
     x = x_BHSW.float()
     swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
@@ -101,27 +106,28 @@ def rotate(x_BHSW: Tensor, rotation: Rotation) -> Tensor:
 
 
 def standing(segments_BS: Tensor) -> Tensor:
-    """Return where in its document each concept of packed rows stands, (B, S).
+    """Return the position of each concept of packed rows within its own document, (B, S).
 
     `segments_BS` numbers the documents of each row.
     """
     places_S = torch.arange(segments_BS.shape[1], device=segments_BS.device)
     begins_BS = F.pad(segments_BS.diff(dim=1) != 0, (1, 0), value=True)
+    # The running maximum carries each document's first place along to all its concepts.
     return places_S - torch.where(begins_BS, places_S, 0).cummax(dim=1).values
 
 
 def packed_mask(segments_BS: Tensor) -> Tensor:
-    """Return who sees whom in packed rows, (B, 1, S, S): causally, within a document."""
+    """Return the causal mask of packed rows, blocked between documents, (B, 1, S, S)."""
     same_BSS = segments_BS[:, :, None] == segments_BS[:, None, :]
     return same_BSS.tril()[:, None]
 
 
 class KeyValueCache:
-    """Keys and values of every layer, for rows that grow a concept at a time.
+    """The keys and values of every layer, for rows that grow by one concept at a time.
 
-    Rows may have different lengths: row b writes at `lengths_B[b]` and sees what lies before.
-    A forward pass writes; `advance` makes what was written count. What is written and not counted
-    is overwritten by the next pass, which is how a denoiser tries its noisy concept again and again
+    Rows may differ in length: row b writes at `lengths_B[b]` and sees everything before that. A
+    forward pass writes entries; `advance` makes them permanent. The next pass overwrites entries
+    that were not advanced over: this is how a denoiser tries its noisy concept at each step
     against the same context.
     """
 
@@ -132,8 +138,8 @@ class KeyValueCache:
         self.keys: list[Tensor] = [torch.empty(0)] * layers
         self.values: list[Tensor] = [torch.empty(0)] * layers
         self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
-        self._even = True  # all rows equally long: slices serve, no mask is needed
-        self._used = 0
+        self._even = True  # all rows have the same length: slices suffice, without masks
+        self._used = 0  # length of the longest row
 
     @property
     def rows(self) -> int:
@@ -141,12 +147,12 @@ class KeyValueCache:
         return len(self.lengths_B)
 
     def positions(self, count: int) -> Tensor:
-        """Return where the next `count` concepts stand: (S,) if rows are even, else (B, S)."""
+        """Return the positions of the next `count` concepts: (S,), or (B, S) for uneven rows."""
         steps = torch.arange(count, device=self.lengths_B.device)
         return steps + self._used if self._even else self.lengths_B[:, None] + steps
 
     def mask(self, count: int) -> Tensor | None:
-        """Return what the next `count` concepts may see, (B or 1, 1, S, K); None is everything."""
+        """Return the keys that the next `count` concepts see, (B or 1, 1, S, K); None: all."""
         if self._even and count == 1:
             return None
         keys = torch.arange(self._used + count, device=self.lengths_B.device)
@@ -154,19 +160,19 @@ class KeyValueCache:
         return visible[None, None] if self._even else visible[:, None]
 
     def filled(self) -> Tensor | None:
-        """Return which keys of `read` hold something, (B, 1, 1, K); None is all of them."""
+        """Return which keys of `read` are filled, (B, 1, 1, K); None: all."""
         if self._even:
             return None
         keys = torch.arange(self._used, device=self.lengths_B.device)
         return (keys < self.lengths_B[:, None])[:, None, None]
 
     def put(self, layer: int, k_BHSW: Tensor, v_BHSW: Tensor) -> None:
-        """Write behind each row's end."""
+        """Write keys and values behind the end of each row, (B, H, S, W) each."""
         self.keys[layer] = self._write(self.keys[layer], k_BHSW)
         self.values[layer] = self._write(self.values[layer], v_BHSW)
 
     def read(self, layer: int, beyond: int = 0) -> tuple[Tensor, Tensor]:
-        """Return all keys and values, and `beyond` that do not count yet, (B, H, K, W) each."""
+        """Return keys and values, including `beyond` not yet advanced over, (B, H, K, W) each."""
         end = self._used + beyond
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
@@ -178,19 +184,20 @@ class KeyValueCache:
             store[:, :, self._used : self._used + count] = x_BHSW
         else:
             rows_B1 = torch.arange(rows, device=store.device)[:, None]
+            # Two index tensors around a slice: the indexed dimensions come first, (B, S, H, W).
             store[rows_B1, :, self.positions(count)] = x_BHSW.transpose(1, 2)
         return store
 
     def advance(self, counts: Tensor | int) -> None:
-        """Count `counts` of the written concepts (one number, or one a row) as seen."""
+        """Make `counts` of the written concepts permanent: one number, or one per row, (B,)."""
         self.lengths_B = self.lengths_B + counts
-        if isinstance(counts, int):
+        if isinstance(counts, int):  # no need to measure, which would wait for the device
             self._used += counts
         else:
             self._measure()
 
     def keep(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be named twice."""
+        """Keep these rows, in this order; a row may occur more than once."""
         self.lengths_B = self.lengths_B[rows]
         self.keys = [store[rows] if store.numel() else store for store in self.keys]
         self.values = [store[rows] if store.numel() else store for store in self.values]
@@ -203,7 +210,7 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention; with fewer key heads than query heads it is grouped."""
+    """Multi-head attention, grouped if there are fewer key heads than query heads."""
 
     def __init__(self, dim: int, config: TransformerConfig) -> None:
         super().__init__()
@@ -229,34 +236,34 @@ class Attention(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def _gains(self) -> Iterator[tuple[nn.Linear, float]]:
-        # Three maps feed one product: the smaller gain keeps its variance, as fairseq2 does.
+        # As in fairseq2: xavier's variance as for one joint q-k-v map, not for three single ones.
         yield from ((layer, 2**-0.5) for layer in (self.q_proj, self.k_proj, self.v_proj))
         yield self.output_proj, 1.0
 
     def queries(self, x_BSM: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """Return what each position asks for, (B, H, S, W)."""
+        """Return the query of each position, (B, H, S, W)."""
         q = split_heads(self.q_layer_norm(self.q_proj(x_BSM)), self.heads)
         return q if rotation is None else rotate(q, rotation)
 
     def keys_values(self, x_BSM: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
-        """Return what each position offers: keys and values, (B, H, S, W) each."""
+        """Return the key and value of each position, (B, kv_heads, S, W) each."""
         k = split_heads(self.k_layer_norm(self.k_proj(x_BSM)), self.kv_heads)
         v = split_heads(self.v_proj(x_BSM), self.kv_heads)
         return (k, v) if rotation is None else (rotate(k, rotation), v)
 
     def project(self, x_BSM: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of the same positions, (B, H, S, W) each."""
+        """Return `queries` and `keys_values` of the same positions."""
         return self.queries(x_BSM, rotation), *self.keys_values(x_BSM, rotation)
 
     def alone(self, x: Tensor) -> Tensor:
-        """Return what positions that see themselves only get, (..., M) to (..., M).
+        """Attend as positions that see only themselves do, (..., M) to (..., M).
 
-        With a single key its weight is 1: queries and keys do not matter.
+        A single key has weight 1, so queries and keys do not matter.
         """
         return self.output_proj(self.share(self.v_proj(x)))
 
     def share(self, v: Tensor) -> Tensor:
-        """Give every query head its value head, (..., kv_heads W) to (..., H W)."""
+        """Repeat each value head for its group of query heads, (..., kv_heads W) to (..., H W)."""
         groups = self.heads // self.kv_heads
         if groups == 1:
             return v
@@ -266,7 +273,10 @@ class Attention(nn.Module):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Return the mixed values with the heads joined, (B, S, H W), not yet projected."""
+        """Return the attention-weighted values with heads joined, (B, S, H W), not yet projected.
+
+        `mask` is True where a query sees a key and broadcasts to (B, H, S, K).
+        """
         groups = self.heads // self.kv_heads
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -283,11 +293,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend among the concepts of each row, (B, S, M) to (B, S, M).
 
-        Without `mask` and `cache`, causally. With a `cache`, to what it holds and to `x_BSM`
-        itself; rows beyond the cache's are unconditional: each of their positions sees itself only.
+        Without `mask` and `cache`, attention is causal. With a `cache`, `x_BSM` attends to the
+        cached concepts and to itself under `mask`; rows beyond those of the cache are
+        unconditional: each of their positions sees only itself.
         """
         q, k, v = self.project(x_BSM, rotation)
         if cache is None:
+            # A single position sees only itself, with or without the causal mask.
             y = self.attend(q, k, v, mask, causal=mask is None and q.shape[2] > 1)
         else:
             n = cache.rows
@@ -299,7 +311,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU, or two linear maps with an activation between."""
+    """SwiGLU, or two linear maps with an activation between them."""
 
     def __init__(self, dim: int, config: TransformerConfig) -> None:
         super().__init__()
@@ -321,7 +333,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, each on a residual stream."""
+    """Self-attention and feed-forward, each added to the residual stream."""
 
     def __init__(self, dim: int, config: TransformerConfig) -> None:
         super().__init__()
@@ -346,7 +358,7 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """Return the stream after both parts; the rest is for `Attention.forward`."""
+        """Map (B, S, M) to (B, S, M); all other arguments go to `Attention.forward`."""
         pre = self.order != "post"
         h = self.self_attn_layer_norm(x_BSM) if pre else x_BSM
         h = self.self_attn(h, rotation, mask, cache, layer)
@@ -369,7 +381,10 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.final_dropout)
 
     def rotation(self, positions: Tensor) -> Rotation | None:
-        """Return the rotary angles at `positions`, (S,) or (B, S), to broadcast over heads."""
+        """Return the rotation at `positions`, (S,) or (B, S), shaped to broadcast over heads.
+
+        None if the stack has no rotary positions.
+        """
         if self.config.positions != "rope":
             return None
         theta, scaling = self.config.rope_theta, self.config.rope_scaling
@@ -385,8 +400,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Contextualize (B, S, M).
 
-        Without `mask` (True where a query may look, broadcast to (B, H, S, S)) attention is
-        causal. With a `cache` the concepts are written to it; call `cache.advance` to keep them.
+        `mask` is True where a query sees a key and broadcasts to (B, H, S, K); without it,
+        attention is causal. With a `cache`, the concepts follow those it holds and are written to
+        it; call `cache.advance` to keep them.
         """
         if cache is not None:
             mask = cache.mask(x_BSM.shape[1]) if mask is None else mask
@@ -401,7 +417,7 @@ class Transformer(nn.Module):
 
 
 class Frontend(nn.Module):
-    """The PreNet (paper 2.3.1): concepts to model width, plus learned or fixed positions."""
+    """The PreNet (paper 2.3.1): concepts to model width, with learned or fixed positions added."""
 
     def __init__(
         self,
@@ -422,7 +438,7 @@ class Frontend(nn.Module):
             nn.init.normal_(self.pos_encoder.weight, std=0.02)
 
     def forward(self, x_BSD: Tensor, positions: Tensor) -> Tensor:
-        """Map (B, S, D) standing at `positions`, (S,) or (B, S), to (B, S, M)."""
+        """Map concepts (B, S, D) at `positions`, (S,) or (B, S), to (B, S, M)."""
         x_BSM = self.pre_linear(x_BSD if self.scale == 1.0 else x_BSD * self.scale)
         if self.pos_encoder is not None:
             return x_BSM + self.pos_encoder(positions)
@@ -446,7 +462,7 @@ class Projection(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Diffusion steps as vectors: 256 sinusoids and two linear maps (Peebles and Xie 2023)."""
+    """The embedding of diffusion timesteps: 256 sinusoids and an MLP (Peebles and Xie 2023)."""
 
     FREQUENCIES = 256
 
@@ -459,20 +475,23 @@ class TimeEmbedding(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def waves(self, timesteps: Tensor) -> Tensor:
-        """Return cosines and sines of `timesteps` (...) at falling frequencies, (..., 256)."""
+        """Return cosines and sines of `timesteps` (...) at decreasing frequencies, (..., 256).
+
+        The cosines come first, and t is the raw step number, as in the official code.
+        """
         half = self.FREQUENCIES // 2
         steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
         angles = timesteps[..., None].float() * torch.exp(-math.log(10000.0) * steps / half)
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """Embed (...) as (..., M)."""
+        """Embed timesteps (...) as (..., M)."""
         waves = self.waves(timesteps).to(self.fc1.bias.dtype)
         return self.fc2(F.silu(self.fc1(waves)))
 
 
 def split_heads(x_BSF: Tensor, heads: int) -> Tensor:
-    """Return (B, S, H W) as (B, H, S, W)."""
+    """Reshape (B, S, H W) to (B, H, S, W)."""
     return x_BSF.view(*x_BSF.shape[:-1], heads, x_BSF.shape[-1] // heads).transpose(1, 2)
 
 

@@ -1,10 +1,11 @@
-"""Bringing concepts to a common scale: normalize(x) = (x - center) / scale (paper 2.3.1).
+"""Normalization of concepts: normalize(x) = (x - center) / scale, by channel (paper 2.3.1).
 
-Concept channels differ a hundredfold in spread and have long tails, so center and scale are by
-default the median and the interquartile range, the latter divided by that of a standard Gaussian
-("gaussian_robust"). Optionally a real Fourier transform comes first and the normalized values are
-cut at two quantiles. The official code hands its fractions 0.25 and 0.75 to a function of percents
-and so measures the spread between the 0.25th and 0.75th percentile; `spread="official"` does too.
+The spread of concept channels varies a hundredfold, and their tails are long. Center and scale
+therefore default to the median and the interquartile range, divided by that of a standard Gaussian
+("gaussian_robust"). Optionally, a real Fourier transform comes first, and normalized values are
+clipped at two quantiles. The official code passes its fractions 0.25 and 0.75 to a function that
+takes percents, and so measures the spread between the 0.25th and the 0.75th percentile;
+`spread="official"` reproduces this.
 
 Shapes: N concepts, D concept dim.
 """
@@ -22,10 +23,10 @@ QUANTILES = {"quartiles": (0.25, 0.75), "official": (0.0025, 0.0075)}
 
 
 class Normalizer(nn.Module):
-    """An invertible map between raw concepts and what the models see.
+    """An invertible map between raw and normalized concepts.
 
-    Fresh ones change nothing: center 0, scale 1. Its numbers stay float32 whatever precision the
-    model runs in: raw SONAR channels differ by less than half precision resolves.
+    A new normalizer is the identity: center 0, scale 1. It computes in float32 whatever the
+    model's precision: raw SONAR channels differ by less than half precision resolves.
     """
 
     center: Tensor
@@ -69,14 +70,17 @@ def fit(
 ) -> Normalizer:
     """Fit a normalizer in one pass over `batches` of raw concepts, (N, D) each.
 
-    Mean and deviation are exact; quantiles come from a uniform sample of `sample` concepts, which
-    is all of them when there are no more.
+    Mean and deviation are exact. Quantiles come from a uniform sample of `sample` concepts, or
+    from all concepts if there are no more than that.
 
-    Raises UsageError without any concept, IntegrityError for NaN or infinite values or for batches
-    of unequal width.
+    Raises UsageError if there are no concepts or `config` has no normalizer, IntegrityError for
+    NaN or infinite values and for batches of different widths.
     """
     if config.method == "none":
-        raise UsageError("a model without a normalizer has nothing to fit")
+        raise UsageError(
+            "nothing to fit: the normalizer's method is 'none'",
+            "choose another one, such as 'gaussian_robust'",
+        )
     moments, reservoir = _Moments(), _Reservoir(sample, seed)
     for batch_ND in batches:
         _check(batch_ND, moments)
@@ -87,19 +91,23 @@ def fit(
     if moments.count == 0:
         raise UsageError("no concepts to fit a normalizer on", "check the input files")
     normalizer = Normalizer(config, len(moments.mean))
-    _settle(normalizer, moments, reservoir.rows())
+    _set_statistics(normalizer, moments, reservoir.rows())
     return normalizer
 
 
 def _check(batch_ND: Tensor, moments: "_Moments") -> None:
     if not bool(torch.isfinite(batch_ND).all()):
-        raise IntegrityError(f"NaN or infinite values among concepts {moments.count} and later")
+        first, last = moments.count, moments.count + len(batch_ND) - 1
+        raise IntegrityError(f"NaN or infinite values among concepts {first} to {last}")
     if moments.count and batch_ND.shape[-1] != len(moments.mean):
-        raise IntegrityError(f"concepts of width {batch_ND.shape[-1]} after {len(moments.mean)}")
+        raise IntegrityError(
+            f"concept {moments.count} has width {batch_ND.shape[-1]}, "
+            f"those before it {len(moments.mean)}"
+        )
 
 
-def _settle(normalizer: Normalizer, moments: "_Moments", sample_ND: Tensor) -> None:
-    """Write center, scale and cuts into a fresh normalizer."""
+def _set_statistics(normalizer: Normalizer, moments: "_Moments", sample_ND: Tensor) -> None:
+    """Set the center, scale and clipping bounds of a new normalizer."""
     config = normalizer.config
     if config.method == "standard":
         center, scale = moments.mean, moments.deviation()
@@ -108,7 +116,7 @@ def _settle(normalizer: Normalizer, moments: "_Moments", sample_ND: Tensor) -> N
         low, high = QUANTILES[config.spread]
         center, scale = quantile(sample_ND, 0.5), quantile(sample_ND, high)
         scale = scale - quantile(sample_ND, low)
-        # A channel that never changes keeps its unit.
+        # A constant channel keeps its unit: dividing by its spread would divide by zero.
         scale = torch.where(scale < 10 * torch.finfo(scale.dtype).eps, 1.0, scale)
         if config.method == "gaussian_robust":
             scale = scale / (NormalDist().inv_cdf(high) - NormalDist().inv_cdf(low))
@@ -121,8 +129,9 @@ def _settle(normalizer: Normalizer, moments: "_Moments", sample_ND: Tensor) -> N
 
 
 def quantile(x_ND: Tensor, q: float) -> Tensor:
-    """Return the q-quantile of each channel, (D,) float64, linear between neighbours."""
-    # As torch.quantile, place in float32 included, but for more than its 16 million numbers.
+    """Return the q-quantile of each channel, (D,) float64, interpolated linearly."""
+    # Equal to torch.quantile, even in the float32 rounding of the place, but without its limit of
+    # 16 million elements.
     place = float(torch.tensor(q, dtype=torch.float32) * (len(x_ND) - 1))
     below = int(place)
     low = x_ND.kthvalue(below + 1, dim=0).values.double()
@@ -131,9 +140,9 @@ def quantile(x_ND: Tensor, q: float) -> Tensor:
 
 
 def fourier(x: Tensor) -> Tensor:
-    """Return the real Fourier transform of (..., D) as D real numbers: real parts, then imaginary.
+    """Return the real Fourier transform of (..., D) as D numbers: real parts, then imaginary.
 
-    The first and last imaginary parts are always zero (D is even) and left out.
+    D must be even; the first and last imaginary parts are then always zero and are omitted.
     """
     spectrum = torch.fft.rfft(x)
     return torch.cat([spectrum.real, spectrum.imag[..., 1:-1]], dim=-1)
@@ -148,7 +157,7 @@ def inverse_fourier(x: Tensor) -> Tensor:
 
 
 class _Moments:
-    """Mean and variance of a stream, merged batch by batch in float64 (Chan et al. 1979)."""
+    """Running mean and variance, merged batch by batch in float64 (Chan et al. 1979)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -171,13 +180,13 @@ class _Moments:
         return (self.squares / self.count).sqrt()
 
     def constant(self) -> Tensor:
-        """Return which channels never change, up to rounding of their mean."""
+        """Return which channels are constant, up to the rounding of their mean, (D,)."""
         epsilon = torch.finfo(torch.float64).eps
         return self.deviation() <= 10 * epsilon * self.mean.abs().clamp(min=1e-300).sqrt()
 
 
 class _Reservoir:
-    """A uniform sample of a stream: each concept gets a random key, the smallest keys stay."""
+    """A uniform sample of a stream: the concepts with the smallest random keys."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
@@ -190,7 +199,7 @@ class _Reservoir:
         self.kept.append(x_ND)
         self.keys.append(torch.rand(len(x_ND), generator=self.generator))
         self.count += len(x_ND)
-        if self.count > 2 * self.size:  # shrink now and then, so that the pass stays linear
+        if self.count > 2 * self.size:  # not at every batch: shrinking costs `size` each time
             self._shrink()
 
     def rows(self) -> Tensor:

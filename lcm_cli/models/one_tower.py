@@ -3,17 +3,17 @@
     input  = PreNet([x | embed(t)]) + position       t = 0 for clean concepts
     x0_n   = PostNet(Transformer(clean x_<n, noisy x_n))
 
-Training denoises every sentence of a document at once. Who sees whom (figure 7):
-- every position sees the clean concepts of earlier sentences;
-- a clean one also sees itself, a noisy one itself too; nobody else sees a noisy one;
-- a noisy one that learns without context sees itself only.
+Training denoises every sentence of a document at once, under this attention mask (figure 7):
+- every position sees itself and the clean concepts of earlier sentences;
+- no position sees a noisy concept other than itself;
+- a noisy concept trained without context sees only itself.
 
-The paper interleaves clean and noisy ones; here all clean ones stand first, then all noisy ones,
-which is the same computation since positions are given explicitly: a sentence's place in the
-document, for its clean and its noisy form alike. While generating, the clean ones are read once and
-cached; the noisy one is written behind them at every step and never counted.
+The paper interleaves clean and noisy concepts. Here all clean ones come first, then all noisy
+ones. The computation is the same, since positions are explicit: a sentence's clean and noisy
+concepts both have its position in the document. During generation, clean concepts are read once
+and cached; each denoising step writes the noisy concept behind them and does not advance the cache.
 
-Quant-LCM (paper 2.3.5) is the same backbone with other tags than time: `Interleaved` serves both.
+Quant-LCM (paper 2.3.5) uses the same backbone with tags other than time: `Interleaved` serves both.
 
 Shapes: B documents, S concepts, K clean concepts, D concept dim, E tag dim, M model dim.
 """
@@ -37,7 +37,7 @@ from lcm_cli.models.layers import (
 
 
 class Interleaved(nn.Module):
-    """A Transformer over clean concepts and unfinished ones, each with a tag that says which."""
+    """A Transformer over clean and unfinished concepts, told apart by their tags."""
 
     def __init__(self, config: OneTowerConfig | QuantConfig) -> None:
         super().__init__()
@@ -56,15 +56,17 @@ class Interleaved(nn.Module):
         """Contextualize the noisy concepts of whole documents, (B, S, M).
 
         `clean` and `noisy` are concepts (B, K, D) and (B, S, D) with tags that broadcast to
-        (B, K, E) and (B, S, E); the noisy ones stand at `places_BS`, (B or 1, S), in the row.
-        `segments_BS` numbers the documents of packed rows, those of the last place included.
+        (B, K, E) and (B, S, E). `places_BS`, (B or 1, S), are the noisy concepts' places in the
+        row. `segments_BS`, (B, K + 1), numbers the documents of packed rows.
         """
         x_BKD, x_BSD = clean[0], noisy[0]
         rows, known = x_BKD.shape[:2]
         places_BK = torch.arange(known, device=x_BKD.device).expand(rows, known)
         places_BS = places_BS.expand(rows, -1)
         mask = training_mask(known, places_BS, dropped_BS, segments_BS)
-        if segments_BS is not None:  # positions begin again with each document, the mask is made
+        # From here on places are positions, which restart with each document; the mask above
+        # needed the places in the row.
+        if segments_BS is not None:
             stand_BS = standing(segments_BS)
             places_BK, places_BS = stand_BS[:, :known], stand_BS.gather(1, places_BS)
         h_BSM = torch.cat([self.embed(*clean, places_BK), self.embed(*noisy, places_BS)], dim=1)
@@ -73,7 +75,7 @@ class Interleaved(nn.Module):
         return out_BSM[:, -x_BSD.shape[1] :]
 
     def embed(self, x_BSD: Tensor, tags: Tensor, places_BS: Tensor) -> Tensor:
-        """Return the PreNet of concepts with their tags, at their places."""
+        """Return the PreNet of concepts concatenated with their tags, (B, S, M)."""
         tags_BSE = tags.expand(*x_BSD.shape[:-1], -1)
         return self.frontend(torch.cat([x_BSD, tags_BSE], dim=-1), places_BS)
 
@@ -83,8 +85,10 @@ class Interleaved(nn.Module):
         self.transformer(self.embed(x_BKD, tag_E, places), places, cache=cache)
 
     def try_next(self, x_BD: Tensor, tag_E: Tensor, cache: KeyValueCache, guided: bool) -> Tensor:
-        """Contextualize one unfinished concept a row, (B, M); if `guided`, (2 B, M): the second
-        half without context."""
+        """Contextualize one unfinished concept per row, (B, M).
+
+        If `guided`, returns (2 B, M), the second half computed without context.
+        """
         places = cache.lengths_B[:, None]
         h_BSM = self.embed(x_BD[:, None], tag_E, places)
         if guided:
@@ -109,7 +113,7 @@ def training_mask(
     dropped_BS: Tensor | None,
     segments_BS: Tensor | None = None,
 ) -> Tensor:
-    """Return who sees whom, (B, 1, K + S, K + S), with the clean concepts before the noisy ones."""
+    """Return the mask over K clean concepts followed by S noisy ones, (B, 1, K + S, K + S)."""
     rows, count = places_BS.shape
     clean = torch.ones(known, known, dtype=torch.bool, device=places_BS.device).tril()
     if segments_BS is not None:
@@ -125,7 +129,10 @@ def _noisy_mask(
     dropped_BS: Tensor | None = None,
     segments_BS: Tensor | None = None,
 ) -> Tensor:
-    """Return what noisy concepts see: clean ones strictly before them, and themselves."""
+    """Return the mask rows of noisy concepts, (B, 1, S, K + S).
+
+    They see the clean concepts strictly before them, and themselves.
+    """
     rows, count = places_BS.shape
     earlier = torch.arange(known, device=places_BS.device) < places_BS[..., None]
     if segments_BS is not None:
@@ -138,7 +145,7 @@ def _noisy_mask(
 
 
 class OneTowerLCM(DiffusionLCM):
-    """A single tower that reads clean concepts and denoises the next."""
+    """A single Transformer that reads clean concepts and denoises the next."""
 
     config: OneTowerConfig
 
@@ -158,7 +165,7 @@ class OneTowerLCM(DiffusionLCM):
         segments_BS: Tensor | None = None,
     ) -> Tensor:
         """Denoise every concept against those before it; see DiffusionLCM.forward."""
-        # The last clean concept would be seen by nobody.
+        # No position would see the last clean concept.
         clean = x_BSD[:, :-1], self._tag(0)
         noisy = noisy_BSD, self.embed_time(timesteps_BS)
         if places_BS is None:
@@ -173,7 +180,7 @@ class OneTowerLCM(DiffusionLCM):
     def begin(self, prompts: Batch, capacity: int, options: DiffusionOptions) -> DiffusionState:
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows = len(prompts.lengths_B)
-        # One place more than the documents need: the noisy concept stands there.
+        # One entry more than the documents need, for the noisy concept.
         cache = KeyValueCache(self.config.transformer.layers, rows, capacity + 1, self.device)
         self.backbone.read(self.normalized(prompts.concepts_BSD), self._tag(0), cache)
         cache.advance(prompts.lengths_B)
@@ -186,7 +193,7 @@ class OneTowerLCM(DiffusionLCM):
         state.cache.advance(1)
 
     def reader(self, state: DiffusionState) -> Predict:
-        """Return the denoiser of one concept a row; see DiffusionLCM.reader."""
+        """Return the denoiser of one concept per row; see DiffusionLCM.reader."""
 
         def predict(x_BD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
             x_BD = x_BD.to(self.dtype)

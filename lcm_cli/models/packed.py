@@ -1,11 +1,12 @@
-"""Concept models laid out for generating on the CPU: the same numbers from fewer, larger products.
+"""A memory layout of concept models for generation on the CPU: fewer, larger matrix products.
 
-A product with few rows takes as long as it takes to read its weights, and large matrices are read
-at a higher rate than small ones. So maps of the same input become one:
+A product with few rows takes as long as reading its weights from memory, and large matrices are
+read at a higher rate than small ones. The following maps are therefore merged; results are equal
+up to rounding:
 
-    q, k, v               of self-attention
-    gate, inner           of SwiGLU
-    output_proj v_proj    of a denoiser's position, which sees itself only: one map of half the size
+    q, k, v               of self-attention, which share their input
+    gate, inner           of SwiGLU, which share their input
+    output_proj v_proj    of denoiser positions, which see only themselves: one map of half the size
 
 Shapes: B rows (documents), S concepts, M model dim, H heads, W head width.
 """
@@ -22,13 +23,14 @@ from lcm_cli.space.kernels import PackedLinear, can_pack, pack_linear, page_out
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# From 7 rows on oneDNN lays weights out in blocks of 32 outputs, not 64. That layout serves fewer
-# rows better too: one or two take a quarter less, some hundred 5 % more.
+# The number of rows that oneDNN lays weights out for. From 7 rows on it uses blocks of 32 outputs
+# instead of 64; products of one or two rows then take a quarter less time, those of some hundred
+# rows 5 % more.
 ROWS = 8
 
 
 class PackedAttention(Attention):
-    """Self-attention with one product for queries, keys and values."""
+    """Self-attention with a single product for queries, keys and values."""
 
     def __init__(self, part: Attention) -> None:
         nn.Module.__init__(self)
@@ -39,18 +41,20 @@ class PackedAttention(Attention):
     def project(self, x_BSM: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; see Attention.project."""
         all_BHSW = split_heads(self.qkv_proj(x_BSM), self.heads + 2 * self.kv_heads)
-        turning, v = all_BHSW.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        qk, v = all_BHSW.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if rotation is not None:
-            turning = rotate(turning, rotation)
-        q, k = turning.split([self.heads, self.kv_heads], dim=1)
+            qk = rotate(qk, rotation)
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
         return q, k, v
 
 
 class Alone(nn.Module):
-    """Self-attention of positions that see themselves only, as a single map."""
+    """Self-attention of positions that see only themselves, as a single linear map."""
 
     def __init__(self, part: Attention) -> None:
         super().__init__()
+        # Grouped heads: v_proj has a row per value head's channel, output_proj a column per query
+        # head's, so `share` repeats the rows. The bias is the map's value at zero.
         weight_MM = part.output_proj.weight @ part.share(part.v_proj.weight.T).T
         bias_M = part.alone(weight_MM.new_zeros(weight_MM.shape[1]))
         self.proj = PackedLinear(weight_MM, bias_M, ROWS)
@@ -64,7 +68,7 @@ class Alone(nn.Module):
 
 
 class PackedFeedForward(nn.Module):
-    """SwiGLU with one product for gate and inner."""
+    """SwiGLU with a single product for gate and inner."""
 
     def __init__(self, part: FeedForward) -> None:
         super().__init__()
@@ -80,7 +84,7 @@ class PackedFeedForward(nn.Module):
 
 
 def joined(*layers: nn.Linear) -> PackedLinear:
-    """Return one map that gives the outputs of all `layers`, side by side."""
+    """Return one linear map that computes the outputs of all `layers`, side by side."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     for layer in layers:
@@ -90,14 +94,14 @@ def joined(*layers: nn.Linear) -> PackedLinear:
 
 @torch.no_grad()
 def lay_out(model: Model) -> Model:
-    """Lay out a float32 model on the CPU for generating; others are returned as they are.
+    """Lay out a float32 CPU model for generation, in place; return any other model unchanged.
 
-    It can neither be trained nor saved afterwards.
+    A model that was laid out can be neither trained nor saved.
     """
     if not can_pack(model):
         return model
     layers = list(model.modules())
-    while layers:  # emptied from its end, so that it does not hold what was replaced
+    while layers:  # popped, so that the list keeps no replaced layer in memory
         layer = layers.pop()
         if isinstance(layer, DenoiserLayer):
             layer.self_attn = Alone(layer.self_attn)  # type: ignore[assignment]

@@ -1,17 +1,18 @@
-"""Quant-LCM (paper 2.3.5): the next concept, codebook after codebook.
+"""Quant-LCM (paper 2.3.5): the next concept, one codebook at a time.
 
-A residual vector quantizer writes a concept as a sum of centroids, one from each of C codebooks,
-chosen greedily on what is left:  x ~ sum_k c_k,  c_k = the unit of codebook k nearest to
-x - c_1 - ... - c_(k-1).
+A residual vector quantizer approximates a concept by a sum of centroids, one from each of C
+codebooks, chosen greedily:  x ~ sum_k c_k,  where c_k is the unit of codebook k nearest to the
+residual x - c_1 - ... - c_(k-1).
 
-The model is the One-Tower's backbone, the noisy concept replaced by the partial sum of the first
-k - 1 centroids and time by the number k. Two heads (k uniform in training):
-- discrete (-d):  softmax over the units of codebook k, cross-entropy;
-- continuous (-c): the whole concept, squared error; unit i is then drawn with probability
-  p(c_i | r) ~ exp(-|c_i - r|^2 / temperature), r = prediction - partial sum     (eq. 23).
+The model is the One-Tower's backbone; the partial sum of the first k - 1 centroids replaces the
+noisy concept, and k, which is drawn uniformly in training, replaces the timestep. It has one of two
+heads:
+- discrete (-d): softmax over the units of codebook k, trained by cross-entropy;
+- continuous (-c): the whole concept, trained by squared error; unit i is then drawn with
+  probability p(c_i | r) ~ exp(-|c_i - r|^2 / temperature), r = prediction - partial sum (eq. 23).
 
-Quantizing and distances are in the raw space, where the decoder's ear is; only the network sees
-normalized numbers.
+Concepts are quantized and distances taken in raw space, the space of the decoder's input; only the
+network sees normalized concepts.
 
 Shapes: B documents, S concepts, N concepts in all, C codebooks, U units, D concept dim, M model
 dim.
@@ -32,17 +33,19 @@ from lcm_cli.models.normalizer import Normalizer
 from lcm_cli.models.one_tower import Interleaved
 from lcm_cli.progress import Progress
 
-CHUNK = 1 << 24  # distances computed at a time
+CHUNK = 1 << 24  # number of distances computed at a time, to bound memory
 
-# Contextualizes unfinished concepts (..., D) with tag number k, twice over if guided.
-Look = Callable[[Tensor, int, bool], Tensor]
+# Contextualize partial sums (..., D) with tag number k. If guided, the result has twice the rows:
+# the second half is computed without context.
+Contextualize = Callable[[Tensor, int, bool], Tensor]
 
-# The number of the codebook each concept learns (B, S), and which learn without context.
+# The codebook (from 0) that each concept is trained on, (B, S), and a mask of the concepts trained
+# without context, (B, S) or None.
 QuantDraws = tuple[Tensor, Tensor | None]
 
 
 class ResidualQuantizer(nn.Module):
-    """C codebooks of U centroids, each fitted on what the ones before it leave."""
+    """C codebooks of U centroids, each fitted on the residuals of those before it."""
 
     codebooks_CUD: Tensor
 
@@ -53,28 +56,29 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("codebooks_CUD", torch.zeros(shape))
 
     def nearest(self, codebook: int, x: Tensor) -> Tensor:
-        """Return the number of the centroid nearest to each of (N, D)."""
+        """Return the index of the centroid nearest to each row of (N, D), (N,)."""
         closest = [self.closeness(codebook, part).argmax(dim=-1) for part in self.parts(x)]
         return torch.cat(closest)
 
     def closeness(self, codebook: int, x: Tensor) -> Tensor:
-        """Return minus the squared distance of (..., D) to every centroid, (..., U)."""
+        """Return the negative squared distance of (..., D) to every centroid, (..., U) float32."""
         units_UD = self.codebooks_CUD[codebook]
         x = x.float()
-        own, theirs_U = (x**2).sum(dim=-1, keepdim=True), (units_UD**2).sum(dim=-1)
-        return 2 * x @ units_UD.T - own - theirs_U
+        # -|x - c|^2 expanded: a matrix product instead of a (..., U, D) tensor of differences.
+        x_squares, unit_squares_U = (x**2).sum(dim=-1, keepdim=True), (units_UD**2).sum(dim=-1)
+        return 2 * x @ units_UD.T - x_squares - unit_squares_U
 
     def encode(self, x_ND: Tensor) -> Tensor:
-        """Return the code of each concept, (N, C)."""
-        codes, rest_ND = [], x_ND.float()
+        """Return the code of each concept (N, D), one unit per codebook, (N, C)."""
+        codes, residual_ND = [], x_ND.float()
         for codebook in range(self.config.codebooks):
-            code_N = self.nearest(codebook, rest_ND)
-            rest_ND = rest_ND - self.codebooks_CUD[codebook][code_N]
+            code_N = self.nearest(codebook, residual_ND)
+            residual_ND = residual_ND - self.codebooks_CUD[codebook][code_N]
             codes.append(code_N)
         return torch.stack(codes, dim=-1)
 
     def decode(self, codes_NC: Tensor, depth_N: Tensor | None = None) -> Tensor:
-        """Return the sum of each code's centroids, (N, D): all, or the first `depth_N`."""
+        """Return the sum of each code's centroids, (N, D), or only of its first `depth_N`."""
         sum_ND = self.codebooks_CUD.new_zeros(len(codes_NC), self.config.concept_dim)
         for codebook, code_N in enumerate(codes_NC.unbind(dim=1)):
             centroid_ND = self.codebooks_CUD[codebook][code_N]
@@ -84,17 +88,17 @@ class ResidualQuantizer(nn.Module):
         return sum_ND
 
     def errors(self, x_ND: Tensor) -> list[float]:
-        """Return the share of variance lost after 1 .. C codebooks; 0 is a perfect copy."""
-        rest_ND, codes_NC = x_ND.float(), self.encode(x_ND)
-        total = float(((rest_ND - rest_ND.mean(dim=0)) ** 2).sum())
+        """Return the share of variance unexplained by the first 1 .. C codebooks; 0 is exact."""
+        residual_ND, codes_NC = x_ND.float(), self.encode(x_ND)
+        total = float(((residual_ND - residual_ND.mean(dim=0)) ** 2).sum())
         lost = []
         for codebook, code_N in enumerate(codes_NC.unbind(dim=1)):
-            rest_ND = rest_ND - self.codebooks_CUD[codebook][code_N]
-            lost.append(float((rest_ND**2).sum()) / max(total, 1e-30))
+            residual_ND = residual_ND - self.codebooks_CUD[codebook][code_N]
+            lost.append(float((residual_ND**2).sum()) / max(total, 1e-30))
         return lost
 
     def parts(self, x_ND: Tensor) -> list[Tensor]:
-        """Cut (N, D) so that the distances of a part fit into memory."""
+        """Split (N, D) into parts of at most `CHUNK` distances to the units of a codebook."""
         return list(torch.split(x_ND, max(1, CHUNK // self.config.units)))
 
 
@@ -108,32 +112,35 @@ def fit_quantizer(
 ) -> ResidualQuantizer:
     """Fit each codebook by k-means on the residuals of those before it.
 
-    `progress` is told every codebook that is done. Raises UsageError if there are fewer concepts
-    than units.
+    `x_ND` are raw concepts. `progress` is called after each codebook. Raises UsageError if there
+    are fewer concepts than units.
     """
     if len(x_ND) < config.units:
         raise UsageError(
             f"{len(x_ND)} concepts are too few for codebooks of {config.units} units",
-            "embed more text, or ask for fewer units",
+            "embed more text, or choose fewer units",
         )
     quantizer = ResidualQuantizer(config).to(x_ND.device)
     generator = torch.Generator().manual_seed(seed)
-    rest_ND = x_ND.float()
+    residual_ND = x_ND.float()
     for codebook in range(config.codebooks):
         chosen_U = torch.randperm(len(x_ND), generator=generator)[: config.units]
-        quantizer.codebooks_CUD[codebook] = rest_ND[chosen_U.to(x_ND.device)]
+        quantizer.codebooks_CUD[codebook] = residual_ND[chosen_U.to(x_ND.device)]
         for _ in range(iterations):
-            _improve(quantizer, codebook, rest_ND)
-        rest_ND = rest_ND - quantizer.codebooks_CUD[codebook][quantizer.nearest(codebook, rest_ND)]
+            _kmeans_step(quantizer, codebook, residual_ND)
+        residual_ND = (
+            residual_ND
+            - quantizer.codebooks_CUD[codebook][quantizer.nearest(codebook, residual_ND)]
+        )
         if progress is not None:
             progress(codebook)
     return quantizer
 
 
-def _improve(quantizer: ResidualQuantizer, codebook: int, x_ND: Tensor) -> None:
-    """One step of k-means: move every centroid to the mean of its own.
+def _kmeans_step(quantizer: ResidualQuantizer, codebook: int, x_ND: Tensor) -> None:
+    """Move every centroid to the mean of the vectors nearest to it.
 
-    A centroid without any takes the place of a concept that is served worst.
+    Centroids without any move to the vectors with the largest error.
     """
     closest = [quantizer.closeness(codebook, part).max(dim=-1) for part in quantizer.parts(x_ND)]
     code_N = torch.cat([best.indices for best in closest])
@@ -148,11 +155,12 @@ def _improve(quantizer: ResidualQuantizer, codebook: int, x_ND: Tensor) -> None:
 
 @dataclass(frozen=True)
 class QuantOptions:
-    """How a Quant-LCM generates; None is the paper's choice for long texts with its head."""
+    """Generation options of Quant-LCM; None is the paper's value for long texts, by head."""
 
-    temperature: float | None = None  # -d: of the softmax, 1; -c: of eq. 23, 0.005; 0: the best
-    top_k: int | None = None  # units that may be drawn; -d: 3; -c: 5
-    guidance: float | None = None  # 1 is none; -d: 1; -c: 1.5
+    # Of the softmax (-d: 1) or of eq. 23 (-c: 0.005); 0 always takes the best unit.
+    temperature: float | None = None
+    top_k: int | None = None  # number of units to draw from; -d: 3, -c: 5
+    guidance: float | None = None  # classifier-free guidance scale, 1: none; -d: 1, -c: 1.5
 
     def __post_init__(self) -> None:
         for name in ("temperature", "guidance"):
@@ -163,7 +171,7 @@ class QuantOptions:
             raise UsageError(f"top k {self.top_k} must be at least 1")
 
     def resolved(self, flavour: str) -> "QuantOptions":
-        """Return the same options with every None filled in."""
+        """Return the options with every None replaced by the paper's value for `flavour`."""
         temperature, top_k, guidance = (1.0, 3, 1.0) if flavour == "discrete" else (0.005, 5, 1.5)
         return QuantOptions(
             temperature if self.temperature is None else self.temperature,
@@ -174,7 +182,7 @@ class QuantOptions:
 
 @dataclass
 class QuantState(State):
-    """The context so far."""
+    """The context read so far."""
 
     options: QuantOptions
     cache: KeyValueCache
@@ -185,7 +193,7 @@ class QuantState(State):
 
 
 class QuantLCM(ConceptModel):
-    """The One-Tower's backbone, building a concept centroid by centroid."""
+    """The One-Tower's backbone, building up a concept one centroid at a time."""
 
     Options = QuantOptions
 
@@ -198,7 +206,7 @@ class QuantLCM(ConceptModel):
                 concept_dim=config.concept_dim, codebooks=config.codebooks, units=config.units
             )
         )
-        # Tag 0 is a clean concept; tag k one that waits for its k-th centroid.
+        # Tag 0 marks a clean concept; tag k a partial sum whose k-th centroid is to be predicted.
         self.embed_index = nn.Embedding(config.codebooks + 1, config.model_dim)
         nn.init.normal_(self.embed_index.weight, std=0.02)
         self.backbone = Interleaved(config)
@@ -206,7 +214,7 @@ class QuantLCM(ConceptModel):
         self.head = Projection(config.model_dim, outputs)
 
     def draw(self, shape: torch.Size, generator: torch.Generator | None = None) -> QuantDraws:
-        """Draw the codebook of each concept (B, S), and who learns without context."""
+        """Draw the codebook and the condition dropping of each concept, for a (B, S) `shape`."""
         device = self.device if generator is None else generator.device
         depth_BS = torch.randint(
             self.config.codebooks, shape, device=device, generator=generator
@@ -219,9 +227,9 @@ class QuantLCM(ConceptModel):
         generator: torch.Generator | None = None,
         draws: QuantDraws | None = None,
     ) -> Loss:
-        """Return, for a random codebook of each concept, its cross-entropy or squared error.
+        """Return the cross-entropy (-d) or squared error (-c) at a random codebook per concept.
 
-        `draws` replaces what `generator` would give.
+        `draws` replaces the numbers otherwise drawn from `generator`.
         """
         raw_BSD = batch.concepts_BSD.to(self.device)
         x0_BSD, target_BS = batch.targets(raw_BSD)
@@ -242,7 +250,7 @@ class QuantLCM(ConceptModel):
         return Loss(errors_N.sum(), errors_N.detach())
 
     def _dropped(self, depth_BS: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        """Draw which positions learn without context, (B, S)."""
+        """Draw the positions trained without context, (B, S); None outside training."""
         chance = self.config.condition_dropping
         if not self.training or chance == 0:
             return None
@@ -252,23 +260,24 @@ class QuantLCM(ConceptModel):
 
     @torch.inference_mode()
     def predict(self, batch: Batch, options: QuantOptions, noise: Noise) -> Tensor:
-        """Predict concepts 1 .. S - 1 from the true ones before, all at once, (B, S - 1, D)."""
+        """Predict concepts 1 .. S - 1 together, each from the true ones before, (B, S - 1, D)."""
         x_BSD = self.normalized(batch.concepts_BSD)
         known = x_BSD.shape[1] - 1
         cache = KeyValueCache(self.config.transformer.layers, len(x_BSD), 2 * known, self.device)
         self.backbone.read(x_BSD[:, :-1], self.embed_index.weight[0], cache)
         cache.advance(known)
 
-        def look(x: Tensor, number: int, guided: bool) -> Tensor:
+        def contextualize(x: Tensor, number: int, guided: bool) -> Tensor:
             return self.backbone.try_all(x, self.embed_index.weight[number], cache, guided)
 
         start_BSD = torch.zeros_like(batch.concepts_BSD[:, 1:], device=self.device)
-        return self._build(look, start_BSD, options, lambda: noise.uniform(known))
+        return self._build(contextualize, start_BSD, options, lambda: noise.uniform(known))
 
     @torch.inference_mode()
     def begin(self, prompts: Batch, capacity: int, options: QuantOptions) -> QuantState:
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows = len(prompts.lengths_B)
+        # One entry more than the documents need, for the partial sum.
         cache = KeyValueCache(self.config.transformer.layers, rows, capacity + 1, self.device)
         clean_BSD = self.normalized(prompts.concepts_BSD)
         self.backbone.read(clean_BSD, self.embed_index.weight[0], cache)
@@ -284,61 +293,75 @@ class QuantLCM(ConceptModel):
 
     @torch.inference_mode()
     def next(self, state: QuantState, noise: Noise) -> Tensor:
-        """Choose one centroid of every codebook, for each row, (B, D)."""
+        """Choose one centroid of every codebook for each row; return their sum, (B, D)."""
         start_BD = torch.zeros(state.cache.rows, self.config.concept_dim, device=self.device)
-        return self._build(self._looker(state), start_BD, state.options, noise.uniform)
+        return self._build(self._contextualizer(state), start_BD, state.options, noise.uniform)
 
     @torch.inference_mode()
     def likelihood(self, state: QuantState, concepts_BD: Tensor) -> Tensor:
-        """Return the log probability of each concept's code."""
+        """Return the log probability of each concept's code, (B,)."""
         codes_BC = self.quantizer.encode(concepts_BD.to(self.device))
         options = state.options.resolved(self.config.flavour)
         partial_BD, sum_B = torch.zeros_like(concepts_BD), concepts_BD.new_zeros(len(concepts_BD))
-        # Probabilities are the model's own at temperature 1 (-d) or the paper's (-c).
+        # The temperature is 1 (-d) or the paper's (-c), whatever the temperature of sampling.
         scale = 1.0 if self.config.flavour == "discrete" else 0.005
         for codebook, code_B in enumerate(codes_BC.unbind(dim=1)):
-            scores_BU = self._scores(self._looker(state), partial_BD, codebook, options)
+            scores_BU = self._scores(self._contextualizer(state), partial_BD, codebook, options)
             logs_BU = (scores_BU / scale).log_softmax(dim=-1)
             sum_B = sum_B + logs_BU.gather(1, code_B[:, None])[:, 0]
             partial_BD = partial_BD + self.quantizer.codebooks_CUD[codebook][code_B]
         return sum_B
 
-    def _looker(self, state: QuantState) -> Look:
-        def look(x_BD: Tensor, number: int, guided: bool) -> Tensor:
+    def _contextualizer(self, state: QuantState) -> Contextualize:
+        def contextualize(x_BD: Tensor, number: int, guided: bool) -> Tensor:
             tag_E = self.embed_index.weight[number]
             return self.backbone.try_next(x_BD, tag_E, state.cache, guided)
 
-        return look
+        return contextualize
 
     def _build(
-        self, look: Look, sums: Tensor, options: QuantOptions, draw: Callable[[], Tensor]
+        self,
+        contextualize: Contextualize,
+        sums: Tensor,
+        options: QuantOptions,
+        draw: Callable[[], Tensor],
     ) -> Tensor:
-        """Add a centroid of every codebook to `sums` (..., D), which begin at zero."""
+        """Add a centroid of every codebook to `sums`, zeros (..., D), and return the result."""
         options = options.resolved(self.config.flavour)
         for codebook in range(self.config.codebooks):
-            scores = self._scores(look, sums, codebook, options)
+            scores = self._scores(contextualize, sums, codebook, options)
             unit = choose_codes(scores, options, draw)
             sums = sums + self.quantizer.codebooks_CUD[codebook][unit]
         return sums
 
-    def _scores(self, look: Look, sums: Tensor, codebook: int, options: QuantOptions) -> Tensor:
-        """Return how well each unit of a codebook comes next, (..., U): logits, or eq. 23's."""
+    def _scores(
+        self, contextualize: Contextualize, sums: Tensor, codebook: int, options: QuantOptions
+    ) -> Tensor:
+        """Return the score of each unit of a codebook, (..., U).
+
+        Scores are logits (-d), or the negative squared distances of equation 23 (-c).
+        """
         guided = options.guidance != 1.0
-        out = self.head(look(self.normalized(sums), codebook + 1, guided)).float()
+        out = self.head(contextualize(self.normalized(sums), codebook + 1, guided)).float()
         if guided:  # eq. 20
             conditional, unconditional = out.chunk(2)
             out = unconditional + options.guidance * (conditional - unconditional)
         if self.config.flavour == "discrete":
             return out
+        # The residual r of equation 23, in raw space.
         return self.quantizer.closeness(codebook, self.normalizer.denormalize(out) - sums)
 
 
 def choose_codes(scores: Tensor, options: QuantOptions, draw: Callable[[], Tensor]) -> Tensor:
-    """Draw a unit from (..., U) among the `top_k` best; `draw` gives uniform numbers (...)."""
+    """Draw a unit per position from scores (..., U), among the `top_k` best, (...).
+
+    `draw` returns uniform numbers in [0, 1), (...); it is not called at temperature 0.
+    """
     assert options.temperature is not None and options.top_k is not None
     if options.temperature == 0:
         return scores.argmax(dim=-1)
     best = scores.topk(min(options.top_k, scores.shape[-1]), dim=-1)
     shares = (best.values / options.temperature).softmax(dim=-1)
+    # Inverse CDF. Rounding may leave the last sum below 1 and the drawn number above it: clamp.
     place = (shares.cumsum(dim=-1) <= draw()[..., None]).sum(dim=-1, keepdim=True)
     return best.indices.gather(-1, place.clamp(max=best.indices.shape[-1] - 1))[..., 0]

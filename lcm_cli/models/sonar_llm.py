@@ -3,9 +3,9 @@
     x^_n = W_out Llama(W_in x_<n) + b          raw concepts, no normalizer
     loss = cross-entropy of sentence n's tokens, decoded from x^_n by SONAR's frozen decoder
 
-It is Base-LCM's computation with other blocks and another loss. What it predicts need not be a
-concept that SONAR would encode, so every prediction is decoded and re-encoded before it is read
-again: pass `reencode` to `generate`.
+The computation is that of Base-LCM with other blocks and another loss. A predicted concept need not
+be one that SONAR would encode, so each is decoded and re-encoded before the model reads it: pass
+`reencode` to `generate_concepts`.
 
 Shapes: B documents, S concepts, D concept dim, N targets.
 """
@@ -22,8 +22,8 @@ from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
 from lcm_cli.models.config import SonarLLMConfig
 from lcm_cli.models.interface import Batch, Loss, Noise
 
-# Predicted concepts (N, D), and the tokens of the sentences that they are to say: the cross-entropy
-# of each sentence, (N,).
+# Map predicted concepts (N, D) and the token ids of their target sentences to the cross-entropy of
+# each sentence, (N,).
 SentenceLoss = Callable[[Tensor, Sequence[NDArray[np.int32]]], Tensor]
 
 
@@ -35,18 +35,21 @@ class SonarLLM(BaseLCM):
 
     def __init__(self, config: SonarLLMConfig) -> None:
         super().__init__(config)
-        # Set where it is trained: no part of the model, of its parameters or its checkpoint.
+        # Set by training; not part of the model's parameters or its checkpoint.
         self.token_loss: SentenceLoss | None = None
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
-        """Return the cross-entropy of every next sentence, or, without `token_loss`, its squared
-        error. Raises IntegrityError for a batch that does not hold what its concepts say."""
+        """Return the cross-entropy of each next sentence, or the squared error of its concept.
+
+        The squared error serves where `token_loss` is not set. Raises IntegrityError if the
+        cross-entropy is wanted and the batch has no tokens.
+        """
         if self.token_loss is None:
             return super().loss(batch, generator)
         if batch.tokens is None:
             raise IntegrityError(
-                "the data do not say what their concepts mean",
-                'learn without it: --set model.loss="squared"',
+                "the data hold no tokens of their sentences, which model.loss 'tokens' needs",
+                'train on the concepts alone: --set model.loss="squared"',
             )
         chosen_BS = batch.learned(first=self.config.objective.min_context)[:, 1:]
         x_BSD = self.normalized(batch.concepts_BSD)
@@ -59,9 +62,9 @@ class SonarLLM(BaseLCM):
         return Loss(errors_N.sum(), errors_N.detach())
 
     def spread(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
-        """Return points around the predictions: temperature counts in their root mean square.
+        """Return the predictions (B, ..., D), with noise of `temperature` times their RMS added.
 
-        Raw concepts have no unit deviation as normalized ones do.
+        Raw concepts, unlike normalized ones, do not have unit deviation.
         """
         if options.temperature == 0:
             return mean

@@ -6,17 +6,17 @@
             y = x + gate Block((1 + scale) norm(x) + shift)       eq. 22
     loss      = E_t [ w(t) |x0 - Denoiser(a_t x0 + s_t e, t)|^2 ] eq. 16
 
-A zero vector stands before the context, so that the first concept, and the unconditional model of
-guidance, have something to look at.
+A zero vector precedes the context, so that the first concept and the unconditional prediction of
+guidance have a key to attend to.
 
-What is done otherwise than in the official code, with the same numbers:
-- a denoiser position sees itself only, so its self-attention is output_proj(v_proj(x)); the q and k
-  projections exist in the state dict and are frozen;
-- position n sees the zero vector and what lies before n: against [0, context] that is plain causal
-  attention, without a mask;
-- positions that learn without context see one key, so they get that key's value;
-- while generating, keys and values of the context are computed once a concept, modulators once a
-  run, and the unconditional cross-attention is one vector a layer.
+The following differs from the official code, with equal results up to rounding:
+- A denoiser position sees only itself, so its self-attention is output_proj(v_proj(x)). The q and
+  k projections remain in the state dict, frozen.
+- Position n sees the zero vector and the concepts before n. Over [0, context] that is plain causal
+  attention, which needs no mask.
+- Positions trained without context see a single key, so their attention is that key's value.
+- In generation, keys and values of the context are computed once per concept, and modulations once
+  per run; the unconditional cross-attention is one constant vector per layer.
 
 Shapes: B documents, S concepts, K keys, D concept dim, M model dim, H heads, W head width,
 N targets, T steps of the schedule.
@@ -49,28 +49,29 @@ from lcm_cli.models.layers import (
 
 @dataclass
 class Memory:
-    """What a denoiser layer's cross-attention looks at: keys and values of [0, context].
+    """The keys and values of [0, context] for the cross-attention of one denoiser layer.
 
-    Rows of the denoiser beyond those of the memory are unconditional: they see the zero vector.
+    Rows of the denoiser beyond those of the memory are unconditional: they see only the zero
+    vector.
     """
 
     k_BHKW: Tensor
     v_BHKW: Tensor
-    nothing_M: Tensor  # what looking at the zero vector alone gives
-    mask: Tensor | None = None  # True where a position may look
+    nothing_M: Tensor  # output of the cross-attention where only the zero vector is seen
+    mask: Tensor | None = None  # True where a position sees a key, (B or 1, 1, S or 1, K)
     causal: bool = False  # position n sees keys 0 .. n
-    dropped_BS: Tensor | None = None  # positions that see the zero vector only
+    dropped_BS: Tensor | None = None  # positions that see only the zero vector
 
 
 class CrossAttention(Attention):
-    """Attention of noisy concepts to the context."""
+    """The attention of noisy concepts to the context."""
 
     def nothing(self, like: Tensor) -> Tensor:
-        """Return what looking at the zero vector alone gives, (M,)."""
+        """Return the output where only the zero vector is seen, (M,), in the dtype of `like`."""
         return self.alone(like.new_zeros(like.shape[-1]))
 
     def look(self, x_BSM: Tensor, memory: Memory) -> Tensor:
-        """Attend to `memory`, (B, S, M) to (B, S, M)."""
+        """Attend to `memory`, (B, S, M) to (B, S, M); only its rows are computed, others filled."""
         rows = len(memory.k_BHKW)
         q = self.queries(x_BSM[:rows])
         y = self.attend(q, memory.k_BHKW, memory.v_BHKW, memory.mask, memory.causal)
@@ -84,24 +85,28 @@ class CrossAttention(Attention):
 
 
 class Modulator(nn.Module):
-    """AdaLN: shift, scale and gate of a layer's three parts, from the timestep (eq. 21)."""
+    """AdaLN: shift, scale and gate of a layer's three sublayers, from the timestep (eq. 21)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.fc = nn.Linear(dim, 9 * dim)
-        # A new denoiser begins as the identity.
+        # All gates start at zero, so that every layer of a new denoiser is the identity.
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, time: Tensor) -> Tensor:
-        """Map (..., M) to (..., 9 M): shift, 1 + scale, gate of each part."""
+        """Map (..., M) to (..., 9 M): shift, 1 + scale and gate of each sublayer.
+
+        The sublayers are self-attention, cross-attention and feed-forward, in this order.
+        """
         parts = self.fc(nn.functional.silu(time)).view(*time.shape[:-1], 3, 3, -1)
         shift, scale, gate = parts.unbind(dim=-2)
+        # Adding the 1 here, once per timestep, leaves a single addcmul to every layer.
         return torch.stack((shift, 1 + scale, gate), dim=-2).flatten(-3)
 
 
 class DenoiserLayer(nn.Module):
-    """Self, cross-attention and feed-forward, each modulated by the timestep."""
+    """Self-attention, cross-attention and feed-forward, each modulated by the timestep."""
 
     def __init__(self, dim: int, config: TransformerConfig) -> None:
         super().__init__()
@@ -117,7 +122,7 @@ class DenoiserLayer(nn.Module):
             unused.requires_grad_(False)
 
     def forward(self, x_BSM: Tensor, modulation: Tensor, memory: Memory) -> Tensor:
-        """Return the stream after the layer; `modulation` broadcasts to (B, S, 9 M)."""
+        """Map (B, S, M) to (B, S, M); `modulation` broadcasts to (B, S, 9 M)."""
         own, cross, ffn = modulation.chunk(3, dim=-1)
         x = self._part(x_BSM, own, self.self_attn_layer_norm, self.self_attn.alone)
         look = partial(self.cross_attention.look, memory=memory)
@@ -127,14 +132,14 @@ class DenoiserLayer(nn.Module):
     def _part(
         self, x: Tensor, modulation: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Equation 22: x + gate Block(scale norm(x) + shift)."""
+        """Return x + gate Block(scale norm(x) + shift) (eq. 22); `scale` already includes the 1."""
         shift, scale, gate = modulation.chunk(3, dim=-1)
         h = block(torch.addcmul(shift, norm(x), scale))
         return torch.addcmul(x, gate, self.dropout(h))
 
 
 class Denoiser(nn.Module):
-    """The second tower."""
+    """The second tower: denoises concepts against the contextualizer's output."""
 
     def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__()
@@ -147,18 +152,18 @@ class Denoiser(nn.Module):
         self.final_proj = Projection(dim, config.concept_dim)
 
     def modulations(self, timesteps: Tensor) -> list[Tensor]:
-        """Return each layer's modulation at `timesteps` (...), (..., 9 M)."""
+        """Return the modulation of each layer at `timesteps` (...), (..., 9 M) each."""
         time = self.embed_time(timesteps)
         return [layer.modulator(time) for layer in self.layers]  # type: ignore[operator]
 
     def cross_attentions(self) -> list[CrossAttention]:
-        """Return the cross-attention of every layer."""
+        """Return the cross-attention of each layer."""
         return [layer.cross_attention for layer in self.layers]  # type: ignore[misc]
 
     def forward(
         self, x_BSD: Tensor, modulations: Sequence[Tensor], memories: Sequence[Memory]
     ) -> Tensor:
-        """Denoise (B, S, D), given each layer's modulation and memory."""
+        """Denoise concepts (B, S, D), given the modulation and memory of each layer."""
         x_BSM = self.initial_proj(x_BSD)
         for layer, modulation, memory in zip(self.layers, modulations, memories, strict=True):
             x_BSM = layer(x_BSM, modulation, memory)
@@ -167,11 +172,11 @@ class Denoiser(nn.Module):
 
 @dataclass
 class TwoTowerState(DiffusionState):
-    """The context so far, for both towers, and the modulations of a whole run."""
+    """The context read so far, for both towers, and the modulations of a whole run."""
 
-    memory: KeyValueCache  # of the denoiser's cross-attention: [0, context]
-    nothing: list[Tensor]  # what each layer's cross-attention gives without context, (M,)
-    modulations: dict[int, list[Tensor]]  # timestep -> one a layer, (9 M,)
+    memory: KeyValueCache  # keys and values of [0, context] for the denoiser's cross-attention
+    nothing: list[Tensor]  # each layer's cross-attention output without context, (M,)
+    modulations: dict[int, list[Tensor]]  # timestep -> modulation of each layer, (9 M,)
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
@@ -180,7 +185,7 @@ class TwoTowerState(DiffusionState):
 
 
 class TwoTowerLCM(DiffusionLCM):
-    """A contextualizer and a denoiser."""
+    """A contextualizer of clean concepts and a denoiser of the next."""
 
     config: TwoTowerConfig
 
@@ -217,24 +222,24 @@ class TwoTowerLCM(DiffusionLCM):
         context_BSM = self.contextualize(x_BSD, segments_BS=segments_BS)
         if places_BS is None and segments_BS is not None:
             places_BS = torch.arange(x_BSD.shape[1], device=x_BSD.device).expand(len(x_BSD), -1)
-        # Without places it is the causal mask.
+        # No mask: the memories are causal.
         mask = None if places_BS is None else sees(places_BS, x_BSD.shape[1], segments_BS)
         memories = self._memories(context_BSM, mask, dropped_BS)
         return self.denoiser(noisy_BSD, self._modulations_everywhere(timesteps_BS), memories)
 
     def _modulations_everywhere(self, timesteps_BS: Tensor) -> list[Tensor]:
-        """Return each layer's modulations with a timestep a position, (B, S, 9 M)."""
+        """Return the modulation of each layer at every position's timestep, (B, S, 9 M) each."""
         total = self.config.schedule.steps
         if timesteps_BS.numel() < total:
             return self.denoiser.modulations(timesteps_BS)
-        # There are fewer timesteps than positions: compute each once, then look it up.
+        # Fewer timesteps than positions: compute each modulation once, then look it up.
         tables = self.denoiser.modulations(torch.arange(total, device=timesteps_BS.device))
         return [nn.functional.embedding(timesteps_BS, table) for table in tables]
 
     def _memories(
         self, context_BSM: Tensor, mask: Tensor | None, dropped_BS: Tensor | None = None
     ) -> list[Memory]:
-        """Return each layer's memory of [0, context]; nobody comes after the last concept."""
+        """Return the memory of [0, context] for each layer; no position sees the last concept."""
         memory_BKM = after_zero(context_BSM[:, :-1])
         return [
             Memory(
@@ -261,12 +266,13 @@ class TwoTowerLCM(DiffusionLCM):
         return state
 
     def _modulations_of_run(self, options: DiffusionOptions) -> dict[int, list[Tensor]]:
+        """Return the modulations of all timesteps that `options` visits, computed in one pass."""
         visited = timesteps(self.config.schedule.steps, options)
         layers = self.denoiser.modulations(torch.tensor(visited, device=self.device))
         return {t: [layer[index] for layer in layers] for index, t in enumerate(visited)}
 
     def _remember(self, state: TwoTowerState, context_BSM: Tensor, counts: Tensor | int) -> None:
-        """Compute the denoiser's keys and values of new context, once for all its steps."""
+        """Add the denoiser's keys and values of new context vectors to its memory."""
         for number, part in enumerate(self.denoiser.cross_attentions()):
             state.memory.put(number, *part.keys_values(context_BSM))
         state.memory.advance(counts)
@@ -279,7 +285,7 @@ class TwoTowerLCM(DiffusionLCM):
         self._remember(state, context_BSM, 1)
 
     def reader(self, state: DiffusionState) -> Predict:
-        """Return the denoiser of one concept a row; see DiffusionLCM.reader."""
+        """Return the denoiser of one concept per row; see DiffusionLCM.reader."""
         assert isinstance(state, TwoTowerState)
         filled = state.memory.filled()
         memories = [
@@ -302,13 +308,13 @@ class TwoTowerLCM(DiffusionLCM):
         return self.predictor(memories, self._modulations_of_run(options))
 
     def predictor(self, memories: list[Memory], modulations: dict[int, list[Tensor]]) -> Predict:
-        """Return the denoiser against `memories`; modulations that lack are added."""
+        """Return the denoiser against `memories`; missing `modulations` are added when needed."""
 
         def predict(x_BSD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
             if t not in modulations:
                 modulations[t] = self.denoiser.modulations(torch.tensor(t, device=self.device))
             x_BSD = x_BSD.to(self.dtype)
-            # The unconditional prediction is further rows of the same pass.
+            # The second half of the rows, beyond those of the memories, is unconditional.
             both = torch.cat([x_BSD, x_BSD]) if guided else x_BSD
             out = self.denoiser(both, modulations[t], memories).float()
             return (out[: len(x_BSD)], out[len(x_BSD) :]) if guided else (out, None)
@@ -317,10 +323,12 @@ class TwoTowerLCM(DiffusionLCM):
 
 
 def sees(places_BS: Tensor, keys: int, segments_BS: Tensor | None = None) -> Tensor:
-    """Return which of `keys` entries of [0, context] a concept at each place sees, (B, 1, S, K).
+    """Return which of the `keys` entries of [0, context] each place sees, (B, 1, S, K).
 
-    In packed rows that is the zero vector, and what is before it in its own document.
+    A place sees the zero vector and the concepts before it, in packed rows only those of its own
+    document.
     """
+    # Entry k is concept k - 1: entries up to n are the zero vector and the concepts before n.
     seen_BSK = torch.arange(keys, device=places_BS.device) <= places_BS[..., None]
     if segments_BS is not None:
         own_BS = segments_BS.gather(1, places_BS)
@@ -330,5 +338,5 @@ def sees(places_BS: Tensor, keys: int, segments_BS: Tensor | None = None) -> Ten
 
 
 def after_zero(context_BSM: Tensor) -> Tensor:
-    """Put the zero vector before the context."""
+    """Prepend the zero vector to the context, (B, S, M) to (B, S + 1, M)."""
     return nn.functional.pad(context_BSM, (0, 0, 1, 0))

@@ -1,7 +1,8 @@
-"""A space: what a concept is. Text to concepts, and concepts to text in every language it knows.
+"""Spaces: the encoding of sentences as concepts, and of concepts as text in any of its languages.
 
-One runtime for the bundled `tiny`, the official `sonar` and anything trained with `lcm train`:
-plain torch on memory-mapped weights. torch is imported with the first name taken from here.
+One runtime, in plain torch on memory-mapped weights, serves the bundled `tiny`, the official
+`sonar` and every space trained with `lcm train`. Importing the package does not import torch;
+taking a name from it does.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,9 @@
-"""SONAR's text decoder: a concept to the logits of a sentence in any language, in plain torch.
+"""SONAR's text decoder: from a concept to the logits of a sentence in any language, in plain torch.
 
-Equal to sonar-space's decoder. Its cross-attention sees exactly one vector, the concept, so its
-softmax is over one entry and every position receives output_proj(v_proj(concept)): that is computed
-once a sentence, and the attention's q, k and norm weights, which cannot matter, are left out.
+It computes the same as sonar-space's decoder. The cross-attention sees exactly one vector, the
+concept, so its softmax has one entry and every position receives output_proj(v_proj(concept)). This
+is computed once per sentence; the q, k and norm weights of the cross-attention have no effect and
+are left out.
 
 Shapes: R rows (one sentence in one language), T tokens of a packed batch, P past positions,
 M model dim, D concept dim, H heads, V vocabulary.
@@ -28,7 +29,7 @@ from lcm_cli.space.transformer import (
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shapes of a text decoder; `max_length` counts tokens, start and language token included."""
+    """Shapes of a text decoder; `max_length` counts tokens, including start and language token."""
 
     layers: int
     model_dim: int
@@ -40,16 +41,20 @@ class DecoderConfig:
 
 
 class DecoderCache:
-    """Keys and values of the tokens so far: a buffer (room, 2, R, H, d) a layer, oldest first."""
+    """Keys and values of the tokens so far: per layer a buffer (room, 2, R, H, d), oldest first.
 
-    GROWTH = 32
+    The position comes first, so that appending a token writes one contiguous block and growing the
+    buffer one contiguous copy.
+    """
+
+    GROWTH = 32  # positions added to a full buffer
 
     def __init__(self, layers: int) -> None:
         self.length = 0
         self._kv: list[Tensor | None] = [None] * layers
 
     def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one position to a layer; returns its keys and values (R, H, P + 1, d)."""
+        """Append one position to a layer; return its keys and values, (R, H, P + 1, d) each."""
         new = torch.stack([k_RHd, v_RHd])
         kv = self._kv[layer]
         if kv is None or len(kv) == self.length:
@@ -62,17 +67,17 @@ class DecoderCache:
         return k, v
 
     def reorder(self, rows: Tensor) -> None:
-        """Keep `rows` (R',) in that order, with repeats where a beam has branched."""
+        """Keep `rows` (R',) in this order; a row occurs twice where its beam has branched."""
         for layer, kv in enumerate(self._kv):
             if kv is not None:
-                # One position more than is copied: a beam search reorders at every step.
+                # Room for one more position only: beam search reorders at nearly every step.
                 room = kv.new_empty(self.length + 1, 2, len(rows), *kv.shape[3:])
                 torch.index_select(kv[: self.length], 2, rows, out=room[: self.length])
                 self._kv[layer] = room
 
 
 class CrossAttention(nn.Module):
-    """Attention to a single vector: two linear maps."""
+    """Attention to a single vector, which reduces to two linear maps."""
 
     def __init__(self, dim: int, concept_dim: int) -> None:
         super().__init__()
@@ -80,12 +85,12 @@ class CrossAttention(nn.Module):
         self.output_proj = nn.Linear(dim, dim)
 
     def forward(self, concepts_RD: Tensor) -> Tensor:
-        """Return what every position of a row receives, (R, M)."""
+        """Return the attention output of every position of each row, (R, M)."""
         return self.output_proj(self.v_proj(concepts_RD))
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm Transformer decoder layer."""
+    """A pre-norm Transformer decoder layer."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -94,16 +99,16 @@ class DecoderLayer(nn.Module):
         self.encoder_decoder_attn = CrossAttention(config.model_dim, config.concept_dim)
         self.ffn_layer_norm = nn.LayerNorm(config.model_dim)
         self.ffn = FeedForward(config.model_dim, config.ffn_dim)
-        self.dropout = nn.Dropout(0.0)  # training sets how much
+        self.dropout = nn.Dropout(0.0)  # training sets the rate
 
     def forward(self, x_TM: Tensor, rows: Packed, cross_TM: Tensor) -> Tensor:
-        """Map packed tokens (T, M) to (T, M)."""
+        """Map packed tokens (T, M) to (T, M); `cross_TM` is each token's cross-attention."""
         y_TM = self.self_attn(self.self_attn_layer_norm(x_TM), rows, causal=True)
         x_TM = x_TM + self.dropout(y_TM) + cross_TM
         return x_TM + self.dropout(self.ffn(self.ffn_layer_norm(x_TM)))
 
     def step(self, x_RM: Tensor, cross_RM: Tensor, cache: DecoderCache, index: int) -> Tensor:
-        """Map the newest token of each row, (R, M) to (R, M)."""
+        """Map the newest token of each row, (R, M) to (R, M), as layer number `index`."""
         attention = self.self_attn
         y_RM = self.self_attn_layer_norm(x_RM)
         shape = (len(y_RM), attention.heads, -1)
@@ -117,7 +122,7 @@ class DecoderLayer(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Concepts to token logits."""
+    """The decoder: concepts to token logits."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -128,25 +133,25 @@ class TextDecoder(nn.Module):
         self.output: nn.Module | None = None
 
     def cross(self, concepts_RD: Tensor) -> list[Tensor]:
-        """Return each layer's folded cross-attention, (R, M) a layer."""
+        """Return the cross-attention output of each layer, (R, M) each."""
         return [layer.encoder_decoder_attn(concepts_RD) for layer in self._layers()]
 
     def forward(self, concepts_RD: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return the last hidden state of each token, packed (T, M), under teacher forcing.
+        """Return the last hidden state of each token under teacher forcing, packed, (T, M).
 
         `rows` are the input ids of each concept's sentence; sort them by length for speed.
         """
         return self.decode(concepts_RD, pack_rows(rows, concepts_RD.device))
 
     def decode(self, concepts_RD: Tensor, rows: Packed) -> Tensor:
-        """Return the last hidden state of each token of packed rows, (T, M), likewise."""
+        """Return the last hidden state of each token under teacher forcing, for packed rows."""
         x_TM = self.decoder_frontend(rows.ids_T, rows.positions_T)
         for layer, cross_RM in zip(self._layers(), self.cross(concepts_RD), strict=True):
             x_TM = layer(x_TM, rows, cross_RM.index_select(0, rows.owner_T))
         return self.decoder.layer_norm(x_TM)
 
     def step(self, ids_R: Tensor, cross: Sequence[Tensor], cache: DecoderCache) -> Tensor:
-        """Feed one token to each row; returns the logits of the next one, (R, V)."""
+        """Feed one token to each row; return the logits of the next, (R, V)."""
         x_RM = self.decoder_frontend(ids_R, torch.full_like(ids_R, cache.length))
         for index, (layer, cross_RM) in enumerate(zip(self._layers(), cross, strict=True)):
             x_RM = layer.step(x_RM, cross_RM, cache, index)
@@ -154,7 +159,10 @@ class TextDecoder(nn.Module):
         return self.project(self.decoder.layer_norm(x_RM))
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Return the logits (..., V): `output` if a faster one was set, else the embedding."""
+        """Return the logits of hidden states, (..., M) to (..., V).
+
+        Uses `output` if a faster projection was set there, else the tied token embedding.
+        """
         if self.output is not None:
             return self.output(hidden)
         return F.linear(hidden, self.decoder_frontend.embed.weight)

@@ -1,7 +1,8 @@
-"""SONAR's text encoder: token ids of a sentence to its concept, in plain torch.
+"""SONAR's text encoder: from the token ids of a sentence to its concept, in plain torch.
 
-Equal to sonar-space's encoder (same weights, same numbers) without fairseq2, and padding-free:
-see layers.py. Architecture: SONAR (Duquenne et al. 2023), section 4; masked mean pooling.
+It computes the same as sonar-space's encoder, from the same weights, but without fairseq2 and
+without padding (see transformer.py). Architecture: SONAR (Duquenne et al. 2023), section 4, with
+mean pooling over tokens.
 
 Shapes: S sentences, R rows, T tokens of the whole batch, M model dim = D concept dim.
 """
@@ -24,7 +25,7 @@ from lcm_cli.space.transformer import (
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shapes of a text encoder; `max_length` counts tokens, language and end token included."""
+    """Shapes of a text encoder; `max_length` counts tokens, including language and end token."""
 
     layers: int
     model_dim: int
@@ -35,7 +36,7 @@ class EncoderConfig:
 
 
 class EncoderLayer(nn.Module):
-    """One pre-norm Transformer encoder layer."""
+    """A pre-norm Transformer encoder layer."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class EncoderLayer(nn.Module):
         self.self_attn = SelfAttention(config.model_dim, config.heads)
         self.ffn_layer_norm = nn.LayerNorm(config.model_dim)
         self.ffn = FeedForward(config.model_dim, config.ffn_dim)
-        self.dropout = nn.Dropout(0.0)  # training sets how much
+        self.dropout = nn.Dropout(0.0)  # training sets the rate
 
     def forward(self, x_TM: Tensor, rows: Packed) -> Tensor:
         """Map packed tokens (T, M) to (T, M)."""
@@ -52,7 +53,7 @@ class EncoderLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to concepts."""
+    """The encoder: token ids to concepts."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -62,10 +63,11 @@ class TextEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.model_dim)
 
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Encode tokenized sentences; returns concepts (S, D) in the order given.
+        """Encode tokenized sentences; return concepts (S, D) in the order given.
 
-        The result of a row does not depend on the others: they share matrix products only.
+        Rows share matrix products but do not influence each other.
         """
+        # Sorted by length, so that rows of one length are neighbours and attend in one call.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         device = self.layer_norm.weight.device
         pooled = self.encode(pack_rows([rows[i] for i in order], device))
@@ -74,7 +76,7 @@ class TextEncoder(nn.Module):
         return pooled[back.to(device)]
 
     def encode(self, rows: Packed) -> Tensor:
-        """Encode packed rows; returns concepts (R, D). A row without tokens is all zeros."""
+        """Encode packed rows; return concepts (R, D). The concept of an empty row is zero."""
         x_TM = self.encoder_frontend(rows.ids_T, rows.positions_T)
         for layer in self.encoder.layers:
             x_TM = layer(x_TM, rows)
@@ -82,6 +84,7 @@ class TextEncoder(nn.Module):
 
 
 def _mean_pool(x_TM: Tensor, rows: Packed) -> Tensor:
+    # Sum in float32: half precision would lose digits over long sentences.
     length_R1 = rows.starts_R1.diff().clamp(min=1)[:, None]
     sums_RM = x_TM.new_zeros(len(length_R1), x_TM.shape[1], dtype=torch.float32)
     return (sums_RM.index_add(0, rows.owner_T, x_TM.float()) / length_R1).to(x_TM.dtype)

@@ -1,12 +1,12 @@
-"""How little noise the concept of a sentence bears: its fragility (paper 2.5.2, eq. 26-28).
+"""Fragility of concepts: how easily noise changes the decoded sentence (paper 2.5.2, eq. 26-28).
 
     x_(a,e)      = denormalize(sqrt(1 - a) normalize(x) + sqrt(a) e)       e of N(0, 1)
     fragility(w) = - E over a of U(0, 1), e [BLEU(decode(x_(a,e)), w)]
 
-from -1, nothing can change what comes out, to 0, it never comes out. The mean is over DRAWS shares
-of noise, one from each DRAWS-th of (0, 1), which spread less than as many of (0, 1). The normalizer
-is the mean and the deviation of each channel. A sentence's noise depends on its text alone, so
-that its score is the same wherever it stands.
+It ranges from -1 (the sentence is always decoded exactly) to 0 (never even in part). The mean is
+over DRAWS values of a, one from each DRAWS-th of (0, 1): this stratified sample has less variance
+than as many independent draws. The normalizer is the mean and the deviation of each channel. A
+sentence's noise depends only on its language and text, so that equal sentences have equal scores.
 
 Shapes: S sentences, D concept dim.
 """
@@ -26,15 +26,15 @@ from lcm_cli.text.bleu import sentence_bleu
 if TYPE_CHECKING:
     from lcm_cli.space import Space
 
-DRAWS = 4  # of noise for each sentence
-SAMPLE = 4096  # sentences that the mean and the deviation of the channels are measured on
+DRAWS = 4  # noisy copies of each concept
+SAMPLE = 4096  # maximum number of sentences for the channels' mean and deviation
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Where concepts lie: mean and standard deviation of each channel."""
+    """The distribution of concepts: mean and standard deviation of each channel."""
 
     mean_D: Floats
     std_D: Floats
@@ -42,14 +42,15 @@ class Cloud:
     def noised(
         self, x_SD: Concepts, share_S1: NDArray[np.float64], noise_SD: NDArray[np.float64]
     ) -> Floats:
-        """Return concepts of which a share of the variance, (S, 1), is noise (eq. 27)."""
+        """Return concepts (S, D) with a share of their variance, (S, 1), replaced by noise."""
+        # Equation 27 with normalization written out: x = mean + std * normalized x.
         kept_SD = np.sqrt(1 - share_S1) * (x_SD - self.mean_D)
         mixed_SD = self.mean_D + kept_SD + np.sqrt(share_S1) * self.std_D * noise_SD
         return np.asarray(mixed_SD, dtype=np.float32)
 
 
 def cloud(documents: Sequence[Document], space: "Space") -> Cloud:
-    """Measure where the sentences of documents, of which the language is known, lie."""
+    """Measure the concepts of the documents' first `SAMPLE` sentences; each needs its language."""
     sentences = [sentence for document in documents for sentence in document.sentences][:SAMPLE]
     codes = [document.lang for document in documents for _ in document.sentences][:SAMPLE]
     x_SD = space.encode(sentences, codes).concepts
@@ -59,9 +60,9 @@ def cloud(documents: Sequence[Document], space: "Space") -> Cloud:
 def score(
     documents: Sequence[Document], space: "Space", around: Cloud, progress: Progress | None = None
 ) -> None:
-    """Give documents with concepts, and their targets, the fragility of each sentence.
+    """Set the fragility of each sentence of documents with concepts, and of their targets.
 
-    `progress` is told the number of sentences decoded, DRAWS for each one that is different.
+    `progress` receives the number of sentences decoded: `DRAWS` for each distinct sentence.
     """
     parts = [part for each in documents for part in (each, each.target) if part is not None]
     keys = [(part.lang, sentence) for part in parts for sentence in part.sentences]
@@ -79,7 +80,7 @@ def fragility(
     around: Cloud,
     progress: Progress | None = None,
 ) -> Floats:
-    """Return the fragility of sentences, (S,), given the concept (D,) of (language, sentence)."""
+    """Return the fragility of sentences, (S,); `concepts` maps (language, sentence) to (D,)."""
     from lcm_cli.space import DecodeOptions
 
     scores_S, keys = np.zeros(len(concepts), np.float32), list(concepts)
@@ -89,19 +90,19 @@ def fragility(
         noisy = [with_noise(concepts[keys[place]], keys[place], around) for place in places]
         limits = [limit for limit in space.limits(sentences, lang) for _ in range(DRAWS)]
         options = DecodeOptions(beam=1)
-        said = space.decode(
+        decoded = space.decode(
             np.concatenate(noisy), [lang], options, limits=limits, progress=progress
         )[lang]
         bleu = [
             sentence_bleu(texts[0].text, sentences[number // DRAWS], lang)
-            for number, texts in enumerate(said)
+            for number, texts in enumerate(decoded)
         ]
         scores_S[places] = -np.reshape(bleu, (-1, DRAWS)).mean(axis=1) / 100
     return scores_S
 
 
 def with_noise(x_D: Floats, key: tuple[str, str], around: Cloud) -> Floats:
-    """Return a sentence's concept with DRAWS shares of noise, (DRAWS, D)."""
+    """Return `DRAWS` noisy copies of a sentence's concept, (DRAWS, D); `key` seeds the noise."""
     digest = hashlib.sha256("\0".join(key).encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     shares = (np.arange(DRAWS) + rng.uniform(size=DRAWS)) / DRAWS

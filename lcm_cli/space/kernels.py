@@ -1,9 +1,9 @@
-"""Faster matrix products for inference on the CPU: packed float32, and dynamic int8.
+"""Faster matrix products for inference on the CPU: packed float32 and dynamic int8.
 
-Both replace the linear maps of a loaded network with copies in another layout, one at a time, and
-let go of the memory-mapped originals: what is resident stays about the size of the weights.
-Packing pays most where products have few rows, as in decoding, because BLAS would repack the
-weights at every call.
+Both replace the linear layers of a loaded network with copies in another layout. They do so one
+layer at a time and release the memory-mapped originals, so that resident memory stays about the
+size of the weights. Packing pays most where products have few rows, as in decoding, because BLAS
+would repack the weights at every call.
 """
 
 import ctypes
@@ -19,11 +19,11 @@ from lcm_cli.errors import UsageError
 from lcm_cli.space.decoder import TextDecoder
 
 Network = TypeVar("Network", bound=nn.Module)
-MakeLinear = Callable[[str, Tensor, Tensor | None], nn.Module]  # name and content of its weight
+MakeLinear = Callable[[str, Tensor, Tensor | None], nn.Module]  # weight's name, weight, bias
 
 
 class PackedLinear(nn.Module):
-    """A linear map whose weight lies in the layout that oneDNN computes with, given `rows`."""
+    """A linear map with its weight in oneDNN's layout for products of `rows` rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int | None = None) -> None:
         super().__init__()
@@ -37,17 +37,17 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A linear map with int8 weights (one scale a row); inputs are quantised as they come.
+    """A linear map with int8 weights, one scale per row; inputs are quantized at each call.
 
-    A weight that was rounded before loses nothing more if its `scales` (R,) are given.
+    Weights that were rounded to int8 before are kept exactly if their `scales` (R,) are given.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> None:
         super().__init__()
-        if scales is None:
+        if scales is None:  # symmetric: the largest weight of a row becomes 127
             scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         zeros = torch.zeros(len(weight), dtype=torch.long)
-        with warnings.catch_warnings():  # from torch 2.13 on it is said to go some day
+        with warnings.catch_warnings():  # deprecated from torch 2.13 on
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(quantized, bias)
@@ -60,20 +60,20 @@ class Int8Linear(nn.Module):
 
 
 def _overflows() -> bool:
-    """Tell whether sums of two products of 8 bits may overflow: on x86 without AVX512-VNNI.
+    """Return whether sums of two 8-bit products may overflow: on x86 without AVX512-VNNI.
 
-    Inputs of 7 bits are safe there.
+    Inputs must then be quantized to 7 bits.
     """
     if torch.backends.quantized.engine not in ("x86", "fbgemm"):
         return False
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)  # not documented
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)  # undocumented
     return supported is None or not supported()
 
 
 def pack_linear(network: Network, rows: int | None = None) -> Network:
-    """Pack the linear maps of a float32 network on the CPU; others are returned as they are.
+    """Pack the linear layers of a float32 CPU network; return any other network unchanged.
 
-    `rows` is how many its products are expected to have.
+    `rows` is the expected number of rows of its products.
     """
     if not can_pack(network):
         return network
@@ -81,10 +81,10 @@ def pack_linear(network: Network, rows: int | None = None) -> Network:
 
 
 def quantize(network: Network, scales: Mapping[str, Tensor]) -> Network:
-    """Turn the linear maps of a float32 network on the CPU into int8 ones.
+    """Convert the linear layers of a float32 CPU network to int8.
 
-    `scales`: those of weights that were rounded to int8 before, by their names. Raises UsageError
-    where this build of torch has no int8 kernels.
+    `scales` maps the names of weights that were rounded to int8 before to their row scales. Raises
+    UsageError if this build of torch has no int8 kernels.
     """
     if torch.backends.quantized.engine == "none":
         raise UsageError("this build of torch has no int8 kernels", "use --precision float32")
@@ -92,18 +92,18 @@ def quantize(network: Network, scales: Mapping[str, Tensor]) -> Network:
 
 
 def can_pack(network: nn.Module) -> bool:
-    """Tell whether `pack_linear` would do anything."""
+    """Return whether `pack_linear` can pack the network."""
     weight = next(network.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
-    # Both operators serve torch.compile; they are not documented, so do without if they go.
+    # Both operators exist for torch.compile and are undocumented: do without them if they vanish.
     ops = torch.ops.mkldnn
     names = ("_reorder_linear_weight", "_linear_pointwise")
     return torch.backends.mkldnn.is_available() and all(hasattr(ops, name) for name in names)
 
 
 def _replace(network: Network, make: MakeLinear) -> Network:
-    # By name: a list of the layers would hold all of them until the last is replaced.
+    # By name: a list of the layers would keep all of them in memory until the last is replaced.
     names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
     for name in names:
         layer = cast(nn.Linear, network.get_submodule(name))
@@ -118,10 +118,11 @@ def _replace(network: Network, make: MakeLinear) -> Network:
 
 
 def page_out(weight: Tensor) -> None:
-    """Tell the system that a weight's pages may leave memory; its content stays what it is."""
+    """Let the system drop a weight's pages from memory; its content does not change."""
     if sys.platform != "linux":
         return
     page, advice = 4096, 21  # MADV_PAGEOUT
+    # Only whole pages: those at the edges may also hold neighbouring weights.
     start = -(-weight.data_ptr() // page) * page
     size = (weight.data_ptr() + weight.nbytes - start) // page * page
     if size > 0:

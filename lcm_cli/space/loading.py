@@ -1,4 +1,4 @@
-"""A network's weights from a memory-mapped safetensors file."""
+"""Loading a network's weights from a memory-mapped safetensors file."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +21,10 @@ def load_weights(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Network:
-    """Build a network without content and fill it from `path`, ready for inference.
+    """Build a network and load its weights from `path`, ready for inference.
 
-    Tensors that already have `dtype` stay memory-mapped on the CPU. Tensors the network has no use
-    for are not read. Raises IntegrityError for a damaged file, missing tensors or other shapes.
+    On the CPU, tensors that already have `dtype` stay memory-mapped. Tensors that the network does
+    not use are not read. Raises IntegrityError for a damaged file, missing tensors or wrong shapes.
     """
     network, weights = open_weights(build, config, path)
     state = {key: weights[key].to(device, dtype) for key in network.state_dict()}
@@ -47,7 +47,7 @@ def open_weights(
 
 
 def stored_scales(path: Path) -> dict[str, Tensor]:
-    """Return the scales (R,), float32, of the matrices that are stored as int8, by their names."""
+    """Return the row scales (R,) float32 of each matrix stored as int8, by its name."""
     found = read_weights(path).items()
     return {name: weight.scales.float() for name, weight in found if isinstance(weight, Int8Matrix)}
 
@@ -55,10 +55,13 @@ def stored_scales(path: Path) -> dict[str, Tensor]:
 def _check_shapes(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Weight]) -> None:
     missing = [key for key in wanted if key not in found]
     if missing:
-        message = f"{path} lacks {len(missing)} tensors, {missing[0]} the first"
-        raise IntegrityError(message, "config.json and weights must be of the same space")
+        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        message = f"{path} lacks {missing[0]}{more}"
+        raise IntegrityError(message, "use config.json and weights of the same space")
     for key, tensor in wanted.items():
         if tensor.shape != found[key].shape:
-            shapes = f"{list(found[key].shape)}, config.json says {list(tensor.shape)}"
-            message = f"{path}: {key} is {shapes}"
-            raise IntegrityError(message, "config.json and weights must be of the same space")
+            message = (
+                f"{path}: {key} has shape {list(found[key].shape)}, "
+                f"config.json requires {list(tensor.shape)}"
+            )
+            raise IntegrityError(message, "use config.json and weights of the same space")

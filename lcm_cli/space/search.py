@@ -1,9 +1,9 @@
-"""Search for the sentence that a decoder gives a concept: beam search (greedy is beam 1), sampling.
+"""Decoding of concepts into sentences: beam search (greedy with a beam of 1) and sampling.
 
-Beam search follows fairseq2's, which sonar-space uses, choice for choice: 2 x B candidates a step,
-a hypothesis finishes only from the first B, and the score is the sum of log probabilities, that of
-the language token included, over (length - 1) ** length_penalty. All rows advance together,
-whatever their sentence or language, and leave the batch when they are done.
+Beam search makes the same choices as fairseq2's, which sonar-space uses: each step considers 2 x B
+candidates, a hypothesis finishes only from the first B, and its score is the sum of log
+probabilities, including that of the language token, divided by (length - 1) ** length_penalty. All
+rows advance together, whatever their sentence or language, and leave the batch when finished.
 
 Shapes: R rows, B beams, C candidates = 2 B, V vocabulary, D concept dim, P tokens so far.
 """
@@ -24,11 +24,14 @@ PROMPT = 2  # </s> and the language token
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How to turn concepts into text.
+    """Options for decoding concepts into text.
 
-    `max_tokens` and `min_tokens` count generated tokens, the end included. With `sample`, tokens
-    are drawn from softmax(logits / temperature), cut to the `top_k` likeliest and to the smallest
-    set of probability `top_p`; `n_best` sentences are then independent draws.
+    `max_tokens` and `min_tokens` count generated tokens, including the end token. With `sample`,
+    tokens are drawn from softmax(logits / temperature), restricted to the `top_k` most likely (0:
+    all) and to the smallest set of probability `top_p`; the `n_best` sentences are then independent
+    draws.
+
+    Raises UsageError for a value out of range.
     """
 
     beam: int = 5
@@ -44,7 +47,6 @@ class DecodeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a value out of range."""
         for name, low in (
             ("beam", 1),
             ("n_best", 1),
@@ -57,15 +59,16 @@ class DecodeOptions:
             raise UsageError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
         if not self.sample and self.n_best > self.beam:
             hint = f"raise the beam to {self.n_best}, or sample"
-            raise UsageError(f"{self.n_best} best of {self.beam} beams cannot be had", hint)
+            raise UsageError(f"n_best {self.n_best} exceeds the beam of {self.beam}", hint)
         if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            hint = "temperature > 0, 0 < top_p <= 1, top_k >= 0 (0: all)"
-            raise UsageError("sampling options out of range", hint)
+            given = f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}"
+            hint = "choose temperature > 0, 0 < top_p <= 1, top_k >= 0 (0: all)"
+            raise UsageError(f"sampling options out of range: {given}", hint)
 
 
 @dataclass
 class Hypothesis:
-    """One generated sentence: token ids without the end, and its length-normalised log score."""
+    """A generated sentence: its token ids without the end token, and its normalised log score."""
 
     ids: list[int]
     score: float
@@ -73,21 +76,26 @@ class Hypothesis:
 
 @dataclass
 class _Beams:
-    """The rows still searched. Flat tensors hold the beams of a row next to each other."""
+    """The rows still being searched; tensors of R * B rows hold the beams of a row in sequence."""
 
     rows: Tensor  # (R,) index of each row in the call
-    limits: Tensor  # (R,) most tokens a row may generate
+    limits: Tensor  # (R,) maximum number of tokens to generate
     tokens: Tensor  # (R * B, P)
     scores: Tensor  # (R, B)
-    cross: list[Tensor]  # (R * B, M) a layer
+    cross: list[Tensor]  # (R * B, M) per layer
     cache: DecoderCache = field(repr=False)
 
     def select(self, beams: Tensor, tokens: Tensor, scores: Tensor) -> None:
-        """Continue beam `beams[i]` with `tokens[i]`, all (R, B)."""
+        """Continue beam `beams[r, b]` of each row with `tokens[r, b]`; all are (R, B).
+
+        The first call widens the state from one beam per row to B.
+        """
         flat = (
             torch.arange(len(beams), device=beams.device)[:, None] * self.width + beams
         ).flatten()
+        # Beams of a row share their concept: only widening changes the cross-attention's rows.
         self.cross = [cross[flat] for cross in self.cross] if self.width == 1 else self.cross
+        # Reordering copies the whole cache: skip it where every beam continues itself.
         if not torch.equal(flat, torch.arange(len(self.tokens), device=flat.device)):
             self.cache.reorder(flat)
         self.tokens = torch.cat([self.tokens[flat], tokens.reshape(-1, 1)], dim=1)
@@ -116,11 +124,12 @@ def search(
     streams: Sequence[int] | None = None,
     finished: Progress = lambda rows: None,
 ) -> list[list[Hypothesis]]:
-    """Return the hypotheses of each row, best first; one draw a row when sampling.
+    """Return the hypotheses of each row of concepts, best first, or one draw per row if sampling.
 
-    `languages` are language token ids, `limits` the most tokens each row may generate; `streams`
-    number the rows' random streams (default 0, 1, ...); `finished` is told whenever rows are done.
-    Raises IntegrityError if the decoder's output is not finite.
+    `languages` are language token ids, `limits` the maximum number of tokens of each row, `streams`
+    the numbers of the rows' random streams (default 0, 1, ...). `finished` is called with the
+    number of rows whenever some are done. Raises IntegrityError if the decoder's output is not
+    finite.
     """
     with torch.inference_mode():
         state, logits = _start(decoder, concepts_RD, languages, limits, options)
@@ -138,12 +147,13 @@ def _start(
     limits: Sequence[int],
     options: DecodeOptions,
 ) -> tuple[_Beams, Tensor]:
-    """Feed the prompt; returns the state with one beam a row, and the first logits (R, V)."""
+    """Feed the prompt; return the state with one beam per row, and the first logits (R, V)."""
     device = concepts_RD.device
     language_R = torch.tensor(languages, device=device)
     end_R = torch.full_like(language_R, EOS)
     cross, cache = decoder.cross(concepts_RD), DecoderCache(decoder.config.layers)
     first = decoder.step(end_R, cross, cache)
+    # The language token is forced but its log probability counts, as in fairseq2.
     score_R = first.gather(1, language_R[:, None]) - _log_total(first)
     room = decoder.config.max_length - PROMPT
     limits_R = torch.tensor(limits, device=device).clamp(1, min(options.max_tokens, room))
@@ -164,10 +174,12 @@ def _beam_search(
     while True:
         scores, beams, tokens = _candidates(state, logits, options)
         _collect(found, state, scores, beams, tokens, options)
+        # A row leaves the batch at its limit, or once it has B finished hypotheses.
         last_R = state.limits <= state.tokens.shape[1] - PROMPT + 1
         full_R = torch.tensor([len(found[r]) >= options.beam for r in state.rows.tolist()])
         alive = ~(last_R | full_R.to(last_R.device))
-        # The first B candidates that go on; a stable sort keeps the best first.
+        # Take the first B candidates that do not end; the stable sort keeps the best first. There
+        # are at least B: each beam has one end token among the 2 x B candidates.
         going = (tokens == EOS).int().argsort(dim=1, stable=True)[:, : options.beam]
         state.select(*(t.gather(1, going) for t in (beams, tokens, scores)))
         if not alive.all():
@@ -181,9 +193,10 @@ def _beam_search(
 def _candidates(
     state: _Beams, logits_NV: Tensor, options: DecodeOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the C best continuations of each row: scores, beams, tokens; all (R, C)."""
+    """Return the C best continuations of each row: scores, beams and tokens, (R, C) each."""
     count, width = 2 * options.beam, state.width
-    # Bans come after the softmax's denominator, as in fairseq2: probabilities are unrestricted.
+    # Forbid tokens after computing the softmax's denominator, as in fairseq2: the probabilities of
+    # the tokens left are not renormalized.
     total = _log_total(logits_NV)
     top = _restrict(logits_NV, state, options).topk(min(count, logits_NV.shape[1]), dim=1)
     scores = state.scores[:, :, None] + (top.values - total).view(len(state.rows), width, -1)
@@ -197,13 +210,13 @@ def _log_total(logits_NV: Tensor) -> Tensor:
     if not total.isfinite().all():
         raise IntegrityError(
             "the decoder's output is not finite",
-            "use --precision float32; if it stays, check the concepts: lcm inspect FILE",
+            "use --precision float32; if that does not help, check the concepts: lcm inspect FILE",
         )
     return total
 
 
 def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tensor:
-    """Forbid padding, the end too early, all but the end at the limit, repeats; in place."""
+    """Forbid tokens in place: padding, repeats, an early end, and all but the end at the limit."""
     generated = state.tokens.shape[1] - PROMPT + 1
     logits_NV[:, PAD] = -torch.inf
     if generated < options.min_tokens:
@@ -236,7 +249,7 @@ def _collect(
 ) -> None:
     """Record the hypotheses that end among the first B candidates of each row."""
     ended = (tokens[:, : options.beam] == EOS) & scores[:, : options.beam].isfinite()
-    length = state.tokens.shape[1]  # of the sentence with its prompt, the end left out
+    length = state.tokens.shape[1]  # tokens of the prompt and the sentence, without the end token
     for row, place in ended.nonzero().tolist():
         hypotheses = found[int(state.rows[row])]
         if len(hypotheses) < options.beam:
@@ -254,7 +267,7 @@ def _sample(
     streams: Sequence[int],
     finished: Progress,
 ) -> list[list[Hypothesis]]:
-    """Draw one sentence a row. Each row has its own generator: the batch changes nothing."""
+    """Draw one sentence per row, each from its own generator, whatever else is in the batch."""
     found: list[list[Hypothesis]] = [[] for _ in streams]
     generators = [torch.Generator().manual_seed(options.seed * 1_000_003 + s) for s in streams]
     while len(state.rows):
@@ -275,13 +288,14 @@ def _sample(
 
 
 def _draw(logits_RV: Tensor, uniform_R: Tensor, options: DecodeOptions) -> Tensor:
-    """Pick a token a row by inverting the cumulative distribution of the cut softmax."""
+    """Draw a token per row from the truncated softmax by inverting its cumulative distribution."""
     size = min(options.top_k, logits_RV.shape[1]) if options.top_k else logits_RV.shape[1]
     values, indices = logits_RV.topk(size, dim=1)
     probabilities = values.softmax(dim=1)
-    # A token stays while those before it have not reached top_p: the likeliest always stays.
+    # Keep tokens while those before them have not reached top_p: the most likely always stays.
     before = probabilities.cumsum(dim=1) - probabilities
     probabilities = probabilities.masked_fill(before >= options.top_p, 0.0)
     cumulative = probabilities.cumsum(dim=1)
+    # Scaling the uniform numbers by the total saves renormalizing; rounding may overshoot: clamp.
     place = torch.searchsorted(cumulative, uniform_R[:, None] * cumulative[:, -1:], right=True)
     return indices.gather(1, place.clamp(max=size - 1)).flatten()

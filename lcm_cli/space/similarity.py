@@ -1,4 +1,4 @@
-"""How similar concepts are.
+"""Cosine similarity of concepts.
 
 Shapes: A and B concepts, D concept dim.
 """
@@ -12,12 +12,12 @@ Floats = NDArray[np.floating[Any]]
 
 
 def cosines(left_AD: Floats, right_BD: Floats) -> Floats:
-    """Return the cosine of each concept on the left to each on the right, (A, B); 0 for zeros."""
+    """Return the cosine of each left concept to each right one, (A, B); 0 for zero vectors."""
     return unit_length(left_AD) @ unit_length(right_BD).T
 
 
 def unit_length(concepts_AD: Floats) -> Floats:
-    """Return concepts of length 1; zeros stay zeros."""
+    """Return the concepts scaled to length 1; zero vectors stay zero."""
     lengths_A1 = np.linalg.norm(concepts_AD, axis=1, keepdims=True)
     zeros_AD = np.zeros_like(concepts_AD)
     return np.divide(concepts_AD, lengths_A1, out=zeros_AD, where=lengths_A1 > 0)

@@ -1,7 +1,7 @@
-"""The bridge to sonar-space, the official SONAR package: its registry, its cache, its code.
+"""The bridge to sonar-space, the official SONAR package: its cards, its download cache, its code.
 
-Only `import_sonar` imports it (five seconds, and not possible everywhere). The registry is a folder
-of YAML files inside the installed package, which is read without importing anything.
+Only `import_sonar` imports the package, which takes five seconds and is not possible everywhere.
+Its cards are YAML files inside the installed package, read without importing it.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from lcm_cli.errors import IntegrityError, LcmError
 
 @dataclass(frozen=True)
 class Asset:
-    """One text card of sonar-space: the addresses and the languages in id order."""
+    """A text card of sonar-space: its URLs, and its languages in the order of their ids."""
 
     name: str
     url: str
@@ -28,7 +28,7 @@ class Asset:
 
 
 def import_sonar() -> ModuleType:
-    """Import sonar-space. Raises LcmError saying why it cannot be used on this machine."""
+    """Import sonar-space. Raises LcmError with the reason if it cannot be imported."""
     _preload_libsndfile()
     try:
         return import_module("sonar")
@@ -36,12 +36,15 @@ def import_sonar() -> ModuleType:
         raise LcmError(
             f"sonar-space cannot be imported: {type(error).__name__}: {_first_line(error)}",
             "install it with the torch version it was built for: pip install sonar-space "
-            "(Linux and macOS only); everything but this works without it",
+            "(Linux and macOS only); everything else works without it",
         ) from error
 
 
 def asset(name: str) -> Asset | None:
-    """Read one of sonar-space's own text cards, without importing it; None if not installed."""
+    """Read a text card of sonar-space without importing it; None if there is none installed.
+
+    Raises IntegrityError for a card in an unknown format or of another architecture than "basic".
+    """
     folder = _cards()
     if folder is None or not (folder / f"{name}.yaml").is_file():
         return None
@@ -53,16 +56,16 @@ def asset(name: str) -> Asset | None:
         languages = tuple(fields["tokenizer_config"]["_set_"]["langs"])
         found = Asset(name, fields["checkpoint"], fields["tokenizer"], languages)
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path} is not a card this lcm can read: {error!r}") from error
+        raise IntegrityError(f"{path} is not a card that lcm can read: {error!r}") from error
     if fields.get("model_arch") != "basic":
         raise IntegrityError(f"{path}: model_arch is {fields.get('model_arch')!r}, not 'basic'")
     return found
 
 
 def cached(url: str) -> Path | None:
-    """Return the file that fairseq2 downloaded from `url` earlier, if it is there and looks whole.
+    """Return the file that fairseq2 downloaded from `url`, if it exists and is complete.
 
-    fairseq2 keeps what a killed download left, under the final name; `is_whole` tells them apart.
+    An interrupted download leaves a truncated file under the final name: `is_whole` rejects it.
     """
     digest = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()[:24]
     path = _fairseq2_cache() / digest / url.rsplit("/", 1)[-1]
@@ -70,9 +73,9 @@ def cached(url: str) -> Path | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether the structure of a torch or sentencepiece file says that it is complete."""
+    """Return whether a torch or sentencepiece file is complete, judging by its structure."""
     if path.suffix == ".pt":
-        return zipfile.is_zipfile(path)  # looks for the directory at the very end
+        return zipfile.is_zipfile(path)  # looks for the zip directory, at the end of the file
     try:
         from sentencepiece import SentencePieceProcessor
 
@@ -100,10 +103,10 @@ def _package_folders(name: str) -> Iterable[str]:
 
 
 def _preload_libsndfile() -> None:
-    """Load the libsndfile that the soundfile wheel carries.
+    """Load the libsndfile bundled with the soundfile wheel.
 
-    fairseq2 asks the system for libsndfile.so.1 and refuses to be imported without it. A library
-    loaded earlier under that name satisfies it, so nothing has to be installed with root rights.
+    Importing fairseq2 fails unless the system has libsndfile.so.1. A library already loaded under
+    that name serves as well, so nothing needs to be installed with root privileges.
     """
     import ctypes
 
@@ -111,7 +114,7 @@ def _preload_libsndfile() -> None:
         for library in sorted(Path(folder).glob("libsndfile*")):
             try:
                 ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-            except OSError:  # of another machine type; fairseq2 says what it misses
+            except OSError:  # built for another platform; fairseq2 will report the missing library
                 continue
 
 

@@ -1,4 +1,4 @@
-"""The encoder, the decoder and the tokenizer of a space, joined, and how they are loaded.
+"""Spaces: an encoder, a decoder and a tokenizer together, and their loading.
 
 Shapes: S sentences, D concept dim.
 """
@@ -32,7 +32,7 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 @dataclass(frozen=True)
 class Truncation:
-    """A sentence over the encoder's token limit: only its first `limit` tokens were encoded."""
+    """A sentence over the encoder's token limit, of which only `limit` tokens were encoded."""
 
     index: int
     tokens: int
@@ -41,7 +41,7 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Concepts (S, D) float32, one row a sentence in order, and the sentences that were cut."""
+    """Concepts (S, D) float32, one row per sentence, and the sentences that were truncated."""
 
     concepts: np.ndarray
     truncated: list[Truncation]
@@ -64,8 +64,8 @@ def load_space(
 ) -> "Space":
     """Load a space by card name, folder or ORG/REPO; weights are read when first needed.
 
-    `batch_tokens`: how many tokens to process (encoder) or keep (decoder) at once.
-    Raises NotFoundError if it is not on this machine, UsageError for an unknown device or
+    `batch_tokens` limits the tokens that the encoder processes, or the decoder keeps, at a time.
+    Raises NotFoundError if the space is not installed, UsageError for an unknown device or
     precision.
     """
     files = locate_space(source)
@@ -74,7 +74,7 @@ def load_space(
 
 
 class Space:
-    """An encoder, a decoder and a tokenizer that agree on what a concept is."""
+    """An encoder, a decoder and a tokenizer of the same concepts."""
 
     def __init__(
         self,
@@ -94,13 +94,13 @@ class Space:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this space from others: a digest of its encoder and tokenizer, 16 hex digits.
+        """A digest of the encoder and tokenizer that identifies the space, 16 hex digits.
 
-        Two spaces that share them (sonar and sonar-robust, say) share their concepts. The bytes of
-        the tokenizer count, and of the encoder's tensors the names, shapes and numbers in float32:
-        however the same numbers are stored, the digest is the same. Large matrices are sampled
-        (see lcm_cli.weights.sampled): that tells versions apart, it does not vouch for every
-        number. Raises IntegrityError for a damaged file.
+        Spaces with the same encoder and tokenizer (sonar and sonar-robust, for example) have the
+        same concepts. The digest covers the bytes of the tokenizer and the names, shapes and
+        float32 values of the encoder's tensors, so it does not depend on how these are stored.
+        Large matrices are sampled (see lcm_cli.weights.sampled), which distinguishes versions but
+        does not verify every value. Raises IntegrityError for a damaged file.
         """
         digest = hashlib.sha256(self.files.tokenizer.read_bytes())
         for block in sampled(read_weights(self.files.encoder)):
@@ -114,18 +114,18 @@ class Space:
         wanted = self.files.config["encoder"]["vocabulary"]
         if tokenizer.vocabulary != wanted:
             message = f"{self.files.tokenizer} has {tokenizer.vocabulary} ids, the weights {wanted}"
-            raise IntegrityError(message, "take tokenizer and weights from the same space")
+            raise IntegrityError(message, "use tokenizer and weights of the same space")
         return tokenizer
 
     @cached_property
     def encoder(self) -> TextEncoder:
-        """The encoder's network, in this space's precision and the layout that computes fastest."""
+        """The encoder network, in this space's precision and the fastest layout for its device."""
         config = EncoderConfig(**self.files.config["encoder"])
         return self._laid_out(TextEncoder, config, self.files.encoder)
 
     @cached_property
     def decoder(self) -> TextDecoder:
-        """The decoder's network, likewise."""
+        """The decoder network, in this space's precision and the fastest layout for its device."""
         config = DecoderConfig(**self.files.config["decoder"])
         return self._laid_out(TextDecoder, config, self.files.decoder)
 
@@ -136,11 +136,14 @@ class Space:
         return pack_linear(network)
 
     def find_language(self, query: str) -> str:
-        """Return the code that `query` means here. Raises NotFoundError with the nearest names."""
+        """Return the code of the language that `query` names.
+
+        Raises NotFoundError with the closest names if the space has no such language.
+        """
         return find_language(query, self.languages, self.name).code
 
     def tokenize(self, sentences: Sequence[str], lang: str | Sequence[str]) -> list[list[int]]:
-        """Return the source token ids of each sentence; `lang` is one code, or one a sentence."""
+        """Return the source token ids of each sentence; `lang` is one code, or one per sentence."""
         codes = [lang] * len(sentences) if isinstance(lang, str) else lang
         rows: list[list[int]] = [[]] * len(sentences)
         for code in dict.fromkeys(codes):
@@ -156,9 +159,9 @@ class Space:
         lang: str | Sequence[str],
         progress: Progress | None = None,
     ) -> Encoded:
-        """Encode sentences; order and count are kept, equal sentences are computed once.
+        """Encode sentences in order; equal sentences are computed once.
 
-        `progress` is told the number of sentences done.
+        `lang` is one code, or one per sentence. `progress` receives the number of sentences done.
         """
         rows = self.tokenize(sentences, lang)
         limit = self.encoder.config.max_length
@@ -186,13 +189,14 @@ class Space:
     ) -> dict[str, list[list[Text]]]:
         """Decode concepts (S, D) into each language of `to`: code -> sentence -> n best texts.
 
-        All sentences and languages share batches. `limits`: most tokens of each sentence (default
-        options.max_tokens); `progress` is told the number of sentences done.
-        Raises IntegrityError for concepts of another width or not finite.
+        `limits` are the maximum numbers of tokens of each sentence (default: options.max_tokens).
+        `progress` receives the number of sentences done. Raises IntegrityError for concepts of
+        another width and for NaN or infinite values.
         """
         options = options or DecodeOptions()
         self._check(concepts)
         sentence_limits = [options.max_tokens] * len(concepts) if limits is None else limits
+        # Sentences and languages share batches, sorted so that those of a batch finish together.
         jobs = [(s, lang) for lang in to for s in range(len(concepts))]
         jobs.sort(key=lambda job: sentence_limits[job[0]])
         out: dict[str, list[list[Text]]] = {lang: [[] for _ in concepts] for lang in to}
@@ -207,8 +211,8 @@ class Space:
         return out
 
     def limits(self, sentences: Sequence[str], lang: str | Sequence[str]) -> list[int]:
-        """Return generous decoding limits for texts that should mean the same as `sentences`."""
-        # Languages differ up to threefold in tokens for the same content.
+        """Return generous token limits for decoding texts with the meaning of `sentences`."""
+        # Languages differ up to threefold in the number of tokens for the same content.
         return [3 * len(row) + 16 for row in self.tokenize(sentences, lang)]
 
     def _check(self, concepts: np.ndarray) -> None:
@@ -216,14 +220,15 @@ class Space:
             message = (
                 f"concepts of shape {concepts.shape}; {self.name} takes (sentences, {self.dim})"
             )
-            raise IntegrityError(message, "use the space that made them: lcm inspect FILE, --space")
+            hint = "pass the space that made them as --space; lcm inspect FILE shows it"
+            raise IntegrityError(message, hint)
         bad = np.flatnonzero(~np.isfinite(concepts).all(axis=1))
         if len(bad):
             raise IntegrityError(f"concept {bad[0]} is not finite", "embed its sentence again")
 
     def _batches(self, keys: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Cut sorted rows into batches under the token budget."""
-        # On CPUs the feed-forward's inner activations should stay in cache (docs/benchmarks.md).
+        """Yield batches of the sorted rows, each within the token budget or a single row."""
+        # On the CPU the feed-forward's inner activations should stay in cache (docs/benchmarks.md).
         budget = self.batch_tokens or (32_768 if self.device.type != "cpu" else 512)
         batch: list[tuple[int, ...]] = []
         used = 0
@@ -252,7 +257,7 @@ class Space:
         draws = options.n_best if options.sample else 1
         repeated = [job for job in jobs for _ in range(draws)]
         languages = [self.tokenizer.language(lang) for _, lang in repeated]
-        # A draw's random stream depends on its sentence, language and number, not on the batch.
+        # A draw's random stream depends on its sentence, language and index, not on the batch.
         streams = [
             (s * len(self.languages) + self.languages.index(lang)) * draws + i % draws
             for i, (s, lang) in enumerate(repeated)
@@ -275,12 +280,16 @@ class Space:
         return [sorted(chain(*group), key=lambda t: -t.score) for group in groups]
 
     def _rows_in_flight(self) -> int:
-        """How many hypotheses to advance together: products like many, their cache takes room."""
+        """Return how many hypotheses to decode together.
+
+        Many rows make matrix products efficient, but each needs room for its keys and values.
+        """
         config = self.files.config["decoder"]
         typical = 64  # tokens of a long sentence
         if self.batch_tokens:
             return max(1, self.batch_tokens // typical)
         room = 4 << 30 if self.device.type == "cpu" else 16 << 30
+        # Keys and values, 4 bytes each.
         row_bytes = 2 * 4 * config["layers"] * config["model_dim"] * typical
         return min(max(room // row_bytes, 8), 1024)
 
@@ -293,14 +302,14 @@ class Space:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            hint = "give a smaller --batch-tokens, or --precision float16"
+            hint = "use a smaller --batch-tokens, or --precision float16"
             raise LcmError(f"{self.device} is out of memory", hint) from error
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; auto: CUDA, else Apple's MPS, else the CPU.
+    """Return the device called `name`; "auto" is CUDA, else Apple's MPS, else the CPU.
 
-    Raises UsageError if it does not exist here.
+    Raises UsageError if there is no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -311,15 +320,17 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"no device {name!r} here: {reason}", "see: lcm doctor") from error
+        raise UsageError(
+            f"device {name!r} is not available: {reason}", "list the devices: lcm doctor"
+        ) from error
     return device
 
 
 def _pick_precision(name: str, device: torch.device) -> str:
     if name not in PRECISIONS:
-        raise UsageError(f"unknown precision {name!r}", f"one of {', '.join(PRECISIONS)}")
+        raise UsageError(f"unknown precision {name!r}", f"choose from: {', '.join(PRECISIONS)}")
     if name == "int8" and device.type != "cpu":
-        raise UsageError(f"int8 runs on the CPU only, not on {device}", "use float16 or bfloat16")
+        raise UsageError(f"int8 runs only on the CPU, not on {device}", "use float16 or bfloat16")
     if name == "auto":
         return "float32" if device.type == "cpu" else "float16"
     return name

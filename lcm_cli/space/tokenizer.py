@@ -1,8 +1,8 @@
-"""SONAR's tokenizer: a sentencepiece model plus one token for each language.
+"""SONAR's tokenizer: a sentencepiece model plus one token per language.
 
-Ids: 0 <pad>, 1 <unk>, 2 <s>, 3 </s>, then the pieces (sentencepiece id + 1, for the <pad> that its
-model lacks), the languages in the order of the space's card, and three mining tags.
-A source is [lang] x </s>; a target is </s> [lang] x </s>.
+Ids: 0 <pad>, 1 <unk>, 2 <s>, 3 </s>, then the pieces (sentencepiece id + 1, since its model has no
+<pad>), the languages in the order of the space's card, and three mining tags. A source sequence is
+[lang] x </s>; a target sequence is </s> [lang] x </s>.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from lcm_cli.errors import IntegrityError
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
-_TAGS = 3  # <MINED_DATA>, <MMT_BT_DATA>, <SMT_BT_DATA>: only training of NLLB used them
+_TAGS = 3  # <MINED_DATA>, <MMT_BT_DATA>, <SMT_BT_DATA>: only used in the training of NLLB
 
 
 class Tokenizer:
@@ -30,7 +30,7 @@ class Tokenizer:
         self.vocabulary = self.first_language + len(languages) + _TAGS
 
     def knows(self, code: str) -> bool:
-        """Return whether `code` is one of the languages."""
+        """Return whether `code` is one of the tokenizer's languages."""
         return code in self._languages
 
     def language(self, code: str) -> int:
@@ -40,20 +40,20 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], lang: str) -> list[list[int]]:
         """Return the source ids of each text: [lang] x </s>.
 
-        Raises IntegrityError for half of a surrogate pair.
+        Raises IntegrityError for text with an unpaired surrogate.
         """
         prefix = self.language(lang)
         try:
             rows = self._pieces.encode(list(texts))
-        except (TypeError, UnicodeEncodeError) as error:  # by its version
-            raise IntegrityError(f"not Unicode text: {_first_bad(texts)!r}") from error
+        except (TypeError, UnicodeEncodeError) as error:  # depends on sentencepiece's version
+            raise IntegrityError(f"not Unicode text: {_first_surrogate(texts)!r}") from error
         return [[prefix, *(piece + 1 for piece in row), EOS] for row in rows]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of each row of ids; control and language tokens say nothing."""
+        """Return the text of each row of ids; control and language tokens are skipped."""
         kept = [[i - 1 for i in row if i == UNK or EOS < i < self.first_language] for row in rows]
         return list(self._pieces.decode(kept))
 
 
-def _first_bad(texts: Sequence[str]) -> str:
+def _first_surrogate(texts: Sequence[str]) -> str:
     return next(text for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text))

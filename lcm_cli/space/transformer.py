@@ -1,8 +1,8 @@
-"""The Transformer blocks that SONAR's text encoder and decoder share (pre-norm, ReLU, sinusoids).
+"""The Transformer layers of SONAR's text encoder and decoder (pre-norm, ReLU, sinusoids).
 
 Sequences are packed, never padded: the rows of a batch lie end to end in one (T, M) matrix, and
-only attention looks at the borders. Parameter names are those of the official checkpoints, so a
-state dict loads as it is.
+only attention needs their boundaries. Parameter names are those of the official checkpoints, whose
+state dicts load unchanged.
 
 Shapes: T tokens of the whole batch, R rows, M model dim, H heads, d head dim, L length of a row,
 N rows of one length.
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Sinusoids start here: fairseq counted positions from padding index + 1, with padding index 1.
-# (The tokenizer's own padding index is 0; taking that is silently wrong for the real weights.)
+# The first sinusoidal position. The official weights were trained with fairseq, which counts from
+# padding index + 1 with padding index 1. The tokenizer's own padding index, 0, would give silently
+# wrong results.
 FIRST_POSITION = 2
 
 
 def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Return the fixed position table (length, dim): sines in the first half, cosines after."""
+    """Return the position table (length, dim): sines in the first half, cosines in the second."""
     half = dim // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
     steps = torch.arange(FIRST_POSITION, FIRST_POSITION + length, dtype=torch.float32)
@@ -37,11 +38,11 @@ def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tens
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows of tokens that lie end to end, on one device. Sort them by length for speed on CPUs.
+    """Rows of tokens laid end to end, on one device. Sort them by length for speed on the CPU.
 
-    `positions_T` are those of the tokens in their rows, `owner_T` the rows they belong to;
-    `starts_R1` (int32) says where each row begins and, last, where all end. `longest` is at least
-    the length of the longest row.
+    `positions_T` are the positions of the tokens within their rows, `owner_T` the numbers of those
+    rows. `starts_R1` (int32) are the indices at which rows begin, followed by T. `longest` is at
+    least the length of the longest row.
     """
 
     ids_T: Tensor
@@ -52,12 +53,12 @@ class Packed:
 
     @cached_property
     def lengths(self) -> list[int]:
-        """The length of each row. On GPUs this waits for the device."""
+        """The length of each row. On a GPU, the first access waits for the device."""
         lengths: list[int] = self.starts_R1.diff().tolist()
         return lengths
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (first token, rows, length) for every run of neighbours of one length."""
+        """Yield (first token, number of rows, length) for each run of rows of equal length."""
         start = 0
         for length, run in groupby(self.lengths):
             rows = sum(1 for _ in run)
@@ -67,7 +68,7 @@ class Packed:
 
 
 def pack_rows(rows: Sequence[Sequence[int]], device: torch.device) -> Packed:
-    """Return tokenized sentences end to end, in the order given."""
+    """Pack tokenized sentences end to end, in the order given."""
     lengths_R = torch.tensor([len(row) for row in rows])
     starts_R1 = F.pad(lengths_R.cumsum(0), (1, 0))
     owner_T = torch.repeat_interleave(torch.arange(len(rows)), lengths_R)
@@ -92,7 +93,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_TM: Tensor, rows: Packed, causal: bool = False) -> Tensor:
         """Attend within each row of the packed (T, M) batch."""
         q_THd, k_THd, v_THd = self._project(x_TM)
-        attend = packed_attention() if _takes(q_THd) else None
+        attend = packed_attention() if _fits_kernel(q_THd) else None
         if attend is None:
             y_THd = _attend_by_length(q_THd, k_THd, v_THd, rows, causal)
         else:
@@ -101,7 +102,7 @@ class SelfAttention(nn.Module):
 
     def _project(self, x_TM: Tensor) -> Sequence[Tensor]:
         maps = (self.q_proj, self.k_proj, self.v_proj)
-        if not x_TM.is_cuda:  # three products of CPU size are no slower than one
+        if not x_TM.is_cuda:  # on the CPU three products are as fast as one larger one
             return [p(x_TM).view(len(x_TM), self.heads, -1) for p in maps]
         weight = torch.cat([p.weight for p in maps])
         bias = torch.cat([p.bias for p in maps])
@@ -109,7 +110,7 @@ class SelfAttention(nn.Module):
 
 
 def _attend_by_length(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:
-    """Attend within rows, those of one length that are neighbours at once; all are (T, H, d)."""
+    """Attend within rows, one run of equal lengths at a time; all tensors are (T, H, d)."""
     pieces = []
     for start, count, length in rows.blocks():
         span = slice(start, start + count * length)
@@ -126,7 +127,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Packed, bool], Tensor]
 
 @cache
 def packed_attention() -> Attend | None:
-    """Return attention within packed rows in one kernel, where torch (2.10 or newer) has it."""
+    """Return torch's kernel for attention within packed rows; None before torch 2.10."""
     try:
         kernel = import_module("torch.nn.attention.varlen").varlen_attn
     except ImportError:
@@ -144,15 +145,15 @@ def _attend_packed(
     causal: bool,
 ) -> Tensor:
     how: dict[str, Any] = {"is_causal": causal}
-    if not names_causal:  # from 2.11 on: how many keys a query sees before and after it
+    if not names_causal:  # from torch 2.11 on: the number of keys before and after each query
         how = {"window_size": (-1, 0) if causal else (-1, -1)}
     starts, longest = rows.starts_R1, rows.longest
     contiguous = (t.contiguous() for t in (q, k, v))
     return kernel(*contiguous, starts, starts, longest, longest, **how)
 
 
-def _takes(q_THd: Tensor) -> bool:
-    """Whether the packed kernel takes such queries."""
+def _fits_kernel(q_THd: Tensor) -> bool:
+    """Return whether the packed kernel supports these queries."""
     half = q_THd.dtype in (torch.float16, torch.bfloat16)
     return q_THd.is_cuda and half and q_THd.shape[-1] % 8 == 0 and q_THd.shape[-1] <= 256
 
@@ -167,6 +168,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., M) to (..., M)."""
+        # In place where no gradient needs the input: the inner activations are large.
         return self.output_proj(F.relu(self.inner_proj(x), inplace=not torch.is_grad_enabled()))
 
 
@@ -176,17 +178,18 @@ class Embedding(nn.Module):
     def __init__(self, vocabulary: int, dim: int, max_length: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, dim)
-        self.dropout = nn.Dropout(0.0)  # training sets how much
+        self.dropout = nn.Dropout(0.0)  # training sets the rate
         self.max_length = max_length
         self._table: Tensor | None = None
 
     def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """Embed token ids (T,) at positions (T,) as (T, M)."""
         x = self.embed(ids_T) * math.sqrt(self.embed.embedding_dim)
+        # Add positions in float32 and round once, as fairseq2 does.
         return self.dropout((x.float() + self._sinusoids()[positions_T]).to(x.dtype))
 
     def _sinusoids(self) -> Tensor:
-        # Built on first use: networks are created on the meta device, where it has no content.
+        # Built on first use: networks are created on the meta device, where a table has no content.
         weight = self.embed.weight
         if self._table is None or self._table.device != weight.device:
             self._table = sinusoids(self.max_length, weight.shape[1], weight.device)
@@ -194,7 +197,7 @@ class Embedding(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers under the name that the official checkpoints give them, and a last norm if any."""
+    """Layers, and a final norm if `norm_dim` is given, under the official checkpoints' names."""
 
     def __init__(self, layers: Iterable[nn.Module], norm_dim: int = 0) -> None:
         super().__init__()

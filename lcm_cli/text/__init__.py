@@ -1,1 +1,1 @@
-"""Text without concepts: languages, sentences, paragraphs, lengths."""
+"""Text processing without concepts: languages, sentences, words, paragraphs and lengths."""

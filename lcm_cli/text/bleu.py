@@ -1,18 +1,19 @@
-"""BLEU (Papineni et al. 2002) of texts in any language, by sacrebleu."""
+"""BLEU (Papineni et al. 2002) of texts in any language, computed by sacrebleu."""
 
 from functools import cache
 from typing import Any
 
 from lcm_cli.text.languages import language
 
-# sacrebleu's tokenizers that need no further download, for scripts that 13a leaves in one piece.
+# For scripts that sacrebleu's default tokenizer, 13a, does not split: those of its other tokenizers
+# that need no download.
 _BLEU_TOKENIZERS = {"Hans": "zh", "Hant": "zh"} | dict.fromkeys(
     ("Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"), "char"
 )
 
 
 def sentence_bleu(prediction: str, target: str, lang: str) -> float:
-    """Return BLEU of one sentence, of no longer n-grams than it has words."""
+    """Return the BLEU of a sentence, 0 to 100, without n-grams longer than the sentence."""
     metric = bleu_metric(bleu_tokenizer(lang), effective_order=True)
     return float(metric.sentence_score(prediction, [target]).score)
 
@@ -24,7 +25,7 @@ def bleu_tokenizer(lang: str) -> str:
 
 @cache
 def bleu_metric(tokenizer: str, effective_order: bool = False) -> Any:
-    """Return sacrebleu's BLEU; `effective_order` leaves out n-grams longer than the text."""
+    """Return sacrebleu's BLEU metric; `effective_order` ignores n-grams longer than the text."""
     from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(tokenize=tokenizer, effective_order=effective_order)

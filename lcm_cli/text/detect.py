@@ -1,4 +1,4 @@
-"""Telling the language of a text, offline: an answer when it is sure, an error that asks if not."""
+"""Offline language detection: returns a language only if it is certain."""
 
 import math
 import unicodedata
@@ -11,26 +11,30 @@ from lcm_cli.errors import NotFoundError, UsageError
 from lcm_cli.text import languages
 from lcm_cli.text.language_table import SCRIPTS
 
-SAMPLE = 2000  # characters that are looked at
+SAMPLE = 2000  # maximum number of characters examined
 SURE = 0.7  # see `is_sure`
-# Varieties that the library seldom knows from the standard: where that leads, they count for it.
+# Varieties that the library often confuses with the standard language: if that ranks first, their
+# odds are added to it.
 VARIETIES = {
     "arb_Arab": ("ary_Arab", "arz_Arab"),
     "zho_Hans": ("?wuu", "?yue"),
     "zho_Hant": ("yue_Hant", "?wuu"),
 }
-OUTSIDER = 0.2  # prior weight of a language that the space lacks, against one that it has
+OUTSIDER = 0.2  # prior weight of a language outside the space, relative to one inside
 
 
 def detect(text: str, within: Collection[str], where: str = "") -> str:
-    """Return the code of the language that `text` is in, one of `within` (codes of a space).
+    """Return the code of the language of `text`, one of `within`, the codes of a space.
 
-    `where` is the name of that space. Raises UsageError if the language is not certain, naming the
-    best guesses, and NotFoundError if it is but the space lacks it.
+    `where` is the name of that space. Raises UsageError, with the best guesses, if the language is
+    uncertain, and NotFoundError if it is certain but not in the space.
     """
     words = sample_text(text)
     if not any(map(str.isalpha, words)):
-        raise UsageError("no words to tell the language by", "say it, for example --from fr")
+        raise UsageError(
+            "the language cannot be detected: the text has no words",
+            "name the language, for example --from fr",
+        )
     ranked = rank_languages(words, within)
     if not is_sure(ranked, words):
         raise _unsure(ranked)
@@ -39,19 +43,19 @@ def detect(text: str, within: Collection[str], where: str = "") -> str:
         return languages.find_language(code, within, where).code
     except NotFoundError as error:
         name = languages.language(code).name
-        hint = f"{error.hint}; if it is not {name}, say what it is with --from"
-        raise NotFoundError(f"the text looks {name}, but {error.message}", hint) from None
+        hint = f"{error.hint}; if the text is not {name}, name its language with --from"
+        raise NotFoundError(f"the text seems to be {name}, but {error.message}", hint) from None
 
 
 def sample_text(text: str) -> str:
-    """Return the first words of `text`, each once: to say a thing twice makes it no surer."""
+    """Return the first words of `text`, each once: repetitions are not further evidence."""
     return " ".join(dict.fromkeys(text[: 10 * SAMPLE].split()))[:SAMPLE]
 
 
 def rank_languages(text: str, within: Collection[str]) -> list[tuple[str, float]]:
-    """Return the likeliest languages with their odds (no unit, best first).
+    """Return the most likely languages with their odds (not normalized), best first.
 
-    A language that SONAR lacks, or has in another script than that of `text`, stands as "?label".
+    A language that SONAR does not have in the script of `text` is listed as "?label".
     """
     script = script_of(text)
     odds: dict[str, float] = {}
@@ -65,12 +69,12 @@ def rank_languages(text: str, within: Collection[str]) -> list[tuple[str, float]
 
 
 def is_sure(ranked: list[tuple[str, float]], text: str, sure: float = SURE) -> bool:
-    """Whether the best language is one of SONAR's and far enough ahead of the second.
+    """Return whether the best language is one of SONAR's and clearly ahead of the second.
 
-    The library's probabilities are tempered by the length, so that the log-odds of the right
-    language grow slowly with it, while those of a mere relative of the right language, which
-    the library does not know, stay behind: hence a bar that rises with the length. It is
-    calibrated with benchmarks/detect.py, see docs/languages.md.
+    The library tempers its probabilities by the length of the text, so that the log-odds of the
+    right language grow slowly with the length. Where the library does not know the right language,
+    those of a relative of it grow less. The required margin therefore rises with the length. It is
+    calibrated with benchmarks/detect.py; see docs/languages.md.
     """
     (best, odds), (_, second) = ranked[0], (*ranked, ("", 0.0))[1]
     margin = math.log(odds / second) if second > 0 else math.inf
@@ -78,31 +82,31 @@ def is_sure(ranked: list[tuple[str, float]], text: str, sure: float = SURE) -> b
 
 
 def resolve(label: str, script: str) -> str:
-    """Return the code that a library's label ("zh", "deu") means for text in `script`, or ""."""
+    """Return the code for the library's label ("zh", "deu") of a text in `script`, or ""."""
     try:
         usual = languages.find_language(label)
     except NotFoundError:
         return ""
-    # "zh" says nothing of the script, and a Serbian text in Latin script is none that SONAR reads.
+    # "zh" does not specify the script, and SONAR does not have Serbian in Latin script.
     same = (
         one for one in map(languages.language, languages.SONAR) if one.code[:3] == usual.code[:3]
     )
     fitting = [one.code for one in same if one.script == script]
-    if script in ("Hans", "Hant") and usual.script == "Jpan":  # a short text may have no kana
+    if script in ("Hans", "Hant") and usual.script == "Jpan":  # a short text may be without kana
         fitting = [usual.code]
     return fitting[0] if fitting else ""
 
 
 def script_of(text: str) -> str:
-    """Return the ISO 15924 code of the script that most letters of `text` are in, or ""."""
+    """Return the ISO 15924 code of the script of most letters of `text`, or ""."""
     counts = Counter(map(_script, filter(str.isalpha, text)))
-    if 10 * counts["Jpan"] > counts["Han"]:  # Chinese has no kana, Japanese always some
+    if 10 * counts["Jpan"] > counts["Han"]:  # only Japanese mixes kana with Han characters
         counts["Jpan"] += counts.pop("Han", 0)
     script = max(counts, key=counts.__getitem__, default="")
     return _simplified_or_traditional(text) if script == "Han" else script
 
 
-# The first word of a letter's Unicode name tells its script.
+# The first word of a letter's Unicode name identifies its script.
 _BY_NAME = {name.upper(): code for code, name in SCRIPTS.items()}
 _BY_NAME |= {"ORIYA": "Orya", "OL": "Olck", "HIRAGANA": "Jpan", "KATAKANA": "Jpan", "CJK": "Han"}
 
@@ -113,7 +117,7 @@ def _script(letter: str) -> str:
 
 
 def _simplified_or_traditional(text: str) -> str:
-    """Tell by the characters that only the one or the other national character set has."""
+    """Return "Hans" or "Hant", whichever national character set covers more of `text`."""
     simplified = len(text.encode("gb2312", "ignore").decode("gb2312"))
     traditional = len(text.encode("big5", "ignore").decode("big5"))
     return "Hant" if traditional > simplified else "Hans"
@@ -121,7 +125,7 @@ def _simplified_or_traditional(text: str) -> str:
 
 @cache
 def load_identifier() -> Any:
-    """Return py3langid's identifier. It takes 0.4 s and 70 MB, so only where it is needed."""
+    """Return py3langid's identifier, loaded on first use: it takes 0.4 s and 70 MB."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
@@ -130,5 +134,6 @@ def load_identifier() -> Any:
 def _unsure(ranked: list[tuple[str, float]]) -> UsageError:
     guesses = [languages.language(code) for code, _ in ranked if not code.startswith("?")][:3]
     named = ", ".join(f"{one.name} ({one.code})" for one in guesses)
-    hint = f"perhaps {named}: say it with --from" if named else "say it with --from"
-    return UsageError("cannot tell the language of the text for certain", hint)
+    name_it = "name it with --from"
+    hint = f"perhaps {named}: {name_it}" if named else name_it
+    return UsageError("the language of the text is uncertain", hint)

@@ -1,13 +1,13 @@
-"""The 202 languages of SONAR: code, English name, own name, two-letter code, other ways to say it.
+"""The 202 languages of SONAR: code, English name, own name, two-letter code and aliases.
 
-The codes and their order are those of the tokenizer card of sonar-space 0.5.0: the order fixes the
-language ids, so never sort it. Names and two-letter codes follow Unicode CLDR; own names that CLDR
-lacks, and the aliases, were added by hand. An alias that stands in several rows is ambiguous.
+Codes and their order are those of the tokenizer card of sonar-space 0.5.0. The order determines the
+language ids: never sort the table. Names and two-letter codes follow Unicode CLDR; own names missing
+from CLDR, and all aliases, were added by hand. An alias that occurs in several rows is ambiguous.
 
-The two-letter code is that of the language or, where this is the member that people mean by it,
-of its macrolanguage (Standard Arabic for `ar`). Aliases hold the three-letter codes of such
-macrolanguages, the library codes of ISO 639-2/B (`fre`), retired codes (`iw`), the codes that
-FLORES+ has for the same texts now, and other names in use.
+The two-letter code is that of the language or, for the usual member of a macrolanguage, that of the
+macrolanguage (`ar` for Standard Arabic). Aliases are the three-letter codes of such macrolanguages,
+the bibliographic codes of ISO 639-2/B (`fre`), retired codes (`iw`), the current FLORES+ codes of
+the same texts, and other names in use.
 """
 # ruff: noqa: E501
 
@@ -217,10 +217,10 @@ zho_Hant | Chinese (Traditional) | 繁體中文 | zh | cmn_Hant; zh_TW; zh_HK; z
 zul_Latn | Zulu | isiZulu | zu |
 """
 
-# The script to take when a language is named without one and SONAR has it in two.
+# The usual script of the languages that SONAR has in two, for queries that name no script.
 USUAL_SCRIPT = frozenset({"ace_Latn", "bjn_Latn", "kas_Arab", "knc_Latn", "taq_Latn", "zho_Hans"})
 
-# The text that SONAR calls sat_Beng is written in Ol Chiki.
+# SONAR's sat_Beng is in fact written in Ol Chiki.
 TRUE_SCRIPT = {"sat_Beng": "Olck"}
 
 SCRIPTS = {

@@ -1,4 +1,4 @@
-"""The languages: a table of the 202 that SONAR has, and a lookup that takes what people say."""
+"""Languages: the 202 of SONAR, and their lookup by code, tag or name in any spelling."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ from lcm_cli.text.language_table import SCRIPTS, TABLE, TRUE_SCRIPT, USUAL_SCRIP
 
 @dataclass(frozen=True)
 class Language:
-    """One language in one script, under the code that spaces use."""
+    """A language in one script, under the code that spaces use."""
 
     code: str  # "fra_Latn"
     name: str  # "French"
@@ -34,25 +34,25 @@ def _row(line: str) -> Language:
 
 _ALL: dict[str, Language] = {row.code: row for row in map(_row, TABLE.splitlines())}
 
-SONAR: tuple[str, ...] = tuple(_ALL)  # in card order, which is the order of the language ids
+SONAR: tuple[str, ...] = tuple(_ALL)  # in the order of the card, which is that of the language ids
 
 
 def language(code: str) -> Language:
-    """Return the language with exactly this code. Raises NotFoundError."""
+    """Return the language with exactly this code. Raises NotFoundError if there is none."""
     if code not in _ALL:
         raise _unknown(code)
     return _ALL[code]
 
 
 def find_language(query: str, within: Collection[str] | None = None, where: str = "") -> Language:
-    """Return the language that `query` names: a code, a tag or a name, in any spelling.
+    """Return the language that `query` names by code, tag or name, in any spelling.
 
-    `fr`, `fra`, `fre`, `fra_Latn`, `fra-Latn`, `French`, `français`, `fr-CA` and `FR_ca` are all
-    fra_Latn. A macrolanguage is its usual member (`ar` is arb_Arab), a language without a script
-    is in its usual one (`zh` is zho_Hans), unless only another one is in `within`.
+    `fr`, `fra`, `fre`, `fra_Latn`, `fra-Latn`, `French`, `français`, `fr-CA` and `FR_ca` all name
+    fra_Latn. A macrolanguage stands for its usual member (`ar` for arb_Arab), and a language
+    without a script for its usual script (`zh` for zho_Hans), unless `within` has only another.
 
-    `within` holds the codes of the space called `where`. Raises NotFoundError if the name is
-    unknown, means several languages, or means one that the space lacks.
+    `within` are the codes of the space called `where`. Raises NotFoundError if `query` is unknown,
+    is ambiguous, or names a language that the space does not have.
     """
     codes = [query] if query in _ALL else _candidates(query)
     if not codes:
@@ -68,7 +68,7 @@ def find_language(query: str, within: Collection[str] | None = None, where: str 
 def search_languages(query: str) -> list[Language]:
     """Return the languages with `query` in a code, a name, or the name of their script.
 
-    Those that it names in full come first. All for an empty query, none if there is no such one.
+    Languages that `query` names in full come first. An empty query returns all languages.
     """
     part = fold(query)
     exact = _candidates(query)
@@ -84,24 +84,24 @@ def search_languages(query: str) -> list[Language]:
 
 @cache
 def fold(text: str) -> str:
-    """Return `text` without case, accents, punctuation and odd letters: "Māori " -> "maori"."""
+    """Return `text` without case, accents, punctuation and special letters: "Māori " -> "maori"."""
     plain = unicodedata.normalize("NFKD", text.casefold()).translate(_PLAIN)
     bare = "".join(c if _counts(c) else " " for c in plain if not unicodedata.combining(c))
     return " ".join(bare.split())
 
 
 def _counts(character: str) -> bool:
-    # Vowel signs of Indic scripts are marks, not letters, but without them names fall together.
+    # The vowel signs of Indic scripts are marks, not letters, but without them names coincide.
     return character.isalnum() or unicodedata.category(character).startswith("M")
 
 
-# Letters that Unicode does not take apart, and the many apostrophes.
+# Letters that Unicode does not decompose, and the various apostrophes.
 _PLAIN = str.maketrans(
     {**dict(zip("øłđıəħŋɛɔɣð", "oldiehneogd", strict=True)), "æ": "ae", "œ": "oe", "þ": "th"}
     | dict.fromkeys("'’‘ʼʻ`´", "")
 )
 
-# A language tag (RFC 5646): language, script, region, variants. The last two say nothing here.
+# A language tag (RFC 5646), folded: language, script, region, variants. The last two are ignored.
 _VARIANT = "( [a-z0-9]{5,8}| [0-9][a-z0-9]{3})"
 _TAG = re.compile(
     rf"([a-z]{{2,3}}( [a-z]{{3}})?( [a-z]{{4}})?)( [a-z]{{2}}| [0-9]{{3}})?{_VARIANT}*"
@@ -109,7 +109,10 @@ _TAG = re.compile(
 
 
 def _candidates(query: str) -> list[str]:
-    """Return the codes that a name may mean; the region of a tag counts only where it is listed."""
+    """Return the codes that `query` may name.
+
+    The region of a tag is ignored unless the table lists the tag with it (`zh_TW`).
+    """
     key, index = fold(query), _index()
     tag = _TAG.fullmatch(key) if " " not in query.strip() else None
     if key not in index and tag:
@@ -118,7 +121,7 @@ def _candidates(query: str) -> list[str]:
 
 
 def _keys(one: Language) -> Iterator[str]:
-    """Yield every exact way to name a language."""
+    """Yield every code and name of a language."""
     yield from (one.code, one.iso639_3, one.name, one.autonym, *one.aliases)
     if one.iso639_1:
         yield from (one.iso639_1, f"{one.iso639_1}_{one.script}")
@@ -138,7 +141,7 @@ def _usual(codes: Collection[str]) -> str:
 
 
 def _named(codes: Collection[str], limit: int = 12) -> str:
-    """Return "French (fra_Latn), German (deu_Latn)", cut after `limit`."""
+    """Return a list such as "French (fra_Latn), German (deu_Latn)", cut after `limit`."""
     names = [f"{_ALL[code].name} ({code})" if code in _ALL else code for code in codes]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -151,19 +154,19 @@ def _unknown(query: str) -> NotFoundError:
 
 
 def _nearest_codes(query: str) -> list[str]:
-    """Return the codes of the languages whose codes or names look most like `query`."""
+    """Return the languages whose codes or names are closest to `query`."""
     from lcm_cli.schema import nearest
 
     index = _index()
     key = fold(query)
-    # Of a tag such as "sr Latn", SONAR may have the language in another script.
+    # For a tag such as "sr Latn", SONAR may have the language in another script.
     same_language = index.get(key.split(" ")[0], []) if _TAG.fullmatch(key) else []
     near = [_usual(index[word]) for word in nearest(key, list(index))]
     return same_language or list(dict.fromkeys(near))
 
 
 def _ambiguous(query: str, codes: Collection[str]) -> NotFoundError:
-    return NotFoundError(f"{query!r} may be {_named(codes)}", "say which one, by its code")
+    return NotFoundError(f"{query!r} is ambiguous: {_named(codes)}", "choose one by its code")
 
 
 def _lacking(one: Language, within: Collection[str], where: str) -> NotFoundError:

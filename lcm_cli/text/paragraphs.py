@@ -1,8 +1,8 @@
-"""Paragraphs in concept space (LPCM): a break after each, and before each the plan of it.
+"""Paragraphs in concept space (LPCM): each is preceded by its plan and followed by a break.
 
-What a model reads of a document is `order` of its sentences, its plans and the break concept.
+A model reads the sentences, plans and break of a document in the order that `order` returns.
 
-Shapes: S sentences, P plans, W concepts that are read.
+Shapes: S sentences, P plans, W concepts read.
 """
 
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from itertools import groupby, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-MOST = 9  # sentences of a paragraph: the paper has fewer than ten
+MOST = 9  # maximum number of sentences of a paragraph: the paper has fewer than ten
 
 Ints = NDArray[np.int64]
 
 
 def count(paragraphs: Sequence[int]) -> int:
-    """Return how many paragraphs there are; `paragraphs` is the number of each sentence's.
+    """Return the number of paragraphs, given the paragraph number of each sentence.
 
-    A document that does not say is one paragraph.
+    A document without paragraph numbers is one paragraph.
     """
     return sum(1 for _ in groupby(paragraphs)) or 1
 
 
 def parts(paragraphs: Sequence[int], sentences: int) -> list[tuple[int, int]]:
-    """Return where each paragraph begins and ends, as they are planned.
+    """Return the (begin, end) sentences of each part that gets a plan and a break.
 
-    One of a single sentence joins the one before it (the first: the one behind it), and one of ten
-    or more sentences is cut into parts of about equal length.
+    A paragraph of a single sentence joins the previous one (the first joins the next), and a
+    paragraph of ten or more sentences is split into parts of about equal length.
     """
     joined: list[int] = []
     for _, run in groupby(paragraphs or [0] * sentences):
@@ -49,8 +49,8 @@ def parts(paragraphs: Sequence[int], sentences: int) -> list[tuple[int, int]]:
 def order(paragraphs: Sequence[int], sentences: int, plans: int = 0) -> Ints:
     """Return the rows of [sentences; plans; break] in the order in which they are read, (W,).
 
-    Without plans there are only breaks. A part's plan is that of the paragraph which most of it is
-    from.
+    Without plans, only breaks are inserted. The plan of a part is that of the paragraph from which
+    most of its sentences come.
     """
     numbers = np.asarray(paragraphs or [0] * sentences)
     runs_S = np.cumsum(np.diff(numbers, prepend=numbers[:1]) != 0)

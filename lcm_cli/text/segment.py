@@ -1,7 +1,7 @@
-"""Text into sentences: paragraphs are kept, and sentences that are too long for a concept are cut.
+"""Segmentation of text into paragraphs and sentences; sentences too long for a concept are cut.
 
-The splitting itself is sentencex's; what is done here is around it. Characters other than white
-space are never lost, and their order is kept.
+sentencex does the splitting; this module corrects its known errors. No character except white space
+is ever lost, and their order is kept.
 """
 
 import re
@@ -13,15 +13,15 @@ from itertools import groupby, pairwise
 from lcm_cli.text import languages
 
 MAX_CHARACTERS = 250
-BLOCK = 20_000  # characters; sentencex needs time in proportion to the square of a text's length
+BLOCK = 20_000  # characters per call of sentencex, whose time is quadratic in the text's length
 UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One sentence, or a piece of one that was too long.
+    """A sentence, or a piece of one that was too long.
 
-    `paragraph` counts from 0; `split` says that this is a piece of a cut sentence.
+    `paragraph` counts from 0; `split` is true for a piece of a cut sentence.
     """
 
     text: str
@@ -32,11 +32,11 @@ class Segment:
 def segment(
     text: str, lang: str, *, one_per_line: bool = False, max_characters: int = MAX_CHARACTERS
 ) -> list[Segment]:
-    """Return the sentences of `text`, which is in the language with the code `lang`.
+    """Return the sentences of `text`, which is in the language with code `lang`.
 
-    Blank lines end paragraphs, other line breaks mean nothing. A sentence of more than
-    `max_characters` is cut where it hurts least: after a sentence or a clause inside it, at a
-    space, or anywhere. `one_per_line` takes each line as a sentence, and never cuts it.
+    Blank lines end paragraphs; other line breaks have no meaning. A sentence of more than
+    `max_characters` is cut at the best place available: after a sentence or clause inside it, at a
+    space, or anywhere. `one_per_line` takes each line as a sentence and never cuts it.
     """
     found = []
     for number, lines in enumerate(_paragraphs(text)):
@@ -50,7 +50,7 @@ def segment(
 
 
 def cut_long(text: str, limit: int) -> list[str]:
-    """Cut `text` into pieces of at most `limit` characters and of like length."""
+    """Cut `text` into pieces of at most `limit` characters and of similar lengths."""
     text = text.strip()
     if len(text) <= limit:
         return [text]
@@ -59,13 +59,13 @@ def cut_long(text: str, limit: int) -> list[str]:
 
 
 def _paragraphs(text: str) -> Iterator[list[str]]:
-    """Yield the lines of each paragraph, stripped."""
+    """Yield the stripped lines of each paragraph."""
     lines = (line.strip() for line in text.splitlines())
     yield from (list(group) for filled, group in groupby(lines, bool) if filled)
 
 
 def _joined(lines: list[str], lang: str) -> str:
-    """Join wrapped lines: with a space, but not inside a text that has none between words."""
+    """Join wrapped lines with a space; in scripts without spaces, only between ASCII text."""
     if languages.language(lang).script not in UNSPACED:
         return " ".join(lines)
     latin = (before[-1].isascii() and after[0].isascii() for before, after in pairwise(lines))
@@ -77,21 +77,21 @@ def _sentences(paragraph: str, lang: str) -> Iterator[str]:
     from sentencex import segment as split
 
     one = languages.language(lang)
-    code = one.iso639_1 or one.iso639_3  # sentencex falls back by itself for those it lacks
+    code = one.iso639_1 or one.iso639_3  # sentencex has fallbacks for languages it does not know
     for block in cut_long(paragraph, BLOCK):
         pieces = (piece for found in split(code, block) for piece in _missed(found))
         yield from (sentence.strip() for sentence in _mended(_opened(pieces), code))
 
 
-# What follows is where sentencex 1.0 errs: ends that it does not see, and ends that are none.
+# Corrections of sentencex 1.0: sentence ends that it misses, and splits where no sentence ends.
 
 _CLOSERS = r"[\"'”’»›)\]」』）】》]*"
 _OPEN, _CLOSE = "「『（【《“", "」』）】》”"
 
-# Khmer and Tibetan full stops, two Ethiopic word spaces in place of one, and a digit after 。
+# Khmer and Tibetan full stops, two Ethiopic word spaces used as a full stop, and 。 before a digit.
 _UNSEEN = re.compile(rf"(?:[។៕]|།(?=\s)|፡፡|[。！？](?=\d)){_CLOSERS}\s*")
 
-# No sentence ends after these: titles, and in these languages initials too ("M. X", "D. Juan").
+# No sentence ends after these: titles and, in these languages, initials ("M. X", "D. Juan").
 _TITLES = {
     "fr": re.compile(r"(?<!\w)(?:MM|Mme|Mlle|Mgr|Me|Dr|Pr|Ste?|(?:[A-Z]\.-)?[A-Z])\.\s*$"),
     "es": re.compile(r"(?<!\w)(?:Dña|[A-Z])\.\s*$"),
@@ -99,13 +99,13 @@ _TITLES = {
 }
 _DOTTED = re.compile(r"(?<!\w)(?:[^\W\d]\.[-\s]?)+$")  # "p. m.", "o.a.", "J.-C."
 _NUMBER = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\s*")  # "2." of a list
-_CLOSED = re.compile(r"[\"'”’»“]\s*$")  # '"Stop!" cried the hen.'
+_CLOSED = re.compile(r"[\"'”’»“]\s*$")  # '"Stop!" cried the hen.' is one sentence
 _OPENER = re.compile(r"(?<=\s)[«„“‘(\[]\s*$")
 _REPORTED = re.compile(r"と|って|など|という")  # 「……」と言いました is one sentence
 
 
 def _missed(piece: str) -> Iterator[str]:
-    """Yield the sentences in a piece, split at the ends that sentencex does not see."""
+    """Yield the sentences of a piece, split at the sentence ends that sentencex misses."""
     start = 0
     for end in _UNSEEN.finditer(piece):
         before = piece[: end.end()]
@@ -116,7 +116,7 @@ def _missed(piece: str) -> Iterator[str]:
 
 
 def _opened(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces, with a quotation mark that opens at the end of one moved to the next."""
+    """Yield the pieces, moving an opening quotation mark at the end of one to the next."""
     opener = ""
     for piece in pieces:
         whole = opener + piece
@@ -127,9 +127,9 @@ def _opened(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _mended(pieces: Iterable[str], code: str) -> Iterator[str]:
-    """Yield sentences: pieces, joined where the end of the one before is none.
+    """Yield sentences: pieces, joined where no sentence ends between them.
 
-    Lone dots and quotation marks belong to their neighbour.
+    Pieces without letters or digits, such as lone quotation marks, join their neighbour.
     """
     sentence, has_words = "", False
     for piece in pieces:
@@ -144,13 +144,13 @@ def _mended(pieces: Iterable[str], code: str) -> Iterator[str]:
 
 
 def _ends(tail: str, following: str, code: str) -> bool:
-    """Whether a sentence with this tail ends there, given what follows it."""
+    """Return whether a sentence ends after `tail`, given the text that follows."""
     if _NUMBER.fullmatch(tail) or (code in _TITLES and _TITLES[code].search(tail)):
         return False
     if code == "ja" and tail.endswith(("」", "』")) and _REPORTED.match(following):
         return False
-    goes_on = following[0].islower() or following[0] == "-"
-    return not (goes_on and (_DOTTED.search(tail) or _CLOSED.search(tail)))
+    continues = following[0].islower() or following[0] == "-"
+    return not (continues and (_DOTTED.search(tail) or _CLOSED.search(tail)))
 
 
 _SENTENCE_END = rf"[.!?…؟۔।॥።፧။]+{_CLOSERS}(?=\s)|[。！？｡]+{_CLOSERS}|[។៕]{_CLOSERS}|།(?=\s)"
@@ -159,8 +159,9 @@ _CUTS = tuple(re.compile(mark) for mark in (_SENTENCE_END, _CLAUSE_END, r"[\s\u2
 
 
 def _best_cut(text: str, limit: int) -> int:
-    """Return the index to cut at: at the best kind of place there is, near the even division."""
+    """Return the index of the best kind of place near an even division."""
     parts = -(-len(text) // limit)
+    # Both sides are cut further: divide in the proportion of the numbers of pieces they will make.
     even = len(text) * (parts // 2) / parts
     for mark in _CUTS:
         ends = [found.end() for found in mark.finditer(text)]
@@ -171,12 +172,12 @@ def _best_cut(text: str, limit: int) -> int:
 
 
 def _between_characters(text: str, at: int) -> int:
-    """Return `at`, or an index just before it that parts no letter from its marks."""
+    """Return `at`, or the nearest index before it that separates no letter from its marks."""
     return next((i for i in range(at, max(at - 20, 0), -1) if not _joins(text, i)), at)
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether the character at `at` belongs to the one before it: an accent, half of an emoji."""
+    """Return whether the character at `at` belongs to the one before, as accents do."""
     return (
         unicodedata.category(text[at]) in ("Mn", "Mc", "Me", "Sk", "Cf") or text[at - 1] == "\u200d"
     )

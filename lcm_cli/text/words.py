@@ -1,9 +1,9 @@
-"""Words of a text in any script, for the metrics that count words.
+"""Words of a text in any script, for metrics over words.
 
-One rule for all languages, so that scores of different ones are made alike: the text is normalized
-(NFKC) and case-folded; a word is a run of letters, marks and digits, whatever stands between being
-left out. Where nothing stands between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan)
-each character counts as a word, together with the marks on it. There is no stemming.
+One rule serves all languages, so that their scores are computed alike. The text is normalized
+(NFKC) and case-folded; a word is a run of letters, marks and digits, and all else is dropped. In
+scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan), each character is a
+word, together with its marks. There is no stemming.
 """
 
 import re
@@ -13,18 +13,19 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u9fff\uaa60-\uaa7f"
     "\U00020000-\U0003ffff]"
 )
-_JOINERS = "\u200c\u200d"  # parts of words in Persian and in the scripts of India
+_JOINERS = "\u200c\u200d"  # occur inside words in Persian and the Indic scripts
 
 
 def words(text: str) -> list[str]:
-    """Return the words of `text`; nothing if it has no letter and no digit."""
+    """Return the words of `text`, an empty list if it has neither letters nor digits."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     spaced = "".join(c if _belongs(c) else " " for c in folded)
-    return [piece for word in spaced.split() for piece in _pieces(word) if _says_something(piece)]
+    pieces = (piece for word in spaced.split() for piece in _pieces(word))
+    return [piece for piece in pieces if _has_letter_or_digit(piece)]
 
 
 class WordTokenizer:
-    """`words` in the form that rouge-score wants."""
+    """`words` with the tokenizer interface of rouge-score."""
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words of `text`."""
@@ -35,12 +36,12 @@ def _belongs(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMN" or character in _JOINERS
 
 
-def _says_something(piece: str) -> bool:
+def _has_letter_or_digit(piece: str) -> bool:
     return any(unicodedata.category(character)[0] in "LN" for character in piece)
 
 
 def _pieces(word: str) -> list[str]:
-    """Part a word at each character of a script without spaces."""
+    """Split a word at each character of a script without spaces."""
     if not _UNSPACED.search(word):
         return [word]
     pieces: list[str] = []

@@ -1,4 +1,4 @@
-"""The official implementation's numbers (tests/golden), and proof that all were compared."""
+"""The official implementation's tensors (tests/golden), and a check that all were compared."""
 
 import json
 import os
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent.parent / "golden"
 
 @dataclass
 class Golden:
-    """One fixture file: its tensors, what its json says, and what the tests did with them."""
+    """A fixture file: its tensors, its JSON, and a record of the tensors that the tests used."""
 
     name: str
     tensors: dict[str, Tensor]
@@ -26,12 +26,12 @@ class Golden:
     compared: set[str] = field(default_factory=set)
 
     def __getitem__(self, key: str) -> Tensor:
-        """Return a tensor that is fed to our code."""
+        """Return a tensor for use as an input of our code."""
         self.inputs.add(key)
         return self.tensors[key].clone()
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """Return all inputs below `prefix`, which is taken off their names."""
+        """Return all inputs whose names start with `prefix`, by the rest of their names."""
         keys = [key for key in self.tensors if key.startswith(prefix)]
         return {key.removeprefix(prefix): self[key] for key in keys}
 
@@ -48,9 +48,9 @@ class Golden:
         terms: float = 1,
         size: Tensor | float | None = None,
     ) -> None:
-        """Compare with our number, on `where` only: padding has no meaning.
+        """Compare our tensor with the official one, only where `where` is true (not on padding).
 
-        `terms` and `size` say what rounding may do: `assert_near`.
+        `terms` and `size` set the tolerance, as in `assert_near`.
         """
         theirs = self.tensors[key]
         comparable = where is None or bool(where.any())  # some official tensors are all NaN
@@ -67,7 +67,7 @@ _failed: set[str] = set()  # ids of tests
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Remember what failed."""
+    """Record the failed tests."""
     report = yield
     if report.failed:
         _failed.add(item.nodeid)
@@ -84,7 +84,7 @@ def _load(name: str) -> Golden:
 
 @pytest.fixture
 def golden() -> Callable[[str], Golden]:
-    """Load a fixture file by name, once a session."""
+    """Return a function that loads a fixture file by name, once per session."""
     return _load
 
 
@@ -92,13 +92,13 @@ def golden() -> Callable[[str], Golden]:
 def assert_complete(request: pytest.FixtureRequest) -> Callable[[Sequence[str], int], None]:
     """Return a check, for the last test of a module, that no tensor of its files was forgotten.
 
-    It needs all tests of the module to have run to their end in this process, and skips otherwise:
-    what a failed test did not come to was not forgotten.
+    It skips unless all tests of the module have run in this process and passed: a failed test may
+    not have reached all of its tensors.
     """
     module = request.node.getparent(pytest.Module)
     ran = {item.nodeid for item in request.session.items} - _failed
     if "PYTEST_XDIST_WORKER" in os.environ or any(t.nodeid not in ran for t in module.collect()):
-        pytest.skip("only a part of the module was run, or a test of it failed")
+        pytest.skip("only a part of the module was run, or one of its tests failed")
 
     def check(names: Sequence[str], count: int) -> None:
         files = [_load(name) for name in names]

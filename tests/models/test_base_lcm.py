@@ -1,4 +1,4 @@
-"""Base-LCM and SONAR-LLM beyond their golden numbers."""
+"""Base-LCM and SONAR-LLM beyond the comparison with official results."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,11 +41,11 @@ def test_learns_sentences_in_order(model: BaseLCM) -> None:
     assert model.loss(_batch()).mean.item() < 0.2 * first
 
 
-def test_sources_are_given_not_learned(model: BaseLCM) -> None:
+def test_sources_are_not_targets(model: BaseLCM) -> None:
     assert model.loss(_batch([3, 2, 1])).targets == 1 + 4 + 1
 
 
-def test_a_document_of_one_sentence_teaches_nothing(model: BaseLCM) -> None:
+def test_a_document_of_one_sentence_has_no_targets(model: BaseLCM) -> None:
     loss = model.loss(Batch.of([torch.randn(1, DIM)]))
     assert loss.targets == 0
     assert loss.mean.item() == 0
@@ -67,7 +67,7 @@ def llama() -> SonarLLM:
 
 
 def test_sonar_llm_learns_through_a_decoder(llama: SonarLLM) -> None:
-    """The decoder's loss is told which sentence each prediction is for."""
+    """The decoder's loss receives each prediction with the tokens of its own sentence."""
     batch, asked = _batch(), list[int]()
     squared = llama.loss(batch).value
     weight = torch.randn(DIM, 70)
@@ -80,7 +80,7 @@ def test_sonar_llm_learns_through_a_decoder(llama: SonarLLM) -> None:
         return torch.nn.functional.cross_entropy(prediction_ND @ weight, goal_N, reduction="none")
 
     llama.token_loss = token_loss
-    with pytest.raises(IntegrityError, match="what their concepts mean"):
+    with pytest.raises(IntegrityError, match="no tokens of their sentences"):
         llama.loss(batch)
     loss = llama.loss(replace(batch, tokens=tokens))
     assert asked == [10 * row + n for row, length in enumerate(lengths) for n in range(1, length)]
@@ -98,7 +98,7 @@ def test_sonar_llm_temperature_is_relative(llama: SonarLLM) -> None:
     assert ratio.mean().item() == pytest.approx(0.3, rel=0.1)
 
 
-def test_noise_depends_on_the_row_alone() -> None:
+def test_noise_depends_only_on_the_row() -> None:
     noise = Noise([7, 8, 9])
     first = noise.normal(3)
     noise.keep([2, 0])

@@ -1,4 +1,4 @@
-"""Saving and loading every kind of model, and files that are not what they should be."""
+"""Saving and loading every kind of model, and damaged files."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def test_loaded_as_saved(tmp_path: Path, architecture: str) -> None:
     assert not again.training
     saved = model.state_dict()
     assert all(torch.equal(saved[key], tensor) for key, tensor in again.state_dict().items())
-    # Mapped weights lie at other addresses, by which libraries choose how they add up.
+    # Mapped weights have other addresses, which change the order in which libraries sum.
     few = DiffusionOptions(steps=3) if hasattr(model, "schedule") else None
     options = GenerateOptions(max_concepts=3, sampler=few)
     prompt = torch.randn(4, 16) * 0.01
@@ -89,7 +89,7 @@ def test_half_precision_spares_the_normalizer(tmp_path: Path) -> None:
 def test_packed_gives_the_same_numbers(tmp_path: Path, architecture: str) -> None:
     model = _saved(tmp_path / "m", architecture)
     packed = load_model(tmp_path / "m", packed=True)
-    # Few steps: random weights amplify rounding from one to the next.
+    # Few steps: random weights amplify rounding errors from step to step.
     few = DiffusionOptions(steps=3) if hasattr(model, "schedule") else None
     options = GenerateOptions(max_concepts=3, repeat_similarity=None, sampler=few)
     terms = 3 * (3 if few else 1) * additions(model)
@@ -114,10 +114,10 @@ def test_float16_on_disk_is_float32_on_the_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", KINDS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_int8_on_disk_is_what_it_stands_for(
+def test_int8_on_disk_equals_its_values_in_float32(
     tmp_path: Path, architecture: str, packed: bool
 ) -> None:
-    """A model from int8 generates what one does whose weights are those numbers in float32."""
+    """A model loaded from int8 generates the same as one with those values stored in float32."""
     _saved(tmp_path / "m", architecture)
     convert(str(tmp_path / "m"), tmp_path / "int8", "int8")
     convert(str(tmp_path / "int8"), tmp_path / "float32", "float32")
@@ -142,7 +142,7 @@ def test_int8_on_disk_is_what_it_stands_for(
 
 
 def test_int8_on_disk_in_other_precisions(tmp_path: Path) -> None:
-    """Where none is asked for, and it is not the CPU's float32, weights from int8 are float16."""
+    """Without a requested dtype, weights from int8 are float16, except on the CPU."""
     _saved(tmp_path / "m")
     convert(str(tmp_path / "m"), tmp_path / "int8", "int8")
     as_it_stands: Any = load_from(locate_model(str(tmp_path / "int8")))
@@ -187,7 +187,7 @@ def test_quantizer(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="not a concept model"):
         load_model(tmp_path / "q")
     _saved(tmp_path / "m")
-    with pytest.raises(IntegrityError, match="no quantizer"):
+    with pytest.raises(IntegrityError, match="not a quantizer"):
         load_quantizer(tmp_path / "m")
 
 
@@ -210,7 +210,7 @@ def test_missing_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_cut_short(tmp_path: Path, share: float) -> None:
+def test_truncated_files(tmp_path: Path, share: float) -> None:
     _saved(tmp_path / "m")
     file = tmp_path / "m" / "model.safetensors"
     whole = file.read_bytes()
@@ -219,7 +219,7 @@ def test_cut_short(tmp_path: Path, share: float) -> None:
         load_model(tmp_path / "m")
 
 
-def test_a_config_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_config(tmp_path: Path) -> None:
     _saved(tmp_path / "m")
     file = tmp_path / "m" / "config.json"
     for text in ("{", "[]", "\xff", '{"kind": "model"}'):

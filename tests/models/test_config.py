@@ -1,4 +1,4 @@
-"""Configs: presets, what cannot be built, and reading what a file says."""
+"""Configs: presets, validation, and reading files."""
 
 import subprocess
 import sys
@@ -31,7 +31,8 @@ def test_a_size_means_its_parameters(architecture: str, size: str) -> None:
     with torch.device("meta"):
         model = build(preset(architecture, size))
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    outside = 2 * 1024 * SIZES[size].model_dim / 1e6  # position tables and heads, as large as a 5M
+    # Position tables and heads, which are large compared with a 5M model.
+    outside = 2 * 1024 * SIZES[size].model_dim / 1e6
     assert 0.88 * MILLIONS[size] < count < 1.12 * MILLIONS[size] + 5 * outside
 
 
@@ -41,7 +42,7 @@ def test_written_and_read_again(architecture: str) -> None:
     assert from_dict(to_dict(config), "config.json") == config
 
 
-def test_nothing_here_imports_torch() -> None:
+def test_configs_do_not_import_torch() -> None:
     use = "import sys, lcm_cli.models.config as c; c.preset('quant', '5M')"
     code = f"{use}; print('torch' in sys.modules)"
     answer = subprocess.run(
@@ -50,7 +51,7 @@ def test_nothing_here_imports_torch() -> None:
     assert answer.stdout.strip() == "False"
 
 
-def test_unknown_names_show_the_nearest() -> None:
+def test_unknown_names_suggest_the_closest() -> None:
     with pytest.raises(UsageError, match="'two_towers'") as caught:
         preset("two_towers", "5M")
     assert "two_tower" in caught.value.hint
@@ -71,7 +72,7 @@ def test_unknown_names_show_the_nearest() -> None:
         ({"kind": "space"}, "not the config of a concept model", ""),
     ],
 )
-def test_a_wrong_file(change: dict[str, object], message: str, hint: str) -> None:
+def test_an_invalid_file(change: dict[str, object], message: str, hint: str) -> None:
     data = {"kind": "model", "architecture": "base"} | change
     with pytest.raises(IntegrityError) as caught:
         from_dict(data, "x/config.json")
@@ -80,7 +81,7 @@ def test_a_wrong_file(change: dict[str, object], message: str, hint: str) -> Non
     assert hint in caught.value.hint
 
 
-def test_what_cannot_be_built_is_refused_at_once() -> None:
+def test_invalid_configs_are_refused_on_construction() -> None:
     for make in (
         lambda: BaseConfig(model_dim=10, transformer=TransformerConfig(heads=3)),
         lambda: BaseConfig(model_dim=12, transformer=TransformerConfig(heads=4)),  # odd head width

@@ -1,4 +1,4 @@
-"""What differs from the official diffusion code on purpose, and the paper's own formulas."""
+"""Deliberate differences from the official diffusion code, and the paper's own formulas."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ NAMES = ["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("zero", [True, False])
-def test_signal_falls_to_nothing(name: str, zero: bool) -> None:
+def test_signal_falls_to_zero(name: str, zero: bool) -> None:
     schedule = Schedule(ScheduleConfig(name=name, zero_terminal_snr=zero))  # type: ignore[arg-type]
     assert bool((schedule.alphas_T.diff() < 1e-7).all())
     assert bool(((schedule.alphas_T >= 0) & (schedule.alphas_T <= 1)).all())
@@ -58,14 +58,14 @@ def test_equation_14() -> None:
 
 
 def test_forty_steps_are_forty() -> None:
-    """The paper's round(flip(arange(T, 0, -T / S))); the official code makes 50."""
+    """The steps are the paper's round(flip(arange(T, 0, -T / S))); the official code runs 50."""
     ours = timesteps(100, DiffusionOptions())
     assert ours == [round(100 - 2.5 * i) - 1 for i in range(40)]
     assert len(timesteps(100, DiffusionOptions(exact_steps=False))) == 50
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_walk_hangs_together(exact: bool) -> None:
+def test_the_steps_of_a_walk_are_connected(exact: bool) -> None:
     for steps in (1, 7, 30, 40, 100):
         pairs = walk(100, DiffusionOptions(steps=steps, exact_steps=exact))
         assert pairs[-1][1] == -1
@@ -79,8 +79,8 @@ def test_more_steps_than_trained() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
-def test_a_perfect_network_leads_back(prediction: str) -> None:
-    """Told the truth at every step, the sampler arrives at x0, with and without fresh noise."""
+def test_a_perfect_prediction_leads_back(prediction: str) -> None:
+    """Given the true target, a step recovers x0 and arrives at the true x_s."""
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 5, 8, generator=generator)
     schedule = Schedule(ScheduleConfig(prediction=prediction, zero_terminal_snr=False))  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_a_perfect_network_leads_back(prediction: str) -> None:
     assert_near(schedule.epsilon(output, x, 80), noise, terms=16)
     options = DiffusionOptions(epsilon_scaling=1.0)
     previous, guess = schedule.step(output, x, 80, 40, options)
-    # x is mostly noise there: its rounding is divided by the little signal that it holds.
+    # x is mostly noise there: its rounding error is divided by its small share of signal.
     size = float(x.abs().max()) / math.sqrt(schedule.alpha(80))
     assert_near(guess, x0, terms=16, size=size)
     expected = schedule.noised(x0, noise, torch.full((5,), 40))

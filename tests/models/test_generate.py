@@ -1,4 +1,4 @@
-"""Continuing documents: stopping, randomness, candidates, and what is refused."""
+"""Generation: stopping, randomness, candidates, and invalid input."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +19,7 @@ from lcm_cli.models.quant_lcm import QuantOptions
 
 KINDS = ["base", "two_tower", "one_tower", "quant", "sonar_llm"]
 DIM = 12
-ON = GenerateOptions(max_concepts=4, repeat_similarity=None)  # nothing stops it but length
+ON = GenerateOptions(max_concepts=4, repeat_similarity=None)  # stops only at the maximum length
 
 
 def _model(architecture: str, **changes: Any) -> Any:
@@ -50,7 +50,7 @@ def prompts() -> list[Tensor]:
 
 
 def _sampled(model: ConceptModel) -> GenerateOptions:
-    """Options under which every kind of model draws random numbers."""
+    """Return options under which every kind of model draws random numbers."""
     name = model.config.architecture
     samplers: dict[str, Any] = {"base": BaseOptions(1.0), "sonar_llm": BaseOptions(1.0)}
     samplers |= {"quant": QuantOptions(top_k=8)}
@@ -63,7 +63,7 @@ def _made(model: ConceptModel, prompts: list[Tensor], options: GenerateOptions) 
 
 
 def _terms(model: ConceptModel) -> int:
-    """Return how many numbers are added up under `_sampled`, one concept after another."""
+    """Return the number of additions behind the last concept of a run under `_sampled`."""
     options = _sampled(model)
     return options.max_concepts * getattr(options.sampler, "steps", 1) * additions(model)
 
@@ -84,7 +84,7 @@ def test_a_row_does_not_depend_on_the_batch(model: ConceptModel, prompts: list[T
 
 
 def test_seeds(model: ConceptModel, prompts: list[Tensor]) -> None:
-    """The same seed gives the same concepts, 0 is a seed like any other."""
+    """The same seed gives the same concepts, and 0 is a seed like any other."""
     options = _sampled(model)
     made = {seed: _made(model, prompts, _with(options, seed=seed)) for seed in (0, 1)}
     again = _made(model, prompts, _with(options, seed=0))
@@ -103,7 +103,7 @@ def test_base_is_deterministic_by_default(base: BaseLCM, prompts: list[Tensor]) 
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_one_thread_or_two(model: ConceptModel, prompts: list[Tensor]) -> None:
+def test_the_number_of_threads_does_not_matter(model: ConceptModel, prompts: list[Tensor]) -> None:
     before, made = torch.get_num_threads(), []
     for count in (1, 2):
         torch.set_num_threads(count)
@@ -113,7 +113,7 @@ def test_one_thread_or_two(model: ConceptModel, prompts: list[Tensor]) -> None:
         assert_near(a, b, _terms(model))
 
 
-def test_long_continuation_is_the_short_one_and_more(
+def test_a_longer_continuation_starts_with_the_shorter(
     model: ConceptModel, prompts: list[Tensor]
 ) -> None:
     options = _sampled(model)
@@ -123,7 +123,7 @@ def test_long_continuation_is_the_short_one_and_more(
 
 
 def test_the_end_concept_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
-    """The minimum counts the concept that stops: at 1 the first one may."""
+    """The minimum includes the concept that stops: at 1, the first concept may stop."""
     full = generate_concepts(base, prompts[:1], ON)[0].concepts_SD
     for place in range(4):
         options = _with(ON, end_similarity=0.99999)
@@ -138,7 +138,7 @@ def test_the_end_concept_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
         assert len(made.concepts_SD) > place
 
 
-def test_each_model_has_its_own_idea_of_the_end(base: BaseLCM, prompts: list[Tensor]) -> None:
+def test_each_model_has_its_own_end_similarity(base: BaseLCM, prompts: list[Tensor]) -> None:
     full = generate_concepts(base, prompts[:1], ON)[0].concepts_SD
     length, across = full[1].norm(), torch.randn(DIM)
     across = across - (across @ full[1]) * full[1] / length**2
@@ -153,11 +153,11 @@ def test_each_model_has_its_own_idea_of_the_end(base: BaseLCM, prompts: list[Ten
 
 
 def test_repetition_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
-    """Base-LCM drawn to a fixed point: cosines to the concept before rise."""
+    """Base-LCM approaches a fixed point, so that cosines to the previous concept rise."""
     full = generate_concepts(base, prompts[:1], _with(ON, max_concepts=12))[0].concepts_SD
     whole = torch.cat([prompts[0][-1:], full])
     near = nn.functional.cosine_similarity(whole[1:], whole[:-1])
-    threshold = near.topk(2).values.mean().item()  # far from every cosine, as rounding goes
+    threshold = near.topk(2).values.mean().item()  # further from every cosine than rounding
     place = int(near.argmax())
     options = _with(ON, max_concepts=12, repeat_similarity=threshold)
     (made,) = generate_concepts(base, prompts[:1], options)
@@ -166,8 +166,8 @@ def test_repetition_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("plans", [False, True])
-def test_breaks_and_plans_are_context_and_no_text(prompts: list[Tensor], plans: bool) -> None:
-    """The model goes on as it would, whatever its concepts are taken for."""
+def test_breaks_and_plans_are_context_but_not_text(prompts: list[Tensor], plans: bool) -> None:
+    """The model reads its concepts alike, whether they are sentences, breaks or plans."""
     model = _model("base", break_text="Break.", plans=plans)
     options = _with(ON, end_similarity=0.99999)
     free = _made(model, prompts[:1], options)[0]
@@ -195,7 +195,7 @@ def test_a_break_after_a_break_is_a_repetition(base: BaseLCM, prompts: list[Tens
         assert (len(each.concepts_SD), each.breaks, each.reason) == (0, (0,), "repetition")
 
 
-def test_the_end_comes_before_a_break(base: BaseLCM, prompts: list[Tensor]) -> None:
+def test_the_end_has_priority_over_a_break(base: BaseLCM, prompts: list[Tensor]) -> None:
     everything = GenerateOptions(max_concepts=4, end_similarity=-1.0)
     found = generate_concepts(
         base, prompts, everything, end=torch.ones(DIM), breaks=torch.ones(DIM)
@@ -203,7 +203,7 @@ def test_the_end_comes_before_a_break(base: BaseLCM, prompts: list[Tensor]) -> N
     assert {(each.breaks, each.reason) for each in found} == {((), "end")}
 
 
-def test_finished_rows_leave(base: BaseLCM, prompts: list[Tensor]) -> None:
+def test_finished_rows_leave_the_batch(base: BaseLCM, prompts: list[Tensor]) -> None:
     full = generate_concepts(base, prompts, ON)
     rows: list[int] = []
     plain = base.extend
@@ -217,7 +217,9 @@ def test_finished_rows_leave(base: BaseLCM, prompts: list[Tensor]) -> None:
         assert_near(made[number].concepts_SD, full[number].concepts_SD, _terms(base))
 
 
-def test_told_as_they_come(model: ConceptModel, prompts: list[Tensor]) -> None:
+def test_concepts_are_reported_as_they_are_generated(
+    model: ConceptModel, prompts: list[Tensor]
+) -> None:
     for options in (
         _sampled(model),
         _with(_sampled(model), candidates=2, rerank="step"),
@@ -238,7 +240,7 @@ def test_candidates_by_likelihood(model: ConceptModel, prompts: list[Tensor], re
     assert all(m.concepts_SD.shape == (4, DIM) and m.score is not None for m in made)
     (alone,) = generate_concepts(model, prompts[2:3], options)
     assert_near(alone.concepts_SD, made[2].concepts_SD, _terms(model))
-    if rerank == "document":  # the best of the three that single runs give
+    if rerank == "document":  # the best of the three results of single runs
         singles = [_seeded(model, prompts[:1], options, candidate) for candidate in range(3)]
         apart = [float((made[0].concepts_SD - single).abs().max()) for single in singles]
         assert min(apart) <= rounding(_terms(model)) * made[0].concepts_SD.abs().max()
@@ -249,7 +251,7 @@ def _seeded(model: Any, prompts: list[Tensor], options: GenerateOptions, candida
 
 
 def test_candidates_by_round_trip(prompts: list[Tensor]) -> None:
-    """A space that keeps only positive numbers prefers candidates that have few others."""
+    """A round trip that clips negative values prefers candidates with few of them."""
     model = _model("two_tower")
 
     def reencode(x: Tensor) -> Tensor:
@@ -268,7 +270,7 @@ def test_candidates_by_round_trip(prompts: list[Tensor]) -> None:
         generate_concepts(model, prompts, options)
 
 
-def test_likelihood_prefers_what_the_model_says(prompts: list[Tensor]) -> None:
+def test_likelihood_prefers_the_models_own_prediction(prompts: list[Tensor]) -> None:
     for name in ("base", "sonar_llm", "two_tower", "one_tower"):
         model = _model(name)
         state = model.begin(Batch.of(prompts[:2]), 12, model.Options(temperature=0.0))
@@ -278,8 +280,8 @@ def test_likelihood_prefers_what_the_model_says(prompts: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reads_what_was_encoded_again(kind: str, prompts: list[Tensor]) -> None:
-    """What a model of `reencode` goes on from are concepts that the space gives."""
+def test_reencoding_models_read_reencoded_concepts(kind: str, prompts: list[Tensor]) -> None:
+    """A model with `reencode` continues from the re-encoded concepts, not from its predictions."""
 
     def reencode(x: Tensor) -> Tensor:
         return x.round(decimals=1)
@@ -290,18 +292,18 @@ def test_reads_what_was_encoded_again(kind: str, prompts: list[Tensor]) -> None:
     assert torch.equal(x, reencode(x))
     first = _with(ON, max_concepts=1)
     (read,) = generate_concepts(model, [torch.cat([prompts[0], x[:1]])], first, reencode=reencode)
-    if kind in ("base", "sonar_llm"):  # the others draw other noise for the first concept
+    if kind in ("base", "sonar_llm"):  # other models draw other noise for the first concept
         assert torch.equal(read.concepts_SD[0], x[1])
     plain = _model(kind, reencode=False)
     (made,) = generate_concepts(plain, prompts[:1], ON, reencode=reencode)
     assert not torch.equal(made.concepts_SD, reencode(made.concepts_SD))
 
 
-def test_only_sonar_llm_encodes_again_by_default() -> None:
+def test_only_sonar_llm_reencodes_by_default() -> None:
     assert [kind for kind in KINDS if preset(kind, "nano").reencode] == ["sonar_llm"]
 
 
-def test_watching_the_noise_go(prompts: list[Tensor], base: BaseLCM) -> None:
+def test_watching_the_denoising_steps(prompts: list[Tensor], base: BaseLCM) -> None:
     for name in ("two_tower", "one_tower"):
         model, seen = _model(name), list[Denoised]()
         options = _with(ON, max_concepts=2, sampler=DiffusionOptions(steps=5))
@@ -317,7 +319,7 @@ def test_watching_the_noise_go(prompts: list[Tensor], base: BaseLCM) -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 5, 20, 100])
 def test_always_finite(prompts: list[Tensor], prediction: str, eta: float, steps: int) -> None:
-    """Zero terminal SNR, any prediction, DDPM noise: cases in which the official code gives NaN."""
+    """Zero terminal SNR with any prediction and DDPM noise: the official code can give NaN."""
     model = _model("two_tower", schedule=ScheduleConfig(prediction=prediction))  # type: ignore[arg-type]
     sampler = DiffusionOptions(steps=steps, eta=eta)
     (made,) = generate_concepts(model, prompts[:1], _with(ON, max_concepts=1, sampler=sampler))
@@ -356,8 +358,8 @@ def test_refused_options(prompts: list[Tensor]) -> None:
             DiffusionOptions(**bad)
 
 
-def test_options_do_not_stay(prompts: list[Tensor]) -> None:
-    """A run leaves nothing of its options in the model."""
+def test_options_do_not_persist(prompts: list[Tensor]) -> None:
+    """A run does not change the model."""
     model = _model("two_tower")
     plain = _with(ON, sampler=DiffusionOptions(steps=5))
     before = _made(model, prompts, plain)
@@ -367,7 +369,7 @@ def test_options_do_not_stay(prompts: list[Tensor]) -> None:
         assert torch.equal(a, b)
 
 
-def test_nothing_to_continue(base: BaseLCM) -> None:
+def test_no_prompts(base: BaseLCM) -> None:
     assert generate_concepts(base, []) == []
 
 

@@ -77,7 +77,7 @@ def test_forward_and_every_intermediate(model: BaseLCM, golden: Callable[[str], 
 
 
 def _watch(model: torch.nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
-    """Collect what modules answer."""
+    """Collect the outputs of modules, under other names."""
     seen: dict[str, Tensor] = {}
     for module, key in names.items():
         model.get_submodule(module).register_forward_hook(
@@ -100,7 +100,7 @@ def test_alone_and_step_by_step(model: BaseLCM, golden: Callable[[str], Any]) ->
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss(golden: Callable[[str], Any], case: str) -> None:
-    """The official reductions are our sum and our mean; the mask tells what is predicted."""
+    """The official reductions are our sum and mean; the official mask marks our targets."""
     file, weights = golden("base_losses"), golden("base_model")
     facts = next(entry for entry in file.facts["cases"] if entry["key"] == case)
     objective = SquaredError(root="rmse1" in case, min_context=int(case[-1]))
@@ -108,7 +108,7 @@ def test_loss(golden: Callable[[str], Any], case: str) -> None:
     batch = _documents(golden, supervised="target" in case)
     loss = model.loss(batch)
     value = loss.mean if "_mean_" in case else loss.value
-    terms = 2 * additions(model)  # there and back
+    terms = 2 * additions(model)  # forward and backward
     file.check(f"loss/{case}", value.detach(), terms=terms)
     file.check(f"target_mask/{case}", batch.learned(first=objective.min_context))
     assert loss.targets == facts["num_target_elements"]
@@ -126,7 +126,7 @@ def test_loss(golden: Callable[[str], Any], case: str) -> None:
 
 
 def _terms(model: BaseLCM, step: int) -> int:
-    """Return what has been added up, there and back, when `step` steps are done."""
+    """Return the number of additions, forward and backward, in `step` training steps."""
     return 2 * step * additions(model)
 
 
@@ -154,7 +154,7 @@ def test_eight_training_steps(golden: Callable[[str], Any]) -> None:
 
 
 class _SameBatch:
-    """Data of which every step takes the same documents."""
+    """Data that gives every step the same documents."""
 
     summary = "the same documents"
 
@@ -174,7 +174,7 @@ class _SameBatch:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_eight_steps_of_our_trainer(golden: Callable[[str], Any], parts: int) -> None:
-    """Schedule, clipping and the division by the number of targets are `lcm train`'s own."""
+    """Schedule, clipping and the division by the number of targets are those of `lcm train`."""
     file, weights = golden("base_train8_final_weights"), golden("base_model")
     config = weights.facts["config"]
     model = _model(config, weights.under(""))

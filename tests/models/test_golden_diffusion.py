@@ -1,4 +1,4 @@
-"""Schedules, spacings, sampler steps and level sampling against the official implementation."""
+"""Schedules, spacings, sampler steps and timestep draws against the official implementation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from lcm_cli.transfer.converters.official import official_schedule
 
 FILES = ["ddim_schedules", "ddim_steps"]
 COMPARED = 429
-OPERATIONS = 16  # of a step, at most
+OPERATIONS = 16  # upper bound on the roundings of a step
 PREDICTIONS = {"sample": "x0", "epsilon": "epsilon", "v_prediction": "v"}
 
 
@@ -37,12 +37,12 @@ def test_schedules(golden: Callable[[str], Any]) -> None:
 
 
 def _size(what: str, schedule: Schedule, theirs: Tensor) -> Tensor:
-    """Return the size of what each number of a schedule is made of, (T,).
+    """Return the size to which the rounding error of each number of a schedule is relative, (T,).
 
-    alpha is a product of up to T factors of about 1, and rounds as numbers of size 1 do.
-    alpha / (1 - alpha) changes by (1 + snr)^2 of what alpha changes by: hugely where no noise is.
-    beta = 1 - alpha_t / alpha_s is made of alphas, in the last steps of small ones: zero terminal
-    SNR subtracts the last root of alpha from all of them.
+    alpha is a product of up to T factors of about 1 and rounds as numbers of size 1 do.
+    snr = alpha / (1 - alpha) amplifies the error of alpha by (1 + snr)^2, hugely where there is
+    little noise. beta = 1 - alpha_t / alpha_s divides alphas, which are small in the last steps:
+    zero terminal SNR subtracts the last root of alpha from all of them.
     """
     if what == "snrs":
         return (1 + theirs) ** 2
@@ -75,9 +75,9 @@ def _options(case: dict[str, Any]) -> DiffusionOptions:
 
 
 def _schedule(golden: Callable[[str], Any], config: dict[str, Any]) -> Schedule:
-    """Return a schedule with the alphas that the official code computed, to the last bit.
+    """Return a schedule with exactly the alphas that the official code computed.
 
-    Where there is little noise, or little signal, that bit decides about the third digit of a step.
+    Where there is little noise or little signal, their last bit affects the third digit of a step.
     """
     file, schedule = golden("ddim_schedules"), Schedule(official_schedule(config))
     wanted = _noising(schedule.config)
@@ -88,12 +88,12 @@ def _schedule(golden: Callable[[str], Any], config: dict[str, Any]) -> Schedule:
 
 
 def _noising(config: ScheduleConfig) -> ScheduleConfig:
-    """Leave out what does not shape the alphas."""
+    """Reset the fields that do not affect the alphas."""
     return dataclasses.replace(config, prediction="x0", final_alpha_one=True)
 
 
 def test_steps(golden: Callable[[str], Any]) -> None:
-    """Where the official code gives NaN or infinity we are finite; all else is equal."""
+    """Our steps are finite where the official ones are NaN or infinite, and equal elsewhere."""
     file = golden("ddim_steps")
     x, output, noise = (
         file[key].flatten(1) for key in ("sample", "model_output", "variance_noise")
@@ -137,7 +137,7 @@ def test_noising(golden: Callable[[str], Any]) -> None:
         file.check(key, ours, terms=OPERATIONS)
 
 
-def test_level_sampling(golden: Callable[[str], Any]) -> None:
+def test_timestep_draws_and_weights(golden: Callable[[str], Any]) -> None:
     file = golden("ddim_steps")
     schedule = Schedule(official_schedule(file.facts["cases"][0]["config"]))
     terms = schedule.config.steps

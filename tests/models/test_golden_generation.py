@@ -1,4 +1,4 @@
-"""Whole generations against the official implementation, with the noise it drew."""
+"""Whole generations against the official implementation, with the noise that it drew."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,15 +31,15 @@ DIFFUSION_TAGS = [
     *("cfg3_s10_clip1", "cfg1.5_rescale0_s10", "cfg3_s10_epsilon", "cfg3_s10_v_prediction"),
     *("cfg3_s10", "cfg3_s10_eos_trim"),
 ]
-# The official sampler writes its options into the model: these runs came after the one with
-# thresholding and still had it.
+# The official sampler writes its options into the model: these runs followed the one with
+# thresholding and still used it.
 AFTER_THRESHOLDING = {
     *("cfg3_s10_clip1", "cfg1.5_rescale0_s10", "cfg3_s10", "cfg3_s10_eos_trim", "scorer_s10"),
 }
 
 
 class Recorded(Noise):
-    """Gives each row what the official run drew for it, in order."""
+    """The noise that the official run drew for each row, in order."""
 
     def __init__(self, rows: Sequence[Sequence[Tensor]]) -> None:
         super().__init__([0] * len(rows))
@@ -53,7 +53,7 @@ class Recorded(Noise):
 
 
 def _options(facts: dict[str, Any], sampler: Any) -> GenerateOptions:
-    """Their minimum lets a concept stop one later than it says."""
+    """Return our options; the official minimum lets a document stop one concept too late."""
     official = facts["options"]
     return GenerateOptions(
         max_concepts=facts["max_gen_len"],
@@ -100,7 +100,11 @@ def test_base(base: BaseLCM, golden: Callable[[str], Any], tag: str) -> None:
 
 
 def _base_noise(file: Any, tag: str) -> Noise:
-    """Call k, from 1, is for position k - 1 after the shortest prompt, one row a document left."""
+    """Collect the noise of each document from the official calls.
+
+    Call k, from 1, is for position k - 1 after the shortest prompt, with one row per unfinished
+    document.
+    """
     facts, calls = file.facts[tag], file.listed(f"{tag}/randn_like_call/")
     shortest, rows = min(facts["prompt_lens"]), []
     for number, (begin, end) in enumerate(
@@ -148,7 +152,10 @@ def _sampler(file: Any, tag: str) -> DiffusionOptions:
 
 
 def _diffusion_noise(file: Any, tag: str) -> Noise:
-    """Each call names its position and its rows; with eta > 0 every step draws once more."""
+    """Collect the noise of each document from the official calls.
+
+    The record of a call names its position and its rows; with eta > 0 every step draws once more.
+    """
     facts = file.facts[tag]
     starts, extra = (file.listed(f"{tag}/{kind}_call/") for kind in ("noise", "variance_noise"))
     by_concept, steps, rows = file[f"{tag}/noise_by_concept"], len(facts["timesteps"]), []
@@ -168,7 +175,7 @@ def _diffusion_noise(file: Any, tag: str) -> Noise:
 
 @pytest.mark.parametrize("tag", DIFFUSION_TAGS)
 def test_two_tower(golden: Callable[[str], Any], tag: str) -> None:
-    """Rows are denoised from the end of their own prompts on, not of the shortest as there."""
+    """Ours denoises each row from the end of its own prompt, the official code of the shortest."""
     file = golden("two_tower_generation")
     facts, prompts = file.facts[tag], file.listed(f"{tag}/prompt/")
     end = golden("two_tower_generation").tensors["cfg3_s10/out/1"][4] if "eos" in tag else None
@@ -180,7 +187,7 @@ def test_two_tower(golden: Callable[[str], Any], tag: str) -> None:
 
 
 def test_every_step_of_a_trajectory(golden: Callable[[str], Any]) -> None:
-    """The first call there denoises all three rows after their first three concepts."""
+    """The first official call denoises all three rows after their first three concepts."""
     file, tag = golden("two_tower_generation"), "cfg3_s40"
     prompts = [prompt[:3] for prompt in file.listed(f"{tag}/prompt/")]
     seen: list[Denoised] = []

@@ -12,7 +12,7 @@ COMPARED = 130
 
 
 def test_every_method(golden: Callable[[str], Any]) -> None:
-    """0.25 to 0.75 in the name are percents there, by mistake: our spread "official"."""
+    """The official quantiles 0.25 and 0.75 are percents by mistake: our spread "official"."""
     file = golden("normalizer")
     x_ND = file["x"]
     for name, facts in file.facts.items():
@@ -28,7 +28,7 @@ def test_every_method(golden: Callable[[str], Any]) -> None:
         normalized = normalizer.normalize(x_ND[:48])
         ours |= {"normalized48": normalized, "denormalized48": normalizer.denormalize(normalized)}
         for key, tensor in ours.items():
-            file.check(f"{name}/{key}", tensor, terms=len(x_ND))  # means over them all
+            file.check(f"{name}/{key}", tensor, terms=len(x_ND))  # means over all of them
 
 
 def test_nothing_is_left_out(assert_complete: Callable[[list[str], int], None]) -> None:

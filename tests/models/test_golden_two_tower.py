@@ -1,4 +1,4 @@
-"""The Two-Tower against the official implementation: forward, its parts, losses, gradients."""
+"""The Two-Tower against the official implementation: intermediates, losses and gradients."""
 
 import dataclasses
 import re
@@ -79,7 +79,7 @@ def _watch(model: torch.nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
 
 def test_time_embedding(model: TwoTowerLCM, golden: Callable[[str], Any]) -> None:
     file, embed = golden("two_tower_forward"), model.denoiser.embed_time
-    # An angle is t times a rate: t times the rounding of the rate is that of the angle.
+    # An angle is t times a rate, so the rounding error of the rate grows t-fold.
     times = torch.tensor([0, 1, 49, 99])
     file.check("sinusoid/t0_1_49_99", embed.waves(times), terms=4, size=1 + times[:, None])
     for key in [key for key in file.tensors if key.startswith("embed_time/")]:
@@ -88,7 +88,7 @@ def test_time_embedding(model: TwoTowerLCM, golden: Callable[[str], Any]) -> Non
 
 
 def test_masks(model: TwoTowerLCM, golden: Callable[[str], Any]) -> None:
-    """The official masks are added to scores: 0 where a position may look, -inf elsewhere."""
+    """The official masks are added to the scores: 0 for visible keys, -inf for all others."""
     file = golden("two_tower_forward")
     steps = torch.arange(5)[None]
     file.check("mask/shifted_5x6", _additive(sees(steps, 6))[0, 0])
@@ -189,7 +189,7 @@ def test_loss(golden: Callable[[str], Any], case: str) -> None:
     model, loss = _loss(golden, case)
     mean = facts["criterion"]["reduction"] == "mean"
     value = loss.mean if mean else loss.value
-    terms = 2 * additions(model)  # there and back
+    terms = 2 * additions(model)  # forward and backward
     file.check(f"loss/{case}", value.detach(), terms=terms)
     assert loss.targets == facts["num_target_elements"]
     share = loss.targets if mean else 1
@@ -210,10 +210,10 @@ def test_loss(golden: Callable[[str], Any], case: str) -> None:
 
 
 def _size_of_what_cancels(model: TwoTowerLCM, name: str) -> Tensor | None:
-    """Return the size for gradients that are zero but for rounding, None for all others.
+    """Return the size for gradients that are zero up to rounding, None for all others.
 
-    The denoiser attends to itself by one key alone, whatever the scores (its query and key
-    projections are frozen), and a bias of the context's keys moves all scores of a query alike.
+    The denoiser's self-attention has a single key, so that scores do not matter (its query and key
+    projections are frozen); a bias of the context's keys shifts all scores of a query alike.
     """
     dead = r"denoiser\.layers\.\d\.(self_attn\.[qk]_proj\..*|cross_attention\.k_proj\.bias)"
     if not re.fullmatch(dead, name):

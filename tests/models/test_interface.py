@@ -1,4 +1,4 @@
-"""Batches, and what every kind of model does with them."""
+"""Batches, and the behaviour common to all kinds of models."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_documents_of_one_sentence(model: Any) -> None:
 
 
 def test_targets_after_a_source_give_gradients(model: Any) -> None:
-    """Sources so long that short targets name places beyond the longest document."""
+    """With long sources, the places of short targets would lie beyond the longest document."""
     model.train()
     loss = model.loss(Batch.of(_documents(8, 8), [7, 1]))
     assert loss.targets == 8

@@ -1,4 +1,4 @@
-"""The cache, whatever the rows' lengths, and what grouped heads and rotations do."""
+"""The key-value cache with rows of any length, grouped heads and rotary positions."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ def stack(request: pytest.FixtureRequest) -> Transformer:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("lengths", [[3, 3, 3], [5, 1, 3]])
-def test_cached_rows_are_as_whole_ones(stack: Transformer, lengths: list[int]) -> None:
-    """Prompts of any lengths in one pass, then concept by concept; rows leave and change places."""
+def test_cached_rows_equal_whole_ones(stack: Transformer, lengths: list[int]) -> None:
+    """Prompts are read in one pass, then single concepts; rows are dropped and reordered."""
     x = torch.randn(3, 9, DIM)
     whole = stack(x)
     cache = KeyValueCache(2, rows=3, capacity=9)
@@ -41,7 +41,7 @@ def test_cached_rows_are_as_whole_ones(stack: Transformer, lengths: list[int]) -
 
 
 @torch.inference_mode()
-def test_what_is_not_counted_leaves_no_trace(stack: Transformer) -> None:
+def test_entries_not_advanced_over_leave_no_trace(stack: Transformer) -> None:
     x = torch.randn(2, 6, DIM)
     cache = KeyValueCache(2, rows=2, capacity=6)
     stack(x[:, :4], cache=cache)
@@ -75,12 +75,12 @@ def test_rotation_keeps_angles_between_positions() -> None:
     for shift in (0, 7, 100):
         turned = rotate(torch.stack([q, k]), rope(torch.tensor([3.0 + shift, 1.0 + shift]), rates))
         scores.append((turned[0] * turned[1]).sum())
-    # An angle is rounded as the position it is of.
+    # The rounding error of an angle grows with its position.
     size = farthest * float(q.norm() * k.norm())
     assert_near(torch.stack(scores), scores[0].expand(3), terms=8, size=size)
 
 
-def test_llama_scaling_slows_slow_rotations_only() -> None:
+def test_llama_scaling_slows_only_low_frequencies() -> None:
     plain, scaled = (rope_rates(64, 500_000.0, s) for s in (None, RopeScaling()))
     ratio = plain / scaled
     assert ratio[0] == 1

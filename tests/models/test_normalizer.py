@@ -1,4 +1,4 @@
-"""Fitting in one pass, and the way there and back."""
+"""The normalizer: fitting in one pass, normalizing and denormalizing."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def _concepts(count: int = 4000, dim: int = 6) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["standard", "robust", "gaussian_robust"])
 @pytest.mark.parametrize("fft", [False, True])
-def test_there_and_back(method: str, fft: bool) -> None:
+def test_round_trip(method: str, fft: bool) -> None:
     x = _concepts()
     normalizer = fit([x], NormalizerConfig(method=method, fft=fft))  # type: ignore[arg-type]
     y = normalizer.normalize(x)
@@ -26,7 +26,7 @@ def test_there_and_back(method: str, fft: bool) -> None:
         torch.testing.assert_close(y.std(dim=0), torch.ones(6), atol=0.06, rtol=0)
 
 
-def test_batches_do_not_matter() -> None:
+def test_the_division_into_batches_does_not_matter() -> None:
     x = _concepts()
     for method in ("standard", "gaussian_robust"):
         config = NormalizerConfig(method=method)  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def test_quantile_is_torchs() -> None:
         assert_near(quantile(x, q).float(), x.quantile(q, dim=0))
 
 
-def test_fresh_and_none_change_nothing() -> None:
+def test_new_normalizers_and_none_are_the_identity() -> None:
     x = torch.randn(3, 4)
     for config in (NormalizerConfig(), NormalizerConfig(method="none"), NormalizerConfig(clip=0.1)):
         normalizer = Normalizer(config, 4)
@@ -83,7 +83,7 @@ def test_bad_input() -> None:
         fit([], NormalizerConfig())
     with pytest.raises(UsageError, match="nothing to fit"):
         fit([x], NormalizerConfig(method="none"))
-    with pytest.raises(IntegrityError, match="4000 and later"):
+    with pytest.raises(IntegrityError, match="4000 to 7999"):
         fit([x, x * torch.nan], NormalizerConfig())
-    with pytest.raises(IntegrityError, match="width 3 after 6"):
+    with pytest.raises(IntegrityError, match="concept 4000 has width 3, those before it 6"):
         fit([x, x[:, :3]], NormalizerConfig())

@@ -1,4 +1,4 @@
-"""The One-Tower: who sees whom, and that every way of running it gives the same numbers."""
+"""The One-Tower: its attention mask, and the agreement of training and generation."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def _document(rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _interleaved(model: OneTowerLCM, x: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-    """Figure 7 taken literally: x0 x0_t x1 x1_t ..., and a mask filled in one by one."""
+    """Compute figure 7 literally: x0 x0_t x1 x1_t ..., with the mask filled in entry by entry."""
     rows, pairs = len(x), []
     for n in range(LENGTH):
         place = torch.full((rows, 1), n)
@@ -55,7 +55,7 @@ def test_same_as_interleaved(model: OneTowerLCM) -> None:
     assert_near(model(x, noisy, t), _interleaved(model, x, noisy, t), additions(model))
 
 
-def test_nobody_sees_the_future_or_the_noisy_ones(model: OneTowerLCM) -> None:
+def test_no_position_sees_the_future_or_other_noisy_concepts(model: OneTowerLCM) -> None:
     x, noisy, t = _document()
     before = model(x, noisy, t)
     changed_x, changed_noisy = x.clone(), noisy.clone()
@@ -78,7 +78,7 @@ def test_dropped_positions_see_nothing(model: OneTowerLCM) -> None:
     assert_near(out[~dropped], model(x, noisy, t)[~dropped], additions(model))
 
 
-def test_targets_alone_are_denoised_alike(model: OneTowerLCM) -> None:
+def test_denoising_only_the_targets_gives_the_same(model: OneTowerLCM) -> None:
     x, noisy, t = _document()
     places = torch.tensor([[2, 3], [3, 4]])
     rows = torch.arange(2)[:, None]
@@ -89,7 +89,7 @@ def test_targets_alone_are_denoised_alike(model: OneTowerLCM) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("lengths", [[3, 3], [4, 2]])
 def test_against_a_cache_as_in_training(model: OneTowerLCM, lengths: list[int]) -> None:
-    """The concept after each prompt, with and without context; noisy tries leave no trace."""
+    """The concept after each prompt, with and without context; earlier steps leave no trace."""
     x, noisy, _ = _document()
     state = model.begin(Batch(x, torch.tensor(lengths)), 8, DiffusionOptions())
     for t in (70, 7):
@@ -120,7 +120,7 @@ def test_all_positions_at_once_as_one_by_one(model: OneTowerLCM) -> None:
 
 
 class _Fixed(Noise):
-    """The same start everywhere."""
+    """The same starting noise at every position."""
 
     def __init__(self) -> None:
         super().__init__([0, 0])

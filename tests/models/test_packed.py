@@ -1,4 +1,4 @@
-"""Models laid out for generating: the same numbers, whatever their parts, and who is left alone."""
+"""Models laid out for generation: equal results for all layer types, and models left unchanged."""
 
 import copy
 
@@ -51,7 +51,7 @@ def _changed(config: object, parts: tuple[str, ...], stack: dict[str, object]) -
 def test_same_numbers(architecture: str, stack: dict[str, object]) -> None:
     model = _model(architecture, **stack)
     packed = lay_out(copy.deepcopy(model))
-    # Few steps: random weights amplify rounding from one to the next.
+    # Few steps: random weights amplify rounding errors from step to step.
     sampler, passes = (None, 1) if architecture == "base" else (DiffusionOptions(steps=3), 3)
     options = GenerateOptions(max_concepts=4, repeat_similarity=None, sampler=sampler)
     terms = 4 * passes * additions(model)
@@ -69,14 +69,14 @@ def _kinds(model: nn.Module) -> set[type[nn.Module]]:
     return {type(module) for module in model.modules()}
 
 
-def test_products_are_joined_where_they_can_be() -> None:
+def test_products_are_merged_where_possible() -> None:
     assert {Alone, PackedAttention, PackedFeedForward} <= _kinds(lay_out(_model("two_tower")))
     normed = _kinds(lay_out(_model("base", qk_norm=True)))
     assert PackedFeedForward in normed and PackedAttention not in normed
     assert nn.Linear not in _kinds(lay_out(_model("base")))
 
 
-def test_other_precisions_are_left_alone() -> None:
+def test_other_precisions_are_left_unchanged() -> None:
     model = _model("base").bfloat16()
     before = _kinds(model)
     assert _kinds(lay_out(model)) == before

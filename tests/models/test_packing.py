@@ -1,4 +1,4 @@
-"""Several documents in one row: each has the loss that it has in a row of its own."""
+"""Several documents in one row: each has the same loss as in a row of its own."""
 
 import dataclasses
 from typing import Any
@@ -19,11 +19,11 @@ DIM = 12
 
 def _build(kind: str) -> Any:
     config: Any = preset(kind, "nano", concept_dim=DIM, max_length=8)
-    if kind == "quant":  # with one codebook, which one is learned is not random
+    if kind == "quant":  # with a single codebook, the draw of the codebook is not random
         config = dataclasses.replace(config, codebooks=1)
     torch.manual_seed(0)
     model = build(config).eval()
-    for parameter in model.parameters():  # AdaLN begins at zero, and would hide the rest
+    for parameter in model.parameters():  # AdaLN starts at zero, which would hide all else
         torch.nn.init.normal_(parameter, std=0.3)
     if kind == "quant":
         torch.nn.init.normal_(model.quantizer.codebooks_CUD)
@@ -41,7 +41,7 @@ def _documents(*lengths: int) -> list[Tensor]:
 
 
 def _draws(documents: list[Tensor], given: list[int]) -> list[tuple[Tensor, Tensor]]:
-    """Noise and noise levels for what each document has to learn."""
+    """Draw noise and timesteps for the targets of each document."""
     generator = torch.Generator().manual_seed(2)
     sizes = [len(document) - source for document, source in zip(documents, given, strict=True)]
     return [
@@ -54,7 +54,7 @@ def _draws(documents: list[Tensor], given: list[int]) -> list[tuple[Tensor, Tens
 
 
 def _errors(model: Any, batch: Batch, draws: list[list[tuple[Tensor, Tensor]]]) -> Tensor:
-    """The loss of each target, with the same randomness for a document wherever it stands."""
+    """Return the loss of each target; a document has the same noise wherever it is placed."""
     if not hasattr(model, "schedule"):
         errors: Tensor = model.loss(batch).errors_N
         return errors
@@ -125,12 +125,12 @@ def test_segments() -> None:
     assert Batch.packed([_documents(2), _documents(3)]).segments_BS is None
 
 
-def test_rows_are_dealt_evenly_and_none_is_lost() -> None:
+def test_rows_are_distributed_evenly_and_none_is_lost() -> None:
     lengths = [9, 1, 4, 4, 7, 2, 3]
     batch = Batch.of(_documents(*lengths), [0, 0, 1, 0, 2, 0, 0])
     hands = batch.deal(3)
     assert sorted(row for hand in hands for row in hand) == list(range(7))
-    assert hands == [[0, 1], [4, 6], [2, 3, 5]]  # the longest first, to the first of the lightest
+    assert hands == [[0, 1], [4, 6], [2, 3, 5]]  # the longest first, to the lightest process
     loads = [sum(lengths[row] for row in hand) for hand in hands]
     assert max(loads) - min(loads) <= 1
     shards = [batch.shard(rank, 3) for rank in range(3)]
@@ -156,7 +156,7 @@ def test_the_shards_of_packed_rows_have_the_loss_of_the_whole() -> None:
     assert_near(sum(parts), whole, additions(model))
 
 
-def test_a_process_without_documents_learns_nothing(model: Any) -> None:
+def test_a_process_without_documents_has_no_targets(model: Any) -> None:
     model.train()
     empty = Batch.packed([_documents(3, 2)]).shard(1, 2)
     loss = model.loss(empty)

@@ -1,4 +1,4 @@
-"""The residual quantizer, and both heads of Quant-LCM."""
+"""The residual quantizer and both heads of Quant-LCM."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ DIM = 8
 
 
 def _points(count: int = 600) -> Tensor:
-    """Sums of one of 8 far and one of 8 near directions, and a little noise."""
+    """Return sums of one of 8 long vectors, one of 8 short ones, and a little noise."""
     generator = torch.Generator().manual_seed(0)
     far, near = torch.randn(2, 8, DIM, generator=generator)
     picks = torch.randint(8, (2, count), generator=generator)
@@ -37,7 +37,7 @@ def quantizer() -> ResidualQuantizer:
     return fit_quantizer(_points(), QuantizerConfig(concept_dim=DIM, codebooks=4, units=16))
 
 
-def test_each_codebook_halves_what_is_left(quantizer: ResidualQuantizer) -> None:
+def test_each_codebook_reduces_the_error(quantizer: ResidualQuantizer) -> None:
     errors = quantizer.errors(_points())
     assert len(errors) == 4
     assert errors == sorted(errors, reverse=True)
@@ -55,7 +55,7 @@ def test_codes_are_the_nearest_units(quantizer: ResidualQuantizer) -> None:
     for codebook in range(4):
         distances = torch.cdist(rest, quantizer.codebooks_CUD[codebook])
         chosen = distances.gather(1, codes[:, codebook, None])[:, 0]
-        # Of two that are as near as can be told, either will do.
+        # Of two units equally near up to rounding, either may be chosen.
         assert_near(chosen, distances.amin(dim=-1), terms=DIM, size=rest.norm(dim=-1).max())
         rest = rest - quantizer.codebooks_CUD[codebook][codes[:, codebook]]
 

@@ -1,4 +1,4 @@
-"""The Two-Tower beyond its golden numbers: dropping, training, and the shortcuts it takes."""
+"""The Two-Tower beyond the comparison with official results: dropping, training, shortcuts."""
 
 import dataclasses
 
@@ -33,8 +33,8 @@ def batch() -> Batch:
     return Batch(x, torch.tensor([6, 4, 5]))
 
 
-def test_new_models_begin_as_the_identity() -> None:
-    """All gates are zero: nothing but the first and the last projection is at work."""
+def test_the_layers_of_a_new_denoiser_are_the_identity() -> None:
+    """All gates are zero: only the first and the last projection have an effect."""
     model = TwoTowerLCM(preset("two_tower", "nano", concept_dim=DIM)).eval()  # type: ignore[arg-type]
     x, denoiser = torch.randn(1, 2, DIM), model.denoiser
     plain = denoiser.final_proj(denoiser.layer_norm(denoiser.initial_proj(x)))
@@ -49,14 +49,14 @@ def test_looked_up_modulations_are_the_computed_ones(model: TwoTowerLCM) -> None
             assert_near(table, direct, additions(model))
 
 
-def test_dropped_positions_see_the_zero_vector_only(model: TwoTowerLCM, batch: Batch) -> None:
+def test_dropped_positions_see_only_the_zero_vector(model: TwoTowerLCM, batch: Batch) -> None:
     x, noisy = batch.concepts_BSD, torch.randn(3, LENGTH, DIM)
     t, dropped = torch.randint(100, (3, LENGTH)), torch.rand(3, LENGTH) < 0.5
     plain, ours = model(x, noisy, t), model(x, noisy, t, dropped_BS=dropped)
     assert_near(ours[~dropped], plain[~dropped], additions(model))
     other = model(torch.randn_like(x), noisy, t, dropped_BS=dropped)
     assert_near(ours[dropped], other[dropped], additions(model))
-    # The first position never has more than the zero vector.
+    # The first position always sees only the zero vector.
     assert_near(ours[:, 0], plain[:, 0], additions(model))
 
 
@@ -64,13 +64,13 @@ def _dropped(model: TwoTowerLCM, x: Tensor, shared: bool = True) -> Tensor | Non
     return model.draw(x, torch.Generator().manual_seed(2), shared=shared).dropped_BS
 
 
-def test_dropping_is_for_training_alone(model: TwoTowerLCM) -> None:
+def test_dropping_happens_only_in_training(model: TwoTowerLCM) -> None:
     x = torch.randn(200, 50, DIM)
     assert _dropped(model, x) is None
     dropped = _dropped(model.train(), x)
     assert dropped is not None
     assert dropped.float().mean().item() == pytest.approx(0.15, abs=0.01)
-    assert dropped.float().mean(dim=0).std() < 0.05  # each position, each document by itself
+    assert dropped.float().mean(dim=0).std() < 0.05  # independent by position and document
 
 
 def test_official_dropping(model: TwoTowerLCM) -> None:
@@ -130,6 +130,6 @@ def test_weights_have_mean_one(model: TwoTowerLCM, batch: Batch) -> None:
     weighted.load_state_dict(model.state_dict())
     noise = torch.randn(3, LENGTH, DIM)
     level = torch.full((3, LENGTH), 40)
-    draws = Draws(noise, level, None)  # all the same level: all the same weight
+    draws = Draws(noise, level, None)  # equal levels have equal weights
     ours, plain = (each.loss(batch, draws=draws).value for each in (weighted, model))
     assert_near(ours, plain, additions(model))

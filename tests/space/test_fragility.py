@@ -1,4 +1,4 @@
-"""How much noise concepts bear: measured, kept beside them, and a weight of what is learned."""
+"""Fragility of concepts: its measurement, its storage and its use as a weight of the loss."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def encode(sentences: Sequence[str]) -> torch.Tensor:
 
 
 def document(name: str, scores: Sequence[float] | None, **more: Any) -> Document:
-    """A document with one concept a score (three without scores)."""
+    """Return a document with one concept per score, or three concepts without scores."""
     count = 3 if scores is None else len(scores)
     concepts = np.random.default_rng(sum(map(ord, name))).normal(size=(count, DIM))
     made = Document(name, "eng_Latn", concepts=concepts.astype(np.float32), **more)
@@ -58,7 +58,7 @@ def model(**objective: Any) -> Any:
     changes = {"condition_dropping": 0.0, "weighting": "fragility"} | objective
     small: Any = preset("two_tower", "nano", concept_dim=DIM)
     made: Any = build(replace(small, objective=replace(small.objective, **changes)))
-    for parameter in made.parameters():  # AdaLN begins at zero
+    for parameter in made.parameters():  # AdaLN starts at zero
         torch.nn.init.normal_(parameter, std=0.2)
     return made.eval()
 
@@ -78,7 +78,7 @@ def test_equation_27() -> None:
 
 
 def test_the_weighted_loss_and_its_gradient() -> None:
-    """The loss is the sum of weighted errors, and a weight scales what is learned of its target."""
+    """The loss is the weighted sum of errors, and its gradient that of the weighted targets."""
     x_SD = torch.randn(3, DIM, generator=torch.Generator().manual_seed(0))
     scores = torch.tensor([[-1.0, -0.2, math.nan]])
     weighing = model(fragility_a=LOW, fragility_b=HIGH)
@@ -97,7 +97,7 @@ def test_the_weighted_loss_and_its_gradient() -> None:
     weights = fragility_weights(scores[0], LOW, HIGH)
     assert torch.equal(scored.errors_N, plain.errors_N) and plain.weights_N is None
     assert scored.value.item() == pytest.approx(float((weights * plain.errors_N).sum()), rel=1e-6)
-    # One target alone has a weight that is not almost 0: the gradient is that of its error.
+    # Give all targets but one a weight of almost 0: the gradient is that of the one's error.
     alone = []
     for number in range(3):
         only = torch.full((1, 3), 100.0)  # sigmoid(-804) is 0
@@ -105,7 +105,7 @@ def test_the_weighted_loss_and_its_gradient() -> None:
         alone.append(loss(only)[1])
     expected = sum(w * g for w, g in zip(weights, alone, strict=True))
     assert_near(gradient, expected, 2 * additions(weighing))
-    assert float(weights[0] / weights[1]) > 10  # so robust ones are learned ten times as much
+    assert float(weights[0] / weights[1]) > 10  # the robust one counts over ten times as much
 
 
 def test_scores_without_the_weighting_change_nothing() -> None:
@@ -117,8 +117,8 @@ def test_scores_without_the_weighting_change_nothing() -> None:
         assert torch.equal(*losses)
 
 
-def test_scores_stand_with_their_concepts(tmp_path: Path) -> None:
-    """Wherever a concept comes to stand; what is no sentence of the data has none."""
+def test_scores_stay_with_their_concepts(tmp_path: Path) -> None:
+    """A concept keeps its score wherever it is placed; inserted sentences have none."""
     made = [document("a", [-0.1, -0.2, -0.3, -0.4, -0.5]), document("b", [-0.6, -0.7])]
     path = write(tmp_path / "a.parquet", *made)
     expected = {
@@ -144,7 +144,7 @@ def test_scores_stand_with_their_concepts(tmp_path: Path) -> None:
         assert count == 7 or options.get("wrap") == 3
 
 
-def test_a_pair_is_weighed_by_its_target(tmp_path: Path) -> None:
+def test_a_pair_is_weighted_by_its_target(tmp_path: Path) -> None:
     pair = document("a", None, target=document("t", [-0.25, -0.5]))
     with data(write(tmp_path / "a.parquet", pair, document("b", [-0.75]))) as read:
         batch = read.batch(0)
@@ -176,7 +176,7 @@ def test_packed_equals_unpacked(tmp_path: Path) -> None:
         (document("a", [-1.0], target=document("t", None)), "0 values of target_fragility for 3"),
     ],
 )
-def test_scores_that_are_missing(tmp_path: Path, made: Document, message: str) -> None:
+def test_missing_scores(tmp_path: Path, made: Document, message: str) -> None:
     path = write(tmp_path / "a.parquet", made)
     with pytest.raises(IntegrityError, match=message) as error, data(path) as read:
         read.batch(0)
@@ -191,7 +191,7 @@ def test_files_without_the_column(tmp_path: Path) -> None:
 
 
 def test_measured_scores() -> None:
-    """They are in [-1, 0], do not depend on what is scored beside them, and follow the noise."""
+    """Scores lie in [-1, 0], depend only on their own sentence, and rise with the noise."""
     tiny = load_space("tiny", device="cpu")
     made = Document("d", "eng_Latn", sentences=[*TEXT, TEXT[0]])
     made.concepts = tiny.encode(made.sentences, "eng_Latn").concepts

@@ -1,7 +1,8 @@
-"""The official route at its full size, with random weights: files as sonar-space publishes them.
+"""The installation and use of SONAR at full size, with random weights in the official format.
 
-24 + 24 layers and 256,206 ids, where fairseq2 would have put its downloads. `lcm pull sonar` makes
-the space from them without a network; encoding and decoding give what sonar-space gives.
+The files have 24 + 24 layers and 256,206 ids and lie where fairseq2 puts its downloads.
+`lcm pull sonar` builds the space from them offline; encoding and decoding must give the same
+results as sonar-space.
 """
 
 import shutil
@@ -26,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("sonar") is None, reason="sonar-space is not installed"),
 ]
 
-FOLDERS = {  # of fairseq2's cache: they are made from the addresses in sonar-space's cards
+FOLDERS = {  # in fairseq2's cache, which derives them from the URLs in sonar-space's cards
     "encoder": "43e937cce6a6a5cd5730cf66/sonar_text_encoder.pt",
     "decoder": "dd6b263a791ecff9b7dd5bff/sonar_text_decoder.pt",
     "tokenizer": "538cc2c5593d2eec13df5a8f/sentencepiece.source.256000.model",
@@ -37,7 +38,7 @@ GIGABYTE = 1_000_000_000
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """Official files at full size. They are big: they go when the test ends, however it ends."""
+    """Official files at full size, deleted when the test ends, even if it fails."""
     folder = Path(tempfile.mkdtemp(prefix="lcm-full-size-"))
     if shutil.disk_usage(folder).free < 15 * GIGABYTE:
         pytest.skip("needs 15 GB of disk")
@@ -60,14 +61,14 @@ def downloads(monkeypatch):
 
 
 def save_random(role: str, path: Path, pool: torch.Tensor) -> None:
-    """Write weights of the official shapes, taken from `pool`: drawing all anew takes a minute."""
+    """Write weights of the official shapes, cut from `pool`, since drawing all takes a minute."""
     state: dict[str, torch.Tensor] = {}
     start = 0
     for name, shape in tensor_shapes(role, getattr(cards.card("sonar"), role)).items():
         size = torch.Size(shape).numel()
         start = (start + 1_000_003) % (len(pool) - size + 1)
         tensor = pool[start : start + size].view(shape)
-        # Views of one tensor would be stored once: a file of the full size needs copies.
+        # torch.save stores views of one tensor once: a file of full size needs copies.
         state[name] = tensor + 1 if "norm.weight" in name else tensor.clone()
     if role == "decoder":
         state["final_proj.weight"] = state["decoder_frontend.embed.weight"]
@@ -75,7 +76,7 @@ def save_random(role: str, path: Path, pool: torch.Tensor) -> None:
 
 
 def make_tokenizer(path: Path) -> None:
-    """Train a small sentencepiece model and fill it up to the official 256,000 pieces."""
+    """Train a small sentencepiece model and pad it to the official 256,000 pieces."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
@@ -91,7 +92,7 @@ def make_tokenizer(path: Path) -> None:
 
 
 def own_memory() -> int:
-    """Return the bytes of this process that are no memory-mapped files."""
+    """Return this process's resident memory that is not backed by a file, in bytes."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0
@@ -100,7 +101,7 @@ def own_memory() -> int:
 
 
 def theirs(sonar_text, role: str, path: Path) -> torch.nn.Module:
-    """Load weights into sonar-space's own model, its config and converter; memory-mapped too."""
+    """Load weights, memory-mapped, into sonar-space's model by its own config and converter."""
     from fairseq2.data.tokenizers import VocabularyInfo
 
     fields = {
@@ -134,7 +135,7 @@ def theirs(sonar_text, role: str, path: Path) -> torch.nn.Module:
         model = factory(config).create_model()
     state = convert(torch.load(path, weights_only=True, mmap=True), config)
     model.load_state_dict(state, strict=True, assign=True)
-    for module in model.modules():  # the position tables have no content yet
+    for module in model.modules():  # fill the position tables, still without content
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
             module.reset_non_persistent_buffers()
@@ -166,7 +167,7 @@ def encode_as_sonar_space(sonar_text, tokenizer, weights: Path) -> torch.Tensor:
     before = own_memory()
     space = load_space("sonar", precision="float32", device="cpu")
     found = space.encode(TEXTS, "jpn_Jpan")
-    # The linear maps are packed, once; the embedding, a third of the weights, stays mapped.
+    # Only the packed linear layers are in memory; the embedding, a third of the weights, is mapped.
     config = space.encoder.config
     maps = config.layers * (4 * config.model_dim**2 + 2 * config.model_dim * config.ffn_dim)
     assert own_memory() - before < 4 * maps + GIGABYTE / 4

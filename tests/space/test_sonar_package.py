@@ -1,4 +1,4 @@
-"""The bridge to sonar-space, and sonar-space as referee of what the conversion makes."""
+"""The bridge to sonar-space, and sonar-space as the reference for converted weights."""
 
 import hashlib
 import sys
@@ -32,7 +32,7 @@ def test_reads_sonar_spaces_cards(name, file):
     assert asset.languages == SONAR
 
 
-def test_no_such_asset():
+def test_an_unknown_asset():
     assert bridge.asset("none") is None
 
 
@@ -51,7 +51,7 @@ def test_card_of_another_architecture(sonar_cards):
         bridge.asset("x")
 
 
-def test_says_why_sonar_space_cannot_be_imported(monkeypatch):
+def test_a_failed_import_of_sonar_space_gives_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "sonar", None)
     with pytest.raises(LcmError, match="ModuleNotFoundError") as caught:
         bridge.import_sonar()
@@ -61,7 +61,7 @@ def test_says_why_sonar_space_cannot_be_imported(monkeypatch):
 URL = "https://dl.fbaipublicfiles.com/SONAR/sonar_text_encoder.pt"
 
 
-def test_files_of_fairseq2_are_found_where_it_keeps_them(cache, official, tmp_path):
+def test_files_are_found_in_fairseq2s_cache(cache, official, tmp_path):
     assert bridge.cached(URL) is None
     folder = tmp_path / "fairseq2" / "43e937cce6a6a5cd5730cf66"
     folder.mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_files_of_fairseq2_are_found_where_it_keeps_them(cache, official, tmp_pa
     whole = (official.folder / "encoder.pt").read_bytes()
     path.write_bytes(whole)
     assert bridge.cached(URL) == path
-    path.write_bytes(whole[:-100])  # what fairseq2 leaves of a killed download
+    path.write_bytes(whole[:-100])  # as an interrupted download leaves it
     assert bridge.cached(URL) is None
 
 
@@ -97,7 +97,7 @@ def sonar_text():
 
 
 def network(sonar_text, official, role):
-    """Build sonar-space's model of the small shapes, and the config its converters want."""
+    """Return sonar-space's model of the small shapes and the config that its converters need."""
     from fairseq2.data.tokenizers import VocabularyInfo
 
     shape = getattr(official, role)
@@ -143,7 +143,7 @@ def test_sonar_space_loads_the_same_weights(sonar_text, official, tmp_path, role
 
 
 def test_older_layout_converts_as_in_sonar_space(sonar_text, official, tmp_path):
-    """The decoder only: sonar-space 0.5's converter of an older encoder fails on every file."""
+    """Only for the decoder: sonar-space 0.5's converter of older encoders fails on every file."""
     names = {
         "decoder_frontend.embed.": "embed_tokens.",
         "encoder_decoder_attn": "encoder_attn",

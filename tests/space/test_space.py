@@ -1,4 +1,4 @@
-"""The space as commands use it, on the bundled one."""
+"""The interface of spaces, on the bundled space `tiny`."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def concepts(tiny: Space) -> np.ndarray:
 
 
 def copy_of_tiny(tiny: Space, folder: Path) -> Path:
-    """Write the bundled space as a folder of its own."""
+    """Copy the bundled space to `folder`."""
     files = tiny.files
     for path, name in (
         (files.encoder, "encoder.safetensors"),
@@ -70,7 +70,7 @@ def test_small_batches_change_nothing(tiny, concepts):
     assert texts(wide) == texts(small)
 
 
-def test_each_sentence_may_have_its_language(tiny):
+def test_each_sentence_may_have_its_own_language(tiny):
     both = tiny.encode(["The cat sleeps.", "Le chat dort."], ["eng_Latn", "fra_Latn"]).concepts
     alone = tiny.encode(["Le chat dort."], "fra_Latn").concepts
     assert_near(both[1:], alone, additions(tiny.encoder))
@@ -125,7 +125,7 @@ def test_limits_hold_for_each_sentence(tiny, concepts):
         assert len(tiny.tokenize([best.text], "eng_Latn")[0]) - 2 < limit
 
 
-def test_sampling_is_of_the_seed_not_of_the_batch(tiny, concepts):
+def test_sampling_depends_on_the_seed_not_on_the_batch(tiny, concepts):
     options = DecodeOptions(sample=True, temperature=2.0, n_best=2, seed=0, max_tokens=20)
     whole = tiny.decode(concepts, ["eng_Latn"], options)["eng_Latn"]
     first = tiny.decode(concepts[:2], ["eng_Latn"], options)["eng_Latn"]
@@ -134,7 +134,7 @@ def test_sampling_is_of_the_seed_not_of_the_batch(tiny, concepts):
     assert texts({"e": whole}) != texts(tiny.decode(concepts, ["eng_Latn"], other))
 
 
-def test_sampling_the_likeliest_token_is_greedy(tiny, concepts):
+def test_sampling_only_the_most_likely_token_is_greedy(tiny, concepts):
     greedy = tiny.decode(concepts, ["fra_Latn"], DecodeOptions(beam=1))
     for cut in ({"top_k": 1}, {"top_p": 1e-9}):
         assert texts(tiny.decode(concepts, ["fra_Latn"], DecodeOptions(sample=True, **cut))) == (
@@ -156,7 +156,7 @@ def test_min_tokens_holds(tiny, concepts):
     languages, limits = [tiny.tokenizer.language("eng_Latn")] * len(concepts), [40] * len(concepts)
     options = DecodeOptions(beam=1, min_tokens=12)
     found = search(tiny.decoder, torch.from_numpy(concepts), languages, limits, options)
-    lengths = [len(best.ids) + 1 for best, *_ in found]  # with the end
+    lengths = [len(best.ids) + 1 for best, *_ in found]  # with the end token
     assert min(lengths) == 12
 
 
@@ -165,7 +165,7 @@ def test_int8_is_close(tiny, concepts):
     found = int8.encode(SENTENCES, "eng_Latn").concepts
     cosine = (found * concepts).sum(1)
     cosine /= np.linalg.norm(found, axis=1) * np.linalg.norm(concepts, axis=1)
-    # 0.025 on average in a space this small; test_full_size.py has the bound at SONAR's size.
+    # The mean is 0.025 in a space this small.
     assert (1 - cosine).max() < 4e-2
     assert len(texts(int8.decode(concepts, ["fra_Latn"]))) == len(SENTENCES)
 
@@ -184,7 +184,7 @@ def test_cuda_gives_the_same_concepts_and_texts(tiny, concepts):
     assert texts(cuda.decode(concepts, ["fra_Latn"])) == texts(tiny.decode(concepts, ["fra_Latn"]))
 
 
-def test_the_fingerprint_is_of_encoder_and_tokenizer(tiny, tmp_path):
+def test_the_fingerprint_covers_encoder_and_tokenizer(tiny, tmp_path):
     copy = copy_of_tiny(tiny, tmp_path)
     assert load_space(str(copy)).fingerprint == tiny.fingerprint
     with (copy / "decoder.safetensors").open("ab") as file:
@@ -200,8 +200,8 @@ def test_the_fingerprint_is_of_encoder_and_tokenizer(tiny, tmp_path):
     assert load_space(str(copy)).fingerprint != tiny.fingerprint
 
 
-def test_the_fingerprint_follows_the_numbers(tiny, tmp_path):
-    """Rounding makes another space; the numbers that it gives are one, however they are stored."""
+def test_the_fingerprint_depends_on_values_not_on_storage(tiny, tmp_path):
+    """Rounded weights are another space; the same values stored otherwise are the same space."""
     convert("tiny", tmp_path / "half", "float16")
     half = load_space(str(tmp_path / "half"), device="cpu")
     convert(str(tmp_path / "half"), tmp_path / "int8", "int8")
@@ -209,7 +209,7 @@ def test_the_fingerprint_follows_the_numbers(tiny, tmp_path):
     assert rounded.fingerprint != half.fingerprint != tiny.fingerprint
     convert(str(tmp_path / "int8"), tmp_path / "float32", "float32")
     state = load_file(tmp_path / "float32" / FILES["encoder"])
-    save_file(dict(reversed(state.items())), tmp_path / "float32" / FILES["encoder"])  # in disorder
+    save_file(dict(reversed(state.items())), tmp_path / "float32" / FILES["encoder"])  # reordered
     wide = load_space(str(tmp_path / "float32"), device="cpu")
     assert wide.fingerprint == rounded.fingerprint
     found = [space.encode(SENTENCES, "eng_Latn").concepts for space in (rounded, wide)]
@@ -220,7 +220,7 @@ def test_the_fingerprint_follows_the_numbers(tiny, tmp_path):
 
 
 def test_int8_files_lose_nothing_more_in_int8_arithmetic(tiny, tmp_path):
-    """The kernels take rows and scales as they are: as from float32 with the scales beside it."""
+    """The int8 kernels use exactly the stored rows."""
     convert("tiny", tmp_path / "int8", "int8")
     space = load_space(str(tmp_path / "int8"), device="cpu", precision="int8")
     stored = load_file(tmp_path / "int8" / FILES["encoder"])
@@ -235,7 +235,7 @@ def test_int8_files_lose_nothing_more_in_int8_arithmetic(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_weights_from_int8_have_the_type_that_is_wanted(tiny, tmp_path, dtype):
+def test_weights_from_int8_have_the_requested_dtype(tiny, tmp_path, dtype):
     convert("tiny", tmp_path / "int8", "int8")
     config = EncoderConfig(**tiny.files.config["encoder"])
     path = tmp_path / "int8" / FILES["encoder"]
@@ -260,12 +260,12 @@ MATRIX = "encoder.layers.0.ffn.inner_proj.weight"
             torch.full((1536,), -1.0),
             f"{MATRIX}.scale: 1536 of its scales are no",
         ),
-        (MATRIX, None, f"lacks 1 tensors, {MATRIX} the first"),
+        (MATRIX, None, f"lacks {MATRIX}"),
         ("layer_norm.weight.scale", torch.ones(384), "layer_norm.weight.scale is of a matrix in"),
     ],
 )
 def test_a_damaged_space_in_int8(lcm, tmp_path, changed, scales, message):
-    """The command says which tensor of which file it is."""
+    """The error names the file and the tensor."""
     convert("tiny", tmp_path / "int8", "int8")
     path = tmp_path / "int8" / FILES["encoder"]
     state = {name: tensor.clone() for name, tensor in load_file(path).items() if name != changed}
@@ -288,12 +288,12 @@ def test_bad_concepts(tiny, values, words):
         tiny.decode(values, ["eng_Latn"])
 
 
-def test_half_a_surrogate_pair(tiny):
+def test_an_unpaired_surrogate(tiny):
     with pytest.raises(IntegrityError):
         tiny.encode(["bad \ud800 text"], "eng_Latn")
 
 
-def test_what_does_not_exist(tiny):
+def test_unknown_names(tiny):
     with pytest.raises(NotFoundError, match="frx"):
         tiny.find_language("frx")
     with pytest.raises(NotFoundError, match="tinny"):
@@ -347,12 +347,12 @@ def test_float32_weights_stay_memory_mapped(tmp_path):
     before = private_memory()
     loaded = load_weights(TextEncoder, config, path, torch.device("cpu"), torch.float32)
     assert loaded([[5, 6, 7, 3]]).isfinite().all()
-    # Some of it is torch's own: its thread pools start at the first product.
+    # Part of the growth is torch's own: its thread pools start at the first product.
     assert private_memory() - before < path.stat().st_size / 2
 
 
 def private_memory() -> int:
-    """Return the bytes of this process that no file backs."""
+    """Return this process's resident memory that is not backed by a file, in bytes."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
@@ -364,6 +364,6 @@ def texts(found: dict[str, list[list[Text]]]) -> list[str]:
 
 
 def repeats(row: list[int]) -> int:
-    """Count the bigrams of a row that it has had before."""
+    """Count the bigrams of a row that occurred in it before."""
     pairs = list(pairwise(row))
     return len(pairs) - len(set(pairs))

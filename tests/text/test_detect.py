@@ -1,4 +1,4 @@
-"""Telling languages: right, or an error that asks."""
+"""Language detection: the right language, or an error that asks for it."""
 
 import json
 import subprocess
@@ -42,17 +42,17 @@ def test_short_sentences_in_a_language_of_the_space(text, code):
         "Tom",
         "Taxi hotel radio",
         "OK! http://example.com 3.14",
-        # Serbian in Latin script, which SONAR does not read; Breton, which it does not have
+        # Serbian in Latin script and Breton, neither of which SONAR has
         "Ovo je kratak tekst na srpskom jeziku, a pisan je latinicom.",
         "Ur c'hazh a gousk war ar gwele bras en ti.",
     ],
 )
 @pytest.mark.parametrize("within", [TINY, SONAR], ids=["tiny", "sonar"])
-def test_what_is_not_certain_is_asked(text, within):
+def test_an_uncertain_language_is_an_error(text, within):
     with pytest.raises(UsageError) as caught:
         detect(text, within)
     assert caught.value.exit_code == 2
-    assert "cannot tell the language" in caught.value.message
+    assert "is uncertain" in caught.value.message
     assert "--from" in caught.value.hint and "perhaps" in caught.value.hint
 
 
@@ -62,11 +62,11 @@ def test_no_words(text):
         detect(text, SONAR)
 
 
-def test_a_language_that_the_space_lacks():
+def test_a_language_missing_from_the_space():
     with pytest.raises(NotFoundError) as caught:
         detect("猫は寝ています。", TINY, "tiny")
     assert caught.value.message == (
-        "the text looks Japanese, but space tiny has no Japanese (jpn_Jpan)"
+        "the text seems to be Japanese, but space tiny has no Japanese (jpn_Jpan)"
     )
     assert "--space sonar has Japanese" in caught.value.hint and "--from" in caught.value.hint
 
@@ -88,12 +88,13 @@ def test_script_of(text, script):
     assert script_of(text) == script
 
 
-def test_a_long_text_takes_no_longer():
+def test_only_the_start_of_a_long_text_is_examined():
     assert detect("This is a long text. " * 500_000, TINY) == "eng_Latn"
 
 
-def test_the_library_is_loaded_only_when_it_is_needed():
-    code = "import sys; from lcm_cli.text import detect, languages, segment; languages.find_language('fr');"
+def test_libraries_are_imported_only_when_needed():
+    code = "import sys; from lcm_cli.text import detect, languages, segment;"
+    code += "languages.find_language('fr');"
     code += "print(*{'py3langid', 'numpy', 'torch', 'sentencex', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

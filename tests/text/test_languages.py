@@ -1,4 +1,4 @@
-"""The language table, and the lookup."""
+"""The language table and its lookup."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ TINY = ("eng_Latn", "deu_Latn", "fra_Latn", "spa_Latn", "nld_Latn")
         *("FRANCAIS", " french ", "fr-Latn", "fr-Latn-CA", "fra_latn", "fr-CA-1990"),
     ],
 )
-def test_one_language_said_in_many_ways(query):
+def test_one_language_named_in_many_ways(query):
     assert find_language(query).code == "fra_Latn"
 
 
@@ -44,7 +44,7 @@ def test_one_language_said_in_many_ways(query):
         *(("chinese_simplified", "zho_Hans"), ("日本語", "jpn_Jpan"), ("हिंदी", "hin_Deva")),
         *(("Māori", "mri_Latn"), ("maori", "mri_Latn"), ("Taizzi Adeni Arabic", "acq_Arab")),
         *(("norsk", "nob_Latn"), ("turkce", "tur_Latn"), ("Ελληνικα", "ell_Grek")),
-        # codes that were, and those of FLORES
+        # retired codes, and those of FLORES+
         *(("iw", "heb_Hebr"), ("chi", "zho_Hans"), ("fil_Latn", "tgl_Latn")),
         *(("sat_Olck", "sat_Beng"), ("cmn_Hans", "zho_Hans"), ("apc_Arab_sout3123", "ajp_Arab")),
     ],
@@ -63,7 +63,7 @@ def test_the_usual_meaning(query, code):
         ("fra_Cyrl", "French (fra_Latn)"),
     ],
 )
-def test_an_unknown_language_names_the_nearest(query, near):
+def test_an_unknown_language_suggests_the_closest(query, near):
     with pytest.raises(NotFoundError) as caught:
         find_language(query)
     assert caught.value.exit_code == 3
@@ -92,11 +92,11 @@ def test_an_ambiguous_name_names_them_all(query, codes):
     with pytest.raises(NotFoundError) as caught:
         find_language(query)
     assert all(code in caught.value.message for code in codes)
-    # ... unless the space has one of them only
+    # ... unless the space has only one of them
     assert find_language(query, [codes[1], "eng_Latn"]).code == codes[1]
 
 
-def test_a_language_that_the_space_lacks():
+def test_a_language_missing_from_the_space():
     assert find_language("French", TINY).code == "fra_Latn"
     with pytest.raises(NotFoundError) as caught:
         find_language("ja", TINY, "tiny")
@@ -113,7 +113,7 @@ def test_the_script_that_the_space_has_is_preferred():
 
 
 def test_the_languages_are_those_of_sonar_in_its_order():
-    sonar = importlib.util.find_spec("sonar")  # not imported: that takes seconds
+    sonar = importlib.util.find_spec("sonar")  # located without importing it, which takes seconds
     if sonar is None or not sonar.submodule_search_locations:
         pytest.skip("sonar-space is not installed")
     card = Path(sonar.submodule_search_locations[0], "cards", "text_sonar_basic_encoder.yaml")
@@ -121,7 +121,7 @@ def test_the_languages_are_those_of_sonar_in_its_order():
     assert tuple(line[2:] for line in lines if line.startswith("- ")) == SONAR
 
 
-def test_the_table_is_whole():
+def test_the_table_is_complete():
     assert len(SONAR) == len(set(SONAR)) == 202
     every = [language(code) for code in SONAR]
     assert all(one.name and one.autonym and one.script_name for one in every)
@@ -137,7 +137,7 @@ def test_every_name_leads_to_its_language():
             assert find_language(name).iso639_3 == one.iso639_3, name
 
 
-def test_the_names_that_mean_several_languages():
+def test_the_ambiguous_names():
     several = {
         key
         for key, codes in languages._index().items()
@@ -152,7 +152,7 @@ def test_the_names_that_mean_several_languages():
 def test_fold():
     assert fold("Māori ") == "maori" and fold("Fɔngbè") == "fongbe"
     assert fold("İngilizce") == "ingilizce" and fold("zh_TW") == "zh tw"
-    assert fold("मराठी") != fold("मराठ")  # vowel signs are letters
+    assert fold("मराठी") != fold("मराठ")  # vowel signs count as letters
 
 
 def test_search():

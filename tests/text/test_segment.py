@@ -1,4 +1,4 @@
-"""Text into sentences."""
+"""Segmentation of text into sentences."""
 
 import time
 
@@ -118,7 +118,7 @@ def test_clause_marks(mark):
     assert cut_long(" ".join([clause] * 4), 250) == [f"{clause} {clause}"] * 2
 
 
-def test_cuts_are_balanced_and_part_no_character():
+def test_cuts_are_balanced_and_split_no_character():
     assert [len(piece) for piece in cut_long("word " * 100, 250)] == [249, 249]
     assert {len(piece) for piece in cut_long("x" * 1000, 250)} == {250}
     assert all(piece.startswith("e") for piece in cut_long("e\u0301" * 301, 250))
@@ -131,7 +131,7 @@ def test_a_sentence_inside_a_long_quotation_ends_before_a_clause():
     assert all(piece.endswith((".", "”")) for piece in texts(quotation, "eng_Latn"))
 
 
-def test_time_grows_with_length():
+def test_time_is_linear_in_the_length():
     start = time.process_time()
     found = segment("猫は寝ています。「おはよう。」" * 10_000, "jpn_Jpan")
     assert len(found) == 20_000
@@ -163,7 +163,7 @@ def test_nothing_is_lost(text, lang, limit):
 
 @settings(max_examples=100, deadline=None)
 @given(ANY, st.sampled_from(SONAR))
-def test_a_second_time_changes_nothing(text, lang):
+def test_segmenting_again_changes_nothing(text, lang):
     once = segment(text, lang)
     again = segment("\n".join(one.text for one in once), lang, one_per_line=True)
     assert [one.text for one in again] == [one.text for one in once]
