@@ -5,8 +5,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+CORES := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: help demo test check bench docs site cards clean
+.PHONY: help demo test coverage check bench docs site cards clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -15,8 +16,11 @@ demo: $(READY) ## summarize three stories into three languages, offline
 	$(BIN)/lcm summarize examples/lost_dog.txt examples/das_alte_buch.txt examples/two_brothers.txt \
 	  --to French --to Spanish --to German --offline
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests, on all cores
+	$(BIN)/python -m pytest $(CORES)
+
+coverage: $(READY) ## run the tests and report which lines and branches they reach
+	$(BIN)/python -m pytest $(CORES) --cov --cov-report=term:skip-covered --cov-report=xml
 
 check: $(READY) ## lint, format, types and the direction of imports
 	$(BIN)/ruff check
@@ -37,7 +41,7 @@ cards: ## write size and sha256 of the bundled files into their cards
 	$(PYTHON) checkpoints/update_cards.py
 
 clean: ## remove caches and build products (.venv stays)
-	rm -rf build dist site *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site *.egg-info .coverage coverage.xml .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml

@@ -20,6 +20,10 @@ from unittest import mock
 import pytest
 from hub_server import HubServer
 
+# Workers of pytest-xdist share the cores: one thread each, also for their child processes.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
