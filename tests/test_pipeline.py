@@ -64,7 +64,7 @@ def test_errors_name_the_document() -> None:
         prepare_documents(
             Document("x", lang="nl", text="Ja.", origin="b.jsonl line 3"), CODES, "here"
         )
-    with pytest.raises(UsageError, match="tell the language") as error:
+    with pytest.raises(UsageError, match="the text has no words") as error:
         prepare_documents(Document("x", text="12345 678", origin="b.txt"), CODES, "here")
     assert "--from" in error.value.hint
 

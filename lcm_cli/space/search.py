@@ -179,7 +179,7 @@ def _beam_search(
         full_R = torch.tensor([len(found[r]) >= options.beam for r in state.rows.tolist()])
         alive = ~(last_R | full_R.to(last_R.device))
         # Take the first B candidates that do not end; the stable sort keeps the best first. There
-        # are at least B: each beam has one end token among the 2 x B candidates.
+        # are at least B: each beam has at most one end token among the 2 x B candidates.
         going = (tokens == EOS).int().argsort(dim=1, stable=True)[:, : options.beam]
         state.select(*(t.gather(1, going) for t in (beams, tokens, scores)))
         if not alive.all():
