@@ -82,7 +82,7 @@ def _about(lineup: Lineup, context: Context) -> dict[str, Any]:
     return {
         "version": __version__,
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "seed": context.seed,
         "space": {"name": space.name, "fingerprint": space.fingerprint},
         "device": str(space.device),

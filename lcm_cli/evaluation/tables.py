@@ -77,17 +77,17 @@ def results(records: Sequence[Record], seed: int = 0) -> list[Result]:
     For all languages together, a metric is the mean over the texts; corpus chrF and BLEU are the
     mean over the languages, without an interval.
     """
-    found: list[Result] = []
+    collected: list[Result] = []
     for task, system in dict.fromkeys((r["task"], r["system"]) for r in records):
         own = [r for r in records if (r["task"], r["system"]) == (task, system)]
         pairs = list(dict.fromkeys(map(pair, own)))
         by_pair = []
         for code in pairs:
             by_pair += _pair_results(task, system, code, [r for r in own if pair(r) == code], seed)
-        found += by_pair
+        collected += by_pair
         if len(pairs) > 1:
-            found += _overall_results(task, system, own, by_pair, seed)
-    return found
+            collected += _overall_results(task, system, own, by_pair, seed)
+    return collected
 
 
 def pair(record: Record) -> str:
@@ -101,14 +101,14 @@ def tests(records: Sequence[Record], seed: int = 0) -> list[Result]:
 
     `p_holm` is corrected for the number of comparisons of the same metric and task.
     """
-    found: list[Result] = []
+    comparisons: list[Result] = []
     for task in dict.fromkeys(r["task"] for r in records):
         by_system: dict[str, dict[Any, dict[str, float]]] = {}
         for r in (r for r in records if r["task"] == task):
             by_system.setdefault(r["system"], {})[r["row"], r["to"]] = r["scores"]
         for metric in TESTED:
-            found += _compared(task, metric, by_system, seed)
-    return found
+            comparisons += _compared(task, metric, by_system, seed)
+    return comparisons
 
 
 def _compared(
@@ -145,41 +145,41 @@ def published(tasks: Iterable[str]) -> dict[str, Any]:
     return data | {"rows": [row for row in data["rows"] if row["task"] in wanted]}
 
 
-def measures(found: Iterable[Result]) -> list[Measure]:
+def measures(entries: Iterable[Result]) -> list[Measure]:
     """Return the measures of the metrics in results, in the order of MEASURES."""
-    names = {each["metric"] for each in found}
+    names = {each["metric"] for each in entries}
     return [measure for measure in MEASURES if measure.name in names]
 
 
 def _pair_results(
     task: str, system: str, code: str, records: Sequence[Record], seed: int
 ) -> list[Result]:
-    found = []
+    collected = []
     for name in _metric_names(records):
         if name not in CORPUS:
-            found.append(_mean(task, system, code, name, records, seed))
+            collected.append(_mean(task, system, code, name, records, seed))
     with_target = [r for r in records if r.get("target") and "chrf" in r["scores"]]
     if with_target:
         to = with_target[0]["to"]
         texts = [[prose(r[key], to) for r in with_target] for key in ("prediction", "target")]
         for name, values in metrics.corpus_scores(texts[0], texts[1], to).items():
-            found.append(measured(task, system, code, name, *values, len(with_target)))
-    return found
+            collected.append(measured(task, system, code, name, *values, len(with_target)))
+    return collected
 
 
 def _overall_results(
     task: str, system: str, records: Sequence[Record], by_pair: Sequence[Result], seed: int
 ) -> list[Result]:
-    found = []
+    collected = []
     for name in _metric_names(records) | dict.fromkeys(CORPUS):
         if name not in CORPUS:
-            found.append(_mean(task, system, ALL, name, records, seed))
+            collected.append(_mean(task, system, ALL, name, records, seed))
         # A corpus score is tokenized for one language, so languages are averaged, not pooled.
         elif same := [r for r in by_pair if r["metric"] == name]:
             value = sum(r["value"] for r in same) / len(same)
             count = sum(r["count"] for r in same)
-            found.append(measured(task, system, ALL, name, value, None, None, count))
-    return found
+            collected.append(measured(task, system, ALL, name, value, None, None, count))
+    return collected
 
 
 def _mean(
@@ -220,7 +220,7 @@ def _metric_names(records: Sequence[Record]) -> dict[str, None]:
 
 
 def printed(
-    found: Sequence[Result], references: dict[str, Any]
+    entries: Sequence[Result], references: dict[str, Any]
 ) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return for each task the title, the columns and the rows of a table for the terminal.
 
@@ -228,8 +228,8 @@ def printed(
     models, from `references` (see `published`), follow.
     """
     tables = []
-    for task in dict.fromkeys(each["task"] for each in found):
-        own = [each for each in found if each["task"] == task]
+    for task in dict.fromkeys(each["task"] for each in entries):
+        own = [each for each in entries if each["task"] == task]
         shown = [m for m in measures(own) if m.shown and not all_zero(own, m.name)]
         several = len({each["lang"] for each in own}) > 1
         columns = ["system", *(["language"] if several else []), "texts"]
@@ -255,12 +255,12 @@ def printed(
     return tables
 
 
-def number(found: Result, measure: Measure) -> str:
+def number(entry: Result, measure: Measure) -> str:
     """Return a value as text, with half the width of its interval if it has one."""
-    value = _digits(found["value"], measure)
-    if found["low"] is None:
+    value = _digits(entry["value"], measure)
+    if entry["low"] is None:
         return value
-    half = (found["high"] - found["low"]) / 2
+    half = (entry["high"] - entry["low"]) / 2
     return f"{value} ±{half:.{measure.digits}f}"
 
 
@@ -268,7 +268,7 @@ def _digits(value: float | None, measure: Measure) -> str:
     return "" if value is None else f"{value:.{measure.digits}f}"
 
 
-def all_zero(found: Iterable[Result], name: str) -> bool:
+def all_zero(entries: Iterable[Result], name: str) -> bool:
     """Return whether the metric `name` counts failures and all its values are 0."""
     failures = name in ("empty", "refused")
-    return failures and all(e["value"] == 0 for e in found if e["metric"] == name)
+    return failures and all(e["value"] == 0 for e in entries if e["metric"] == name)

@@ -60,16 +60,16 @@ def run_task(
     """
     if task == "expand":
         examples = [turned for example in examples if (turned := swapped(example))]
-    found: list[Record] = []
+    records: list[Record] = []
     for start in range(0, len(examples), TOGETHER):
         part = examples[start : start + TOGETHER]
         if task == "next-concept":
-            found += _predicted(system, part, context)
+            records += _predicted(system, part, context)
         else:
             for to in _languages(task, part, context):
-                found += _written(task, system, part, to, context)
+                records += _written(task, system, part, to, context)
         context.progress(len(part))
-    return found
+    return records
 
 
 def _languages(task: str, examples: Sequence[Example], context: Context) -> Sequence[str]:
@@ -112,8 +112,8 @@ def kept(
     content = [
         [r.number, r.lang, r.source, r.target, r.target_lang, dict(r.parallel)] for r in examples
     ]
-    found: list[Record] = context.work.remember([*key, context.seed, content], compute)
-    return found
+    records: list[Record] = context.work.remember([*key, context.seed, content], compute)
+    return records
 
 
 def _failed(system: System, task: str, example: Example, error: LcmError) -> LcmError:

@@ -24,18 +24,22 @@ TITLES = {
 Result = dict[str, Any]
 
 
-def render(found: Evaluation, pictures: Sequence[Picture]) -> str:
+def render(evaluation: Evaluation, pictures: Sequence[Picture]) -> str:
     """Return the HTML page of an evaluation with its plots."""
-    tasks = found.about["tasks"]
-    parts = [_head(found), *(_task(task, found, pictures) for task in tasks), _examples(found)]
+    tasks = evaluation.about["tasks"]
+    parts = [
+        _head(evaluation),
+        *(_task(task, evaluation, pictures) for task in tasks),
+        _examples(evaluation),
+    ]
     page = resources.files("lcm_cli.evaluation.report") / "page.html"
     template = Template(page.read_text(encoding="utf-8"))
-    title = f"Evaluation of {', '.join(found.about['systems'])}"
-    return template.substitute(title=escape(title), body="\n".join([*parts, _settings(found)]))
+    title = f"Evaluation of {', '.join(evaluation.about['systems'])}"
+    return template.substitute(title=escape(title), body="\n".join([*parts, _settings(evaluation)]))
 
 
-def _head(found: Evaluation) -> str:
-    about = found.about
+def _head(evaluation: Evaluation) -> str:
+    about = evaluation.about
     data = about["data"]
     facts = [
         f"{data['rows']} rows of {data['path']}",
@@ -49,17 +53,17 @@ def _head(found: Evaluation) -> str:
     return f"<h1>{escape(', '.join(about['systems']))}</h1>\n<p class=about>{text}</p>"
 
 
-def _task(task: str, found: Evaluation, pictures: Sequence[Picture]) -> str:
-    results = [each for each in found.results if each["task"] == task]
+def _task(task: str, evaluation: Evaluation, pictures: Sequence[Picture]) -> str:
+    results = [each for each in evaluation.results if each["task"] == task]
     langs = list(dict.fromkeys(each["lang"] for each in results))
     overall = (
         [e for e in results if e["lang"] == (ALL if ALL in langs else langs[0])] if langs else []
     )
-    references = [each for each in found.published["rows"] if each["task"] == task]
+    references = [each for each in evaluation.published["rows"] if each["task"] == task]
     concept = [each for each in references if each["system"].startswith(CONCEPT_SYSTEMS)]
-    parts = [f"<h2>{TITLES[task]}</h2>", _table(overall, concept, found.published)]
+    parts = [f"<h2>{TITLES[task]}</h2>", _table(overall, concept, evaluation.published)]
     if len(references) > len(concept):
-        table = _table(overall, references, found.published)
+        table = _table(overall, references, evaluation.published)
         parts.append(f"<details><summary>With all published numbers</summary>{table}</details>")
     if len(langs) > 1:
         tables = "".join(
@@ -68,7 +72,7 @@ def _task(task: str, found: Evaluation, pictures: Sequence[Picture]) -> str:
             if lang != ALL
         )
         parts.append(f"<details class=print><summary>By language</summary>{tables}</details>")
-    parts.append(_tests([each for each in found.tests if each["task"] == task]))
+    parts.append(_tests([each for each in evaluation.tests if each["task"] == task]))
     shown = [picture for picture in pictures if picture.name.startswith(f"{task}-")]
     parts += [_figure(picture) for picture in shown]
     if not shown:
@@ -165,13 +169,13 @@ def _figure(picture: Picture) -> str:
     return f"<figure>{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>"
 
 
-def _examples(found: Evaluation) -> str:
+def _examples(evaluation: Evaluation) -> str:
     def key(record: dict[str, Any]) -> tuple[Any, ...]:
-        return found.about["tasks"].index(record["task"]), record["row"], record["to"]
+        return evaluation.about["tasks"].index(record["task"]), record["row"], record["to"]
 
-    groups = [list(group) for _, group in groupby(sorted(found.records, key=key), key=key)]
-    shown = _first_of_each_task(groups, found.about["tasks"])
-    options = "".join(f"<option value={t}>{TITLES[t]}</option>" for t in found.about["tasks"])
+    groups = [list(group) for _, group in groupby(sorted(evaluation.records, key=key), key=key)]
+    shown = _first_of_each_task(groups, evaluation.about["tasks"])
+    options = "".join(f"<option value={t}>{TITLES[t]}</option>" for t in evaluation.about["tasks"])
     controls = (
         f"<div class=controls><select id=task aria-label=Task><option value=''>all tasks</option>"
         f"{options}</select><input id=find type=search placeholder='search the examples' "
@@ -236,15 +240,15 @@ def _sentences(sentences: Sequence[str], lang: str) -> str:
     return f"<ol {_lang_attributes(lang)}>{items}</ol>{more}"
 
 
-def _settings(found: Evaluation) -> str:
-    about = found.about
+def _settings(evaluation: Evaluation) -> str:
+    about = evaluation.about
     rows: list[tuple[str, str]] = [("lcm", about["version"]), ("Python", about["python"])]
     rows += about["packages"].items()
     rows += [("device", f"{about['device']}, {about['precision']}")]
     rows += [("data", _facts(about["data"]))]
     rows += [(f"system {name}", _facts(facts)) for name, facts in about["systems"].items()]
     rows += [(f"judge {name}", _facts(facts)) for name, facts in about["judges"].items()]
-    for code, signatures in found.signatures.items():
+    for code, signatures in evaluation.signatures.items():
         rows += [(f"{name}, {code}", text) for name, text in signatures.items()]
     body = "".join(
         f"<tr><td>{escape(str(name))}</td><td class=text>{escape(str(value))}</td></tr>"

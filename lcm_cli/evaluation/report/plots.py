@@ -46,20 +46,20 @@ class Picture:
     png: bytes
 
 
-def draw(found: Evaluation) -> list[Picture]:
+def draw(evaluation: Evaluation) -> list[Picture]:
     """Return the plots of an evaluation, none if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
         return []
     with matplotlib.rc_context(STYLE):
-        return [_picture(name, caption, figure) for name, caption, figure in _figures(found)]
+        return [_picture(name, caption, figure) for name, caption, figure in _figures(evaluation)]
 
 
-def _figures(found: Evaluation) -> Iterator[tuple[str, str, "Figure"]]:
-    for task in found.about["tasks"]:
-        results = [each for each in found.results if each["task"] == task]
-        records = [each for each in found.records if each["task"] == task]
+def _figures(evaluation: Evaluation) -> Iterator[tuple[str, str, "Figure"]]:
+    for task in evaluation.about["tasks"]:
+        results = [each for each in evaluation.results if each["task"] == task]
+        records = [each for each in evaluation.records if each["task"] == task]
         names = {each["metric"] for each in results}
         for metric in [name for name in BARS[task] if name in names][:1]:
             measure = next(m for m in MEASURES if m.name == metric)

@@ -27,19 +27,19 @@ def work_path(folder: Path) -> Path:
     return folder / WORK
 
 
-def write_report(found: Evaluation, folder: Path) -> None:
+def write_report(evaluation: Evaluation, folder: Path) -> None:
     """Write all files of a report, metrics.json last: it marks the report as complete."""
     from lcm_cli.evaluation.report.page import render
     from lcm_cli.evaluation.report.plots import draw
 
-    pictures = draw(found)
+    pictures = draw(evaluation)
     for picture in pictures:
         with atomic_path(folder / f"{picture.name}.png", force=True) as temporary:
             temporary.write_bytes(picture.png)
-    lines = (json.dumps(_without_plot_data(r), ensure_ascii=False) for r in found.records)
+    lines = (json.dumps(_without_plot_data(r), ensure_ascii=False) for r in evaluation.records)
     _write(folder / EXAMPLES, "".join(f"{line}\n" for line in lines))
-    _write(folder / PAGE, render(found, pictures))
-    _write(folder / METRICS, json.dumps(found.as_json(), indent=1, ensure_ascii=False) + "\n")
+    _write(folder / PAGE, render(evaluation, pictures))
+    _write(folder / METRICS, json.dumps(evaluation.as_json(), indent=1, ensure_ascii=False) + "\n")
     work_path(folder).unlink(missing_ok=True)
 
 
