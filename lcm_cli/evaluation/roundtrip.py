@@ -18,7 +18,7 @@ from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.evaluation.systems import System, split_by_counts
 from lcm_cli.evaluation.tables import measured
-from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, kept, present
+from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, cached, present
 from lcm_cli.pipeline import prose
 from lcm_cli.space.fragility import Cloud
 
@@ -41,7 +41,7 @@ def run_roundtrip(system: System, examples: Sequence[Example], context: Context)
         part = examples[start : start + TOGETHER]
         # The noise depends on the spread of all examples, so stored results do, too.
         key = ["roundtrip", system.name, system.about(), list(context.to), float(cloud.std_D.sum())]
-        records += kept(key, part, context, partial(_part, system, part, cloud, context))
+        records += cached(key, part, context, partial(_part, system, part, cloud, context))
         context.progress(len(part))
     return records
 

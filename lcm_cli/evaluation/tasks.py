@@ -9,6 +9,7 @@ Shapes: B documents, S sentences of the source, P sentences of the prediction, D
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,10 +65,10 @@ def run_task(
     for start in range(0, len(examples), TOGETHER):
         part = examples[start : start + TOGETHER]
         if task == "next-concept":
-            records += _predicted(system, part, context)
+            records += _predict_cached(system, part, context)
         else:
             for to in _languages(task, part, context):
-                records += _written(task, system, part, to, context)
+                records += _write_cached(task, system, part, to, context)
         context.progress(len(part))
     return records
 
@@ -75,32 +76,28 @@ def run_task(
 def _languages(task: str, examples: Sequence[Example], context: Context) -> Sequence[str]:
     """Return the languages to write in; "" is each example's own."""
     if task == "translate" and not context.to:
-        return list(dict.fromkeys(code for example in examples for code in example.parallel)) or [
-            ""
-        ]
+        codes = dict.fromkeys(code for example in examples for code in example.parallel)
+        return list(codes) or [""]
     return context.to or ("",)
 
 
-def _written(
+def _write_cached(
     task: str, system: System, examples: Sequence[Example], to: str, context: Context
 ) -> list[Record]:
     if task == "translate":  # not into the example's own language
-        examples = [
-            example for example in examples if (to or example.target_lang) not in ("", example.lang)
-        ]
+        examples = [e for e in examples if (to or e.target_lang) not in ("", e.lang)]
     key = [task, system.name, system.about(), to, context.space.fingerprint, list(context.judges)]
     try:
-        return kept(key, examples, context, lambda: _write(task, system, examples, to, context))
+        return cached(key, examples, context, lambda: _write(task, system, examples, to, context))
     except LcmError as error:
         if len(examples) > 1:  # one at a time, so that only those that fail are skipped
-            return [
-                r for example in examples for r in _written(task, system, [example], to, context)
-            ]
+            each = (_write_cached(task, system, [example], to, context) for example in examples)
+            return list(chain.from_iterable(each))
         context.on_error(_failed(system, task, examples[0], error))
         return []
 
 
-def kept(
+def cached(
     key: list[Any],
     examples: Sequence[Example],
     context: Context,
@@ -110,7 +107,7 @@ def kept(
     if not examples:
         return []
     content = [
-        [r.number, r.lang, r.source, r.target, r.target_lang, dict(r.parallel)] for r in examples
+        [e.number, e.lang, e.source, e.target, e.target_lang, dict(e.parallel)] for e in examples
     ]
     records: list[Record] = context.work.remember([*key, context.seed, content], compute)
     return records
@@ -123,13 +120,11 @@ def _failed(system: System, task: str, example: Example, error: LcmError) -> Lcm
 def _write(
     task: str, system: System, examples: Sequence[Example], to: str, context: Context
 ) -> list[Record]:
-    codes = [
-        to or (example.target_lang if task == "translate" else example.lang) for example in examples
-    ]
+    codes = [to or (e.target_lang if task == "translate" else e.lang) for e in examples]
     if task == "translate" and not to:  # each example into the language of its reference
         answers = [
-            system.write([r], code, task, context.space)[0]
-            for r, code in zip(examples, codes, strict=True)
+            system.write([example], code, task, context.space)[0]
+            for example, code in zip(examples, codes, strict=True)
         ]
     else:
         answers = system.write(examples, to, task, context.space)
@@ -225,12 +220,12 @@ def _map(source_SD: np.ndarray, prediction_PD: np.ndarray) -> dict[str, list[lis
     return {"source": flat[0].round(4).tolist(), "prediction": flat[1].round(4).tolist()}
 
 
-def _predicted(system: System, examples: Sequence[Example], context: Context) -> list[Record]:
+def _predict_cached(system: System, examples: Sequence[Example], context: Context) -> list[Record]:
     examples = [example for example in examples if len(example.source) > 1]
     lm = context.lm.name if context.lm else ""
     key = ["next-concept", system.name, system.about(), context.space.fingerprint, lm]
     key += [context.longest, [list(example.paragraphs) for example in examples]]
-    return kept(key, examples, context, lambda: _predict(system, examples, context))
+    return cached(key, examples, context, lambda: _predict(system, examples, context))
 
 
 def _predict(system: System, examples: Sequence[Example], context: Context) -> list[Record]:

@@ -164,14 +164,14 @@ def test_bertscore_is_the_f1_of_the_largest_cosines(save, space):
     assert scores[0] == pytest.approx(1, abs=1e-5) and scores[1] < 1 and math.isnan(scores[2])
 
 
-def test_blaser_compares_concepts_sentence_by_sentence(space):
+def test_blaser_compares_concepts_sentence_by_sentence(space, monkeypatch):
     model = pytest.importorskip("sonar.models.blaser.model")
     torch.manual_seed(0)
     sizes = {"embedding_dim": space.dim, "output_dim": 1, "hidden_dims": [8], "dropout": 0.0}
     sizes |= {"activation": "TANH", "norm_emb": True, "output_act": False}
     network = model.BlaserModel(**sizes, input_form="QE").eval()
-    blaser = Blaser("none", space, with_reference=False)
-    blaser.__dict__["network"] = network
+    monkeypatch.setattr("sonar.models.blaser.loader.load_blaser_model", lambda name: network)
+    blaser = Blaser("small", space, with_reference=False)
     rows = [
         torch.from_numpy(space.concepts(ENGLISH[k], "eng_Latn")) for k in ("source", "prediction")
     ]
@@ -179,7 +179,7 @@ def test_blaser_compares_concepts_sentence_by_sentence(space):
         wanted = float(network(*rows).mean())
     assert blaser.score([ENGLISH])[0] == pytest.approx(wanted, abs=1e-5)
     assert not np.isnan(blaser.score([ENGLISH | {"prediction": ["the cat"]}])[0])
-    with_reference = Blaser("none", space, with_reference=True)
+    with_reference = Blaser("small", space, with_reference=True)
     assert math.isnan(with_reference.score([ENGLISH | {"target": []}])[0])
 
 
