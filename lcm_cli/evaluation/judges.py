@@ -1,4 +1,4 @@
-"""Scores that need a model (paper 3.1.1), by default the model of the paper and its official code.
+"""Scores that need a model, by default the model that the paper and its official code use.
 
 A judge's model is downloaded from the Hugging Face Hub on first use; `cola=my/model` selects
 another one, or a folder.
@@ -67,7 +67,7 @@ class Judge(ABC):
 
 
 class Cola(Judge):
-    """Fluency, 0 to 1: the mean probability that a sentence is acceptable English.
+    """Fluency (paper 3.1.1), 0 to 1: the mean probability that a sentence is acceptable English.
 
     By the classifier of Krishna et al. (2020), trained on CoLA; its class 0 is `acceptable`.
     """
@@ -94,10 +94,10 @@ class Cola(Judge):
 class Seahorse(Judge):
     """The probability, 0 to 1, of yes to a SEAHORSE question on a summary (Clark et al. 2023).
 
-    Q4 asks whether everything in the summary is attributable to the source, Q5 whether it captures
-    the source's main ideas. The model, an mT5, reads both texts as premise and hypothesis and
-    writes 0 or 1. As in the official code, the score is the probability of the token 1 in the
-    whole vocabulary.
+    Q4 (SH-4 in the paper, 3.1.1) asks whether everything in the summary is attributable to the
+    source, Q5 (SH-5) whether it captures the source's main ideas. The model, an mT5, reads both
+    texts as premise and hypothesis and writes 0 or 1. As in the official code, the score is the
+    probability of the token 1 in the whole vocabulary.
     """
 
     @cached_property
