@@ -1,4 +1,4 @@
-"""What `lcm evaluate` does, between its options and the library."""
+"""The work of `lcm evaluate`: from its options to tables and a report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from lcm_cli.text.length import Length
 from ._place import Place, Problems
 
 if TYPE_CHECKING:
+    from lcm_cli.evaluation.examples import Example
     from lcm_cli.evaluation.run import Evaluation
     from lcm_cli.space import Space
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of one call."""
+    """The options of `lcm evaluate`."""
 
     models: list[str]
     tasks: tuple[str, ...]
     data: str
-    columns: tuple[str, str]
+    columns: tuple[str, str]  # of the text and of the reference; empty: by name
     to: list[str]
     source: str
     limit: int | None
@@ -38,7 +39,7 @@ class Request:
 def run_evaluation(
     request: Request, space: str | None, load: Callable[[Place], "Space"], json: bool
 ) -> None:
-    """Evaluate, print, and write the report; ends with exit code 1 if a row was broken."""
+    """Evaluate, print the tables and write the report; exit with 1 if a row was broken."""
     from lcm_cli.evaluation.report.write import check_report_folder, write_report
     from lcm_cli.evaluation.systems import check_tasks
 
@@ -49,26 +50,29 @@ def run_evaluation(
     problems = Problems()
     place = Place(space)
     to = find_languages(request.to, place.languages, place.name)
-    rows, about = _rows(request, place, problems)
-    found = _evaluate(request, load(place), rows, about, to, problems)
+    examples, about = _examples(request, place, problems)
+    evaluation = _evaluate(request, load(place), examples, about, to, problems)
     if json:
-        console.emit(found.as_json())
+        console.emit(evaluation.as_json())
     else:
-        _show(found)
+        _show(evaluation)
     if request.output is not None:
-        write_report(found, request.output)
+        write_report(evaluation, request.output)
         console.info(f"report: {request.output / 'report.html'}")
     problems.finish()
 
 
-def _rows(request: Request, place: Place, problems: Problems) -> tuple[list[Any], dict[str, Any]]:
-    from lcm_cli.evaluation.row_sources import language_of, locate
-    from lcm_cli.evaluation.rows import read_rows
+def _examples(
+    request: Request, place: Place, problems: Problems
+) -> tuple[list["Example"], dict[str, Any]]:
+    """Read the examples, and return them with the description of the data for metrics.json."""
+    from lcm_cli.evaluation.example_sources import language_of, locate
+    from lcm_cli.evaluation.examples import read_examples
 
     path, about = locate(request.data)
     lang = place.language(request.source)
     lang = language_of(about) or lang if lang == "auto" else lang
-    rows = read_rows(
+    examples = read_examples(
         path,
         place.languages,
         place.name,
@@ -78,16 +82,16 @@ def _rows(request: Request, place: Place, problems: Problems) -> tuple[list[Any]
         limit=request.limit,
         on_error=problems,
     )
-    without = sum(not row.target for row in rows)
+    without = sum(not example.target for example in examples)
     if without and {"summarize", "expand"} & set(request.tasks):
-        console.warn(f"{without} of {len(rows)} rows have no reference to compare with")
-    return rows, about | {"rows": len(rows), "broken": len(problems.errors)}
+        console.warn(f"{without} of {len(examples)} rows have no reference to compare with")
+    return examples, about | {"rows": len(examples), "broken": len(problems.errors)}
 
 
 def _evaluate(
     request: Request,
     space: "Space",
-    rows: Sequence[Any],
+    examples: Sequence["Example"],
     about: dict[str, Any],
     to: Sequence[str],
     problems: Problems,
@@ -101,13 +105,13 @@ def _evaluate(
     from lcm_cli.evaluation.systems import Settings, line_up
     from lcm_cli.evaluation.tasks import Context
 
-    found = systems(request.models, space, Settings(request.length, request.seed))
-    lineup = line_up(found, request.tasks)
+    settings = Settings(request.length, request.seed)
+    lineup = line_up(systems(request.models, space, settings), request.tasks)
     shared = SharedSpace(space)
     work = Work(work_path(request.output) if request.output else None)
     if work.resumed:
-        console.info(f"going on: {work.resumed} parts are done already")
-    total = len(rows) * sum(len(lineup.of(task)) for task in lineup.tasks)
+        console.info(f"resuming: {work.resumed} batches are already done")
+    total = len(examples) * sum(len(lineup.of(task)) for task in lineup.tasks)
     with console.progress("evaluating (rows)", total) as advance:
         context = Context(
             space=shared,
@@ -119,18 +123,19 @@ def _evaluate(
             on_error=problems,
             progress=advance,
         )
-        return evaluate(lineup, rows, context, about, on_task=_tell)
+        return evaluate(lineup, examples, context, about, on_task=_log_task)
 
 
-def _tell(task: str, system: str) -> None:
+def _log_task(task: str, system: str) -> None:
     console.detail(f"{task}: {system}")
 
 
-def _show(found: "Evaluation") -> None:
-    """Print a table for each task: over all languages, and for each where there are several."""
+def _show(evaluation: "Evaluation") -> None:
+    """Print a table for each task, with a row for each system and language."""
     from lcm_cli.evaluation.tables import printed
 
-    for number, (title, columns, rows) in enumerate(printed(found.results, found.published)):
+    tables = printed(evaluation.results, evaluation.published)
+    for number, (title, columns, rows) in enumerate(tables):
         if number:
             console.out("")
         console.out(title)

@@ -1,4 +1,4 @@
-"""lcm evaluate: models, spaces and baselines side by side, on data of one's own or known data."""
+"""lcm evaluate: compare models, spaces and baselines on files or public data sets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,8 +29,8 @@ def main(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Concept models and spaces by name, or baselines: extractive, lead-3, random-3, "
-            "copy-last, mean, hf:ORG/NAME.",
+            help="Concept models, spaces, or baselines: extractive, lead-3, random-3, copy-last, "
+            "mean, hf:ORG/NAME.",
         ),
     ],
     task: Annotated[
@@ -46,7 +46,8 @@ def main(
         str,
         typer.Option(
             metavar="PATH",
-            help="JSON Lines, Parquet or Arrow, or a data set of the Hub: ORG/NAME:CONFIG:SPLIT.",
+            help="A file (JSON Lines, Parquet, Arrow) or a data set on the Hugging Face Hub "
+            "(ORG/NAME:CONFIG:SPLIT).",
         ),
     ],
     source_column: Annotated[
@@ -62,24 +63,29 @@ def main(
         typer.Option(metavar="N", min=1, help="Take only the first N rows.", show_default=False),
     ] = None,
     length: Annotated[
-        str, typer.Option(metavar="LENGTH", help="Of summaries, as for lcm summarize.")
+        str, typer.Option(metavar="LENGTH", help="Length of summaries, as for lcm summarize.")
     ] = "3",
     judge: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=MODEL]",
-            help="Score with a model as well: cola, seahorse_q4, seahorse_q5, momentum, "
-            "perplexity, bertscore, blaser_ref, blaser_qe. Repeatable.",
+            help="Add the score of a model: cola, seahorse_q4, seahorse_q5, momentum, perplexity, "
+            "bertscore, blaser_ref, blaser_qe; repeatable.",
             show_default=False,
         ),
     ] = None,
     lm: Annotated[
-        str, typer.Option(metavar="MODEL", help="Language model for MI.", show_default=False)
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Language model for the metric MI of next-concept.",
+            show_default=False,
+        ),
     ] = "",
     seed: options.Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Folder of the report."),
+        typer.Option("-o", "--output", metavar="DIR", help="Write a report to this folder."),
     ] = None,
     force: options.Force = False,
     json: options.Json = False,
@@ -90,8 +96,8 @@ def main(
 ) -> None:
     """Evaluate models and baselines side by side.
 
-    Prints a table for each task; with -o there is also a report to look at, with every prediction.
-    A run that was stopped goes on where it was when it is started again.
+    Prints a table for each task; with -o also writes a report with plots and every prediction.
+    To resume a run with -o that was stopped, repeat the command.
     """
     from ._evaluation import Request, run_evaluation
 

@@ -107,7 +107,7 @@ def checked_part(part: Document) -> Document | None:
 
 
 def check_alignment(document: Document, *, has_sentences: bool | None = None) -> None:
-    """Raise IntegrityError unless sentences, paragraph numbers, concepts and scores are as many.
+    """Raise IntegrityError unless sentences, paragraphs, concepts and scores match in number.
 
     Those that are unknown (empty, or None) are ignored; with `has_sentences` an empty list of
     sentences counts as 0 sentences.

@@ -1,1 +1,1 @@
-"""Measuring spaces and concept models."""
+"""Evaluation of spaces and concept models."""

@@ -1,9 +1,9 @@
-"""Scores that need a model, each by the model that the paper and the official code use.
+"""Scores that need a model, by default the model that the paper and its official code use.
 
-Models are fetched from the Hugging Face Hub the first time that they are asked for, unless another
-one, or a folder, is named: `cola=my/model`. Nothing is fetched that was not asked for.
+A judge's model is downloaded from the Hugging Face Hub on first use; `cola=my/model` selects
+another one, or a folder.
 
-Shapes: N texts, S sentences, T tokens, V vocabulary, D concept dim.
+Shapes: N texts, S sentences, T tokens, V vocabulary, M model dim, D concept dim.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ ENGLISH = "eng_Latn"
 
 
 class Judge(ABC):
-    """A model that scores predictions. `english` ones give no score to other languages."""
+    """A model that scores predictions; one that is `english` scores no other language."""
 
     english = False
 
@@ -39,26 +39,26 @@ class Judge(ABC):
         self.device = str(space.device)
 
     def about(self) -> dict[str, str]:
-        """Return which model it is, for metrics.json."""
+        """Return the model and its revision, for metrics.json."""
         return {"model": self.model, "revision": revision(self.model)}
 
     def score(self, records: Sequence[Record]) -> list[float]:
-        """Return a score for each record, NaN where there is none."""
-        fits = [i for i, r in enumerate(records) if self.suits(r)]
+        """Return the score of each record, NaN for one that the judge cannot score."""
+        suitable = [i for i, r in enumerate(records) if self.suits(r)]
         scores = [float("nan")] * len(records)
-        for start in range(0, len(fits), TOGETHER):
-            part = fits[start : start + TOGETHER]
+        for start in range(0, len(suitable), TOGETHER):
+            part = suitable[start : start + TOGETHER]
             for i, score in zip(part, self.judge([records[i] for i in part]), strict=True):
                 scores[i] = score
         return scores
 
     def suits(self, record: Record) -> bool:
-        """Return whether there is something to score."""
+        """Return whether the judge can score the record."""
         return bool(record["prediction"]) and (not self.english or record["to"] == ENGLISH)
 
     @abstractmethod
     def judge(self, records: Sequence[Record]) -> list[float]:
-        """Score records that suit."""
+        """Return the scores of records that `suits` accepts."""
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -67,9 +67,9 @@ class Judge(ABC):
 
 
 class Cola(Judge):
-    """Fluency: how likely a sentence is acceptable English, on average over the sentences.
+    """Fluency (paper 3.1.1), 0 to 1: the mean probability that a sentence is acceptable English.
 
-    Krishna et al. (2020), trained on CoLA; class 0 is `acceptable`.
+    By the classifier of Krishna et al. (2020), trained on CoLA; its class 0 is `acceptable`.
     """
 
     english = True
@@ -86,17 +86,18 @@ class Cola(Judge):
         for record in records:
             inputs = tokenized(self.tokenizer, record["prediction"], self.device)
             with torch.inference_mode():
-                chances_S = self.network(**inputs).logits.softmax(dim=-1)[:, 0]
-            means.append(float(chances_S.mean()))
+                probabilities_S = self.network(**inputs).logits.softmax(dim=-1)[:, 0]
+            means.append(float(probabilities_S.mean()))
         return means
 
 
 class Seahorse(Judge):
-    """How likely the answer to one of SEAHORSE's questions on a summary is yes (Clark et al. 2023).
+    """The probability, 0 to 1, of yes to a SEAHORSE question on a summary (Clark et al. 2023).
 
-    Q4: is everything in the summary attributable to the source; Q5: does it have its main ideas.
-    The model, an mT5, reads premise and hypothesis and writes 0 or 1; as in the official code the
-    score is the chance of the token for 1 among all.
+    Q4 (SH-4 in the paper, 3.1.1) asks whether everything in the summary is attributable to the
+    source, Q5 (SH-5) whether it captures the source's main ideas. The model, an mT5, reads both
+    texts as premise and hypothesis and writes 0 or 1. As in the official code, the score is the
+    probability of the token 1 in the whole vocabulary.
     """
 
     @cached_property
@@ -121,16 +122,16 @@ class Seahorse(Judge):
 
     @cached_property
     def _yes(self) -> int:
-        # Not a number from elsewhere: it depends on the tokenizer.
+        # Looked up rather than fixed, since the id depends on the tokenizer of the model.
         ids = self.tokenizer("1", add_special_tokens=False)["input_ids"]
         return int(ids[-1])
 
 
 class Momentum(Judge):
-    """Coherence of a text (Jwalapuram et al. 2022): XLNet's last state, and a line over it.
+    """Coherence of a text, 0 to 1 (Jwalapuram et al. 2022): a linear layer on XLNet's last state.
 
-    Longer texts are scored in windows of 10 sentences, 5 apart; the official code's sigmoid of
-    temperature 3 brings the mean between 0 and 1.
+    Texts of more than LONGEST sentences are scored in windows of WINDOW sentences that overlap by
+    STRIDE. As in the official code, the score is the sigmoid of the mean / TEMPERATURE.
     """
 
     english = True
@@ -139,7 +140,7 @@ class Momentum(Judge):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """XLNet's tokenizer: from the model's folder, else the one it was trained with."""
+        """The tokenizer of the model, or of XLNet if the model comes without one."""
         try:
             return load_judge(self.model, "AutoTokenizer")
         except LcmError:
@@ -147,30 +148,31 @@ class Momentum(Judge):
 
     @cached_property
     def network(self) -> tuple[Any, Any]:
-        """The encoder and the line."""
+        """The encoder, and the linear layer on its last state."""
         import torch
 
         config = load_judge(self.model, "AutoConfig", fallback=self.TOKENIZER)
         encoder = transformers().XLNetModel(config)
-        line = torch.nn.Linear(encoder.config.d_model, 1)
+        linear = torch.nn.Linear(encoder.config.d_model, 1)
         state = weights(self.model)
-        _take(encoder, state, "main_encoder.", self.model)
-        _take(line, state, "conlinear.", self.model)
-        return encoder.to(self.device).eval(), line.to(self.device).eval()
+        _load_part(encoder, state, "main_encoder.", self.model)
+        _load_part(linear, state, "conlinear.", self.model)
+        return encoder.to(self.device).eval(), linear.to(self.device).eval()
 
     def judge(self, records: Sequence[Record]) -> list[float]:
-        return [self._one(record["prediction"]) for record in records]
+        return [self._score(record["prediction"]) for record in records]
 
-    def _one(self, sentences: Sequence[str]) -> float:
+    def _score(self, sentences: Sequence[str]) -> float:
         import torch
 
-        encoder, line = self.network
+        encoder, linear = self.network
         scores = []
         with torch.inference_mode():
             for part in self._windows(sentences):
                 ids_1T = self.tokenizer(" ".join(part), return_tensors="pt")["input_ids"]
+                # XLNet's classification token is the last one.
                 last_1M = encoder(input_ids=ids_1T.to(self.device)).last_hidden_state[:, -1]
-                scores.append(float(line(last_1M)))
+                scores.append(float(linear(last_1M)))
         return float(1 / (1 + np.exp(-np.mean(scores) / self.TEMPERATURE)))
 
     def _windows(self, sentences: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -182,7 +184,10 @@ class Momentum(Judge):
 
 
 class Perplexity(Judge):
-    """Perplexity of a text to a language model."""
+    """Perplexity of the prediction under a language model, from 1; lower is better.
+
+    exp(-mean log p) over the tokens; a newline before the text gives its first token a context.
+    """
 
     english = True
 
@@ -192,22 +197,22 @@ class Perplexity(Judge):
         return LanguageModel(self.model, self.device)
 
     def judge(self, records: Sequence[Record]) -> list[float]:
-        found = []
+        perplexities = []
         for record in records:
             total, count = self.lm.log_probability(
                 "", "\n" + prose(record["prediction"], record["to"])
             )
-            found.append(float(np.exp(-total / max(count, 1))))
-        return found
+            perplexities.append(float(np.exp(-total / max(count, 1))))
+        return perplexities
 
 
 class BertScore(Judge):
-    """BERTScore F1 (Zhang et al. 2020) against the reference: greedy cosines of token states.
+    """BERTScore F1 (Zhang et al. 2020) against the reference, by greedy matching of token states.
 
-    Without weights by rarity and without rescaling.
+    At most 1. Without idf weights and without rescaling by a baseline.
     """
 
-    LAYER = 9  # of multilingual BERT's 12, bert-score's choice for it
+    LAYER = 9  # of multilingual BERT's 12, as in the package bert-score
 
     @cached_property
     def network(self) -> Any:
@@ -218,9 +223,9 @@ class BertScore(Judge):
         return bool(record["prediction"]) and bool(record["target"])
 
     def judge(self, records: Sequence[Record]) -> list[float]:
-        said = self._states([prose(r["prediction"], r["to"]) for r in records])
-        wanted = self._states([prose(r["target"], r["to"]) for r in records])
-        return [greedy_f1(a, b) for a, b in zip(said, wanted, strict=True)]
+        predictions = self._states([prose(r["prediction"], r["to"]) for r in records])
+        targets = self._states([prose(r["target"], r["to"]) for r in records])
+        return [greedy_f1(a_TM, b_TM) for a_TM, b_TM in zip(predictions, targets, strict=True)]
 
     def _states(self, texts: Sequence[str]) -> "list[Tensor]":
         import torch
@@ -234,10 +239,11 @@ class BertScore(Judge):
 
 
 class Blaser(Judge):
-    """BLASER 2.0 (Dale and Costa-jussà 2024), 1 to 5: does the prediction mean the same?
+    """BLASER 2.0 (Dale and Costa-jussà 2024), about 1 to 5: does the prediction mean the same?
 
-    It reads concepts of SONAR, so the space has to be that. `with_reference` compares with the
-    reference as well. Texts are compared sentence by sentence where they are as many, else whole.
+    It compares SONAR concepts of the source, the prediction and, if `with_reference`, the
+    reference, so the space must be SONAR. Texts with equal numbers of sentences are compared
+    sentence by sentence and averaged, other texts as a whole.
     """
 
     def __init__(self, model: str, space: SharedSpace, with_reference: bool) -> None:
@@ -246,7 +252,10 @@ class Blaser(Judge):
 
     @cached_property
     def network(self) -> Any:
-        """The model, from sonar-space."""
+        """The model, loaded by sonar-space.
+
+        Raises UsageError if sonar-space is not installed, or the space has another width.
+        """
         from lcm_cli.space.sonar_package import import_sonar
 
         try:
@@ -258,8 +267,8 @@ class Blaser(Judge):
         network = load_blaser_model(self.model).eval()
         if network.embedding_dim != self.space.dim:
             raise UsageError(
-                f"BLASER reads concepts of width {network.embedding_dim}, and those of "
-                f"{self.space.name} have {self.space.dim}",
+                f"BLASER reads concepts of width {network.embedding_dim}, but those of "
+                f"{self.space.name} have width {self.space.dim}",
                 "use SONAR: --space sonar",
             )
         return network
@@ -268,22 +277,23 @@ class Blaser(Judge):
         return bool(record["prediction"]) and (not self.with_reference or bool(record["target"]))
 
     def judge(self, records: Sequence[Record]) -> list[float]:
-        return [self._one(record) for record in records]
+        return [self._score(record) for record in records]
 
-    def _one(self, record: Record) -> float:
+    def _score(self, record: Record) -> float:
         import torch
 
-        texts = {"source": record["lang"], "prediction": record["to"]}
+        codes = {"source": record["lang"], "prediction": record["to"]}
         if self.with_reference:
-            texts["target"] = record["to"]
-        parts = {key: record[key] for key in texts}
-        if len({len(part) for part in parts.values()}) > 1:
-            parts = {key: [prose(part, texts[key])] for key, part in parts.items()}
-        rows = [
-            torch.from_numpy(self.space.concepts(parts[key], code)) for key, code in texts.items()
+            codes["target"] = record["to"]
+        texts = {key: record[key] for key in codes}
+        if len({len(text) for text in texts.values()}) > 1:
+            texts = {key: [prose(text, codes[key])] for key, text in texts.items()}
+        # In this order: the network takes source, prediction and reference.
+        concepts = [
+            torch.from_numpy(self.space.concepts(texts[key], code)) for key, code in codes.items()
         ]
         with torch.inference_mode():
-            return float(self.network(*rows).mean())
+            return float(self.network(*concepts).mean())
 
 
 class LanguageModel:
@@ -294,79 +304,88 @@ class LanguageModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Its tokenizer."""
+        """The model's tokenizer."""
         return load_judge(self.name, "AutoTokenizer")
 
     @cached_property
     def network(self) -> Any:
-        """Its network."""
+        """The model, in evaluation mode."""
         return load_judge(self.name, "AutoModelForCausalLM").to(self.device).eval()
 
     def load(self) -> None:
-        """Load both now; raises UsageError without transformers, NotFoundError for no model."""
+        """Load tokenizer and network now.
+
+        Raises UsageError if transformers is not installed, NotFoundError if the model is not found.
+        """
         self.tokenizer, self.network  # noqa: B018
 
     def log_probability(self, before: str, text: str) -> tuple[float, int]:
-        """Return log p(text | before) in nats, and of how many tokens.
+        """Return log p(text | before) in nats, and the number of tokens that it covers.
 
-        The first token of all has nothing before it and does not count; what exceeds the model's
-        length is cut from the left of `before`.
+        A token with nothing before it (the first one, if `before` is empty) is not counted. If the
+        two exceed the model's length, `before` loses its beginning, then `text` its end.
         """
         import torch
 
         context = self.tokenizer(before, add_special_tokens=False)["input_ids"] if before else []
         own = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        most = getattr(self.network.config, "max_position_embeddings", 1024)
-        context = context[max(0, len(context) + len(own) - most) :]
-        ids_T = torch.tensor([*context, *own][:most], device=self.device)
+        limit = getattr(self.network.config, "max_position_embeddings", 1024)
+        context = context[max(0, len(context) + len(own) - limit) :]
+        ids_T = torch.tensor([*context, *own][:limit], device=self.device)
         first = max(len(context), 1)
         if len(ids_T) <= first:
             return 0.0, 0
         with torch.inference_mode():
             logits_TV = self.network(input_ids=ids_T[None]).logits[0].float()
-        chances_TV = logits_TV.log_softmax(dim=-1)
-        picked_T = chances_TV[first - 1 : -1].gather(1, ids_T[first:, None])
-        return float(picked_T.sum()), len(picked_T)
+        log_probabilities_TV = logits_TV.log_softmax(dim=-1)
+        # The logits at position t predict token t + 1.
+        own_T = log_probabilities_TV[first - 1 : -1].gather(1, ids_T[first:, None])
+        return float(own_T.sum()), len(own_T)
 
-    def mutual_information(self, text: Sequence[str], said: Sequence[str]) -> float:
-        """Return the MI of predictions `said` for sentences 2, 3, ... of `text`, nats a token."""
-        conditional, alone_N, counts = (
-            list(part) for part in zip(*self.scores(text, said), strict=True)
+    def mutual_information(self, text: Sequence[str], predictions: Sequence[str]) -> float:
+        """Return MI (paper 2.4.1) in nats per token; the predictions are of sentences 2, 3, ..."""
+        conditional_N, alone_N, counts_N = (
+            list(part) for part in zip(*self.scores(text, predictions), strict=True)
         )
-        return mutual_information(conditional, alone_N, counts)
+        return mutual_information(conditional_N, alone_N, counts_N)
 
     def scores(
-        self, text: Sequence[str], said: Sequence[str], first: int = 1
+        self, text: Sequence[str], predictions: Sequence[str], first: int = 1
     ) -> list[tuple[float, float, int]]:
-        """Score predictions `said` for the sentences of `text` from number `first` on.
+        """Score predictions for the sentences of `text` from position `first`, counted from 0, on.
 
-        Returns of each the log probability after its context and alone, and the number of tokens. A
-        newline goes before each sentence, with its context and without: so the same tokens are
-        scored, and the first of them has something before it.
+        Returns for each the log probability in nats after its context, that without context, and
+        the number of tokens. A newline precedes the sentence in both cases, so that the same tokens
+        are scored and the first of them has one before it.
         """
-        found = []
-        for n, sentence in enumerate(said, start=first):
+        scores = []
+        for n, sentence in enumerate(predictions, start=first):
             before = " ".join(text[max(0, n - CONTEXT) : n])
             with_context, count = self._after(before, sentence)
-            found.append((with_context, self._after("", sentence)[0], count))
-        return found
+            scores.append((with_context, self._after("", sentence)[0], count))
+        return scores
 
     def _after(self, before: str, sentence: str) -> tuple[float, int]:
         return self.log_probability(before + "\n", sentence)
 
 
-def greedy_f1(said_TM: "Tensor", wanted_TM: "Tensor") -> float:
-    """Return the F1 of precision and recall, each the mean of the best cosines."""
+def greedy_f1(prediction_TM: "Tensor", target_TM: "Tensor") -> float:
+    """Return BERTScore's F1 of two texts' token states (Zhang et al. 2020, section 3).
+
+    Precision is the mean, over tokens of the prediction, of the largest cosine to a token of the
+    target; recall is the reverse.
+    """
     import torch
 
-    units = [torch.nn.functional.normalize(x.float(), dim=-1) for x in (said_TM, wanted_TM)]
+    units = [torch.nn.functional.normalize(x.float(), dim=-1) for x in (prediction_TM, target_TM)]
     cosines = units[0] @ units[1].T
     precision, recall = (float(cosines.max(dim=d).values.mean()) for d in (1, 0))
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-Make = Callable[[str, SharedSpace], Judge]
-JUDGES: Mapping[str, tuple[str, Make]] = {
+# By name: the default model, and the judge's constructor.
+MakeJudge = Callable[[str, SharedSpace], Judge]
+JUDGES: Mapping[str, tuple[str, MakeJudge]] = {
     "cola": ("cointegrated/roberta-large-cola-krishna2020", Cola),
     "seahorse_q4": ("google/seahorse-large-q4", Seahorse),
     "seahorse_q5": ("google/seahorse-large-q5", Seahorse),
@@ -379,22 +398,22 @@ JUDGES: Mapping[str, tuple[str, Make]] = {
 
 
 def load_judges(wanted: Sequence[str], space: SharedSpace) -> dict[str, Judge]:
-    """Return judges by name; each is NAME or NAME=MODEL. Raises UsageError for an unknown one."""
+    """Return judges by name, given as NAME or NAME=MODEL. Raises UsageError for an unknown name."""
     judges = {}
     for text in wanted:
         name, _, model = text.partition("=")
         name = name.replace("-", "_")
         if name not in JUDGES:
             near = nearest(name, JUDGES)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(JUDGES)}"
+            hint = f"did you mean {near[0]}?" if near else f"the judges are {', '.join(JUDGES)}"
             raise UsageError(f"there is no judge {name!r}", hint)
-        usual, make = JUDGES[name]
-        judges[name] = make(model or usual, space)
+        default, make = JUDGES[name]
+        judges[name] = make(model or default, space)
     return judges
 
 
 def transformers() -> Any:
-    """Return the package. Raises UsageError where it is not installed."""
+    """Return the package transformers. Raises UsageError if it is not installed."""
     try:
         import transformers as package
     except ImportError as error:
@@ -404,10 +423,10 @@ def transformers() -> Any:
 
 
 def load_judge(name: str, kind: str, fallback: str = "") -> Any:
-    """Load one of transformers' auto classes from a folder or the Hub.
+    """Load the auto class `kind` of transformers from a folder or the Hub.
 
-    `fallback` is tried where the first has no such thing. Code that comes with a model is not run.
-    Raises NotFoundError where neither is here nor to be had.
+    If `name` cannot be loaded, `fallback` is tried. Code shipped with a model is never run. Raises
+    NotFoundError if neither can be found or downloaded.
     """
     package = transformers()
     try:
@@ -416,12 +435,15 @@ def load_judge(name: str, kind: str, fallback: str = "") -> Any:
         if fallback:
             return load_judge(fallback, kind)
         reason = str(error).strip().splitlines()[0]
-        hint = "the first time it has to be fetched: go online, or name a folder"
+        hint = "a model is downloaded on first use: go online, or name a folder"
         raise NotFoundError(f"cannot load {name}: {reason}", hint) from error
 
 
 def weights(name: str) -> "dict[str, Tensor]":
-    """Read the weights of a folder or Hub repository, weights only."""
+    """Return the weights in a folder or Hub repository, without unpickling code.
+
+    Raises NotFoundError if there are none.
+    """
     import torch
     from safetensors.torch import load_file
     from transformers.utils.hub import cached_file
@@ -436,7 +458,7 @@ def weights(name: str) -> "dict[str, Tensor]":
 
 
 def revision(name: str) -> str:
-    """Return the commit of a Hub model in the local cache, "" for a folder or one not there."""
+    """Return the commit of a Hub model in the local cache, "" for a folder or an absent model."""
     from lcm_cli.hub.snapshot import hub_cache
 
     ref = hub_cache() / f"models--{name.replace('/', '--')}" / "refs" / "main"
@@ -454,7 +476,8 @@ def _not_found(name: str) -> Iterator[None]:
         ) from error
 
 
-def _take(network: Any, state: "Mapping[str, Tensor]", prefix: str, name: str) -> None:
+def _load_part(network: Any, state: "Mapping[str, Tensor]", prefix: str, name: str) -> None:
+    """Load the weights whose names begin with `prefix`; extra ones are ignored."""
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     missing = set(network.state_dict()) - set(own)
     if missing:
@@ -462,16 +485,16 @@ def _take(network: Any, state: "Mapping[str, Tensor]", prefix: str, name: str) -
     network.load_state_dict(own, strict=False)
 
 
-def tokenized(tokenizer: Any, texts: Sequence[str], device: str, most: int = 512) -> Any:
-    """Return texts as padded tensors on a device, each cut after `most` tokens."""
+def tokenized(tokenizer: Any, texts: Sequence[str], device: str, max_tokens: int = 512) -> Any:
+    """Return texts as padded tensors on a device, each cut after `max_tokens` tokens."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     inputs = tokenizer(
         list(texts),
         padding=True,
         truncation=True,
-        max_length=most,
+        max_length=max_tokens,
         return_tensors="pt",
-        return_token_type_ids=False,  # all alike here, and not every model takes them
+        return_token_type_ids=False,  # all equal for single texts, and not every model takes them
     )
     return inputs.to(device)

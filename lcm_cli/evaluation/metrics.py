@@ -1,7 +1,8 @@
-"""Scores of one text, or of many, that need no model. Every function is pure.
+"""Scores of texts and corpora that need no model; every function is pure.
 
-ROUGE, chrF and BLEU run from 0 to 100, everything else is a share (or a ratio) from 0 up. A score
-that does not exist (no reference, no n-gram to count) is NaN, and never counts in a mean.
+ROUGE, chrF and BLEU range from 0 to 100. Other scores are shares from 0 to 1, cosines from -1 to 1,
+or ratios, as noted. An undefined score (no reference, no n-gram to count) is NaN, and means leave
+it out.
 
 Shapes: P sentences of the prediction, S sentences of the source, D concept dim.
 """
@@ -24,11 +25,11 @@ NAN = math.nan
 
 
 def rouge(prediction: Sequence[str], target: Sequence[str], lang: str) -> dict[str, float]:
-    """Return the F-measures of ROUGE-1, -2, -L and -Lsum (Lin 2004), by rouge-score.
+    """Return the F-measures of ROUGE-1, -2, -L and -Lsum (Lin 2004), 0 to 100, by rouge-score.
 
-    Both texts are given by sentences: -Lsum compares these. English has rouge-score's own
-    tokenization, without a stemmer, as in the paper; other languages have that of tokens.py.
-    Raises UsageError where rouge-score is not installed.
+    Both texts are lists of sentences, which -Lsum compares. English is tokenized by rouge-score
+    without a stemmer, as in the paper; other languages by `lcm_cli.text.words`. NaN if the target
+    has no words. Raises UsageError if rouge-score is not installed.
     """
     english = lang == "eng_Latn"
     joined = "\n".join(target)
@@ -49,39 +50,41 @@ def _rouge_scorer(english: bool) -> Any:
 
 
 def _ascii_words(text: str) -> bool:
+    """Return whether rouge-score finds a word in `text`: it keeps only ASCII letters and digits."""
     return any(c.isascii() and c.isalnum() for c in text)
 
 
 def chrf(predictions: Sequence[str], targets: Sequence[str]) -> float:
-    """Return corpus chrF2 (Popović 2015), by sacrebleu; NaN for an empty corpus."""
+    """Return corpus chrF2 (Popović 2015), 0 to 100, by sacrebleu; NaN for an empty corpus."""
     return _corpus(_chrf(), predictions, targets)[0]
 
 
 def bleu(predictions: Sequence[str], targets: Sequence[str], lang: str) -> float:
-    """Return corpus BLEU (Papineni et al. 2002), by sacrebleu; NaN for an empty corpus."""
+    """Return corpus BLEU (Papineni et al. 2002), 0 to 100, by sacrebleu; NaN for no texts."""
     return _corpus(bleu_metric(bleu_tokenizer(lang)), predictions, targets)[0]
 
 
 def sentence_chrf(prediction: str, target: str) -> float:
-    """Return chrF2 of one text; NaN without a reference."""
+    """Return the chrF2 of one text, 0 to 100; NaN without a reference."""
     return float(_chrf().sentence_score(prediction, [target]).score) if target.strip() else NAN
 
 
 def corpus_scores(
     predictions: Sequence[str], targets: Sequence[str], lang: str, samples: int = 1000
 ) -> dict[str, tuple[float, float, float]]:
-    """Return chrF and BLEU with the ends of their confidence intervals (95 %).
+    """Return corpus chrF and BLEU with the lower and upper ends of their 95 % intervals.
 
-    The intervals are sacrebleu's, by bootstrap resampling of the texts (Koehn 2004).
+    The intervals are sacrebleu's, by bootstrap resampling of the texts (Koehn 2004); NaN for fewer
+    than two texts.
     """
     metrics = {"chrf": _chrf(), "bleu": bleu_metric(bleu_tokenizer(lang))}
     return {name: _corpus(m, predictions, targets, samples) for name, m in metrics.items()}
 
 
 def signatures(lang: str) -> dict[str, str]:
-    """Return sacrebleu's signatures of chrF and BLEU, which tell how the numbers were made."""
+    """Return sacrebleu's signatures of chrF and BLEU, which record version and settings."""
     metrics = {"chrf": _chrf(), "bleu": bleu_metric(bleu_tokenizer(lang))}
-    for metric in metrics.values():  # the number of references is known after a score only
+    for metric in metrics.values():  # a metric learns its number of references from a first score
         metric.corpus_score(["a"], [["a"]])
     return {name: str(metric.get_signature()) for name, metric in metrics.items()}
 
@@ -91,12 +94,12 @@ def _corpus(
 ) -> tuple[float, float, float]:
     if not predictions:
         return NAN, NAN, NAN
-    several = samples if len(predictions) > 1 else 0
-    score = metric.corpus_score(list(predictions), [list(targets)], n_bootstrap=several or 1)
+    resamples = samples if len(predictions) > 1 else 0
+    score = metric.corpus_score(list(predictions), [list(targets)], n_bootstrap=resamples or 1)
     value = float(score.score)
-    if not several:
+    if not resamples:
         return value, NAN, NAN
-    # sacrebleu centres its interval on the mean of the samples.
+    # sacrebleu centres its interval on the mean of the resamples, not on the score itself.
     mean, half = float(score._mean), float(score._ci)
     return value, mean - half, mean + half
 
@@ -109,34 +112,41 @@ def _chrf() -> Any:
 
 
 def overlap(prediction: str, source: str, n: int = 3) -> float:
-    """Return the share of the source's different word n-grams that the prediction has: OVL-n."""
-    wanted = set(_ngrams(words(source), n))
-    return len(wanted & set(_ngrams(words(prediction), n))) / len(wanted) if wanted else NAN
+    """Return OVL-n (paper 3.1.1).
+
+    This is the share of the source's distinct word n-grams that occur in the prediction, from 0 to
+    1; NaN if the source has fewer than n words.
+    """
+    expected = set(_ngrams(words(source), n))
+    return len(expected & set(_ngrams(words(prediction), n))) / len(expected) if expected else NAN
 
 
 def repetition(prediction: str, n: int = 4) -> float:
-    """Return the share of the prediction's word n-grams that were there before: REP-n.
+    """Return REP-n (paper 3.1.1), the share of the prediction's word n-grams that repeat others.
 
-    This is seq-rep-n of Welleck et al. (2019), 1 - different / all.
+    This is seq-rep-n of Welleck et al. (2019), 1 - distinct / all, from 0 to 1; NaN if the
+    prediction has fewer than n words.
     """
-    found = _ngrams(words(prediction), n)
-    return 1 - len(set(found)) / len(found) if found else NAN
+    ngrams = _ngrams(words(prediction), n)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else NAN
 
 
 def overlap_lcm(prediction: str, source: str) -> float:
-    """Return what the official code computes for OVL-3: `overlap` of character 1- to 4-grams.
+    """Return OVL-3 as the official code computes it: `overlap` of character 1- to 4-grams, 0 to 1.
 
-    The paper's numbers fit this, not its description.
+    The paper's numbers match this computation, not its description.
     """
-    wanted = set(_character_grams(source))
-    return len(wanted & set(_character_grams(prediction))) / max(1, len(wanted))
+    expected = set(_character_grams(source))
+    return len(expected & set(_character_grams(prediction))) / max(1, len(expected))
 
 
 def repetition_lcm(prediction: str) -> float:
-    """Return what the official code computes for REP-4: all / different - 1 of character 1- to
-    4-grams. It grows with the length of the text, and can exceed 1."""
-    found = _character_grams(prediction)
-    return len(found) / max(1, len(set(found))) - 1
+    """Return REP-4 as the official code computes it: all / distinct - 1 of character 1- to 4-grams.
+
+    It grows with the length of the text and may exceed 1; -1 for an empty text.
+    """
+    ngrams = _character_grams(prediction)
+    return len(ngrams) / max(1, len(set(ngrams))) - 1
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -148,16 +158,16 @@ def _character_grams(text: str) -> list[str]:
 
 
 def word_ratio(prediction: str, source: str) -> float:
-    """Return how many words the prediction has for each one of the source."""
+    """Return words of the prediction / words of the source; NaN if the source has none."""
     count = count_words(source)
     return count_words(prediction) / count if count else NAN
 
 
 def language_match(prediction: str, lang: str, within: Sequence[str]) -> float:
-    """Return 1 if `lang` is the likeliest language of the prediction, else 0.
+    """Return 1 if `lang` is the most likely language of the prediction, else 0.
 
-    `within` are the codes that may be told apart, those of a space. A text without letters is in no
-    language.
+    `within` are the codes of the candidate languages, those of the space. A text without letters
+    scores 0.
     """
     from lcm_cli.text.detect import rank_languages, sample_text
 
@@ -168,8 +178,10 @@ def language_match(prediction: str, lang: str, within: Sequence[str]) -> float:
 
 
 def source_coverage(prediction_PD: np.ndarray, source_SD: np.ndarray) -> float:
-    """Return how well the source is covered: for each of its sentences the greatest cosine to a
-    sentence of the prediction, on average."""
+    """Return the mean, over source sentences, of the largest cosine to a predicted sentence.
+
+    From -1 to 1; 0 for an empty prediction, NaN for an empty source.
+    """
     if not len(source_SD):
         return NAN
     if not len(prediction_PD):
@@ -180,20 +192,25 @@ def source_coverage(prediction_PD: np.ndarray, source_SD: np.ndarray) -> float:
 def citation_precision(
     prediction_PD: np.ndarray, source_SD: np.ndarray, cited_P: Sequence[int]
 ) -> float:
-    """Return the share of sentences that no sentence of the source is nearer to than the cited one.
+    """Return the share of predicted sentences whose nearest source sentence is the cited one.
 
-    `cited_P` are places in the source, from 0. The concepts are those of the text as printed, so
-    that a sentence which came out as something else does not count.
+    `cited_P` are positions in the source, from 0; ties with the nearest count. `prediction_PD` must
+    be encoded from the printed text, so that a sentence decoded as something else scores 0. From 0
+    to 1; NaN for an empty prediction.
     """
     if not len(prediction_PD):
         return NAN
-    near_PS = cosines(prediction_PD, source_SD)
-    own_P = near_PS[np.arange(len(cited_P)), list(cited_P)]
-    return float((own_P >= near_PS.max(axis=1) - 1e-6).mean())
+    cosines_PS = cosines(prediction_PD, source_SD)
+    cited_cosines_P = cosines_PS[np.arange(len(cited_P)), list(cited_P)]
+    # The tolerance lets equal source sentences tie in spite of rounding.
+    return float((cited_cosines_P >= cosines_PS.max(axis=1) - 1e-6).mean())
 
 
 def local_coherence(concepts_SD: np.ndarray) -> float:
-    """Return the mean cosine of sentences n and n + 2 (paper 3.1.1; Parola et al. 2023)."""
+    """Return the mean cosine of sentences n and n + 2 (paper 3.1.1; Parola et al. 2023).
+
+    From -1 to 1; NaN for fewer than three sentences.
+    """
     if len(concepts_SD) < 3:
         return NAN
     units_SD = unit_length(concepts_SD)

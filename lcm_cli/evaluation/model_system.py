@@ -1,7 +1,7 @@
-"""Concept models as systems: they predict next concepts, and answer what they were finetuned for.
+"""Concept models as systems: next-concept prediction, and the tasks that they were finetuned for.
 
-Shapes: B documents, S concepts, D concept dim, P plans, W concepts with what is put before
-and between them, K concepts of that.
+Shapes: B documents, S sentences or concepts of a row, D concept dim, P plans, K inserted concepts,
+W concepts of a document with the inserted ones.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lcm_cli.evaluation.rows import Row
+from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.space_cache import SharedSpace
-from lcm_cli.evaluation.systems import Prediction, Settings, System, parted
+from lcm_cli.evaluation.systems import Prediction, Settings, System, split_by_counts
 from lcm_cli.files import sha256
 from lcm_cli.hub.layouts import weight_parts
 from lcm_cli.hub.locate import locate_model
@@ -39,7 +39,8 @@ EXPANSION = 64  # sentences of an expansion, at most
 class ConceptSystem(System):
     """A concept model in its space.
 
-    Raises NotFoundError if it is not on this machine, IntegrityError if it is of another space.
+    Raises NotFoundError if the model is not installed, IntegrityError if it belongs to another
+    space.
     """
 
     def __init__(self, name: str, space: "Space", settings: Settings) -> None:
@@ -51,13 +52,14 @@ class ConceptSystem(System):
         prompts = getattr(self.config, "prompts", {})
         self.tasks = ("next-concept", *(t for t in ("summarize", "expand") if t in prompts))
         self.max_length = int(getattr(self.config, "max_length", 0)) or self.max_length
-        # What opens each document, and what comes between its paragraphs: one sentence, or none.
+        # The text put before each document and the break between paragraphs: one sentence, or none.
         self._begin, self._break = (
             [text for text in (getattr(self.config, name, ""),) if text]
             for name in ("begin_text", "break_text")
         )
         self.max_length -= len(self._begin)
-        if self._break:  # at most one break and one plan come to two sentences
+        # Each paragraph has at least one sentence and adds at most a break and a plan.
+        if self._break:
             self.max_length //= 2
 
     def about(self) -> dict[str, Any]:
@@ -77,78 +79,86 @@ class ConceptSystem(System):
 
     @cached_property
     def model(self) -> Any:
-        """The network."""
+        """The concept model, loaded on first use."""
         return load_model(self.name, device=self._device)
 
     def batch(
-        self, documents: Sequence[np.ndarray], rows: Sequence[Row], space: SharedSpace
+        self, documents: Sequence[np.ndarray], examples: Sequence[Example], space: SharedSpace
     ) -> Batch:
-        """Put what opens prompts before each document, a break between paragraphs for a model that
-        learned them, and room for its plan behind each if it learned plans: as `lcm generate`
-        does."""
+        """Return the documents with the concepts that `lcm generate` would insert.
+
+        Those are the text that opens prompts; for a model with breaks, a break between paragraphs;
+        and for a model with plans, zeros after each break, which `predict` replaces with the plan.
+        """
         if not self._begin and not self._break:
-            return super().batch(documents, rows, space)
+            return super().batch(documents, examples, space)
         language = own_language(cast("Space", space))
         begin_KD, break_KD = (space.concepts(t, language) for t in (self._begin, self._break))
         plans = np.zeros((int(getattr(self.config, "plans", False)), break_KD.shape[1]), np.float32)
         between_KD = np.concatenate([break_KD, plans])
         woven = [
-            with_breaks(own_SD, row.paragraphs, between_KD, begin_KD)
-            for own_SD, row in zip(documents, rows, strict=True)
+            with_breaks(own_SD, example.paragraphs, between_KD, begin_KD)
+            for own_SD, example in zip(documents, examples, strict=True)
         ]
-        batch = super().batch([x_WD for x_WD, _ in woven], rows, space)
+        batch = super().batch([x_WD for x_WD, _ in woven], examples, space)
         marks_BS = nn.utils.rnn.pad_sequence(
             [torch.from_numpy(mark_S) for _, mark_S in woven], batch_first=True
         )
         return Batch(batch.concepts_BSD, batch.lengths_B, woven_BS=marks_BS)
 
     def predict(self, batch: Batch, seeds: Sequence[int]) -> Tensor:
-        """Predict every concept; plans are first filled in, one after the other, by the model's
-        own from all before it. Each pass has the same noise, so these stay what it says."""
+        """Predict every concept, after filling in each plan by the model's own prediction of it.
 
-        def once() -> Tensor:
+        A document's plans are filled in from first to last, since each depends on those before it.
+        Every pass draws the same noise, so that a plan stays the model's prediction in later ones.
+        """
+
+        def predict_once() -> Tensor:
             noise = Noise(seeds, self.model.device)
-            found: Tensor = self.model.predict(batch, self.model.Options(), noise)
-            return found
+            prediction_BSD: Tensor = self.model.predict(batch, self.model.Options(), noise)
+            return prediction_BSD
 
         batch = batch.to(self.model.device)
-        predicted_BSD = once()
-        for rows_P, places_P in _plans(batch):
+        predicted_BSD = predict_once()
+        for rows_P, places_P in _plan_positions(batch):
             concepts_BSD = batch.concepts_BSD.clone()
+            # Predictions begin with concept 1, so that of concept n is at n - 1.
             concepts_BSD[rows_P, places_P] = predicted_BSD[rows_P, places_P - 1].float()
             batch = replace(batch, concepts_BSD=concepts_BSD)
-            predicted_BSD = once()
+            predicted_BSD = predict_once()
         return predicted_BSD
 
     def write(
-        self, rows: Sequence[Row], to: str, task: str, space: SharedSpace
+        self, examples: Sequence[Example], to: str, task: str, space: SharedSpace
     ) -> list[Prediction]:
-        """Write what the model says, also where `lcm summarize` would not show it."""
-        sources = [space.concepts(row.source, row.lang) for row in rows]
-        answering = self._answering(task, space)
-        most = [min(answering.most, self._most(row, task)) for row in rows]
-        answers = answering.answer(sources, most, self._settings.seed)
-        counts = [len(said) for said in answers]
-        each = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
-        said = space.texts(
+        """Write the model's answers, including those that `lcm summarize` would refuse to show."""
+        sources = [space.concepts(example.source, example.lang) for example in examples]
+        answering = self._answer_model(task, space)
+        limits = [min(answering.most, self._sentence_limit(e, task)) for e in examples]
+        answers = answering.answer(sources, limits, self._settings.seed)
+        counts = [len(answer) for answer in answers]
+        # The example that each sentence of an answer belongs to.
+        owners = [example for example, n in zip(examples, counts, strict=True) for _ in range(n)]
+        texts = space.texts(
             np.concatenate(answers),
-            [to or row.lang for row in each],
-            [max(row.source, key=len) for row in each],  # no sentence is longer than the longest
-            [row.lang for row in each],
+            [to or example.lang for example in owners],
+            [max(example.source, key=len) for example in owners],  # bounds the decoded sentences
+            [example.lang for example in owners],
         )
         return [
-            Prediction(tuple(texts), tuple(cosines(answer, source).argmax(axis=1).tolist()))
-            for texts, answer, source in zip(parted(said, counts), answers, sources, strict=True)
+            Prediction(tuple(sentences), tuple(cosines(answer, source).argmax(axis=1).tolist()))
+            for sentences, answer, source in zip(
+                split_by_counts(texts, counts), answers, sources, strict=True
+            )
         ]
 
-    def _most(self, row: Row, task: str) -> int:
-        """Return how many sentences the answer may have."""
+    def _sentence_limit(self, example: Example, task: str) -> int:
         if task == "expand":
             return EXPANSION
-        counts = [count_words(sentence) for sentence in row.source]
+        counts = [count_words(sentence) for sentence in example.source]
         return len(taken(range(len(counts)), counts, Length.parse(self._settings.length)))
 
-    def _answering(self, task: str, space: SharedSpace) -> "AnswerModel":
+    def _answer_model(self, task: str, space: SharedSpace) -> "AnswerModel":
         from lcm_cli.writing.answer_model import AnswerModel
 
         if task not in self._answers:
@@ -160,21 +170,24 @@ class ConceptSystem(System):
 def with_breaks(
     own_SD: np.ndarray, paragraphs: Sequence[int], between_KD: np.ndarray, begin_KD: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a document with `begin_KD` before it and `between_KD` after each of its paragraphs but
-    the last, (W, D), and which of that is no sentence of its own, (W,)."""
-    found, marks = [begin_KD], [np.ones(len(begin_KD), bool)]
+    """Return a document with inserted concepts, (W, D), and a mask of the inserted ones, (W,).
+
+    `begin_KD` goes before it, and `between_KD` after each of its paragraphs but the last.
+    """
+    pieces, inserted = [begin_KD], [np.ones(len(begin_KD), bool)]
     for begin, end in parts(paragraphs[: len(own_SD)], len(own_SD)):
-        found += [own_SD[begin:end], between_KD]
-        marks += [np.zeros(end - begin, bool), np.ones(len(between_KD), bool)]
-    return np.concatenate(found[:-1]), np.concatenate(marks[:-1])
+        pieces += [own_SD[begin:end], between_KD]
+        inserted += [np.zeros(end - begin, bool), np.ones(len(between_KD), bool)]
+    return np.concatenate(pieces[:-1]), np.concatenate(inserted[:-1])
 
 
-def _plans(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield row and place of each document's first plan, then of each second one, and so on."""
+def _plan_positions(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and places of the first plans of all documents, then of the second, and so on."""
     if batch.woven_BS is None:
         return
+    # A plan is an inserted concept that follows another one, its break.
     plan_BS = batch.woven_BS.clone()
-    plan_BS[:, 1:] &= batch.woven_BS[:, :-1]  # a break comes before each
+    plan_BS[:, 1:] &= batch.woven_BS[:, :-1]
     plan_BS[:, :1] = False
     number_BS = plan_BS.cumsum(dim=1) * plan_BS
     for number in range(1, int(number_BS.max()) + 1):

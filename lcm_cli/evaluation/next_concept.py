@@ -1,20 +1,21 @@
-"""How well does a model predict the next concept, given the true ones before it (paper 2.4.1).
+"""Metrics of next-concept prediction, given the true concepts before (paper 2.4.1).
 
-    l2    |x^_n - x_n|
-    l2-r  |encode(decode(x^_n)) - x_n|
-    PAR   max_{m<n} cos(x^_n, x_m) / max_{m<n} cos(x_n, x_m)
-    CA    share of the batch's other true concepts that lie farther from x^_n than x_n does; the
-          neighbours x_(n-1) and x_(n+1) do not take part (with them it is called ca_all)
-    MI    (log p(s^_n | s_(n-10) ... s_(n-1)) - log p(s^_n)) / |s^_n|, of the decoded sentences and
-          by a language model; averaged with the numbers of tokens as weights
+    l2    |x^_n - x_n|, Euclidean distance, from 0
+    l2-r  |encode(decode(x^_n)) - x_n|, from 0
+    PAR   max_{m<n} cos(x^_n, x_m) / max_{m<n} cos(x_n, x_m), paraphrasing
+    CA    contrastive accuracy, from 0 to 1: the share of the other true concepts of the batch that
+          lie farther (l2) from x^_n than x_n does, without the neighbours x_(n-1) and x_(n+1);
+          ca_all includes the neighbours
+    MI    (log p(s^_n | s_(n-10) ... s_(n-1)) - log p(s^_n)) / |s^_n|, in nats per token, of the
+          decoded sentences s^ under a language model, averaged with token counts as weights
 
-Breaks and plans of planning models, and what opens prompts of a SONAR-LLM, are read, and that is
-all: they are no targets, nor among the concepts that PAR and CA compare with, so that the numbers
-are those of sentences.
+PAR above 1 means that the model repeats what it has read, below 1 that it strays from it.
 
-PAR above 1 tells that the model repeats what it has read, below 1 that it strays from it.
+Breaks and plans of planning models, and the text that opens prompts of a SONAR-LLM, are context
+only: they are neither targets nor among the concepts that PAR and CA compare with, so the scores of
+different models cover the same sentences.
 
-Shapes: B documents, S concepts, D concept dim, N targets, P concepts of the batch.
+Shapes: B documents, S concepts of a document, D concept dim, N targets, P concepts of the batch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,19 +28,19 @@ from torch import Tensor
 from lcm_cli.errors import UsageError
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 
-# Sentences that are like nothing before them (most often second ones) would dominate the mean of
-# the paper's ratio: its denominator, the best cosine of the truth, has to reach this.
+# The least denominator of PAR. Sentences unlike any before them (most often second ones) have
+# ratios that would dominate the paper's mean.
 LEAST_COSINE = 0.05
-CONTEXT = 10  # sentences that MI looks back at (paper 2.4.1)
-CHUNK = 1 << 22  # distances computed at a time
+CONTEXT = 10  # sentences of context for MI (paper 2.4.1)
+CHUNK = 1 << 22  # distances computed at a time, to bound memory
 
-# Decodes concepts (N, D) to text and encodes that again, (N, D).
+# Decodes concepts (N, D) to text and encodes the text again, (N, D).
 Reconstruct = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class NextConcept:
-    """Scores of each target, (N,); NaN where a score does not exist."""
+    """The scores of each target, (N,); NaN where undefined."""
 
     l2: Tensor
     par: Tensor
@@ -48,10 +49,16 @@ class NextConcept:
     ca_all: Tensor
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each score over the targets that have it, and their number."""
+        """Return the mean of each score over the targets that have it, and the number of targets.
+
+        A score that no target has is left out.
+        """
         scores = {part.name: getattr(self, part.name) for part in fields(self)}
-        kept = {name: score[~score.isnan()] for name, score in scores.items()}
-        means = {name: float(score.double().mean()) for name, score in kept.items() if len(score)}
+        defined = {name: score[~score.isnan()] for name, score in scores.items()}
+        # In double precision: a float32 sum over many targets loses digits.
+        means = {
+            name: float(score.double().mean()) for name, score in defined.items() if len(score)
+        }
         return means | {"targets": len(self.l2)}
 
 
@@ -63,11 +70,11 @@ def next_concept_metrics(
     seed: int = 0,
     reconstruct: Reconstruct | None = None,
 ) -> NextConcept:
-    """Predict every concept of `batches` from the true ones before it, and score that.
+    """Predict every concept of `batches` from the true ones before it, and score the predictions.
 
-    `options` are the model's (default: the paper's); each document draws its noise from a generator
-    of its own, seeded with `seed` and its number. With `reconstruct` there is l2-r.
-    Raises UsageError if there is nothing to predict.
+    `options` are the model's, by default the paper's. Each document draws its noise from its own
+    generator, seeded with `seed` plus its position, so that its batch does not affect it. l2-r
+    needs `reconstruct` and is NaN without it. Raises UsageError if there is nothing to predict.
     """
     options = model.Options() if options is None else options
     training, first, parts = model.training, 0, []
@@ -91,15 +98,16 @@ def next_concept_metrics(
 def score_predictions(
     predicted_BSD: Tensor, batch: Batch, reconstruct: Reconstruct | None = None
 ) -> NextConcept:
-    """Score predictions of concepts 1 .. S - 1, (B, S - 1, D) and raw, as `predict` gives them.
+    """Score predictions of concepts 1 .. S - 1, (B, S - 1, D), in the scale that `predict` returns.
 
-    Of documents with a source only what comes after it counts. The true concepts of all documents
-    of the batch, sources included, are what CA compares with. Breaks and plans do not count at all.
+    In documents with a source, only the concepts after it are targets. CA compares with the true
+    concepts of all documents of the batch, sources included. Breaks and plans are left out.
     """
     predicted_BSD, batch = of_sentences(predicted_BSD, batch)
     concepts_BSD = batch.concepts_BSD.to(predicted_BSD.device).float()
-    chosen_BS = scored(batch)
-    document_N, place_N = chosen_BS.to(predicted_BSD.device).nonzero(as_tuple=True)
+    target_BS = scored(batch)
+    document_N, place_N = target_BS.to(predicted_BSD.device).nonzero(as_tuple=True)
+    # Predictions begin with concept 1, so that of concept n is at n - 1.
     predicted_ND = predicted_BSD[document_N, place_N - 1].float()
     true_ND = concepts_BSD[document_N, place_N]
     real_BS = batch.positions() < batch.lengths_B[:, None]
@@ -115,22 +123,22 @@ def score_predictions(
 
 
 def scored(batch: Batch) -> Tensor:
-    """Return which concepts of a batch without breaks and plans are to be scored, (B, S)."""
-    chosen_BS = batch.learned(first=1)
-    chosen_BS[:, 0] = False  # nothing comes before the first concept
-    return chosen_BS
+    """Return a mask of the targets in a batch without breaks and plans, (B, S)."""
+    target_BS = batch.learned(first=1)
+    target_BS[:, 0] = False  # nothing comes before the first concept
+    return target_BS
 
 
 def of_sentences(predicted_BSD: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
     """Return predictions of concepts 1 .. S - 1, and the batch, without breaks and plans.
 
-    That of a document's first sentence, made from the plan before it, is left out too: of other
-    models there is none.
+    The prediction of a document's first sentence is dropped as well, although a model that reads
+    something before it makes one: other models have none.
     """
     if batch.woven_BS is None:
         return predicted_BSD, batch
     sentences, places_BS = batch.sentences()
-    # A row of zeros stands for the first concept, which is never predicted.
+    # Zeros stand for the first concept, so that predictions and concepts have the same positions.
     all_BSD = torch.nn.functional.pad(predicted_BSD, (0, 0, 1, 0))
     places_BS = places_BS[:, 1:].to(all_BSD.device)
     rows_B1 = torch.arange(len(all_BSD), device=all_BSD.device)[:, None]
@@ -145,17 +153,20 @@ def distance(left_ND: Tensor, right_ND: Tensor) -> Tensor:
 def paraphrase_ratio(
     predicted_ND: Tensor, concepts_BSD: Tensor, document_N: Tensor, place_N: Tensor
 ) -> Tensor:
-    """Return PAR of each prediction, (N,); NaN where the truth is like nothing before it."""
+    """Return PAR of each prediction, (N,).
+
+    NaN where the true concept's largest cosine to those before is below LEAST_COSINE.
+    """
     unit_BSD = torch.nn.functional.normalize(concepts_BSD, dim=-1)
     ratio_N = predicted_ND.new_full((len(predicted_ND),), torch.nan)
     for number, (document, place) in enumerate(
         zip(document_N.tolist(), place_N.tolist(), strict=True)
     ):
         before_SD = unit_BSD[document, :place]
-        truth = (before_SD @ unit_BSD[document, place]).max()
-        guess = torch.nn.functional.normalize(predicted_ND[number], dim=-1)
-        if truth >= LEAST_COSINE:
-            ratio_N[number] = (before_SD @ guess).max() / truth
+        true_cosine = (before_SD @ unit_BSD[document, place]).max()
+        predicted_D = torch.nn.functional.normalize(predicted_ND[number], dim=-1)
+        if true_cosine >= LEAST_COSINE:
+            ratio_N[number] = (before_SD @ predicted_D).max() / true_cosine
     return ratio_N
 
 
@@ -168,32 +179,38 @@ def contrastive_accuracy(
     *,
     neighbours: bool = False,
 ) -> Tensor:
-    """Return CA of each prediction, (N,); NaN where there is nothing to compare with.
+    """Return CA of each prediction, (N,); NaN if the batch has no concept to compare with.
 
-    `real_BS` tells concepts from padding. With `neighbours` the true concept's two neighbours take
-    part as well, and only the true concept itself does not.
+    The predictions are of concept `place_N` of document `document_N`; `real_BS` is False at
+    padding. With `neighbours`, the true concept's two neighbours are compared with as well.
     """
-    apart = 0 if neighbours else 1
-    owner_P, spot_P = real_BS.nonzero(as_tuple=True)
-    pool_PD = concepts_BSD[owner_P, spot_P]
-    found = []
+    excluded_distance = 0 if neighbours else 1
+    document_P, place_P = real_BS.nonzero(as_tuple=True)
+    pool_PD = concepts_BSD[document_P, place_P]
+    accuracies = []
     for part_N in torch.arange(len(predicted_ND)).split(max(1, CHUNK // max(1, len(pool_PD)))):
         part_N = part_N.to(predicted_ND.device)
         document, place = document_N[part_N], place_N[part_N]
-        guess_ND = predicted_ND[part_N]
-        # Differences, not the cheaper dot products: those lose close calls to rounding.
-        far_NP = torch.cdist(guess_ND, pool_PD, compute_mode="donot_use_mm_for_euclid_dist")
-        own_N = (guess_ND - concepts_BSD[document, place]).norm(dim=-1)
-        near = (owner_P == document[:, None]) & ((spot_P - place[:, None]).abs() <= apart)
-        others_N = (~near).sum(dim=-1)
-        wins_N = ((far_NP > own_N[:, None]) & ~near).sum(dim=-1)
-        found.append(torch.where(others_N > 0, wins_N / others_N, torch.nan))
-    return torch.cat(found) if found else predicted_ND.new_zeros(0)
+        part_ND = predicted_ND[part_N]
+        # By differences rather than the faster dot products, whose rounding error would decide
+        # between nearly equal distances.
+        distance_NP = torch.cdist(part_ND, pool_PD, compute_mode="donot_use_mm_for_euclid_dist")
+        true_distance_N = (part_ND - concepts_BSD[document, place]).norm(dim=-1)
+        excluded_NP = (document_P == document[:, None]) & (
+            (place_P - place[:, None]).abs() <= excluded_distance
+        )
+        others_N = (~excluded_NP).sum(dim=-1)
+        wins_N = ((distance_NP > true_distance_N[:, None]) & ~excluded_NP).sum(dim=-1)
+        accuracies.append(torch.where(others_N > 0, wins_N / others_N, torch.nan))
+    return torch.cat(accuracies) if accuracies else predicted_ND.new_zeros(0)
 
 
 def mutual_information(
     conditional_N: Sequence[float], alone_N: Sequence[float], tokens_N: Sequence[int]
 ) -> float:
-    """Return MI in nats a token: log probabilities of sentences after their context, and alone."""
+    """Return MI in nats per token, given log probabilities of sentences in context and alone.
+
+    Summing before dividing weights the sentences by their tokens. NaN if there are no tokens.
+    """
     gain = sum(conditional_N) - sum(alone_N)
     return gain / sum(tokens_N) if sum(tokens_N) else float("nan")

@@ -1,4 +1,4 @@
-"""From the names that a user gives to systems."""
+"""Resolution of the names that a user gives to systems."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 def systems(names: Sequence[str], space: "Space", settings: Settings) -> list[System]:
     """Return the systems called `names`, all in `space`.
 
-    Raises UsageError for a name given twice, NotFoundError for one that is nothing here, and what
-    loading a concept model raises.
+    Raises UsageError for a name given twice or of another space, NotFoundError for an unknown name,
+    and what loading a concept model raises.
     """
-    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
-    if twice:
-        raise UsageError(f"{twice[0]} is named twice")
+    repeated = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    if repeated:
+        raise UsageError(f"{repeated[0]} is named twice")
     return [_system(name, space, settings) for name in names]
 
 
 def _system(name: str, space: "Space", settings: Settings) -> System:
-    found = baseline(name, settings)
-    if found is not None:
-        return found
+    system = baseline(name, settings)
+    if system is not None:
+        return system
     if name.startswith("hf:"):
         from lcm_cli.evaluation.seq2seq_system import Seq2Seq
 
@@ -35,7 +35,10 @@ def _system(name: str, space: "Space", settings: Settings) -> System:
     if name == space.name:
         return SpaceItself(name, space.fingerprint)
     if _is_space(name):
-        raise UsageError(f"{name} is another space than {space.name}", f"use it: --space {name}")
+        raise UsageError(
+            f"{name} is a space, but this run uses the space {space.name}",
+            f"evaluate it with --space {name}",
+        )
     from lcm_cli.evaluation.model_system import ConceptSystem
 
     try:

@@ -1,4 +1,4 @@
-"""What an evaluation has done so far, kept by content, so that a stopped one goes on."""
+"""Storage of finished results, so that a stopped evaluation can be resumed."""
 
 import hashlib
 import json
@@ -8,9 +8,10 @@ from typing import Any
 
 
 class Work:
-    """Results by what they were computed from; with a file they outlive the process.
+    """Results by the content that they were computed from; a file keeps them for later runs.
 
-    A line that a killed process left unfinished is dropped: its result is computed again.
+    Each line of the file is a pair [sha256 of the key, result]. A line that a killed process left
+    incomplete is dropped, and its result computed again. `resumed` is the number of results read.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -21,7 +22,7 @@ class Work:
         self.resumed = len(self._done)
 
     def remember(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """Return the result for `key`, computed only if it is not known; both have to be JSON."""
+        """Return the stored result for `key`, or compute and store it; both must be JSON data."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         if digest not in self._done:
             self._done[digest] = compute()
@@ -30,16 +31,16 @@ class Work:
 
     def _read(self, path: Path) -> None:
         data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.splitlines():
+        complete = data[: data.rfind(b"\n") + 1]
+        for line in complete.splitlines():
             try:
                 digest, result = json.loads(line)
             except ValueError:
                 continue
             self._done[digest] = result
-        if len(whole) < len(data):  # or the next line would be joined to the broken one
+        if len(complete) < len(data):  # otherwise the next line would continue the broken one
             with path.open("r+b") as file:
-                file.truncate(len(whole))
+                file.truncate(len(complete))
 
     def _write(self, digest: str) -> None:
         if self._path is None:

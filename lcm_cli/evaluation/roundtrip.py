@@ -1,5 +1,6 @@
-"""How good a space is: what survives a way to concepts and back, with and without noise, into other
-languages, and whether a sentence finds its translation.
+"""The task roundtrip: encode and decode text, with and without noise, also into other languages.
+
+It also measures retrieval: whether the concept of a text is nearest to that of its translation.
 
 Shapes: S sentences, D concept dim.
 """
@@ -13,45 +14,51 @@ from typing import Any
 import numpy as np
 
 from lcm_cli.evaluation import metrics
-from lcm_cli.evaluation.rows import Row
+from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.space_quality import xsim
-from lcm_cli.evaluation.systems import System, parted
+from lcm_cli.evaluation.systems import System, split_by_counts
 from lcm_cli.evaluation.tables import measured
-from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, kept, present
+from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, cached, present
 from lcm_cli.pipeline import prose
 from lcm_cli.space.fragility import Cloud
 
-DRAWS = 2  # of noise for each sentence's fragility
-NOISE = 0.3  # share of noise (variance) for the noisy score
+DRAWS = 2  # levels of noise drawn for the fragility of each sentence
+NOISE = 0.3  # share of the variance that is noise, for noisy_chrf
 _NUMBER = re.compile(r"\d+")
-_NAME = re.compile(r"(?<=[\w,] )[A-ZÀ-Ý]\w+")
-# Words that turn a sentence into its opposite where they go or come (English: xsim++'s own).
+_NAME = re.compile(r"(?<=[\w,] )[A-ZÀ-Ý]\w+")  # a capitalized word that opens no sentence
+# Verbs and their negations in English; exchanging them reverses the meaning, as in xsim++.
 _OPPOSITES = ("is", "is not"), ("are", "are not"), ("was", "was not"), ("can", "cannot")
 
 
-def run_roundtrip(system: System, rows: Sequence[Row], context: Context) -> list[Record]:
-    """Return a record for each row in its own language, and in each that it is given in."""
-    cloud = _cloud(rows, context)
-    found: list[Record] = []
-    for start in range(0, len(rows), TOGETHER):
-        part = rows[start : start + TOGETHER]
-        key = ["roundtrip", system.name, system.about(), list(context.to), float(cloud.std_D.sum())]
-        found += kept(key, part, context, partial(_part, system, part, cloud, context))
-        context.progress(len(part))
-    return found
+def run_roundtrip(system: System, examples: Sequence[Example], context: Context) -> list[Record]:
+    """Return records of the examples, decoded into their own and their parallel languages.
 
-
-def retrieval(system: System, rows: Sequence[Row], context: Context) -> list[dict[str, Any]]:
-    """Return xsim and xsim++ of each language against the first one of the parallel texts.
-
-    xsim (Artetxe and Schwenk 2019) is the share of texts whose translation is the nearest of all.
-    For xsim++ (Chen et al. 2023) the translations are joined by false ones, which differ from them
-    in a number, a name or a negation.
+    `context.to`, if given, selects the parallel languages.
     """
-    found: list[dict[str, Any]] = []
-    codes = list(dict.fromkeys(code for row in rows for code in row.parallel))
+    cloud = _cloud(examples, context)
+    records: list[Record] = []
+    for start in range(0, len(examples), TOGETHER):
+        part = examples[start : start + TOGETHER]
+        # The noise depends on the spread of all examples, so stored results do, too.
+        key = ["roundtrip", system.name, system.about(), list(context.to), float(cloud.std_D.sum())]
+        records += cached(key, part, context, partial(_part, system, part, cloud, context))
+        context.progress(len(part))
+    return records
+
+
+def retrieval(
+    system: System, examples: Sequence[Example], context: Context
+) -> list[dict[str, Any]]:
+    """Return xsim and xsim++ of each language of the parallel texts, paired with the first one.
+
+    xsim (Artetxe and Schwenk 2019) is the percentage of texts nearest to their translation. For
+    xsim++ (Chen et al. 2023) the candidates include false translations, which differ from the true
+    ones in a number, a name or a negation.
+    """
+    results: list[dict[str, Any]] = []
+    codes = list(dict.fromkeys(code for example in examples for code in example.parallel))
     for code in codes[1:]:
-        both = [r.parallel for r in rows if codes[0] in r.parallel and code in r.parallel]
+        both = [r.parallel for r in examples if codes[0] in r.parallel and code in r.parallel]
         if len(both) < 2:
             continue
         left = context.space.concepts([texts[code] for texts in both], code)
@@ -64,21 +71,28 @@ def retrieval(system: System, rows: Sequence[Row], context: Context) -> list[dic
             scores["xsim_plus"] = nearest_share(
                 left, right, context.space.concepts(false, codes[0])
             )
-        found += [
+        results += [
             measured("roundtrip", system.name, pair, name, score, None, None, len(both))
             for name, score in scores.items()
         ]
-    return found
+    return results
 
 
-def nearest_share(left_SD: np.ndarray, right_SD: np.ndarray, false: np.ndarray) -> float:
-    """Return the percentage of rows that are nearer to their counterpart than to all else."""
-    a_SD, b_SD = _units(left_SD), _units(np.concatenate([right_SD, false]))
-    return 100 * float(((a_SD @ b_SD.T).argmax(axis=1) == np.arange(len(a_SD))).mean())
+def nearest_share(left_SD: np.ndarray, right_SD: np.ndarray, false_FD: np.ndarray) -> float:
+    """Return the percentage of left concepts nearest, by cosine, to the right one of the same row.
+
+    The candidates are all right concepts and F false ones.
+    """
+    left_SD, candidates_CD = _units(left_SD), _units(np.concatenate([right_SD, false_FD]))
+    nearest_S = (left_SD @ candidates_CD.T).argmax(axis=1)
+    return 100 * float((nearest_S == np.arange(len(left_SD))).mean())
 
 
 def falsified(texts: Sequence[str], lang: str) -> list[str]:
-    """Return each text with another number, with another text's name, and negated (in English)."""
+    """Return false variants of texts: another number, another text's name, or (English) negated.
+
+    Variants that equal one of the texts, or each other, are left out.
+    """
     names = [name for text in texts for name in _NAME.findall(text)]
     other = {one: two for one, two in pairwise([*names, *names[:1]]) if one != two}
     false = []
@@ -91,111 +105,133 @@ def falsified(texts: Sequence[str], lang: str) -> list[str]:
 
 
 def _negated(text: str) -> str:
-    for plain, denied in _OPPOSITES:
-        if re.search(rf"\b{denied}\b", text):
-            return re.sub(rf"\b{denied}\b", plain, text, count=1)
+    for plain, negation in _OPPOSITES:
+        # The negation first, since it contains the plain form.
+        if re.search(rf"\b{negation}\b", text):
+            return re.sub(rf"\b{negation}\b", plain, text, count=1)
         if re.search(rf"\b{plain}\b", text):
-            return re.sub(rf"\b{plain}\b", denied, text, count=1)
+            return re.sub(rf"\b{plain}\b", negation, text, count=1)
     return text
 
 
-def _cloud(rows: Sequence[Row], context: Context) -> Cloud:
-    sentences = [sentence for row in rows for sentence in row.source]
-    codes = [row.lang for row in rows for _ in row.source]
+def _cloud(examples: Sequence[Example], context: Context) -> Cloud:
+    sentences = [sentence for example in examples for sentence in example.source]
+    codes = [example.lang for example in examples for _ in example.source]
     concepts_SD = context.space.encode(sentences, codes).concepts
     return Cloud(concepts_SD.mean(axis=0), concepts_SD.std(axis=0))
 
 
-def _part(system: System, rows: Sequence[Row], cloud: Cloud, context: Context) -> list[Record]:
-    own = _records(system, rows, "", [row.source for row in rows], context)
-    for record, scores in zip(own, _shaken(rows, cloud, context), strict=True):
+def _part(
+    system: System, examples: Sequence[Example], cloud: Cloud, context: Context
+) -> list[Record]:
+    own = _records(system, examples, "", [example.source for example in examples], context)
+    for record, scores in zip(own, _noise_scores(examples, cloud, context), strict=True):
         record["scores"] |= present(scores)
-    others = context.to or dict.fromkeys(code for row in rows for code in row.parallel)
+    others = context.to or dict.fromkeys(code for example in examples for code in example.parallel)
     for to in others:
-        some = [row for row in rows if to in row.parallel and to != row.lang]
-        own += _records(system, some, to, [[row.parallel[to]] for row in some], context)
+        parallel = [e for e in examples if to in e.parallel and to != e.lang]
+        own += _records(system, parallel, to, [[e.parallel[to]] for e in parallel], context)
     return own
 
 
 def _records(
     system: System,
-    rows: Sequence[Row],
+    examples: Sequence[Example],
     to: str,
     targets: Sequence[Sequence[str]],
     context: Context,
 ) -> list[Record]:
-    answers = system.write(rows, to, "roundtrip", context.space)
+    answers = system.write(examples, to, "roundtrip", context.space)
     return [
-        _record(system, row, to or row.lang, target, list(answer.sentences), context)
-        for row, target, answer in zip(rows, targets, answers, strict=True)
+        _record(system, example, to or example.lang, target, list(answer.sentences), context)
+        for example, target, answer in zip(examples, targets, answers, strict=True)
     ]
 
 
 def _record(
-    system: System, row: Row, to: str, target: Sequence[str], said: list[str], context: Context
+    system: System,
+    example: Example,
+    to: str,
+    target: Sequence[str],
+    prediction: list[str],
+    context: Context,
 ) -> Record:
-    pairs = zip(said, target, strict=True) if len(said) == len(target) else ()
-    whole = [(prose(said, to), prose(target, to))]
+    # Sentence by sentence where they correspond; a parallel text is one string, compared whole.
+    pairs = zip(prediction, target, strict=True) if len(prediction) == len(target) else ()
+    whole = [(prose(prediction, to), prose(target, to))]
     chrf = [metrics.sentence_chrf(a, b) for a, b in pairs or whole]
-    concepts_SD = context.space.concepts(row.source, row.lang)
-    again_SD = context.space.concepts(said, to)
+    source_SD = context.space.concepts(example.source, example.lang)
+    prediction_SD = context.space.concepts(prediction, to)
     scores = {
         "chrf": float(np.mean(chrf)),
-        "similarity": float((_units(concepts_SD) * _units(again_SD)).sum(axis=1).mean()),
+        "similarity": float((_units(source_SD) * _units(prediction_SD)).sum(axis=1).mean()),
         "language_match": metrics.language_match(whole[0][0], to, context.space.languages),
     }
     return {
         "task": "roundtrip",
         "system": system.name,
-        "row": row.number,
-        "id": row.id,
-        "lang": row.lang,
+        "row": example.number,
+        "id": example.id,
+        "lang": example.lang,
         "to": to,
-        "source": list(row.source),
+        "source": list(example.source),
         "target": list(target),
-        "prediction": said,
+        "prediction": prediction,
         "scores": present(scores),
     }
 
 
-def _shaken(rows: Sequence[Row], cloud: Cloud, context: Context) -> Iterator[dict[str, float]]:
-    """Decode with noise: at a fixed level, and at random ones for the fragility (paper 2.5.2).
+def _noise_scores(
+    examples: Sequence[Example], cloud: Cloud, context: Context
+) -> Iterator[dict[str, float]]:
+    """Yield the scores of each example with noise in its concepts.
 
-    x_(a,e) = mean + sqrt(1 - a) (x - mean) + sqrt(a) e, e with the spread of the data; fragility is
-    the negative mean of the score between what should and what does come out, for a of U(0, 1). The
-    score here is chrF / 100, where the paper has BLEU: short sentences need it.
+    For noisy_chrf the share of noise is NOISE; for fragility (paper 2.5.2, eq. 26-28) it is drawn:
+
+        x_(a,e)   = mean + sqrt(1 - a) (x - mean) + sqrt(a) std e        a of U(0, 1), e of N(0, 1)
+        fragility = -E over a, e [score(s, decode(x_(a,e)))]             from -1, robust, to 0
+
+    The score is chrF / 100 instead of the paper's BLEU, because sentences may be short.
     """
-    rngs = [np.random.default_rng([context.seed, row.number]) for row in rows]
-    noisy = _noised(rows, cloud, rngs, lambda rng, count: np.full((count, 1), NOISE), context)
+    rngs = [np.random.default_rng([context.seed, example.number]) for example in examples]
+    noisy = _noisy_chrf(
+        examples, cloud, rngs, lambda rng, count: np.full((count, 1), NOISE), context
+    )
     draws = [
-        _noised(rows, cloud, rngs, lambda rng, count: rng.uniform(size=(count, 1)), context)
+        _noisy_chrf(examples, cloud, rngs, lambda rng, count: rng.uniform(size=(count, 1)), context)
         for _ in range(DRAWS)
     ]
     for score, *others in zip(noisy, *draws, strict=True):
         yield {"noisy_chrf": score, "fragility": -float(np.mean(others)) / 100}
 
 
-def _noised(
-    rows: Sequence[Row],
+def _noisy_chrf(
+    examples: Sequence[Example],
     cloud: Cloud,
     rngs: Sequence[np.random.Generator],
     share: Callable[[np.random.Generator, int], np.ndarray],
     context: Context,
 ) -> list[float]:
-    """Return the mean chrF of each row's sentences after noise; all are decoded together."""
+    """Return the mean chrF, 0 to 100, of each example's sentences decoded after adding noise.
+
+    `share` draws the share of noise of each of so many sentences, (S, 1).
+    """
     mixed = []
-    for row, rng in zip(rows, rngs, strict=True):
-        x_SD = context.space.concepts(row.source, row.lang)
+    for example, rng in zip(examples, rngs, strict=True):
+        x_SD = context.space.concepts(example.source, example.lang)
         share_S1 = share(rng, len(x_SD))
         mixed.append(cloud.noised(x_SD, share_S1, rng.standard_normal(x_SD.shape)))
-    true = [sentence for row in rows for sentence in row.source]
-    codes = [row.lang for row in rows for _ in row.source]
-    said = context.space.texts(np.concatenate(mixed), codes, true, codes)
-    scores = [metrics.sentence_chrf(a, b) for a, b in zip(said, true, strict=True)]
-    return [float(np.mean(part)) for part in parted(scores, [len(row.source) for row in rows])]
+    true = [sentence for example in examples for sentence in example.source]
+    codes = [example.lang for example in examples for _ in example.source]
+    decoded = context.space.texts(np.concatenate(mixed), codes, true, codes)
+    scores = [metrics.sentence_chrf(a, b) for a, b in zip(decoded, true, strict=True)]
+    return [
+        float(np.mean(part))
+        for part in split_by_counts(scores, [len(example.source) for example in examples])
+    ]
 
 
-def _units(rows: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    units: np.ndarray = rows / np.maximum(lengths, 1e-12)
-    return units
+def _units(concepts_SD: np.ndarray) -> np.ndarray:
+    lengths_S1 = np.linalg.norm(concepts_SD, axis=1, keepdims=True)
+    units_SD: np.ndarray = concepts_SD / np.maximum(lengths_S1, 1e-12)
+    return units_SD

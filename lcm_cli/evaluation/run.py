@@ -1,4 +1,4 @@
-"""A whole evaluation: systems by name, tasks, tables, and how all of it was made."""
+"""A complete evaluation: all tasks with all systems, the tables, and a record of the settings."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from lcm_cli import __version__
 from lcm_cli.evaluation import metrics, tables
-from lcm_cli.evaluation.rows import Row
+from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.systems import Lineup
 from lcm_cli.evaluation.tasks import Context, Record, run_task
 
@@ -17,7 +17,10 @@ PACKAGES = ("torch", "numpy", "sacrebleu", "rouge-score", "sonar-space", "transf
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out. `about` tells how: versions, seed, data, space, systems."""
+    """The results of an evaluation.
+
+    `about` holds what is needed to repeat it: versions, seed, data, space, systems and judges.
+    """
 
     about: dict[str, Any]
     records: list[Record]
@@ -27,7 +30,7 @@ class Evaluation:
     signatures: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what metrics.json holds."""
+        """Return the content of metrics.json."""
         return self.about | {
             "results": self.results,
             "tests": self.tests,
@@ -38,31 +41,31 @@ class Evaluation:
 
 def evaluate(
     lineup: Lineup,
-    rows: Sequence[Row],
+    examples: Sequence[Example],
     context: Context,
     data: dict[str, Any],
     on_task: Callable[[str, str], None] = lambda task, system: None,
 ) -> Evaluation:
     """Run every task with every system that can do it; the same input gives the same result.
 
-    `data` tells where the rows are from. `on_task` is told before each task and system. Errors of
-    single rows go to `context.on_error`.
+    `data` describes the origin of the examples. `on_task` is called with the task and the name of
+    the system before each run. Errors of single examples go to `context.on_error`.
     """
     from lcm_cli.evaluation import roundtrip
 
-    # No model reads more than it can, and all systems read the same.
-    most = [system.max_length for system in lineup.of("next-concept")]
-    context.longest = min([context.longest, *most])
+    # All systems read the same documents, cut to what the shortest model can read.
+    limits = [system.max_length for system in lineup.of("next-concept")]
+    context.longest = min([context.longest, *limits])
     records: list[Record] = []
     results: list[dict[str, Any]] = []
     for task in lineup.tasks:
         for system in lineup.of(task):
             on_task(task, system.name)
             if task == "roundtrip":
-                records += roundtrip.run_roundtrip(system, rows, context)
-                results += roundtrip.retrieval(system, rows, context)
+                records += roundtrip.run_roundtrip(system, examples, context)
+                results += roundtrip.retrieval(system, examples, context)
             else:
-                records += run_task(task, system, rows, context)
+                records += run_task(task, system, examples, context)
     codes = sorted({r["to"] for r in records if r.get("target")})
     return Evaluation(
         about=_about(lineup, context) | {"data": data},
@@ -79,7 +82,7 @@ def _about(lineup: Lineup, context: Context) -> dict[str, Any]:
     return {
         "version": __version__,
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "seed": context.seed,
         "space": {"name": space.name, "fingerprint": space.fingerprint},
         "device": str(space.device),

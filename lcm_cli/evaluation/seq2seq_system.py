@@ -1,28 +1,28 @@
-"""Sequence-to-sequence models of the Hugging Face Hub, as baselines: hf:ORG/NAME."""
+"""Sequence-to-sequence models from the Hugging Face Hub as baselines, named hf:ORG/NAME."""
 
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from lcm_cli.errors import UsageError
+from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.judges import load_judge, revision, tokenized
-from lcm_cli.evaluation.rows import Row
 from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.evaluation.systems import Prediction, System
 from lcm_cli.pipeline import prose
 from lcm_cli.text.segment import segment
 
-READ = 512  # tokens of the input
-WRITTEN = {"summarize": 84, "expand": 512, "translate": 256}  # tokens of the output, at most
+INPUT_TOKENS = 512  # at most; the rest of a text is cut off
+OUTPUT_TOKENS = {"summarize": 84, "expand": 512, "translate": 256}  # at most
 TOGETHER = 8  # texts in a batch
 
 
 class Seq2Seq(System):
-    """A model that reads a text and writes one, such as csebuetnlp/mT5_multilingual_XLSum.
+    """A sequence-to-sequence model such as csebuetnlp/mT5_multilingual_XLSum.
 
-    Beam 4 and no repeated bigrams, as that model's card says. It writes in the language of the
-    text; into others what it wrote goes through the space. To translate, the model has to know the
-    language codes that lcm uses, as NLLB's do.
+    Decodes with a beam of 4 and without repeated bigrams, as that model's card recommends. The
+    output is in the language of the text; the space translates it into other languages. For the
+    task translate, the model's vocabulary must contain lcm's language codes, as that of NLLB does.
     """
 
     tasks = ("summarize", "expand", "translate")
@@ -36,48 +36,54 @@ class Seq2Seq(System):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Its tokenizer."""
+        """The model's tokenizer."""
         return load_judge(self.model, "AutoTokenizer")
 
     @cached_property
     def network(self) -> Any:
-        """Its network."""
+        """The model, in evaluation mode."""
         return load_judge(self.model, "AutoModelForSeq2SeqLM").to(self.device).eval()
 
     def write(
-        self, rows: Sequence[Row], to: str, task: str, space: SharedSpace
+        self, examples: Sequence[Example], to: str, task: str, space: SharedSpace
     ) -> list[Prediction]:
         if task == "translate":
-            return [self._translated(row, to) for row in rows]
-        texts = self._generated([prose(row.source, row.lang) for row in rows], task)
+            return [self._translated(example, to) for example in examples]
+        texts = self._generated([prose(example.source, example.lang) for example in examples], task)
         answers = []
-        for row, text in zip(rows, texts, strict=True):
-            sentences = [piece.text for piece in segment(text, row.lang)] if text.strip() else []
-            if to not in ("", row.lang) and sentences:
-                concepts_SD = space.concepts(sentences, row.lang)
-                sentences = space.texts(concepts_SD, to, sentences, row.lang)
+        for example, text in zip(examples, texts, strict=True):
+            sentences = (
+                [piece.text for piece in segment(text, example.lang)] if text.strip() else []
+            )
+            if to not in ("", example.lang) and sentences:
+                concepts_SD = space.concepts(sentences, example.lang)
+                sentences = space.texts(concepts_SD, to, sentences, example.lang)
             answers.append(Prediction(tuple(sentences)))
         return answers
 
-    def _translated(self, row: Row, to: str) -> Prediction:
+    def _translated(self, example: Example, to: str) -> Prediction:
         known = self.tokenizer.get_vocab()
-        for code in (row.lang, to):
+        for code in (example.lang, to):
             if code not in known:
-                raise UsageError(f"it does not know the language {code}", "NLLB's models do")
-        self.tokenizer.src_lang = row.lang
-        said = self._generated(row.source, "translate", forced_bos_token_id=known[to])
-        return Prediction(tuple(said), tuple(range(len(said))))
+                raise UsageError(
+                    f"{self.model} does not know the language {code}",
+                    "name a model with NLLB's language codes",
+                )
+        self.tokenizer.src_lang = example.lang
+        # Sentence by sentence; NLLB reads the target language from the first output token.
+        texts = self._generated(example.source, "translate", forced_bos_token_id=known[to])
+        return Prediction(tuple(texts), tuple(range(len(texts))))
 
     def _generated(self, texts: Sequence[str], task: str, **options: Any) -> list[str]:
         import torch
 
         options |= {"num_beams": 4, "no_repeat_ngram_size": 2, "do_sample": False}
-        options["max_new_tokens"] = WRITTEN[task]
-        found: list[str] = []
+        options["max_new_tokens"] = OUTPUT_TOKENS[task]
+        outputs: list[str] = []
         for start in range(0, len(texts), TOGETHER):
             part = texts[start : start + TOGETHER]
-            inputs = tokenized(self.tokenizer, part, self.device, READ)
+            inputs = tokenized(self.tokenizer, part, self.device, INPUT_TOKENS)
             with torch.inference_mode():
                 ids = self.network.generate(**inputs, **options)
-            found += self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return found
+            outputs += self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return outputs

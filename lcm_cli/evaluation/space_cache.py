@@ -1,4 +1,4 @@
-"""A space that remembers: what several systems or tasks encode or decode is computed once.
+"""A space with a cache, so that systems and tasks share encoded and decoded sentences.
 
 Shapes: S sentences, D concept dim.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SharedSpace:
-    """A space whose `encode` and `decode` keep their results, by content. Else like the space."""
+    """A space whose `encode` and `decode` cache their results; everything else is the space's."""
 
     def __init__(self, space: "Space") -> None:
         self._space = space
@@ -37,20 +37,20 @@ class SharedSpace:
         like: Sequence[str],
         like_lang: str | Sequence[str],
     ) -> list[str]:
-        """Return the best text of each concept; `to` is one language, or one a concept.
+        """Return the best text of each concept, (S,); `to` is one language, or one per concept.
 
-        The sentences `like` them, in `like_lang`, tell how long the texts may become.
+        The lengths of the sentences `like` (S,), in `like_lang`, bound the lengths of the texts.
         """
         codes = [to] * len(concepts_SD) if isinstance(to, str) else to
         limits = self._space.limits(like, like_lang)
-        found = [""] * len(codes)
+        texts = [""] * len(codes)
         for code in dict.fromkeys(codes):
             places = [i for i, c in enumerate(codes) if c == code]
-            wanted = [limits[i] for i in places]
-            texts = self.decode(concepts_SD[places], [code], limits=wanted)[code]
-            for place, best in zip(places, texts, strict=True):
-                found[place] = best[0].text
-        return found
+            own_limits = [limits[i] for i in places]
+            hypotheses = self.decode(concepts_SD[places], [code], limits=own_limits)[code]
+            for place, best in zip(places, hypotheses, strict=True):
+                texts[place] = best[0].text
+        return texts
 
     def encode(
         self,
@@ -58,7 +58,7 @@ class SharedSpace:
         lang: str | Sequence[str],
         progress: Progress | None = None,
     ) -> "Encoded":
-        """Encode sentences, see `Space.encode`; truncations are told the first time only."""
+        """Encode sentences like `Space.encode`; a truncation is reported the first time only."""
         from lcm_cli.space import Encoded
 
         codes = [lang] * len(sentences) if isinstance(lang, str) else lang
@@ -69,9 +69,10 @@ class SharedSpace:
         if progress:
             progress(len(keys))
         empty = np.empty((0, self._space.dim), dtype=np.float32)
-        rows = [self._concepts[key] for key in keys]
+        concepts = [self._concepts[key] for key in keys]
+        # The space counts from the first new sentence; the caller, from the first of all.
         cut = [replace(c, index=keys.index(new[c.index])) for c in encoded.truncated]
-        return Encoded(np.stack(rows) if rows else empty, cut)
+        return Encoded(np.stack(concepts) if concepts else empty, cut)
 
     def decode(
         self,
@@ -82,31 +83,35 @@ class SharedSpace:
         limits: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> "dict[str, list[list[Text]]]":
-        """Decode concepts (S, D), see `Space.decode`."""
+        """Decode concepts (S, D) like `Space.decode`."""
         from lcm_cli.space import DecodeOptions
 
         options = options or DecodeOptions()
-        rows = np.ascontiguousarray(concepts, dtype=np.float32)
-        most = [options.max_tokens] * len(rows) if limits is None else limits
+        concepts_SD = np.ascontiguousarray(concepts, dtype=np.float32)
+        limits = [options.max_tokens] * len(concepts_SD) if limits is None else limits
         for lang in to:
-            self._decode(rows, lang, options, most)
+            self._decode_new(concepts_SD, lang, options, limits)
         if progress:
-            progress(len(rows) * len(to))
+            progress(len(concepts_SD) * len(to))
         return {
             lang: [
-                self._texts[row.tobytes(), lang, limit, options]
-                for row, limit in zip(rows, most, strict=True)
+                self._texts[x_D.tobytes(), lang, limit, options]
+                for x_D, limit in zip(concepts_SD, limits, strict=True)
             ]
             for lang in to
         }
 
-    def _decode(
-        self, rows: np.ndarray, lang: str, options: "DecodeOptions", limits: Sequence[int]
+    def _decode_new(
+        self, concepts_SD: np.ndarray, lang: str, options: "DecodeOptions", limits: Sequence[int]
     ) -> None:
-        keys = [(row.tobytes(), lang, n, options) for row, n in zip(rows, limits, strict=True)]
+        """Decode and cache the concepts that are not cached yet."""
+        keys = [
+            (x_D.tobytes(), lang, limit, options)
+            for x_D, limit in zip(concepts_SD, limits, strict=True)
+        ]
         new = {key: place for place, key in enumerate(keys) if key not in self._texts}
         if new:
             places = list(new.values())
-            wanted = [limits[place] for place in places]
-            found = self._space.decode(rows[places], [lang], options, limits=wanted)[lang]
-            self._texts.update(zip(new, found, strict=True))
+            own_limits = [limits[place] for place in places]
+            texts = self._space.decode(concepts_SD[places], [lang], options, limits=own_limits)
+            self._texts.update(zip(new, texts[lang], strict=True))

@@ -1,4 +1,4 @@
-"""How good is a space: auto-encoding, translation, retrieval, robustness to noise.
+"""The quality of a space: auto-encoding, translation, retrieval and robustness to noise.
 
 Shapes: S sentences, D concept dim.
 """
@@ -11,15 +11,15 @@ import numpy as np
 from lcm_cli.evaluation.metrics import chrf
 from lcm_cli.space import DecodeOptions, Space
 
-Line = Mapping[str, str]
+Line = Mapping[str, str]  # a sentence and its translations, by language code
 
 
 @dataclass(frozen=True)
 class SpaceQuality:
-    """Scores by language, or by (from, to) written "eng_Latn-fra_Latn"; all 0 to 100.
+    """Scores from 0 to 100 by language, or by pair such as "eng_Latn-fra_Latn"; higher is better.
 
-    `autoencoding` and `translation` are chrF; `noisy` is auto-encoding chrF after noise on the
-    concepts; `xsim` is the share of sentences whose translation is the nearest of all.
+    `autoencoding` and `translation` are chrF, `noisy` is the chrF of auto-encoding with noise added
+    to the concepts, and `xsim` is the percentage of sentences nearest to their translation.
     """
 
     autoencoding: dict[str, float]
@@ -28,7 +28,7 @@ class SpaceQuality:
     xsim: dict[str, float]
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each score over its languages or pairs."""
+        """Return the mean of each score over its languages or pairs; NaN if it has none."""
         return {
             name: float(np.mean(list(scores.values()))) if scores else float("nan")
             for name, scores in vars(self).items()
@@ -44,10 +44,11 @@ def evaluate_space(
     beam: int = 1,
     seed: int = 0,
 ) -> SpaceQuality:
-    """Measure `space` on translations, at most `limit` sentences a language.
+    """Measure `space` on translations, with at most `limit` sentences per language or pair.
 
-    The language in most lines is the pivot: translation and retrieval pair each other one with it.
-    `noise` is in units of the concepts' standard deviation in each dimension.
+    The most frequent language is the pivot: translation and retrieval pair every other one with it.
+    `noise` is the standard deviation of the added noise, as a multiple of that of the concepts in
+    each dimension.
     """
     count = {code: sum(code in line for line in lines) for code in space.languages}
     pivot = max(count, key=lambda code: count[code])
@@ -57,11 +58,12 @@ def evaluate_space(
     for code in (c for c in space.languages if count[c]):
         texts = [line[code] for line in lines if code in line][:limit]
         concepts = space.encode(texts, code).concepts
-        shaken = concepts + noise * concepts.std(axis=0) * rng.standard_normal(concepts.shape)
-        both = np.concatenate([concepts, shaken.astype(np.float32)])
+        noisy = concepts + noise * concepts.std(axis=0) * rng.standard_normal(concepts.shape)
+        # Decoded in one call, so that clean and noisy concepts share batches.
+        both = np.concatenate([concepts, noisy.astype(np.float32)])
         limits = space.limits(texts, code)
-        found = space.decode(both, [code], options, limits=limits * 2)[code]
-        decoded = [best[0].text for best in found]
+        hypotheses = space.decode(both, [code], options, limits=limits * 2)[code]
+        decoded = [best[0].text for best in hypotheses]
         quality.autoencoding[code] = chrf(decoded[: len(texts)], texts)
         quality.noisy[code] = chrf(decoded[len(texts) :], texts)
     for code in (c for c in space.languages if count[c] and c != pivot):
@@ -84,24 +86,27 @@ def _measure_pair(
         texts = [pair[source] for pair in pairs]
         concepts[source] = space.encode(texts, source).concepts
         limits = space.limits(texts, source)
-        found = space.decode(concepts[source], [target], options, limits=limits)[target]
-        wanted = [pair[target] for pair in pairs]
-        quality.translation[f"{source}-{target}"] = chrf([best[0].text for best in found], wanted)
+        hypotheses = space.decode(concepts[source], [target], options, limits=limits)[target]
+        decoded = [best[0].text for best in hypotheses]
+        references = [pair[target] for pair in pairs]
+        quality.translation[f"{source}-{target}"] = chrf(decoded, references)
     quality.xsim[f"{left}-{right}"] = xsim(concepts[left], concepts[right])
 
 
 def xsim(left_SD: np.ndarray, right_SD: np.ndarray, neighbours: int = 4) -> float:
-    """Return the percentage of rows whose counterpart is their nearest, both ways averaged.
+    """Return the percentage of sentences nearest to their translation, averaged over directions.
 
-    Nearness is the ratio margin of Artetxe and Schwenk (2019): cosine over the mean cosine of both
-    sides to their nearest neighbours.
+    Row n of the one matrix translates row n of the other. Nearness is the ratio margin of Artetxe
+    and Schwenk (2019), with NN_k the k = `neighbours` nearest neighbours in the other language:
+
+        margin(x, y) = cos(x, y) / (mean of cos(x, NN_k(x)) / 2 + mean of cos(y, NN_k(y)) / 2)
     """
-    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left_SD, right_SD))
-    cosine = a @ b.T
-    k = min(neighbours, len(cosine))
-    near_a = np.sort(cosine, axis=1)[:, -k:].mean(axis=1)
-    near_b = np.sort(cosine, axis=0)[-k:].mean(axis=0)
-    margin = cosine / ((near_a[:, None] + near_b[None, :]) / 2)
-    here = np.arange(len(margin))
-    hits = (margin.argmax(axis=1) == here).mean() + (margin.argmax(axis=0) == here).mean()
-    return 50.0 * float(hits)
+    a_SD, b_SD = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left_SD, right_SD))
+    cosine_SS = a_SD @ b_SD.T
+    k = min(neighbours, len(cosine_SS))
+    near_a_S = np.sort(cosine_SS, axis=1)[:, -k:].mean(axis=1)
+    near_b_S = np.sort(cosine_SS, axis=0)[-k:].mean(axis=0)
+    margin_SS = cosine_SS / ((near_a_S[:, None] + near_b_S[None, :]) / 2)
+    own_S = np.arange(len(margin_SS))
+    forward, backward = margin_SS.argmax(axis=1) == own_S, margin_SS.argmax(axis=0) == own_S
+    return 50.0 * float(forward.mean() + backward.mean())

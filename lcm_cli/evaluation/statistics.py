@@ -1,4 +1,4 @@
-"""How sure a mean is, and whether two systems differ by more than chance. NaN is left out.
+"""Confidence intervals of means, and significance tests between systems; NaN is ignored.
 
 Shapes: N texts, R resamples.
 """
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SAMPLES = 1000
-LEVEL = 0.95
-_BLOCK = 1 << 22  # numbers drawn at a time
+SAMPLES = 1000  # bootstrap resamples
+LEVEL = 0.95  # confidence level
+_BLOCK = 1 << 22  # random numbers drawn at a time, to bound memory
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `count` texts and its confidence interval; NaN where there is none."""
+    """A mean over `count` texts and its confidence interval, NaN where undefined."""
 
     mean: float
     low: float
@@ -27,8 +27,11 @@ class Interval:
 def interval(
     values: Sequence[float], *, samples: int = SAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Interval:
-    """Return the mean with its percentile bootstrap interval (Efron 1979)."""
-    values_N = _present(values)
+    """Return the mean with its percentile bootstrap interval (Efron 1979).
+
+    The interval of a single value is NaN; without values the mean is NaN, too.
+    """
+    values_N = _without_nan(values)
     count = len(values_N)
     if count == 0:
         return Interval(np.nan, np.nan, np.nan, 0)
@@ -49,16 +52,17 @@ def interval(
 def paired(
     left: Sequence[float], right: Sequence[float], *, samples: int = 10_000, seed: int = 0
 ) -> float:
-    """Return how likely a difference of the means as great as this is if the systems are alike.
+    """Return the two-sided p-value for equal means of two systems' scores of the same texts.
 
-    `left` and `right` are two systems' scores of the same texts. Approximate randomization (Noreen
-    1989): each pair is exchanged at random; all 2^N ways are tried where they are fewer than
-    `samples`. Two-sided. NaN if no text has both scores.
+    Approximate randomization (Noreen 1989): the share of random exchanges within the pairs after
+    which the means differ at least as much as observed. If there are at most `samples` exchanges
+    (2^N), all of them are tried, and the p-value is exact. NaN if no text has both scores.
     """
-    difference_N = _present(np.asarray(left, dtype=float) - np.asarray(right, dtype=float))
+    difference_N = _without_nan(np.asarray(left, dtype=float) - np.asarray(right, dtype=float))
     count = len(difference_N)
     if count == 0:
         return np.nan
+    # The tolerance counts exchanges whose sum equals the observed one but for rounding.
     observed = abs(difference_N.sum()) - 1e-9 * np.abs(difference_N).sum()
     if 2**count <= samples:
         signs = np.array(list(itertools.product((1, -1), repeat=count)))
@@ -68,29 +72,33 @@ def paired(
     for rows in _blocks(samples, count):
         signs = rng.integers(2, size=(rows, count)) * 2 - 1
         hits += int((np.abs(signs @ difference_N) >= observed).sum())
+    # The observed assignment is one of the possible ones, so p is never 0.
     return (hits + 1) / (samples + 1)
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """Correct the results of several tests for their number (Holm 1979); NaN stays."""
+    """Return p-values corrected for the number of tests (Holm 1979); NaN stays NaN.
+
+    The k-th smallest of n is multiplied by n - k + 1; the maximum keeps them in order.
+    """
     order = sorted(
         (i for i, p in enumerate(probabilities) if p == p), key=lambda i: probabilities[i]
     )
     adjusted = list(probabilities)
-    least = 0.0
+    largest = 0.0
     for rank, i in enumerate(order):
-        least = max(least, min(1.0, (len(order) - rank) * probabilities[i]))
-        adjusted[i] = least
+        largest = max(largest, min(1.0, (len(order) - rank) * probabilities[i]))
+        adjusted[i] = largest
     return adjusted
 
 
-def _present(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def _without_nan(values: Sequence[float] | np.ndarray) -> np.ndarray:
     numbers = np.asarray(values, dtype=float)
-    present: np.ndarray = numbers[~np.isnan(numbers)]
-    return present
+    kept: np.ndarray = numbers[~np.isnan(numbers)]
+    return kept
 
 
 def _blocks(samples: int, count: int) -> list[int]:
-    """Cut `samples` rows of `count` numbers into blocks that fit into memory."""
+    """Return numbers of rows that add up to `samples`, for blocks of at most _BLOCK numbers."""
     size = max(1, _BLOCK // count)
     return [min(size, samples - start) for start in range(0, samples, size)]

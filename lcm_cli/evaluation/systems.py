@@ -1,7 +1,7 @@
-"""What is evaluated: spaces, concept models, and baselines that anything has to beat.
+"""The systems to evaluate: spaces, concept models and baselines.
 
-A system is named by what makes it: a checkpoint, or `extractive`, `lead-3`, `random-10%` (a length
-as `lcm summarize --length` takes it), `copy-last`, `mean`, or `hf:ORG/NAME` for a sequence-to-
+A system is named by its checkpoint, or is a baseline: `extractive`, `lead-3`, `random-10%` (with a
+length as for `lcm summarize --length`), `copy-last`, `mean`, or `hf:ORG/NAME`, a sequence-to-
 sequence model of the Hugging Face Hub.
 
 Shapes: B documents, S sentences, D concept dim.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from lcm_cli.errors import UsageError
-from lcm_cli.evaluation.rows import Row
+from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.schema import nearest
 from lcm_cli.text.length import Length, count_words, taken
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TASKS = ("next-concept", "roundtrip", "summarize", "expand", "translate")
 BASELINES = ("extractive", "lead-3", "random-3", "copy-last", "mean")
-_CHOSEN = re.compile(r"(extractive|lead|random)(?:-(\d+[%w]?))?")
+_SELECTION = re.compile(r"(extractive|lead|random)(?:-(\d+[%w]?))?")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a system wrote in one language.
+    """A system's output for one example in one language.
 
-    `cited` tells which sentence of the source each sentence comes from, from 0; None if the system
-    does not say.
+    `cited` holds, for each sentence, the position from 0 of the source sentence that it cites; None
+    if the system cites nothing.
     """
 
     sentences: tuple[str, ...]
@@ -47,33 +47,33 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run asks of every system."""
+    """The settings of a run that apply to every system."""
 
-    length: str = "3"
+    length: str = "3"  # of summaries, as for `lcm summarize --length`
     seed: int = 0
 
 
 class System(ABC):
-    """Something to evaluate. `tasks` are those that it can do."""
+    """A system to evaluate on the tasks that it can do, `tasks`."""
 
     name: str
     tasks: tuple[str, ...]
-    max_length = 1 << 30  # concepts of the longest document it can read
+    max_length = 1 << 30  # concepts of the longest document that it can read
 
     def about(self) -> dict[str, Any]:
-        """Return what tells this system from any other: it stands in metrics.json."""
+        """Return the facts that identify this system in metrics.json, as JSON data."""
         return {"kind": "baseline"}
 
     def write(
-        self, rows: Sequence[Row], to: str, task: str, space: SharedSpace
+        self, examples: Sequence[Example], to: str, task: str, space: SharedSpace
     ) -> list[Prediction]:
-        """Write what `task` asks for of each row, in the language `to` ("": the row's own)."""
+        """Do `task` on each example, writing in the language `to` ("": that of the example)."""
         raise NotImplementedError
 
     def batch(
-        self, documents: Sequence[np.ndarray], rows: Sequence[Row], space: SharedSpace
+        self, documents: Sequence[np.ndarray], examples: Sequence[Example], space: SharedSpace
     ) -> "Batch":
-        """Return what `predict` reads: the concepts, (S, D) each, of what the rows begin with."""
+        """Return the input of `predict`; `documents` are the concepts, (S, D) each, of examples."""
         import torch
 
         from lcm_cli.models.interface import Batch
@@ -81,12 +81,15 @@ class System(ABC):
         return Batch.of([torch.from_numpy(each.astype(np.float32)) for each in documents])
 
     def predict(self, batch: "Batch", seeds: Sequence[int]) -> "Tensor":
-        """Predict concepts 1 .. S - 1 of each document from those before it, (B, S - 1, D)."""
+        """Predict concepts 1 .. S - 1 of each document from the true ones before, (B, S - 1, D)."""
         raise NotImplementedError
 
 
-class Chosen(System):
-    """A baseline that consists of the source's own sentences: the central, first, or any ones."""
+class SentenceSelection(System):
+    """A baseline that selects sentences of the source.
+
+    The `method` is extractive (the most representative ones), lead (the first) or random.
+    """
 
     tasks = ("summarize", "expand")
 
@@ -99,36 +102,39 @@ class Chosen(System):
         return {"kind": "baseline", "method": self.method, "length": length}
 
     def write(
-        self, rows: Sequence[Row], to: str, task: str, space: SharedSpace
+        self, examples: Sequence[Example], to: str, task: str, space: SharedSpace
     ) -> list[Prediction]:
-        return [self._one(row, to or row.lang, space) for row in rows]
+        return [self._select(example, to or example.lang, space) for example in examples]
 
-    def _one(self, row: Row, to: str, space: SharedSpace) -> Prediction:
-        places = self._places(row, space)
-        chosen = [row.source[i] for i in places]
-        if to != row.lang:
-            concepts_SD = space.concepts(row.source, row.lang)[places]
-            chosen = space.texts(concepts_SD, to, chosen, row.lang)
-        return Prediction(tuple(chosen), tuple(places))
+    def _select(self, example: Example, to: str, space: SharedSpace) -> Prediction:
+        places = self._places(example, space)
+        selected = [example.source[i] for i in places]
+        if to != example.lang:
+            concepts_SD = space.concepts(example.source, example.lang)[places]
+            selected = space.texts(concepts_SD, to, selected, example.lang)
+        return Prediction(tuple(selected), tuple(places))
 
-    def _places(self, row: Row, space: SharedSpace) -> list[int]:
-        counts = [count_words(sentence) for sentence in row.source]
-        return taken(self._ranking(row, counts, space), counts, self.length)
+    def _places(self, example: Example, space: SharedSpace) -> list[int]:
+        word_counts = [count_words(sentence) for sentence in example.source]
+        return taken(self._ranking(example, word_counts, space), word_counts, self.length)
 
-    def _ranking(self, row: Row, counts: Sequence[int], space: SharedSpace) -> list[int]:
+    def _ranking(
+        self, example: Example, word_counts: Sequence[int], space: SharedSpace
+    ) -> list[int]:
         if self.method == "lead":
-            return list(range(len(counts)))
+            return list(range(len(word_counts)))
         if self.method == "random":
-            rng = np.random.default_rng([self.seed, row.number])
-            return [int(i) for i in rng.permutation(len(counts))]
+            # Seeded by the row, so that the choice does not depend on the rows before it.
+            rng = np.random.default_rng([self.seed, example.number])
+            return [int(i) for i in rng.permutation(len(word_counts))]
         from lcm_cli.writing.extractive import opening_weights, rank_sentences
 
-        weights_S = opening_weights(len(counts)) * (np.array(counts) > 0)
-        return list(rank_sentences(space.concepts(row.source, row.lang), weights_S))
+        weights_S = opening_weights(len(word_counts)) * (np.array(word_counts) > 0)
+        return list(rank_sentences(space.concepts(example.source, example.lang), weights_S))
 
 
 class CopyLast(System):
-    """The next concept is the last one again."""
+    """A baseline that predicts the last concept again."""
 
     name, tasks = "copy-last", ("next-concept",)
 
@@ -137,7 +143,7 @@ class CopyLast(System):
 
 
 class Mean(System):
-    """The next concept is the mean of those before it."""
+    """A baseline that predicts the mean of all concepts before."""
 
     name, tasks = "mean", ("next-concept",)
 
@@ -150,7 +156,7 @@ class Mean(System):
 
 
 class SpaceItself(System):
-    """A space without a model: what it keeps of a text, and how it translates."""
+    """A space without a model: encodes each sentence and decodes it into the target language."""
 
     tasks = ("roundtrip", "translate")
 
@@ -161,19 +167,22 @@ class SpaceItself(System):
         return {"kind": "space", "fingerprint": self.fingerprint}
 
     def write(
-        self, rows: Sequence[Row], to: str, task: str, space: SharedSpace
+        self, examples: Sequence[Example], to: str, task: str, space: SharedSpace
     ) -> list[Prediction]:
-        sources = [sentence for row in rows for sentence in row.source]
-        codes = [row.lang for row in rows for _ in row.source]
+        sources = [sentence for example in examples for sentence in example.source]
+        codes = [example.lang for example in examples for _ in example.source]
         targets = [to or code for code in codes]
-        said = space.texts(space.encode(sources, codes).concepts, targets, sources, codes)
-        counts = [len(row.source) for row in rows]
-        return [Prediction(tuple(part), tuple(range(len(part)))) for part in parted(said, counts)]
+        texts = space.texts(space.encode(sources, codes).concepts, targets, sources, codes)
+        counts = [len(example.source) for example in examples]
+        return [
+            Prediction(tuple(sentences), tuple(range(len(sentences))))
+            for sentences in split_by_counts(texts, counts)
+        ]
 
 
 @dataclass
 class Lineup:
-    """The systems of a run, and which of them takes part in which task."""
+    """The systems and tasks of a run."""
 
     systems: list[System]
     tasks: tuple[str, ...]
@@ -184,23 +193,26 @@ class Lineup:
 
 
 def baseline(name: str, settings: Settings) -> System | None:
-    """Return the baseline called `name`, None if there is none. Raises UsageError for a length."""
+    """Return the baseline called `name`, None if it is not one.
+
+    Raises UsageError if the length in the name is invalid.
+    """
     if name in ("copy-last", "mean"):
         return CopyLast() if name == "copy-last" else Mean()
-    found = _CHOSEN.fullmatch(name)
-    if found is None:
+    match = _SELECTION.fullmatch(name)
+    if match is None:
         return None
-    method, length = found.groups()
-    return Chosen(name, method, length or settings.length, settings.seed)
+    method, length = match.groups()
+    return SentenceSelection(name, method, length or settings.length, settings.seed)
 
 
 def line_up(systems: Sequence[System], tasks: Sequence[str]) -> Lineup:
-    """Check that every task has a system, and every system a task. Raises UsageError."""
+    """Return the lineup. Raises UsageError for a task without a system or a system without one."""
     lineup = Lineup(list(systems), tuple(tasks))
     for task in tasks:
         if not lineup.of(task):
             names = ", ".join(system.name for system in systems)
-            raise UsageError(f"none of {names} can do {task}", _who_can(task))
+            raise UsageError(f"none of {names} can do {task}", _systems_hint(task))
     for system in systems:
         if not set(tasks) & set(system.tasks):
             wanted = ", ".join(tasks)
@@ -210,17 +222,17 @@ def line_up(systems: Sequence[System], tasks: Sequence[str]) -> Lineup:
     return lineup
 
 
-def _who_can(task: str) -> str:
-    who: Mapping[str, str] = {
+def _systems_hint(task: str) -> str:
+    hints: Mapping[str, str] = {
         "next-concept": "name a concept model, copy-last or mean",
         "summarize": "name a concept model, extractive, lead-3 or random-3",
         "expand": "name a concept model, extractive, lead-3 or random-3",
     }
-    return who.get(task, "name a space, such as tiny")
+    return hints.get(task, "name a space, such as tiny")
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raise UsageError if one is not a task, with the nearest."""
+    """Raise UsageError if one of `tasks` is unknown; the hint names the nearest."""
     for task in tasks:
         if task not in TASKS:
             near = nearest(task, TASKS)
@@ -228,7 +240,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
             raise UsageError(f"there is no task {task!r}", hint)
 
 
-def parted(items: Sequence[T], counts: Sequence[int]) -> list[Sequence[T]]:
-    """Cut a flat sequence into parts of so many items each."""
+def split_by_counts(items: Sequence[T], counts: Sequence[int]) -> list[Sequence[T]]:
+    """Cut a flat sequence into consecutive parts of the given lengths."""
     ends = list(accumulate(counts))
     return [items[end - count : end] for end, count in zip(ends, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""From records to tables: means with their intervals, tests between systems, published numbers."""
+"""Tables from records: means with intervals, tests between systems, and published numbers."""
 
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,13 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measure:
-    """How a metric is shown. `better` is "up", "down" or "" where neither is."""
+    """How a metric is shown; `better` is "up", "down", or "" if neither direction is better."""
 
     name: str
     label: str
     digits: int = 3
     better: str = ""
-    shown: bool = True  # in the terminal, where there is less room
+    shown: bool = True  # in the terminal, which has less room than the report
 
 
 MEASURES = (
@@ -64,50 +64,51 @@ MEASURES = (
     Measure("blaser_ref", "BLASER", 2, "up"),
     Measure("blaser_qe", "BLASER QE", 2, "up"),
 )
-TESTED = ("l2", "ca", "rougeL", "chrf", "source_coverage", "similarity")
-CORPUS = ("chrf", "bleu")  # computed over all texts of a language together, by sacrebleu
+TESTED = ("l2", "ca", "rougeL", "chrf", "source_coverage", "similarity")  # compared by `tests`
+CORPUS = ("chrf", "bleu")  # computed by sacrebleu over all texts of a language together
 ALL = "all"
-OURS = ("Two-Tower", "Base-LCM", "One-Tower", "Quant-LCM", "SONAR")  # published concept models
+# The published systems that work in concept space; their names begin like this.
+CONCEPT_SYSTEMS = ("Two-Tower", "Base-LCM", "One-Tower", "Quant-LCM", "SONAR")
 
 
 def results(records: Sequence[Record], seed: int = 0) -> list[Result]:
-    """Return every metric of every task, system and language (or pair), and over all languages.
+    """Return every metric for each task, system and language (or pair), and for all languages.
 
-    Over all languages a metric is the mean over the texts; chrF and BLEU, which are computed over a
-    language's texts together, are the mean over the languages.
+    For all languages together, a metric is the mean over the texts; corpus chrF and BLEU are the
+    mean over the languages, without an interval.
     """
-    found: list[Result] = []
+    collected: list[Result] = []
     for task, system in dict.fromkeys((r["task"], r["system"]) for r in records):
-        mine = [r for r in records if (r["task"], r["system"]) == (task, system)]
-        pairs = list(dict.fromkeys(map(pair, mine)))
-        ours = []
+        own = [r for r in records if (r["task"], r["system"]) == (task, system)]
+        pairs = list(dict.fromkeys(map(pair, own)))
+        by_pair = []
         for code in pairs:
-            ours += _of(task, system, code, [r for r in mine if pair(r) == code], seed)
+            by_pair += _pair_results(task, system, code, [r for r in own if pair(r) == code], seed)
+        collected += by_pair
         if len(pairs) > 1:
-            ours += _over_all(task, system, mine, ours, seed)
-        found += ours
-    return found
+            collected += _overall_results(task, system, own, by_pair, seed)
+    return collected
 
 
 def pair(record: Record) -> str:
-    """Return the language of a record, or both as "eng_Latn-fra_Latn" if it has two."""
+    """Return the language of a record, or "eng_Latn-fra_Latn" if it was written in another one."""
     lang, to = record["lang"], record["to"]
     return lang if lang == to else f"{lang}-{to}"
 
 
 def tests(records: Sequence[Record], seed: int = 0) -> list[Result]:
-    """Compare every two systems of a task on the texts that both answered, by `paired`.
+    """Compare every two systems of a task by `paired`, on the texts that both have scores for.
 
-    `p_holm` is corrected for the number of comparisons of the same metric.
+    `p_holm` is corrected for the number of comparisons of the same metric and task.
     """
-    found: list[Result] = []
+    comparisons: list[Result] = []
     for task in dict.fromkeys(r["task"] for r in records):
         by_system: dict[str, dict[Any, dict[str, float]]] = {}
         for r in (r for r in records if r["task"] == task):
             by_system.setdefault(r["system"], {})[r["row"], r["to"]] = r["scores"]
         for metric in TESTED:
-            found += _compared(task, metric, by_system, seed)
-    return found
+            comparisons += _compared(task, metric, by_system, seed)
+    return comparisons
 
 
 def _compared(
@@ -119,16 +120,16 @@ def _compared(
         both = [key for key in a if metric in a[key] and metric in b.get(key, {})]
         if len(both) < 2:
             continue
-        ours, theirs = [a[key][metric] for key in both], [b[key][metric] for key in both]
+        scores_a, scores_b = [a[key][metric] for key in both], [b[key][metric] for key in both]
         compared.append(
             {
                 "task": task,
                 "metric": metric,
                 "left": left,
                 "right": right,
-                "difference": sum(ours) / len(both) - sum(theirs) / len(both),
+                "difference": sum(scores_a) / len(both) - sum(scores_b) / len(both),
                 "count": len(both),
-                "p": paired(ours, theirs, seed=seed),
+                "p": paired(scores_a, scores_b, seed=seed),
             }
         )
     for each, p in zip(compared, holm([r["p"] for r in compared]), strict=True):
@@ -137,53 +138,57 @@ def _compared(
 
 
 def published(tasks: Iterable[str]) -> dict[str, Any]:
-    """Return the published numbers of these tasks, with their source."""
+    """Return the published numbers for these tasks, with their source."""
     text = (resources.files("lcm_cli.evaluation") / "published.toml").read_text(encoding="utf-8")
     data = tomllib.loads(text)
     wanted = set(tasks)
     return data | {"rows": [row for row in data["rows"] if row["task"] in wanted]}
 
 
-def measures(found: Iterable[Result]) -> list[Measure]:
-    """Return how the metrics among results are shown, in order."""
-    names = {each["metric"] for each in found}
+def measures(entries: Iterable[Result]) -> list[Measure]:
+    """Return the measures of the metrics in results, in the order of MEASURES."""
+    names = {each["metric"] for each in entries}
     return [measure for measure in MEASURES if measure.name in names]
 
 
-def _of(task: str, system: str, code: str, records: Sequence[Record], seed: int) -> list[Result]:
-    found = []
-    for name in _names(records):
+def _pair_results(
+    task: str, system: str, code: str, records: Sequence[Record], seed: int
+) -> list[Result]:
+    collected = []
+    for name in _metric_names(records):
         if name not in CORPUS:
-            found.append(_mean(task, system, code, name, records, seed))
-    referred = [r for r in records if r.get("target") and "chrf" in r["scores"]]
-    if referred:
-        to = referred[0]["to"]
-        texts = [[prose(r[key], to) for r in referred] for key in ("prediction", "target")]
+            collected.append(_mean(task, system, code, name, records, seed))
+    with_target = [r for r in records if r.get("target") and "chrf" in r["scores"]]
+    if with_target:
+        to = with_target[0]["to"]
+        texts = [[prose(r[key], to) for r in with_target] for key in ("prediction", "target")]
         for name, values in metrics.corpus_scores(texts[0], texts[1], to).items():
-            found.append(measured(task, system, code, name, *values, len(referred)))
-    return found
+            collected.append(measured(task, system, code, name, *values, len(with_target)))
+    return collected
 
 
-def _over_all(
+def _overall_results(
     task: str, system: str, records: Sequence[Record], by_pair: Sequence[Result], seed: int
 ) -> list[Result]:
-    found = []
-    for name in _names(records) | dict.fromkeys(CORPUS):
+    collected = []
+    for name in _metric_names(records) | dict.fromkeys(CORPUS):
         if name not in CORPUS:
-            found.append(_mean(task, system, ALL, name, records, seed))
+            collected.append(_mean(task, system, ALL, name, records, seed))
+        # A corpus score is tokenized for one language, so languages are averaged, not pooled.
         elif same := [r for r in by_pair if r["metric"] == name]:
             value = sum(r["value"] for r in same) / len(same)
             count = sum(r["count"] for r in same)
-            found.append(measured(task, system, ALL, name, value, None, None, count))
-    return found
+            collected.append(measured(task, system, ALL, name, value, None, None, count))
+    return collected
 
 
 def _mean(
     task: str, system: str, code: str, name: str, records: Sequence[Record], seed: int
 ) -> Result:
     values = [r["scores"][name] for r in records if name in r["scores"]]
-    found = interval(values, seed=seed)
-    return measured(task, system, code, name, found.mean, found.low, found.high, found.count)
+    estimate = interval(values, seed=seed)
+    ends = estimate.low, estimate.high
+    return measured(task, system, code, name, estimate.mean, *ends, estimate.count)
 
 
 def measured(
@@ -196,6 +201,7 @@ def measured(
     high: float | None,
     count: int,
 ) -> Result:
+    """Return a result, a dict in metrics.json; an interval end that is NaN becomes None."""
     ends = [None if end is None or end != end else end for end in (low, high)]
     return {
         "task": task,
@@ -209,49 +215,52 @@ def measured(
     }
 
 
-def _names(records: Sequence[Record]) -> dict[str, None]:
+def _metric_names(records: Sequence[Record]) -> dict[str, None]:
     return dict.fromkeys(name for r in records for name in r["scores"])
 
 
 def printed(
-    found: Sequence[Result], cards: dict[str, Any]
+    entries: Sequence[Result], references: dict[str, Any]
 ) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return a table for each task: its title, its columns, and its rows.
+    """Return for each task the title, the columns and the rows of a table for the terminal.
 
-    A row is a system in one language, or over all of them; published numbers follow.
+    A row holds a system's results in one language or in all of them. Published numbers of concept
+    models, from `references` (see `published`), follow.
     """
-    done = []
-    for task in dict.fromkeys(each["task"] for each in found):
-        mine = [each for each in found if each["task"] == task]
-        shown = [m for m in measures(mine) if m.shown and not all_zero(mine, m.name)]
-        several = len({each["lang"] for each in mine}) > 1
+    tables = []
+    for task in dict.fromkeys(each["task"] for each in entries):
+        own = [each for each in entries if each["task"] == task]
+        shown = [m for m in measures(own) if m.shown and not all_zero(own, m.name)]
+        several = len({each["lang"] for each in own}) > 1
         columns = ["system", *(["language"] if several else []), "texts"]
         rows = []
-        for system, lang in dict.fromkeys((each["system"], each["lang"]) for each in mine):
-            cells = {e["metric"]: e for e in mine if (e["system"], e["lang"]) == (system, lang)}
+        for system, lang in dict.fromkeys((each["system"], each["lang"]) for each in own):
+            cells = {e["metric"]: e for e in own if (e["system"], e["lang"]) == (system, lang)}
             count = max(each["count"] for each in cells.values())
             numbers = [number(cells[m.name], m) if m.name in cells else "" for m in shown]
             rows.append([system, *([lang] if several else []), str(count), *numbers])
         names = {m.name for m in shown}
-        for card in (c for c in cards["rows"] if c["task"] == task and names & c["values"].keys()):
-            if not card["system"].startswith(OURS):
+        for reference in references["rows"]:
+            if reference["task"] != task or not names & reference["values"].keys():
                 continue
-            numbers = [_digits(card["values"].get(m.name), m) for m in shown]
-            label = f"{card['system']}, {card['data']} *"
+            if not reference["system"].startswith(CONCEPT_SYSTEMS):
+                continue
+            numbers = [_digits(reference["values"].get(m.name), m) for m in shown]
+            label = f"{reference['system']}, {reference['data']} *"
             rows.append([label, *([""] if several else []), "", *numbers])
         title = task
         if any(row[0].endswith(" *") for row in rows):
-            title += f"   (* {cards['note']}: {cards['source']})"
-        done.append((title, columns + [m.label for m in shown], rows))
-    return done
+            title += f"   (* {references['note']}: {references['source']})"
+        tables.append((title, columns + [m.label for m in shown], rows))
+    return tables
 
 
-def number(found: Result, measure: Measure) -> str:
-    """Return a value with half the width of its interval, if it has one."""
-    value = _digits(found["value"], measure)
-    if found["low"] is None:
+def number(entry: Result, measure: Measure) -> str:
+    """Return a value as text, with half the width of its interval if it has one."""
+    value = _digits(entry["value"], measure)
+    if entry["low"] is None:
         return value
-    half = (found["high"] - found["low"]) / 2
+    half = (entry["high"] - entry["low"]) / 2
     return f"{value} ±{half:.{measure.digits}f}"
 
 
@@ -259,7 +268,7 @@ def _digits(value: float | None, measure: Measure) -> str:
     return "" if value is None else f"{value:.{measure.digits}f}"
 
 
-def all_zero(found: Iterable[Result], name: str) -> bool:
-    """Return whether this counts failures, and there are none."""
+def all_zero(entries: Iterable[Result], name: str) -> bool:
+    """Return whether the metric `name` counts failures and all its values are 0."""
     failures = name in ("empty", "refused")
-    return failures and all(e["value"] == 0 for e in found if e["metric"] == name)
+    return failures and all(e["value"] == 0 for e in entries if e["metric"] == name)

@@ -1,24 +1,25 @@
-"""The tasks: what is asked of a system for each row, and how the answer is scored.
+"""The tasks: run a system on each example and score its prediction.
 
-Every answer becomes a record, a dict that is a line of examples.jsonl; scores that do not exist
-are left out of it.
+Every prediction becomes a record, a dict that is one line of examples.jsonl. A score that is NaN is
+left out of the record.
 
-Shapes: B documents, S sentences, D concept dim, N predictions.
+Shapes: B documents, S sentences of the source, P sentences of the prediction, D concept dim.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lcm_cli.errors import LcmError
 from lcm_cli.evaluation import metrics
+from lcm_cli.evaluation.examples import Example, swapped
 from lcm_cli.evaluation.resume import Work
-from lcm_cli.evaluation.rows import Row, swapped
 from lcm_cli.evaluation.space_cache import SharedSpace
-from lcm_cli.evaluation.systems import Prediction, System, parted
+from lcm_cli.evaluation.systems import Prediction, System, split_by_counts
 from lcm_cli.pipeline import prose
 from lcm_cli.progress import Progress
 from lcm_cli.writing.refusal import refuse
@@ -30,236 +31,259 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-TOGETHER = 32  # rows that are worked on at once; CA compares the documents among them
-LONGEST = 128  # concepts of a document for next-concept, as in the paper
+TOGETHER = 32  # examples in a batch; CA draws its contrasts from the documents of one batch
+LONGEST = 128  # concepts of a document for next-concept (paper 2.2)
 NEXT_CONCEPT = ("l2", "l2_r", "par", "ca", "ca_all")
-PICTURED = 3  # rows of which there are a heat map or a map
+PICTURED = 3  # rows, from the first, whose records hold the data of a heat map or a map
 
 
 @dataclass
 class Context:
-    """What all tasks of a run need."""
+    """The settings and resources that all tasks of a run share."""
 
     space: SharedSpace
     work: Work
-    to: tuple[str, ...] = ()
+    to: tuple[str, ...] = ()  # languages to write in; empty: that of each example
     seed: int = 0
     judges: "Mapping[str, Judge]" = field(default_factory=dict)
-    lm: "LanguageModel | None" = None
+    lm: "LanguageModel | None" = None  # for MI
     on_error: Callable[[LcmError], None] = lambda error: None
-    progress: Progress = lambda rows: None
+    progress: Progress = lambda done: None  # in examples
     longest: int = LONGEST
 
 
-def run_task(task: str, system: System, rows: Sequence[Row], context: Context) -> list[Record]:
-    """Return the records of a task. A row that a system fails on is reported and left out."""
+def run_task(
+    task: str, system: System, examples: Sequence[Example], context: Context
+) -> list[Record]:
+    """Return the records of a system's predictions for a task.
+
+    An example on which the system raises an LcmError is passed to `context.on_error` and skipped.
+    """
     if task == "expand":
-        rows = [turned for row in rows if (turned := swapped(row))]
-    found: list[Record] = []
-    for start in range(0, len(rows), TOGETHER):
-        part = rows[start : start + TOGETHER]
+        examples = [turned for example in examples if (turned := swapped(example))]
+    records: list[Record] = []
+    for start in range(0, len(examples), TOGETHER):
+        part = examples[start : start + TOGETHER]
         if task == "next-concept":
-            found += _predicted(system, part, context)
+            records += _predict_cached(system, part, context)
         else:
             for to in _languages(task, part, context):
-                found += _written(task, system, part, to, context)
+                records += _write_cached(task, system, part, to, context)
         context.progress(len(part))
-    return found
+    return records
 
 
-def _languages(task: str, rows: Sequence[Row], context: Context) -> Sequence[str]:
-    """Return the languages to write in; "" is each row's own."""
+def _languages(task: str, examples: Sequence[Example], context: Context) -> Sequence[str]:
+    """Return the languages to write in; "" is each example's own."""
     if task == "translate" and not context.to:
-        return list(dict.fromkeys(code for row in rows for code in row.parallel)) or [""]
+        codes = dict.fromkeys(code for example in examples for code in example.parallel)
+        return list(codes) or [""]
     return context.to or ("",)
 
 
-def _written(
-    task: str, system: System, rows: Sequence[Row], to: str, context: Context
+def _write_cached(
+    task: str, system: System, examples: Sequence[Example], to: str, context: Context
 ) -> list[Record]:
-    if task == "translate":  # into its own language is no translation
-        rows = [row for row in rows if (to or row.target_lang) not in ("", row.lang)]
+    if task == "translate":  # not into the example's own language
+        examples = [e for e in examples if (to or e.target_lang) not in ("", e.lang)]
     key = [task, system.name, system.about(), to, context.space.fingerprint, list(context.judges)]
     try:
-        return kept(key, rows, context, lambda: _write(task, system, rows, to, context))
+        return cached(key, examples, context, lambda: _write(task, system, examples, to, context))
     except LcmError as error:
-        if len(rows) > 1:  # find out which it is; the others go on
-            return [r for row in rows for r in _written(task, system, [row], to, context)]
-        context.on_error(_failed(system, task, rows[0], error))
+        if len(examples) > 1:  # one at a time, so that only those that fail are skipped
+            each = (_write_cached(task, system, [example], to, context) for example in examples)
+            return list(chain.from_iterable(each))
+        context.on_error(_failed(system, task, examples[0], error))
         return []
 
 
-def kept(
-    key: list[Any], rows: Sequence[Row], context: Context, compute: Callable[[], list[Record]]
+def cached(
+    key: list[Any],
+    examples: Sequence[Example],
+    context: Context,
+    compute: Callable[[], list[Record]],
 ) -> list[Record]:
-    if not rows:
+    """Return `compute()`, or its stored result for the same key, seed and content of examples."""
+    if not examples:
         return []
     content = [
-        [r.number, r.lang, r.source, r.target, r.target_lang, dict(r.parallel)] for r in rows
+        [e.number, e.lang, e.source, e.target, e.target_lang, dict(e.parallel)] for e in examples
     ]
-    found: list[Record] = context.work.remember([*key, context.seed, content], compute)
-    return found
+    records: list[Record] = context.work.remember([*key, context.seed, content], compute)
+    return records
 
 
-def _failed(system: System, task: str, row: Row, error: LcmError) -> LcmError:
-    return type(error)(f"row {row.number}: {system.name}, {task}: {error.message}", error.hint)
+def _failed(system: System, task: str, example: Example, error: LcmError) -> LcmError:
+    return type(error)(f"row {example.number}: {system.name}, {task}: {error.message}", error.hint)
 
 
 def _write(
-    task: str, system: System, rows: Sequence[Row], to: str, context: Context
+    task: str, system: System, examples: Sequence[Example], to: str, context: Context
 ) -> list[Record]:
-    codes = [to or (row.target_lang if task == "translate" else row.lang) for row in rows]
-    if task == "translate" and not to:  # each into the language of its reference
+    codes = [to or (e.target_lang if task == "translate" else e.lang) for e in examples]
+    if task == "translate" and not to:  # each example into the language of its reference
         answers = [
-            system.write([r], code, task, context.space)[0]
-            for r, code in zip(rows, codes, strict=True)
+            system.write([example], code, task, context.space)[0]
+            for example, code in zip(examples, codes, strict=True)
         ]
     else:
-        answers = system.write(rows, to, task, context.space)
+        answers = system.write(examples, to, task, context.space)
     records = [
-        _record(task, system, row, code, answer, context)
-        for row, code, answer in zip(rows, codes, answers, strict=True)
+        _record(task, system, example, code, answer, context)
+        for example, code, answer in zip(examples, codes, answers, strict=True)
     ]
     for name, judge in context.judges.items():
         scores = judge.score(records)
         for record, score in zip(records, scores, strict=True):
-            if score == score:
+            if score == score:  # not NaN
                 record["scores"][name] = score
     return records
 
 
 def _record(
-    task: str, system: System, row: Row, to: str, answer: Prediction, context: Context
+    task: str, system: System, example: Example, to: str, answer: Prediction, context: Context
 ) -> Record:
     from lcm_cli.writing.answer_model import THRESHOLDS
 
-    target = _reference(row, to)
-    source, said = prose(row.source, row.lang), prose(answer.sentences, to)
+    target = _reference(example, to)
+    source, prediction = prose(example.source, example.lang), prose(answer.sentences, to)
     record = {
         "task": task,
         "system": system.name,
-        "row": row.number,
-        "id": row.id,
-        "lang": row.lang,
+        "row": example.number,
+        "id": example.id,
+        "lang": example.lang,
         "to": to,
-        "source": list(row.source),
+        "source": list(example.source),
         "target": list(target),
         "prediction": list(answer.sentences),
         "cited": None if answer.cited is None else [place + 1 for place in answer.cited],
     }
     scores = dict(_reference_scores(task, answer.sentences, target, to))
-    if to == row.lang:
-        scores["ovl3"] = metrics.overlap(said, source)
-        scores["ovl_lcm"] = metrics.overlap_lcm(said, source)
-    scores["rep4"] = metrics.repetition(said)
-    scores["rep_lcm"] = metrics.repetition_lcm(said)
-    scores["word_ratio"] = metrics.word_ratio(said, source)
-    scores["language_match"] = metrics.language_match(said, to, context.space.languages)
-    scores["empty"] = float(not said.strip())
-    source_SD = context.space.concepts(row.source, row.lang)
-    said_PD = context.space.concepts(answer.sentences, to)
-    scores["source_coverage"] = metrics.source_coverage(said_PD, source_SD)
-    scores["coherence"] = metrics.local_coherence(said_PD)
+    if to == example.lang:  # n-grams of two languages do not overlap
+        scores["ovl3"] = metrics.overlap(prediction, source)
+        scores["ovl_lcm"] = metrics.overlap_lcm(prediction, source)
+    scores["rep4"] = metrics.repetition(prediction)
+    scores["rep_lcm"] = metrics.repetition_lcm(prediction)
+    scores["word_ratio"] = metrics.word_ratio(prediction, source)
+    scores["language_match"] = metrics.language_match(prediction, to, context.space.languages)
+    scores["empty"] = float(not prediction.strip())
+    # The concepts of the text as printed, not those that the system decoded it from.
+    source_SD = context.space.concepts(example.source, example.lang)
+    prediction_PD = context.space.concepts(answer.sentences, to)
+    scores["source_coverage"] = metrics.source_coverage(prediction_PD, source_SD)
+    scores["coherence"] = metrics.local_coherence(prediction_PD)
     if task in ("summarize", "expand"):
-        reason = refuse({to: answer.sentences}, said_PD, source_SD, THRESHOLDS[task])
+        reason = refuse({to: answer.sentences}, prediction_PD, source_SD, THRESHOLDS[task])
         scores["refused"] = float(reason is not None)
     if answer.cited is not None:
-        precision = metrics.citation_precision(said_PD, source_SD, answer.cited)
+        precision = metrics.citation_precision(prediction_PD, source_SD, answer.cited)
         scores["citation_precision"] = precision
-    if row.number <= PICTURED and task in ("summarize", "expand"):
-        record["map"] = _map(source_SD, said_PD)
+    if example.number <= PICTURED and task in ("summarize", "expand"):
+        record["map"] = _map(source_SD, prediction_PD)
     return record | {"scores": present(scores)}
 
 
-def _reference(row: Row, to: str) -> Sequence[str]:
-    if row.target and to == row.target_lang:
-        return row.target
-    return [row.parallel[to]] if to in row.parallel else ()
+def _reference(example: Example, to: str) -> Sequence[str]:
+    if example.target and to == example.target_lang:
+        return example.target
+    return [example.parallel[to]] if to in example.parallel else ()
 
 
 def _reference_scores(
-    task: str, said: Sequence[str], target: Sequence[str], to: str
+    task: str, prediction: Sequence[str], target: Sequence[str], to: str
 ) -> Iterator[tuple[str, float]]:
     if not target:
         return
-    yield "chrf", metrics.sentence_chrf(prose(said, to), prose(target, to))
+    yield "chrf", metrics.sentence_chrf(prose(prediction, to), prose(target, to))
     if task in ("summarize", "expand"):
-        yield from metrics.rouge(said, target, to).items()
+        yield from metrics.rouge(prediction, target, to).items()
 
 
 def present(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores that are not NaN, rounded to 6 digits."""
     return {name: round(float(score), 6) for name, score in scores.items() if score == score}
 
 
-def _map(source_SD: np.ndarray, said_PD: np.ndarray) -> dict[str, list[list[float]]]:
-    """Return the concepts' places on the plane in which the source spreads most (PCA)."""
+def _map(source_SD: np.ndarray, prediction_PD: np.ndarray) -> dict[str, list[list[float]]]:
+    """Project the concepts onto the first two principal components of the source."""
     centre_D = source_SD.mean(axis=0)
     _, _, axes_DD = np.linalg.svd(source_SD - centre_D, full_matrices=False)
     axes_2D = axes_DD[:2]
-    # A principal axis has no direction of its own: the largest part is made positive.
+    # The sign of a principal axis is arbitrary and varies between platforms: make its largest
+    # component positive.
     axes_2D = (
         axes_2D * np.sign(axes_2D[np.arange(len(axes_2D)), np.abs(axes_2D).argmax(axis=1)])[:, None]
     )
-    flat = [((x_SD - centre_D) @ axes_2D.T).astype(float) for x_SD in (source_SD, said_PD)]
-    flat = [np.pad(x, ((0, 0), (0, 2 - x.shape[1]))) for x in flat]
+    flat = [((x_SD - centre_D) @ axes_2D.T).astype(float) for x_SD in (source_SD, prediction_PD)]
+    flat = [np.pad(x, ((0, 0), (0, 2 - x.shape[1]))) for x in flat]  # one sentence has one axis
     return {"source": flat[0].round(4).tolist(), "prediction": flat[1].round(4).tolist()}
 
 
-def _predicted(system: System, rows: Sequence[Row], context: Context) -> list[Record]:
-    rows = [row for row in rows if len(row.source) > 1]
+def _predict_cached(system: System, examples: Sequence[Example], context: Context) -> list[Record]:
+    examples = [example for example in examples if len(example.source) > 1]
     lm = context.lm.name if context.lm else ""
     key = ["next-concept", system.name, system.about(), context.space.fingerprint, lm]
-    key += [context.longest, [list(row.paragraphs) for row in rows]]
-    return kept(key, rows, context, lambda: _predict(system, rows, context))
+    key += [context.longest, [list(example.paragraphs) for example in examples]]
+    return cached(key, examples, context, lambda: _predict(system, examples, context))
 
 
-def _predict(system: System, rows: Sequence[Row], context: Context) -> list[Record]:
-    """Predict every sentence of each row from the true ones before it, and score that."""
+def _predict(system: System, examples: Sequence[Example], context: Context) -> list[Record]:
+    """Predict every sentence of each example from the true ones before it, and score them."""
     import torch
 
     from lcm_cli.evaluation.next_concept import of_sentences, score_predictions
 
-    texts = [row.source[: context.longest] for row in rows]
-    concepts = [context.space.concepts(t, row.lang) for t, row in zip(texts, rows, strict=True)]
-    batch = system.batch(concepts, rows, context.space)
+    texts = [example.source[: context.longest] for example in examples]
+    concepts = [
+        context.space.concepts(t, example.lang) for t, example in zip(texts, examples, strict=True)
+    ]
+    batch = system.batch(concepts, examples, context.space)
     with torch.inference_mode():
-        predicted_BSD = system.predict(batch, [context.seed + row.number for row in rows]).cpu()
+        predicted_BSD = system.predict(
+            batch, [context.seed + example.number for example in examples]
+        ).cpu()
     predicted_BSD, batch = of_sentences(predicted_BSD, batch)
-    counts = [len(text) - 1 for text in texts]
+    counts = [len(text) - 1 for text in texts]  # the first sentence has nothing before it
     guesses = [predicted_BSD[i, :count].float().numpy() for i, count in enumerate(counts)]
-    codes = [row.lang for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+    codes = [
+        example.lang for example, count in zip(examples, counts, strict=True) for _ in range(count)
+    ]
     true = [sentence for text in texts for sentence in text[1:]]
-    flat = context.space.texts(np.concatenate(guesses), codes, true, codes)
+    decoded = context.space.texts(np.concatenate(guesses), codes, true, codes)
 
     def reconstruct(_: "Tensor") -> "Tensor":
-        return torch.from_numpy(context.space.encode(flat, codes).concepts)
+        # Its argument, the predictions in the order of `guesses`, is decoded already.
+        return torch.from_numpy(context.space.encode(decoded, codes).concepts)
 
     scores = score_predictions(predicted_BSD, batch, reconstruct)
-    by_name = {name: parted(getattr(scores, name).tolist(), counts) for name in NEXT_CONCEPT}
-    said = parted(flat, counts)
+    by_name = {
+        name: split_by_counts(getattr(scores, name).tolist(), counts) for name in NEXT_CONCEPT
+    }
+    predictions = split_by_counts(decoded, counts)
     records = []
-    for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
-        found = {name: _mean(values[i]) for name, values in by_name.items()}
+    for i, (example, text) in enumerate(zip(examples, texts, strict=True)):
+        means = {name: _mean(values[i]) for name, values in by_name.items()}
         record = {
             "task": "next-concept",
             "system": system.name,
-            "row": row.number,
-            "id": row.id,
-            "lang": row.lang,
-            "to": row.lang,
+            "row": example.number,
+            "id": example.id,
+            "lang": example.lang,
+            "to": example.lang,
             "source": list(text),
-            "prediction": list(said[i]),
+            "prediction": list(predictions[i]),
         }
         if context.lm:
-            found["mi"] = context.lm.mutual_information(text, said[i])
-        if row.number <= PICTURED:
+            means["mi"] = context.lm.mutual_information(text, predictions[i])
+        if example.number <= PICTURED:
             record["similarity"] = _similarity(guesses[i], concepts[i])
-        records.append(record | {"scores": present(found)})
+        records.append(record | {"scores": present(means)})
     return records
 
 
 def _similarity(guess_SD: np.ndarray, true_SD: np.ndarray) -> list[list[float]]:
-    """Return the cosine of each prediction to each true concept of the document."""
+    """Return the cosine of each prediction to each true concept of the document, (S - 1, S)."""
     units = [
         x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (guess_SD, true_SD)
     ]
@@ -268,5 +292,6 @@ def _similarity(guess_SD: np.ndarray, true_SD: np.ndarray) -> list[list[float]]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    present = [value for value in values if value == value]
-    return sum(present) / len(present) if present else math.nan
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    numbers = [value for value in values if value == value]
+    return sum(numbers) / len(numbers) if numbers else math.nan

@@ -1,10 +1,13 @@
-"""lcm evaluate, as it is called."""
+"""lcm evaluate, from the command line."""
 
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ def lines(path):
 
 @pytest.fixture
 def report(lcm, tmp_path):
-    """A report on the first three examples."""
+    """Return the folder of a report on the first three examples."""
     result = lcm(*SUMMARIZE, "-o", tmp_path / "report")
     assert result.code == 0, result.stderr
     return tmp_path / "report"
@@ -56,7 +59,7 @@ def test_a_table_and_a_report(report):
     ]
 
 
-def test_the_page_asks_the_network_for_nothing_and_has_all_in_it(report):
+def test_the_page_is_self_contained_and_shows_every_prediction(report):
     page = (report / "report.html").read_text(encoding="utf-8")
     links = re.findall(r'(?:src|href|action)\s*=\s*["\']?([^"\'\s>]+)', page)
     assert all(link.startswith("#") for link in links)
@@ -76,22 +79,20 @@ def test_the_same_call_gives_the_same_files_and_a_finished_report_is_kept(lcm, r
     assert lcm(*SUMMARIZE, "--force", "-o", report).code == 0
 
 
-def test_a_stopped_run_goes_on(lcm, report, tmp_path, monkeypatch):
-    from lcm_cli.evaluation import tasks
-
-    folder, write = tmp_path / "stopped", tasks._write
-
-    def interrupted(task, system, *rest):
-        if system.name == "random-3":
-            raise KeyboardInterrupt
-        return write(task, system, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tasks, "_write", interrupted)
-        assert lcm(*SUMMARIZE, "-o", folder).code == 130
+def test_a_stopped_run_is_resumed(lcm, report, surroundings, tmp_path):
+    folder = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lcm_cli", *map(str, SUMMARIZE), "-o", str(folder)],
+        cwd=ROOT, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    work = folder / ".work.jsonl"
+    while process.poll() is None and not (work.exists() and b"\n" in work.read_bytes()):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
     assert [path.name for path in folder.iterdir()] == [".work.jsonl"]
     result = lcm(*SUMMARIZE, "-o", folder)
-    assert result.code == 0 and "2 parts are done already" in result.stderr
+    assert result.code == 0 and "already done" in result.stderr
     for path in report.iterdir():
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
@@ -103,7 +104,7 @@ def test_tasks_of_the_concepts_and_of_the_space(lcm):
     assert result.code == 0, result.stderr
     found = json.loads(result.stdout)["results"]
     by_metric = {(e["task"], e["system"], e["metric"]): e["value"] for e in found}
-    # What repeats the last sentence is as near to the text before as can be: PAR is above 1.
+    # A copy of the last sentence is as near as possible to the text before, so PAR is above 1.
     assert by_metric["next-concept", "copy-last", "par"] > 1
     assert by_metric["next-concept", "mean", "l2"] < by_metric["next-concept", "copy-last", "l2"]
     calm, noisy = (by_metric["roundtrip", "tiny", name] for name in ("chrf", "noisy_chrf"))
@@ -132,7 +133,7 @@ def test_summaries_in_other_languages_have_no_reference(lcm):
     assert {e["lang"] for e in found} > {"deu_Latn-fra_Latn"}
 
 
-def test_a_broken_row_is_named_and_the_rest_goes_on(lcm, tmp_path):
+def test_a_broken_row_is_reported_and_the_rest_evaluated(lcm, tmp_path):
     path = tmp_path / "rows.jsonl"
     good = DATA.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([good[0], "{", good[1]]), encoding="utf-8")
@@ -142,7 +143,7 @@ def test_a_broken_row_is_named_and_the_rest_goes_on(lcm, tmp_path):
     assert (about["rows"], about["broken"]) == (2, 1)
 
 
-def test_references_that_are_missing_are_told(lcm, tmp_path):
+def test_missing_references_are_reported(lcm, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"lang": "en", "text": "The cat sleeps. It is late. Tom is here."}\n')
     result = lcm("evaluate", "lead-1", "--task", "summarize", "--data", path, "--json")
@@ -152,7 +153,7 @@ def test_references_that_are_missing_are_told(lcm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "code", "told"),
+    ("call", "code", "message"),
     [
         (("lead-3", "--task", "sumarize"), 2, "did you mean summarize"),
         (("leed-3", "--task", "summarize"), 3, "lead-3"),
@@ -163,9 +164,9 @@ def test_references_that_are_missing_are_told(lcm, tmp_path):
         (("lead-3", "--task", "summarize", "--target-column", "gold"), 2, "its columns are id"),
     ],
 )
-def test_what_cannot_be_done_is_said(lcm, call, code, told):
+def test_invalid_calls(lcm, call, code, message):
     result = lcm("evaluate", *call, "--data", DATA, "--limit", "2")
-    assert result.code == code and told in result.stderr and result.stdout == ""
+    assert result.code == code and message in result.stderr and result.stdout == ""
 
 
 @pytest.mark.slow
@@ -184,9 +185,9 @@ def test_the_page_looks_right_in_a_browser(lcm, report, tmp_path):
     subprocess.run(call, check=True, timeout=120, capture_output=True)
     image = Image.open(shot).convert("RGB")
     colours = {colour for _, colour in image.getcolors(1 << 24)}
-    # The page's white, its accent, and the first two systems' colours in the plots.
+    # The page's background and accent, and the colours of the first two systems in the plots.
     assert {(255, 255, 255), (11, 110, 153), (209, 112, 31)} <= colours
-    # Nothing runs out of the page: its right margin is white all the way down.
+    # Nothing overflows the page: its right margin is white all the way down.
     assert image.crop((1185, 0, 1200, 2400)).getcolors() == [(15 * 2400, (255, 255, 255))]
     dump = [browser, *flags, "--dump-dom", page]
     shown = subprocess.run(dump, check=True, timeout=120, capture_output=True, text=True).stdout

@@ -33,7 +33,7 @@ def space():
 
 @pytest.fixture
 def save(tmp_path):
-    """Save a model and a tokenizer of a few words; returns the folder."""
+    """Return a function that saves a model with a tokenizer of a few words in a folder."""
 
     def saved(model):
         from tokenizers import Tokenizer, models, pre_tokenizers
@@ -70,7 +70,7 @@ def gpt2(save):
     return save(transformers.GPT2LMHeadModel(config))
 
 
-def test_cola_is_the_chance_of_class_0_over_the_sentences(save, space):
+def test_cola_is_the_mean_probability_of_class_0(save, space):
     config = transformers.RobertaConfig(**SIZES, num_labels=2)
     model = transformers.RobertaForSequenceClassification(config).eval()
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_cola_is_the_chance_of_class_0_over_the_sentences(save, space):
         assert alone[0] == pytest.approx(float(model(ids).logits.softmax(-1)[0, 0]), abs=1e-5)
 
 
-def test_seahorse_is_the_chance_of_a_one(save, space):
+def test_seahorse_is_the_probability_of_the_token_1(save, space):
     config = transformers.T5Config(
         vocab_size=len(WORDS) + 3, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
         decoder_start_token_id=1,
@@ -102,7 +102,7 @@ def test_seahorse_is_the_chance_of_a_one(save, space):
     assert both[0] == pytest.approx(float(logits.softmax(-1)[one]), abs=1e-5)
 
 
-def test_momentum_reads_the_encoder_and_the_line_from_the_weights(save, space):
+def test_momentum_reads_the_encoder_and_the_linear_layer_from_the_weights(save, space):
     config = transformers.XLNetConfig(
         vocab_size=len(WORDS) + 3, d_model=16, n_layer=1, n_head=2, d_inner=32
     )
@@ -135,18 +135,18 @@ def test_perplexity_and_mi_are_sums_of_log_probabilities(save, space):
     after = lm.log_probability("the", "cat sleeps")
     assert after == (pytest.approx(both, abs=1e-5), 2)
     assert lm.log_probability("", "the") == (0.0, 0)
-    # What is too long loses its beginning, and the text itself is scored whole.
+    # A context that is too long loses its beginning; the text itself is scored completely.
     assert lm.log_probability("the " * 40, "cat sleeps")[1] == 2
     found = judge("perplexity", folder, space).score([ENGLISH, GERMAN])
     assert found[0] > 1 and math.isnan(found[1])
 
 
-def test_mi_of_a_model_that_sees_no_context_is_zero(save):
+def test_mi_of_a_model_without_context_is_zero(save):
     folder = gpt2(save)
     lm = LanguageModel(str(folder), "cpu")
     text, said = ["the cat", "it is late", "a dog runs"], ["it is", "a dog"]
     assert lm.mutual_information(text, said) != 0
-    with torch.no_grad():  # no positions, no attention: only the token before counts
+    with torch.no_grad():  # without positions and attention only the last token counts
         lm.network.transformer.wpe.weight.zero_()
         for block in lm.network.transformer.h:
             block.attn.c_proj.weight.zero_()
@@ -154,7 +154,7 @@ def test_mi_of_a_model_that_sees_no_context_is_zero(save):
     assert lm.mutual_information(text, said) == pytest.approx(0, abs=1e-5)
 
 
-def test_bertscore_is_the_f1_of_the_best_cosines(save, space):
+def test_bertscore_is_the_f1_of_the_largest_cosines(save, space):
     said, wanted = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[2.0, 0]])
     # Precision: the mean of 1 and 0; recall 1.
     assert greedy_f1(said, wanted) == pytest.approx(2 * 0.5 / 1.5)
@@ -164,14 +164,14 @@ def test_bertscore_is_the_f1_of_the_best_cosines(save, space):
     assert scores[0] == pytest.approx(1, abs=1e-5) and scores[1] < 1 and math.isnan(scores[2])
 
 
-def test_blaser_compares_concepts_sentence_by_sentence(space):
+def test_blaser_compares_concepts_sentence_by_sentence(space, monkeypatch):
     model = pytest.importorskip("sonar.models.blaser.model")
     torch.manual_seed(0)
     sizes = {"embedding_dim": space.dim, "output_dim": 1, "hidden_dims": [8], "dropout": 0.0}
     sizes |= {"activation": "TANH", "norm_emb": True, "output_act": False}
     network = model.BlaserModel(**sizes, input_form="QE").eval()
-    blaser = Blaser("none", space, with_reference=False)
-    blaser.__dict__["network"] = network
+    monkeypatch.setattr("sonar.models.blaser.loader.load_blaser_model", lambda name: network)
+    blaser = Blaser("small", space, with_reference=False)
     rows = [
         torch.from_numpy(space.concepts(ENGLISH[k], "eng_Latn")) for k in ("source", "prediction")
     ]
@@ -179,11 +179,11 @@ def test_blaser_compares_concepts_sentence_by_sentence(space):
         wanted = float(network(*rows).mean())
     assert blaser.score([ENGLISH])[0] == pytest.approx(wanted, abs=1e-5)
     assert not np.isnan(blaser.score([ENGLISH | {"prediction": ["the cat"]}])[0])
-    with_reference = Blaser("none", space, with_reference=True)
+    with_reference = Blaser("small", space, with_reference=True)
     assert math.isnan(with_reference.score([ENGLISH | {"target": []}])[0])
 
 
-def test_what_is_no_judge_or_not_there(space, monkeypatch, tmp_path):
+def test_unknown_judges_and_missing_models(space, monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="no judge") as caught:
         load_judges(["seahorse_q9"], space)
     assert "did you mean" in caught.value.hint

@@ -1,4 +1,4 @@
-"""Scores against values worked out by hand, and against the libraries that define them."""
+"""Metrics against values computed by hand, and against the libraries that define them."""
 
 import math
 
@@ -39,36 +39,36 @@ def test_words_are_never_empty(text):
 
 def test_rouge_by_hand():
     scores = metrics.rouge(["the cat sat"], ["the cat ran off"], "eng_Latn")
-    # Two of three words of the one are among the four of the other; one of two and three bigrams.
+    # Two of the three words are among the four of the target; one of two bigrams among three.
     assert scores["rouge1"] == pytest.approx(100 * 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
     assert scores["rouge2"] == pytest.approx(100 * 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
     assert scores["rougeL"] == scores["rouge1"]
 
 
-def test_rouge_of_english_is_the_librarys():
+def test_rouge_of_english_equals_rouge_score():
     prediction, target = ["A cat sat.", "It slept on mats."], ["The cat slept.", "A mat lay there."]
     ours = metrics.rouge(prediction, target, "eng_Latn")
     theirs = RougeScorer(metrics.ROUGE).score("\n".join(target), "\n".join(prediction))
     assert ours == {name: pytest.approx(100 * theirs[name].fmeasure) for name in metrics.ROUGE}
 
 
-def test_rouge_sees_the_letters_that_the_english_tokenizer_drops():
+def test_rouge_counts_letters_that_the_english_tokenizer_drops():
     assert metrics.rouge(["Über Öl"], ["über öl"], "deu_Latn")["rougeL"] == 100
     assert metrics.rouge(["我喜欢狗"], ["我喜欢猫"], "zho_Hans")["rouge1"] == pytest.approx(75)
-    # What has no word in it cannot be a reference, and an empty prediction scores nothing.
+    # A text without words cannot be a reference; an empty prediction scores 0.
     assert math.isnan(metrics.rouge(["a"], ["..."], "deu_Latn")["rouge1"])
     assert math.isnan(metrics.rouge(["a"], ["我"], "eng_Latn")["rouge1"])
     assert set(metrics.rouge([], ["the cat"], "eng_Latn").values()) == {0}
 
 
-def test_rouge_lsum_takes_sentences_apart():
+def test_rouge_lsum_compares_sentences():
     swapped = metrics.rouge(
         ["the dog ran", "the cat sat"], ["the cat sat", "the dog ran"], "deu_Latn"
     )
     assert swapped["rougeLsum"] == 100 and swapped["rougeL"] < 100
 
 
-def test_chrf_and_bleu_are_sacrebleus():
+def test_chrf_and_bleu_equal_sacrebleu():
     predictions, targets = ["The cat sat on a mat.", "Rain fell."], [CAT, "It rained all day."]
     assert metrics.chrf(predictions, targets) == sacrebleu.corpus_chrf(predictions, [targets]).score
     theirs = sacrebleu.corpus_bleu(predictions, [targets]).score
@@ -81,7 +81,7 @@ def test_chrf_and_bleu_are_sacrebleus():
     assert math.isnan(metrics.sentence_chrf(CAT, "")) and math.isnan(metrics.chrf([], []))
 
 
-def test_bleu_is_tokenized_for_the_script_and_says_so():
+def test_bleu_is_tokenized_by_script_and_its_signature_says_so():
     same = "我喜欢红色的猫"
     assert metrics.bleu([same], [same], "zho_Hans") == pytest.approx(100)
     assert "tok:zh" in metrics.signatures("zho_Hans")["bleu"]
@@ -93,7 +93,7 @@ def test_bleu_is_tokenized_for_the_script_and_says_so():
     )
 
 
-def test_overlap_counts_different_trigrams_of_the_source():
+def test_overlap_counts_distinct_trigrams_of_the_source():
     # the cat sat, cat sat on, sat on the, on the mat: the prediction has the first two.
     assert metrics.overlap("The cat sat on it", CAT) == 2 / 4
     assert metrics.overlap("", CAT) == 0
@@ -107,8 +107,8 @@ def test_repetition_is_the_share_of_fourgrams_seen_before():
     assert math.isnan(metrics.repetition("too short"))
 
 
-def test_the_official_codes_overlap_and_repetition_count_characters():
-    # aba: a b a ab ba aba, five of them different. abc: a b c ab bc abc.
+def test_overlap_and_repetition_of_the_official_code_count_characters():
+    # aba has a b a ab ba aba, five of them distinct; abc has a b c ab bc abc.
     assert metrics.repetition_lcm("aba") == pytest.approx(6 / 5 - 1)
     assert metrics.overlap_lcm("aba", "abc") == pytest.approx(3 / 6)
     assert metrics.overlap_lcm("", "abc") == 0 and metrics.repetition_lcm("") == -1
@@ -129,7 +129,7 @@ def test_language_match():
     assert metrics.language_match("...", "deu_Latn", within) == 0
 
 
-def test_source_coverage_is_the_best_cosine_of_each_source_sentence():
+def test_source_coverage_is_the_largest_cosine_of_each_source_sentence():
     source = np.array([[1.0, 0], [0, 2], [1, 1]])
     assert metrics.source_coverage(source, source) == pytest.approx(1)
     only = metrics.source_coverage(np.array([[3.0, 0]]), source)
@@ -138,10 +138,10 @@ def test_source_coverage_is_the_best_cosine_of_each_source_sentence():
     assert math.isnan(metrics.source_coverage(source, np.zeros((0, 2))))
 
 
-def test_citation_precision_asks_whether_the_cited_sentence_is_the_nearest():
+def test_citation_precision_is_the_share_of_citations_of_the_nearest_sentence():
     source = np.array([[1.0, 0], [0, 2], [2, 0]])
     said = np.array([[5.0, 0.1], [1, 0.9]])
-    # Sentences 0 and 2 of the source say the same, so either may be cited.
+    # Sentences 0 and 2 of the source have the same direction, so either may be cited.
     assert metrics.citation_precision(said, source, [0, 0]) == 1
     assert metrics.citation_precision(said, source, [2, 1]) == 0.5
     assert math.isnan(metrics.citation_precision(np.zeros((0, 2)), source, []))

@@ -1,4 +1,4 @@
-"""Small random concept models as systems."""
+"""Concept models as systems: small random ones."""
 
 import json
 from dataclasses import replace
@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from lcm_cli.documents import Document
 from lcm_cli.errors import IntegrityError
+from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.resolve import systems
-from lcm_cli.evaluation.rows import Row
 from lcm_cli.evaluation.systems import Settings
 from lcm_cli.evaluation.tasks import Context, SharedSpace, Work, run_task
 from lcm_cli.models.checkpoint import build, save
@@ -32,7 +32,7 @@ def folder(request, tmp_path_factory):
     return path
 
 
-def test_a_model_is_beside_the_baselines(lcm, folder):
+def test_a_model_is_evaluated_beside_baselines(lcm, folder):
     call = ("evaluate", folder, "copy-last", "lead-2", "--task", "next-concept", "--task")
     result = lcm(*call, "summarize", "--data", DATA, "--limit", "2", "--length", "2", "--json")
     assert result.code == 0, result.stderr
@@ -45,7 +45,7 @@ def test_a_model_is_beside_the_baselines(lcm, folder):
     assert again.stdout == result.stdout
 
 
-def test_what_it_can_do_is_what_it_was_finetuned_for(folder):
+def test_its_tasks_are_those_that_it_was_finetuned_for(folder):
     space = load_space("tiny", device="cpu")
     (system,) = systems([str(folder)], space, Settings())
     assert system.tasks == ("next-concept", "summarize")
@@ -73,29 +73,29 @@ def test_weights_in_several_files(folder, tmp_path):
         assert torch.equal(tensor, parts.model.state_dict()[name])
 
 
-def test_what_opens_prompts_comes_before_each_document(tmp_path):
-    """As in training and generation; the scores are those of sentences alone."""
+def test_the_text_that_opens_prompts_precedes_each_document(tmp_path):
+    """As in training and generation; only sentences are scored."""
     config = replace(preset("sonar_llm", "nano", concept_dim=384), begin_text="Begin of text.")
     save(build(config), tmp_path / "model")
     tiny = load_space("tiny", device="cpu")
     (system,) = systems([str(tmp_path / "model")], tiny, Settings())
     space, said = SharedSpace(tiny), ("The cat sleeps.", "A dog comes in.", "The cat runs away.")
-    row = Row(1, "s", "fra_Latn", said, paragraphs=(0, 0, 1))
+    example = Example(1, "s", "fra_Latn", said, paragraphs=(0, 0, 1))
     own_SD = space.concepts(said, "fra_Latn")
-    batch = system.batch([own_SD], [row], space)
+    batch = system.batch([own_SD], [example], space)
     writer = Writer(system.model, tiny)
     prompt_SD = writer.prompt(Document("s", "fra_Latn", sentences=list(said), concepts=own_SD))
     assert torch.equal(batch.concepts_BSD[0], prompt_SD)
     assert batch.woven_BS.tolist() == [[True, False, False, False]]
     assert system.max_length == config.max_length - 1
-    (record,) = run_task("next-concept", system, [row], Context(space, Work()))
+    (record,) = run_task("next-concept", system, [example], Context(space, Work()))
     predicted_SD = system.predict(batch, [1])[0, 1:]
     far = float((predicted_SD - torch.from_numpy(own_SD[1:])).norm(dim=-1).mean())
     assert record["scores"]["l2"] == pytest.approx(far, rel=1e-3)
     assert len(record["prediction"]) == 2
 
 
-def test_no_model_reads_more_than_it_can(lcm, tmp_path):
+def test_documents_are_cut_to_the_length_of_the_shortest_model(lcm, tmp_path):
     config = preset("sonar_llm", "nano", concept_dim=384)
     save(build(replace(config, max_length=4)), tmp_path / "short")
     call = ("evaluate", tmp_path / "short", "copy-last", "--task", "next-concept", "--data", DATA)

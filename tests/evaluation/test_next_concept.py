@@ -1,4 +1,4 @@
-"""The paper's metrics against values worked out by hand."""
+"""The metrics of the paper, against values computed by hand."""
 
 import math
 from collections.abc import Sequence
@@ -50,36 +50,36 @@ def test_par_compares_the_best_cosines_to_what_came_before():
 
 def test_ca_counts_the_others_that_lie_farther_without_the_neighbours():
     scores = score_predictions(PREDICTED, BATCH)
-    # x1, own distance 1: x0 and x2 are neighbours; y0 sqrt(10), y1 sqrt(18).
-    # x2, own sqrt(2): x0 at 1 is nearer, x1 is a neighbour, y0 at 1 is nearer, y1 sqrt(17).
-    # y1, own 4: y0 is a neighbour; x0 2, x1 sqrt(13), x2 sqrt(5) are all nearer.
+    # x1 at distance 1: x0 and x2 are neighbours; y0 at sqrt(10) and y1 at sqrt(18) are farther.
+    # x2 at sqrt(2): x0 at 1 is nearer, x1 a neighbour, y0 at 1 nearer, y1 at sqrt(17) farther.
+    # y1 at 4: y0 is a neighbour; x0 at 2, x1 at sqrt(13) and x2 at sqrt(5) are nearer.
     assert scores.ca.tolist() == pytest.approx([1, 1 / 3, 0])
 
 
-def test_ca_with_the_neighbours_leaves_out_the_truth_alone():
+def test_ca_all_includes_the_neighbours():
     scores = score_predictions(PREDICTED, BATCH)
-    # x1, own distance 1: x0 sqrt(2) and x2 1 join y0 and y1, and x2 is no farther.
-    # x2, own sqrt(2): x1 at sqrt(8) joins, farther. y1, own 4: y0 at 0 joins, nearer.
+    # x1 at distance 1: compared with x0 at sqrt(2), farther, and x2 at 1, not farther, as well.
+    # x2 at sqrt(2): x1 at sqrt(8) is farther. y1 at 4: y0 at 0 is nearer.
     assert scores.ca_all.tolist() == pytest.approx([3 / 4, 2 / 4, 0])
 
 
-def test_mutual_information_weighs_sentences_by_their_tokens():
+def test_mutual_information_weights_sentences_by_their_tokens():
     # Gains of 2 and 1 nats over 4 and 2 tokens.
     assert mutual_information([-6, -3], [-8, -4], [4, 2]) == pytest.approx(3 / 6)
     assert math.isnan(mutual_information([], [], []))
 
 
-def test_one_document_of_two_has_nothing_to_compare_with():
+def test_one_document_of_two_sentences_has_no_ca():
     scores = score_predictions(PREDICTED[:1, :1], Batch.of([FIRST[:2]]))
     assert scores.ca.isnan().all() and "ca" not in scores.means()
 
 
-def test_l2_r_measures_what_the_text_says():
+def test_l2_r_is_the_distance_after_reconstruction():
     doubled = score_predictions(PREDICTED, BATCH, lambda x: 2 * x)
     assert doubled.l2_r.tolist() == pytest.approx([0, math.sqrt(10), 5])
 
 
-def test_only_targets_count_where_there_is_a_source():
+def test_sources_are_not_scored():
     batch = Batch.of([FIRST, SECOND], sources=[2, 1])
     scores = score_predictions(PREDICTED, batch)
     whole = score_predictions(PREDICTED, BATCH)
@@ -88,20 +88,20 @@ def test_only_targets_count_where_there_is_a_source():
 
 
 @pytest.mark.parametrize(("architecture", "lengths"), [("base", (4, 2, 5)), ("two_tower", (4, 4))])
-def test_a_document_is_scored_the_same_whatever_is_beside_it(architecture, lengths):
+def test_the_scores_of_a_document_do_not_depend_on_its_batch(architecture, lengths):
     torch.manual_seed(0)
     model = build(preset(architecture, "nano", concept_dim=8))
     documents = [torch.randn(count, 8) for count in lengths]
     together = next_concept_metrics(model, [Batch.of(documents)])
     alone = next_concept_metrics(model, [Batch.of([document]) for document in documents])
-    assert model.training  # as it was
+    assert model.training  # as before
     assert_near(together.l2, alone.l2, additions(model))
     assert_near(together.par, alone.par, additions(model))
     again = next_concept_metrics(model, [Batch.of(documents)])
     assert again.means() == together.means()
 
 
-def test_nothing_to_predict_is_said():
+def test_nothing_to_predict_is_an_error():
     model = build(preset("base", "nano", concept_dim=8))
     with pytest.raises(UsageError, match="no concept"):
         next_concept_metrics(model, [Batch.of([torch.randn(1, 8)])])
@@ -115,8 +115,8 @@ def test_padding_does_not_count():
         assert torch.equal(getattr(plain, name), getattr(wide, name))
 
 
-def test_breaks_and_plans_leave_no_trace():
-    """The scores are those of the sentences alone, as another model would have them."""
+def test_breaks_and_plans_do_not_affect_the_scores():
+    """The scores are those of the sentences alone, as of a model without breaks."""
     odd = rows((50, 50))
     woven = Batch.of([torch.cat([odd, FIRST[:2], odd, odd, FIRST[2:]]), SECOND])
     marks = torch.tensor([[1, 0, 0, 1, 1, 0], [0] * 6], dtype=torch.bool)

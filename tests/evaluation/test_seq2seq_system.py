@@ -5,8 +5,8 @@ import torch
 from huggingface_hub.utils import reset_sessions
 
 from lcm_cli.errors import NotFoundError, UsageError
+from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.resolve import systems
-from lcm_cli.evaluation.rows import Row
 from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.evaluation.systems import Settings
 from lcm_cli.space import load_space
@@ -21,7 +21,7 @@ WORDS = [
     "deu_Latn",
     *["the", "cat", "sleeps", ".", "it", "is", "late"],
 ]
-ROW = Row(1, "a", "eng_Latn", ("the cat sleeps", "it is late"))
+EXAMPLE = Example(1, "a", "eng_Latn", ("the cat sleeps", "it is late"))
 
 
 @pytest.fixture(scope="module")
@@ -43,42 +43,42 @@ def folder(tmp_path_factory):
     )
     model = transformers.T5ForConditionalGeneration(config)
     with torch.no_grad():
-        model.shared.weight.mul_(3)  # else it says next to nothing
+        model.shared.weight.mul_(3)  # otherwise it hardly writes anything
     model.save_pretrained(path)
     return path
 
 
-def test_it_summarizes_in_its_language_and_through_the_space_into_others(folder):
+def test_it_summarizes_in_the_language_of_the_text_and_through_the_space_in_others(folder):
     space = load_space("tiny", device="cpu")
     (system,) = systems([f"hf:{folder}"], space, Settings())
     shared = SharedSpace(space)
-    (own,) = system.write([ROW], "", "summarize", shared)
+    (own,) = system.write([EXAMPLE], "", "summarize", shared)
     assert own.sentences and own.cited is None
-    assert own == system.write([ROW], "eng_Latn", "summarize", shared)[0]
-    (other,) = system.write([ROW], "deu_Latn", "summarize", shared)
+    assert own == system.write([EXAMPLE], "eng_Latn", "summarize", shared)[0]
+    (other,) = system.write([EXAMPLE], "deu_Latn", "summarize", shared)
     assert len(other.sentences) == len(own.sentences) and other != own
 
 
 def test_it_translates_between_languages_that_it_knows(folder):
     space = load_space("tiny", device="cpu")
     (system,) = systems([f"hf:{folder}"], space, Settings())
-    (said,) = system.write([ROW], "deu_Latn", "translate", SharedSpace(space))
+    (said,) = system.write([EXAMPLE], "deu_Latn", "translate", SharedSpace(space))
     assert len(said.sentences) == 2 and said.cited == (0, 1)
     with pytest.raises(UsageError, match="fra_Latn"):
-        system.write([ROW], "fra_Latn", "translate", SharedSpace(space))
+        system.write([EXAMPLE], "fra_Latn", "translate", SharedSpace(space))
 
 
 @pytest.fixture
 def no_network(monkeypatch):
-    # The client looks at its environment once, when it is imported, and keeps its sessions.
+    # huggingface_hub reads the environment once, when it is imported, and keeps its sessions.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     reset_sessions()
     yield
     reset_sessions()
 
 
-def test_one_that_is_not_there(no_network):
+def test_missing_model(no_network):
     space = load_space("tiny", device="cpu")
     (system,) = systems(["hf:no/such"], space, Settings())
     with pytest.raises(NotFoundError, match="cannot load no/such"):
-        system.write([ROW], "", "summarize", SharedSpace(space))
+        system.write([EXAMPLE], "", "summarize", SharedSpace(space))

@@ -1,4 +1,4 @@
-"""Scores of a space against values worked out by hand."""
+"""The scores of a space, against values computed by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tables made of records, against means worked out by hand."""
+"""Tables from records, against means computed by hand."""
 
 import pytest
 
@@ -35,18 +35,18 @@ def test_means_by_language_and_over_all_texts():
     assert (only["value"], only["low"], only["count"]) == (1, None, 1)
 
 
-def test_chrf_and_bleu_are_of_the_whole_corpus():
+def test_chrf_and_bleu_are_computed_over_a_corpus():
     same = {"target": ["The cat."]}
     records = [record("a", n, {"chrf": 100}, **same) for n in (1, 2)]
     records.append(record("a", 3, {"chrf": 0}, lang="deu_Latn", target=["xyz"]))
     found = tables.results(records)
     assert value(found, lang="eng_Latn", metric="chrf")["value"] == pytest.approx(100)
     assert value(found, lang="deu_Latn", metric="chrf")["value"] < 1
-    # Over the languages, not over the texts.
+    # The mean over the languages, not over the texts.
     assert value(found, lang="all", metric="chrf")["value"] == pytest.approx(50, abs=0.5)
 
 
-def test_systems_are_compared_on_what_both_answered():
+def test_systems_are_compared_on_texts_with_both_scores():
     records = [record(s, n, {"rougeL": n + (s == "a")}) for s in "ab" for n in range(6)]
     records += [record("a", 9, {"rougeL": 99})]
     (test,) = tables.tests(records)
@@ -67,15 +67,15 @@ def test_published_numbers_have_their_source():
     assert {card["task"] for card in cards["rows"]} == {"summarize"}
 
 
-def test_the_printed_table_marks_what_was_published():
+def test_the_printed_table_marks_published_numbers():
     found = tables.results(RECORDS)
     ((title, columns, rows),) = tables.printed(found, tables.published(["summarize"]))
-    assert "published, other test conditions" in title
+    assert "published, under other test conditions" in title
     assert columns[:3] == ["system", "language", "texts"] and "R-L" in columns
     assert rows[0][0] == "a" and rows[-1][0].endswith("*")
 
 
-def test_work_is_kept_by_content_and_survives_a_torn_line(tmp_path):
+def test_results_are_stored_by_content_and_survive_a_torn_line(tmp_path):
     path = tmp_path / "work"
     first = Work(path)
     assert first.remember(["a", 1], lambda: {"x": [1.5]}) == {"x": [1.5]}

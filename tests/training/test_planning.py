@@ -264,25 +264,25 @@ def test_a_plan_is_reported_and_is_not_text(planner: Path) -> None:
 
 
 def test_evaluation_reads_breaks_and_the_models_own_plans(planner: Path) -> None:
+    from lcm_cli.evaluation.examples import Example
     from lcm_cli.evaluation.resolve import systems
-    from lcm_cli.evaluation.rows import Row
     from lcm_cli.evaluation.systems import Settings
     from lcm_cli.evaluation.tasks import Context, SharedSpace, Work, run_task
 
     tiny = load_space("tiny", device="cpu")
     (system,) = systems([str(planner)], tiny, Settings())
     space = SharedSpace(tiny)
-    row = Row(1, "s", "eng_Latn", (*STORY[0], *STORY[1]), paragraphs=(0, 0, 1, 1))
-    own_SD = space.concepts(row.source, "eng_Latn")
-    batch = system.batch([own_SD], [row], space)
+    example = Example(1, "s", "eng_Latn", (*STORY[0], *STORY[1]), paragraphs=(0, 0, 1, 1))
+    own_SD = space.concepts(example.source, "eng_Latn")
+    batch = system.batch([own_SD], [example], space)
     assert batch.woven_BS is not None
     assert batch.woven_BS.tolist() == [[False, False, True, True, False, False]]
     predicted_BSD = system.predict(batch, [0])
     plan_D = tiny.encode(PLANS[1:], "eng_Latn").concepts[0]
     assert cosine(predicted_BSD[0, 2].numpy(), plan_D) > 0.95  # what comes after the break
     # Without its plan it would say that, not the sentence, after the break.
-    (record,) = run_task("next-concept", system, [row], Context(space, Work()))
-    assert len(record["prediction"]) == 3 and record["source"] == list(row.source)
+    (record,) = run_task("next-concept", system, [example], Context(space, Work()))
+    assert len(record["prediction"]) == 3 and record["source"] == list(example.source)
     assert cosine(predicted_BSD[0, 3].numpy(), own_SD[2]) > 0.95
     assert record["scores"]["ca_all"] == 1.0
 

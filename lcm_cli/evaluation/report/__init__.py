@@ -1,1 +1,1 @@
-"""The report of an evaluation: its tables, its plots and its page."""
+"""The report of an evaluation: tables, plots and an HTML page."""

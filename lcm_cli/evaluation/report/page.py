@@ -1,4 +1,4 @@
-"""report.html: one page with everything in it, which asks the network for nothing."""
+"""report.html: a self-contained page that loads nothing from the network."""
 
 from collections.abc import Sequence
 from html import escape
@@ -9,11 +9,11 @@ from typing import Any
 
 from lcm_cli.evaluation.report.plots import Picture
 from lcm_cli.evaluation.run import Evaluation
-from lcm_cli.evaluation.tables import ALL, MEASURES, OURS, Measure, all_zero, measures
+from lcm_cli.evaluation.tables import ALL, CONCEPT_SYSTEMS, MEASURES, Measure, all_zero, measures
 from lcm_cli.text.languages import language
 
-EXAMPLES = 60  # that can be browsed; examples.jsonl has all
-SENTENCES = 40  # of a source that are shown
+EXAMPLES = 60  # on the page, at most; examples.jsonl has all
+SENTENCES = 40  # of a source that are shown, at most
 TITLES = {
     "next-concept": "Next concept",
     "roundtrip": "Round trip",
@@ -24,18 +24,22 @@ TITLES = {
 Result = dict[str, Any]
 
 
-def render(found: Evaluation, pictures: Sequence[Picture]) -> str:
-    """Return the page."""
-    tasks = found.about["tasks"]
-    parts = [_head(found), *(_task(task, found, pictures) for task in tasks), _examples(found)]
+def render(evaluation: Evaluation, pictures: Sequence[Picture]) -> str:
+    """Return the HTML page of an evaluation with its plots."""
+    tasks = evaluation.about["tasks"]
+    parts = [
+        _head(evaluation),
+        *(_task(task, evaluation, pictures) for task in tasks),
+        _examples(evaluation),
+    ]
     page = resources.files("lcm_cli.evaluation.report") / "page.html"
     template = Template(page.read_text(encoding="utf-8"))
-    title = f"Evaluation of {', '.join(found.about['systems'])}"
-    return template.substitute(title=escape(title), body="\n".join([*parts, _made(found)]))
+    title = f"Evaluation of {', '.join(evaluation.about['systems'])}"
+    return template.substitute(title=escape(title), body="\n".join([*parts, _settings(evaluation)]))
 
 
-def _head(found: Evaluation) -> str:
-    about = found.about
+def _head(evaluation: Evaluation) -> str:
+    about = evaluation.about
     data = about["data"]
     facts = [
         f"{data['rows']} rows of {data['path']}",
@@ -44,45 +48,45 @@ def _head(found: Evaluation) -> str:
         f"lcm {about['version']}",
     ]
     if data.get("broken"):
-        facts.append(f"{data['broken']} broken rows left out")
+        facts.append(f"{data['broken']} broken rows skipped")
     text = escape(" · ".join(facts))
     return f"<h1>{escape(', '.join(about['systems']))}</h1>\n<p class=about>{text}</p>"
 
 
-def _task(task: str, found: Evaluation, pictures: Sequence[Picture]) -> str:
-    results = [each for each in found.results if each["task"] == task]
+def _task(task: str, evaluation: Evaluation, pictures: Sequence[Picture]) -> str:
+    results = [each for each in evaluation.results if each["task"] == task]
     langs = list(dict.fromkeys(each["lang"] for each in results))
     overall = (
         [e for e in results if e["lang"] == (ALL if ALL in langs else langs[0])] if langs else []
     )
-    cards = [card for card in found.published["rows"] if card["task"] == task]
-    ours = [card for card in cards if card["system"].startswith(OURS)]
-    parts = [f"<h2>{TITLES[task]}</h2>", _table(overall, ours, found.published)]
-    if len(cards) > len(ours):
-        table = _table(overall, cards, found.published)
+    references = [each for each in evaluation.published["rows"] if each["task"] == task]
+    concept = [each for each in references if each["system"].startswith(CONCEPT_SYSTEMS)]
+    parts = [f"<h2>{TITLES[task]}</h2>", _table(overall, concept, evaluation.published)]
+    if len(references) > len(concept):
+        table = _table(overall, references, evaluation.published)
         parts.append(f"<details><summary>With all published numbers</summary>{table}</details>")
     if len(langs) > 1:
         tables = "".join(
-            f"<h3>{escape(_named(lang))}</h3>{_table([e for e in results if e['lang'] == lang])}"
+            f"<h3>{escape(_label(lang))}</h3>{_table([e for e in results if e['lang'] == lang])}"
             for lang in langs
             if lang != ALL
         )
         parts.append(f"<details class=print><summary>By language</summary>{tables}</details>")
-    parts.append(_tests([each for each in found.tests if each["task"] == task]))
+    parts.append(_tests([each for each in evaluation.tests if each["task"] == task]))
     shown = [picture for picture in pictures if picture.name.startswith(f"{task}-")]
     parts += [_figure(picture) for picture in shown]
     if not shown:
-        parts.append("<p class=note>For plots install matplotlib: pip install 'lcm-cli[plot]'</p>")
+        parts.append("<p class=note>For plots, install matplotlib: pip install 'lcm-cli[plot]'</p>")
     return "\n".join(parts)
 
 
 def _table(
     results: Sequence[Result],
-    cards: Sequence[dict[str, Any]] = (),
-    source: dict[str, Any] | None = None,
+    references: Sequence[dict[str, Any]] = (),
+    published: dict[str, Any] | None = None,
 ) -> str:
     shown = [m for m in measures(results) if not all_zero(results, m.name)]
-    head = "".join(f"<th>{escape(_arrowed(measure))}</th>" for measure in shown)
+    head = "".join(f"<th>{escape(_column_title(measure))}</th>" for measure in shown)
     body = []
     best = {measure.name: _best(results, measure) for measure in shown}
     for system in dict.fromkeys(each["system"] for each in results):
@@ -93,29 +97,30 @@ def _table(
             for m in shown
         )
         body.append(f"<tr><td>{escape(system)}</td><td>{count}</td>{numbers}</tr>")
-    body += _published(cards, shown)
+    body += _published_rows(references, shown)
     note = ""
-    if cards and source:
-        note = f" In italics: {escape(source['note'])}; {escape(source['source'])}."
+    if references and published:
+        note = f" In italics: {escape(published['note'])}; {escape(published['source'])}."
     return (
         f"<div class=wide><table><thead><tr><th>system</th><th>texts</th>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
-        f"<p class=note>Small: half the 95 % confidence interval. Bold: the best.{note}</p>"
+        "<p class=note>In small type: half the width of the 95 % confidence interval. In bold: the "
+        f"best value.{note}</p>"
     )
 
 
-def _published(cards: Sequence[dict[str, Any]], shown: Sequence[Measure]) -> list[str]:
+def _published_rows(references: Sequence[dict[str, Any]], shown: Sequence[Measure]) -> list[str]:
     rows: list[str] = []
-    for card in cards:
-        if not {m.name for m in shown} & card["values"].keys():
+    for each in references:
+        if not {m.name for m in shown} & each["values"].keys():
             continue
         numbers = "".join(
-            f"<td>{card['values'][m.name]:.{m.digits}f}</td>"
-            if m.name in card["values"]
+            f"<td>{each['values'][m.name]:.{m.digits}f}</td>"
+            if m.name in each["values"]
             else "<td></td>"
             for m in shown
         )
-        label = escape(f"{card['system']}, {card['data']} ({card['table']})")
+        label = escape(f"{each['system']}, {each['data']} ({each['table']})")
         kind = "published first" if not rows else "published"
         rows.append(f'<tr class="{kind}"><td>{label}</td><td></td>{numbers}</tr>')
     return rows
@@ -154,9 +159,9 @@ def _tests(tests: Sequence[Result]) -> str:
         "<div class=wide><table><thead><tr><th>metric</th>"
         "<th class=text>first</th><th class=text>second</th><th>difference</th>"
         f"<th>texts</th><th>p</th><th>p (Holm)</th></tr></thead><tbody>{rows}</tbody></table></div>"
-        "<p class=note>Mean of first less second over the texts that both answered; p by paired "
-        "approximate randomization, two-sided; Holm: corrected for the number of "
-        "comparisons.</p></details>"
+        "<p class=note>The mean difference (first − second) over the texts that both systems have "
+        "scores for; p by two-sided paired approximate randomization; Holm: corrected for the "
+        "number of comparisons.</p></details>"
     )
 
 
@@ -164,107 +169,108 @@ def _figure(picture: Picture) -> str:
     return f"<figure>{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>"
 
 
-def _examples(found: Evaluation) -> str:
+def _examples(evaluation: Evaluation) -> str:
     def key(record: dict[str, Any]) -> tuple[Any, ...]:
-        return found.about["tasks"].index(record["task"]), record["row"], record["to"]
+        return evaluation.about["tasks"].index(record["task"]), record["row"], record["to"]
 
-    groups = [list(group) for _, group in groupby(sorted(found.records, key=key), key=key)]
-    chosen = _spread(groups, found.about["tasks"])
-    options = "".join(f"<option value={t}>{TITLES[t]}</option>" for t in found.about["tasks"])
+    groups = [list(group) for _, group in groupby(sorted(evaluation.records, key=key), key=key)]
+    shown = _first_of_each_task(groups, evaluation.about["tasks"])
+    options = "".join(f"<option value={t}>{TITLES[t]}</option>" for t in evaluation.about["tasks"])
     controls = (
         f"<div class=controls><select id=task aria-label=Task><option value=''>all tasks</option>"
-        f"{options}</select><input id=find type=search placeholder='find a word' "
-        "aria-label='Find a word'><span id=count class=note></span></div>"
+        f"{options}</select><input id=find type=search placeholder='search the examples' "
+        "aria-label='Search the examples'><span id=count class=note></span></div>"
     )
-    note = f"<p class=note>{len(chosen)} of {len(groups)}; examples.jsonl has all of them.</p>"
-    return "\n".join(["<h2>Examples</h2>", note, controls, *(_example(g) for g in chosen)])
+    note = f"<p class=note>{len(shown)} of {len(groups)}; all of them are in examples.jsonl.</p>"
+    return "\n".join(["<h2>Examples</h2>", note, controls, *(_example(group) for group in shown)])
 
 
-def _spread(groups: Sequence[list[Any]], tasks: Sequence[str]) -> list[list[Any]]:
-    """Return the first examples of each task, as many for each."""
-    each = max(1, EXAMPLES // max(1, len(tasks)))
-    chosen = []
+def _first_of_each_task(groups: Sequence[list[Any]], tasks: Sequence[str]) -> list[list[Any]]:
+    """Return the first examples of each task, equally many of each and at most EXAMPLES in all."""
+    per_task = max(1, EXAMPLES // max(1, len(tasks)))
+    shown = []
     for task in tasks:
-        chosen += [group for group in groups if group[0]["task"] == task][:each]
-    return chosen
+        shown += [group for group in groups if group[0]["task"] == task][:per_task]
+    return shown
 
 
 def _example(group: Sequence[dict[str, Any]]) -> str:
+    """Return an example with the predictions of all systems, the records in `group`."""
     first = group[0]
-    where = f"{first['task']} · row {first['row']} · {first['id']} · {_named(first['lang'])}"
+    title = f"{first['task']} · row {first['row']} · {first['id']} · {_label(first['lang'])}"
     if first["to"] != first["lang"]:
-        where += f" → {_named(first['to'])}"
+        title += f" → {_label(first['to'])}"
     source = _sentences(first["source"], first["lang"])
     parts = [
         f"<details><summary>Source, {len(first['source'])} sentences</summary>{source}</details>"
     ]
     if first.get("target"):
         text = escape(" ".join(first["target"]))
-        parts.append(f"<dt>Reference</dt><dd {_marks(first['to'])}>{text}</dd>")
-    parts += [_answer(record) for record in group]
+        parts.append(f"<dt>Reference</dt><dd {_lang_attributes(first['to'])}>{text}</dd>")
+    parts += [_prediction(record) for record in group]
     return (
-        f'<article class=example data-task="{first["task"]}"><header>{escape(where)}</header>'
+        f'<article class=example data-task="{first["task"]}"><header>{escape(title)}</header>'
         f"<div class=body><dl>{''.join(parts)}</dl></div></article>"
     )
 
 
-def _answer(record: dict[str, Any]) -> str:
+def _prediction(record: dict[str, Any]) -> str:
     cited = record.get("cited") or [None] * len(record["prediction"])
-    said = " ".join(
-        escape(text) + (f"<sup>[{place}]</sup>" if place else "")
-        for text, place in zip(record["prediction"], cited, strict=True)
+    text = " ".join(
+        escape(sentence) + (f"<sup>[{place}]</sup>" if place else "")
+        for sentence, place in zip(record["prediction"], cited, strict=True)
     )
-    labels = {measure.name: measure for measure in MEASURES}
+    by_name = {measure.name: measure for measure in MEASURES}
     scores = " · ".join(
-        f"{labels[name].label} {value:.{labels[name].digits}f}"
+        f"{by_name[name].label} {value:.{by_name[name].digits}f}"
         for name, value in record["scores"].items()
-        if name in labels and (name != "empty" or value)
+        if name in by_name and (name != "empty" or value)
     )
-    said = said or "<em>nothing</em>"
+    text = text or "<em>nothing</em>"
     return (
-        f"<dt>{escape(record['system'])}</dt><dd {_marks(record['to'])}>{said}</dd>"
+        f"<dt>{escape(record['system'])}</dt><dd {_lang_attributes(record['to'])}>{text}</dd>"
         f"<dd class=scores>{escape(scores)}</dd>"
     )
 
 
 def _sentences(sentences: Sequence[str], lang: str) -> str:
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences[:SENTENCES])
-    left = len(sentences) - SENTENCES
-    more = f"<p class=note>and {left} more</p>" if left > 0 else ""
-    return f"<ol {_marks(lang)}>{items}</ol>{more}"
+    hidden = len(sentences) - SENTENCES
+    more = f"<p class=note>and {hidden} more</p>" if hidden > 0 else ""
+    return f"<ol {_lang_attributes(lang)}>{items}</ol>{more}"
 
 
-def _made(found: Evaluation) -> str:
-    about = found.about
+def _settings(evaluation: Evaluation) -> str:
+    about = evaluation.about
     rows: list[tuple[str, str]] = [("lcm", about["version"]), ("Python", about["python"])]
     rows += about["packages"].items()
     rows += [("device", f"{about['device']}, {about['precision']}")]
     rows += [("data", _facts(about["data"]))]
     rows += [(f"system {name}", _facts(facts)) for name, facts in about["systems"].items()]
     rows += [(f"judge {name}", _facts(facts)) for name, facts in about["judges"].items()]
-    for code, signatures in found.signatures.items():
+    for code, signatures in evaluation.signatures.items():
         rows += [(f"{name}, {code}", text) for name, text in signatures.items()]
     body = "".join(
         f"<tr><td>{escape(str(name))}</td><td class=text>{escape(str(value))}</td></tr>"
         for name, value in rows
     )
-    return f"<h2>How it was made</h2><div class=wide><table><tbody>{body}</tbody></table></div>"
+    return f"<h2>Settings</h2><div class=wide><table><tbody>{body}</tbody></table></div>"
 
 
 def _facts(facts: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
-def _marks(lang: str) -> str:
+def _lang_attributes(lang: str) -> str:
     return f'lang="{escape(lang.replace("_", "-"))}" dir=auto'
 
 
-def _named(lang: str) -> str:
+def _label(lang: str) -> str:
     return "all" if lang == ALL else " → ".join(language(code).name for code in lang.split("-"))
 
 
-def _arrowed(measure: Measure) -> str:
-    # With a hyphen and a space that do not break.
+def _column_title(measure: Measure) -> str:
+    # With a non-breaking hyphen and space, so that a narrow column does not split the label.
     label = measure.label.replace("-", "\N{NON-BREAKING HYPHEN}")
     return label + {"up": "\N{NO-BREAK SPACE}↑", "down": "\N{NO-BREAK SPACE}↓"}.get(
         measure.better, ""

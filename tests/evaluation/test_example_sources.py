@@ -1,4 +1,4 @@
-"""Data sets of the Hub, from a Hub on loopback."""
+"""Data sets of the Hub, from a Hub served on loopback."""
 
 import io
 
@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
-from lcm_cli.evaluation.row_sources import REVISION, language_of, locate
-from lcm_cli.evaluation.rows import read_rows
+from lcm_cli.evaluation.example_sources import REVISION, language_of, locate
+from lcm_cli.evaluation.examples import read_examples
 
 LANGUAGES = ("eng_Latn", "deu_Latn")
 
@@ -21,7 +21,7 @@ def parquet(*texts):
 
 @pytest.fixture
 def hub(hub_server):
-    """A data set with a language of two files, and another without a test split."""
+    """Serve a data set with a config of two files, and one without a test split."""
     files = {
         "german/test/0000.parquet": parquet("Die Katze schläft.", "Es ist spät."),
         "german/test/0001.parquet": parquet("Tom ist hier."),
@@ -31,13 +31,13 @@ def hub(hub_server):
     return hub_server
 
 
-def test_a_config_and_a_split_are_fetched_once(hub, monkeypatch):
+def test_a_split_is_downloaded_once(hub, monkeypatch):
     path, about = locate("org/set:german")
     assert (about["config"], about["split"]) == ("german", "test")
     assert about["revision"] == hub.repos["org/set"].refs[REVISION]
     assert language_of(about) == "deu_Latn"
-    rows = read_rows(path, LANGUAGES, "tiny", lang="deu_Latn")
-    assert [(row.number, row.source[0]) for row in rows][1:] == [
+    examples = read_examples(path, LANGUAGES, "tiny", lang="deu_Latn")
+    assert [(each.number, each.source[0]) for each in examples][1:] == [
         (2, "Es ist spät."),
         (3, "Tom ist hier."),
     ]
@@ -46,7 +46,7 @@ def test_a_config_and_a_split_are_fetched_once(hub, monkeypatch):
     assert locate("org/set:german:test") == (path, about | {"path": "org/set:german:test"})
 
 
-def test_what_a_data_set_lacks_is_said(hub, monkeypatch):
+def test_missing_configs_splits_and_data_sets(hub, monkeypatch):
     with pytest.raises(UsageError, match="several parts") as caught:
         locate("org/set")
     assert "english, german" in caught.value.hint
@@ -59,10 +59,10 @@ def test_what_a_data_set_lacks_is_said(hub, monkeypatch):
     with pytest.raises(NotFoundError):
         locate("org/other:german")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(LcmError, match="not on this machine") as caught:
+    with pytest.raises(LcmError, match="has not been downloaded") as caught:
         locate("org/set:german")
     assert "without --offline" in caught.value.hint
 
 
-def test_a_path_that_is_missing_is_no_data_set():
+def test_a_missing_path_is_not_taken_for_a_data_set():
     assert locate("examples/missing.jsonl")[0] == "examples/missing.jsonl"

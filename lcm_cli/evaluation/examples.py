@@ -1,7 +1,7 @@
-"""Rows to evaluate on: a text, what should come out, and the same in other languages.
+"""Examples to evaluate on, each from one row of a file: a source text with its references.
 
-They come from JSON Lines, Parquet or Arrow, or from a data set of the Hub (see sources.py). Columns
-are recognized by their names, or named; text is split into sentences where it is not already.
+Files are JSON Lines, Parquet or Arrow, or data sets of the Hub (see example_sources.py). Columns
+are recognized by their names or given; text is split into sentences if it is not yet.
 """
 
 import json
@@ -19,18 +19,19 @@ from lcm_cli.pipeline import prepare_documents
 from lcm_cli.schema import nearest
 from lcm_cli.text.languages import SONAR, find_language
 
+# Names of columns, in order of preference.
 SOURCES = ("document", "article", "text", "sentences", "source", "dialogue", "content")
 TARGETS = ("summary", "highlights", "target", "reference", "abstract", "translation")
 LANGS = ("lang", "language")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the data; `number` is its place there, from 1.
+class Example:
+    """A source text with its references; `number` is its row in the data, from 1.
 
-    Texts are given by sentences; without a reference `target` is empty. `parallel` holds the same
-    text in other languages, by code. `paragraphs` numbers the paragraph of each source sentence; it
-    is empty if that is not known.
+    `source` and `target`, the reference, are split into sentences; `target` is empty if there is
+    none. `parallel` holds the source's text in several languages, by code. `paragraphs` holds the
+    number of the paragraph of each source sentence, and is empty if unknown.
     """
 
     number: int
@@ -45,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; `target` is empty if none does."""
+    """The names of the columns; `target` and `lang` are empty if there is no such column."""
 
     source: str
     target: str
@@ -53,47 +54,61 @@ class Columns:
     parallel: tuple[str, ...]
 
 
-def read_rows(
+def read_examples(
     path: str,
     languages: Sequence[str],
-    where: str,
+    space: str,
     *,
     source_column: str = "",
     target_column: str = "",
     lang: str = "auto",
     limit: int | None = None,
     on_error: OnError | None = None,
-) -> list[Row]:
-    """Read the first `limit` good rows of a file.
+) -> list[Example]:
+    """Read the examples in the first `limit` valid rows of a file.
 
-    `languages` are those of the space called `where`, `lang` that of rows which do not say. A
-    broken row goes to `on_error` with its number, and reading continues; without `on_error` it is
-    raised. Raises UsageError, listing the columns, if one is wrong or none is recognized, and
-    IntegrityError if no row is good.
+    `languages` are those of the space called `space`; `lang` applies to rows that name no language.
+    A broken row is passed to `on_error` with its number, and reading continues; without `on_error`
+    it is raised. Raises UsageError, listing the columns, if a given column does not exist or none
+    is recognized, and IntegrityError if no row is valid.
     """
     report = on_error or _raise
-    rows = _rows(path, languages, where, source_column, target_column, lang, report)
-    found = list(islice(rows, limit))
-    if not found:
-        raise IntegrityError(f"there is no row to evaluate on in {path}")
-    return found
+    examples = list(
+        islice(_examples(path, languages, space, source_column, target_column, lang, report), limit)
+    )
+    if not examples:
+        raise IntegrityError(f"{path} has no row to evaluate on")
+    return examples
 
 
-def swapped(row: Row) -> Row | None:
-    """Return the row from reference to source, which is what `expand_paths` is asked for."""
-    if not row.target:
+def swapped(example: Example) -> Example | None:
+    """Return the example with source and target exchanged, as the task expand needs it.
+
+    None if it has no target.
+    """
+    if not example.target:
         return None
-    return Row(row.number, row.id, row.target_lang, row.target, row.source, row.lang)
+    return Example(
+        example.number,
+        example.id,
+        example.target_lang,
+        example.target,
+        example.source,
+        example.lang,
+    )
 
 
 def choose_columns(names: Sequence[str], source: str, target: str, path: str) -> Columns:
-    """Return what the columns called `names` are for. Raises UsageError that lists them."""
-    for wanted in filter(None, (source, target)):
-        if wanted not in names:
-            near = nearest(wanted, names)
+    """Return the columns to read; `source` and `target`, unless empty, are given by the user.
+
+    Raises UsageError, listing the columns `names`, if one does not exist or none is recognized as
+    the source.
+    """
+    for given in filter(None, (source, target)):
+        if given not in names:
+            near = nearest(given, names)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise UsageError(f"{path} has no column {wanted!r}", hint + _listed(names))
-    # Not by SONAR's list alone: a column may be named "eng_Latn" or by a shorter code.
+            raise UsageError(f"{path} has no column {given!r}", hint + _listed(names))
     parallel = tuple(name for name in names if name in SONAR)
     source = source or next((name for name in SOURCES if name in names), "")
     source = source or next(iter(parallel), "")
@@ -107,9 +122,12 @@ def choose_columns(names: Sequence[str], source: str, target: str, path: str) ->
     return Columns(source, target or next(iter(others), ""), lang, parallel)
 
 
-def records(path: str) -> Iterator[tuple[int, dict[str, Any] | LcmError]]:
-    """Yield the rows of a file with their numbers, and an error in place of each broken one."""
-    before = 0  # rows in the files of a folder that were read already
+def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any] | LcmError]]:
+    """Yield the rows of a file or folder, numbered from 1, with an error in place of a broken one.
+
+    Raises UsageError for a file in another format, IntegrityError for a damaged one.
+    """
+    before = 0  # rows in the earlier files of a folder
     for source in expand_paths([path], _raise):
         number = 0
         with opened(source) as (file, kind):
@@ -118,89 +136,91 @@ def records(path: str) -> Iterator[tuple[int, dict[str, Any] | LcmError]]:
                     f"{source.name} is not JSON Lines, Parquet or Arrow",
                     'a line is an object such as {"text": "One. Two.", "summary": "One."}',
                 )
-            lines = _json_lines(file, source) if kind == "jsonl" else _table(file, source, kind)
-            for number, record in lines:
-                yield before + number, record
+            rows = _json_lines(file, source) if kind == "jsonl" else _table(file, source, kind)
+            for number, row in rows:
+                yield before + number, row
         before += number
 
 
-def _rows(
+def _examples(
     path: str,
     languages: Sequence[str],
-    where: str,
+    space: str,
     source_column: str,
     target_column: str,
     lang: str,
     report: OnError,
-) -> Iterator[Row]:
+) -> Iterator[Example]:
     columns = None
-    for number, record in records(path):
-        if isinstance(record, LcmError):
-            report(record)
+    for number, row in read_rows(path):
+        if isinstance(row, LcmError):
+            report(row)
             continue
-        if columns is None:
-            columns = choose_columns(list(record), source_column, target_column, path)
+        if columns is None:  # the first valid row decides
+            columns = choose_columns(list(row), source_column, target_column, path)
         try:
-            yield _row(record, number, columns, f"{path} row {number}", languages, where, lang)
+            yield _example(row, number, columns, f"{path} row {number}", languages, space, lang)
         except LcmError as error:
             report(error)
 
 
-def _row(
-    record: Mapping[str, Any],
+def _example(
+    row: Mapping[str, Any],
     number: int,
     columns: Columns,
     label: str,
     languages: Sequence[str],
-    where: str,
+    space: str,
     lang: str,
-) -> Row:
-    id = record.get("id")
+) -> Example:
+    id = row.get("id")
     id = str(number) if id is None else str(id)
-    document = Document(id, origin=label, lang=_lang(record, columns, label))
-    _fill(document, _text(record, columns.source, label))
+    document = Document(id, origin=label, lang=_lang(row, columns, label))
+    _fill(document, _text(row, columns.source, label))
     if not document.text.strip() and not document.sentences:
         raise IntegrityError(f"{label}: {columns.source!r} is empty")
-    done = prepare_documents(document, languages, where, lang).document
+    prepared = prepare_documents(document, languages, space, lang).document
     target: tuple[str, ...] = ()
-    target_lang = done.lang
+    target_lang = prepared.lang
     if columns.target:
-        target_lang = str(record.get("target_lang") or done.lang)
-        target = _sentences(_text(record, columns.target, label), target_lang, languages, where)
+        target_lang = str(row.get("target_lang") or prepared.lang)
+        target = _sentences(_text(row, columns.target, label), target_lang, languages, space)
     parallel = {
-        find_language(name, languages, where).code: str(record[name])
+        find_language(name, languages, space).code: str(row[name])
         for name in columns.parallel
-        if record.get(name) and name in languages
+        if row.get(name) and name in languages
     }
-    source = tuple(done.sentences)
-    paragraphs = tuple(done.paragraphs or _paragraphs(record, len(source)))
-    return Row(number, id, done.lang, source, tuple(target), target_lang, parallel, paragraphs)
+    source = tuple(prepared.sentences)
+    paragraphs = tuple(prepared.paragraphs or _paragraphs(row, len(source)))
+    return Example(
+        number, id, prepared.lang, source, tuple(target), target_lang, parallel, paragraphs
+    )
 
 
-def _paragraphs(record: Mapping[str, Any], sentences: int) -> list[int]:
-    """Return the column of a data set with the paragraph of each sentence, if it fits."""
-    value = record.get("paragraphs")
-    if not isinstance(value, list) or len(value) != sentences:
+def _paragraphs(row: Mapping[str, Any], sentence_count: int) -> list[int]:
+    """Return the column `paragraphs` if it has an integer for each sentence, else an empty list."""
+    value = row.get("paragraphs")
+    if not isinstance(value, list) or len(value) != sentence_count:
         return []
     return value if all(type(each) is int for each in value) else []
 
 
-def _lang(record: Mapping[str, Any], columns: Columns, label: str) -> str:
-    if columns.source in SONAR:  # a column of translations is in the language of its name
+def _lang(row: Mapping[str, Any], columns: Columns, label: str) -> str:
+    if columns.source in SONAR:  # a column of parallel text is named by its language
         return columns.source
-    value = record.get(columns.lang) if columns.lang else None
+    value = row.get(columns.lang) if columns.lang else None
     if value is not None and not isinstance(value, str):
         raise IntegrityError(f"{label}: {columns.lang!r} is {_shown(value)}, not a language")
     return value or ""
 
 
-def _text(record: Mapping[str, Any], column: str, label: str) -> str | list[str]:
-    """Return a text or its sentences; what is missing is empty."""
-    value = record.get(column)
+def _text(row: Mapping[str, Any], column: str, label: str) -> str | list[str]:
+    """Return the text or the sentences in a column, "" if it is missing."""
+    value = row.get(column)
     if value is None:
         return ""
-    several = isinstance(value, list) and all(isinstance(each, str) for each in value)
-    if not isinstance(value, str) and not several:
+    are_sentences = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if not isinstance(value, str) and not are_sentences:
         raise IntegrityError(f"{label}: {column!r} is {_shown(value)}, not text")
     for text in value if isinstance(value, list) else [value]:
         check_text(text, label)
@@ -215,13 +235,13 @@ def _fill(document: Document, text: str | list[str]) -> None:
 
 
 def _sentences(
-    text: str | list[str], lang: str, languages: Sequence[str], where: str
+    text: str | list[str], lang: str, languages: Sequence[str], space: str
 ) -> tuple[str, ...]:
     document = Document("", lang=lang)
     _fill(document, text)
     if not document.text.strip() and not document.sentences:
         return ()
-    return tuple(prepare_documents(document, languages, where).document.sentences)
+    return tuple(prepare_documents(document, languages, space).document.sentences)
 
 
 def _json_lines(file: BinaryIO, source: Source) -> Iterator[tuple[int, dict[str, Any] | LcmError]]:
@@ -239,12 +259,12 @@ def _json_lines(file: BinaryIO, source: Source) -> Iterator[tuple[int, dict[str,
 
 def _object(line: str, label: str) -> dict[str, Any] | LcmError:
     try:
-        record = json.loads(line)
+        row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return IntegrityError(f"{label} is not valid JSON: {error}")
-    if not isinstance(record, dict):
-        return IntegrityError(f"{label} is {type(record).__name__}, not an object")
-    return record
+    if not isinstance(row, dict):
+        return IntegrityError(f"{label} is {type(row).__name__}, not an object")
+    return row
 
 
 def _table(
@@ -255,12 +275,12 @@ def _table(
     try:
         number = 0
         for batch in _batches(file, kind):
-            for record in batch.to_pylist():
+            for row in batch.to_pylist():
                 number += 1
-                yield number, record
+                yield number, row
     except (pa.ArrowInvalid, OSError) as error:
         raise IntegrityError(
-            f"{source.name} is damaged: {error}", "it may be cut short: copy it again"
+            f"{source.name} is damaged: {error}", "it may be cut off: copy it again"
         ) from error
 
 
@@ -273,7 +293,7 @@ def _batches(file: BinaryIO, kind: str) -> Iterator[Any]:
         return
     head = file.read(6)
     file.seek(0)
-    if head == b"ARROW1":
+    if head == b"ARROW1":  # the magic of an Arrow file; a stream has none
         reader = pa.ipc.open_file(file)
         yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
     else:

@@ -1,4 +1,4 @@
-"""Reading rows: columns by name, broken rows by number, whatever the format."""
+"""Reading examples in every format: columns by name, broken rows by number."""
 
 import json
 
@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
-from lcm_cli.evaluation.rows import choose_columns, read_rows, swapped
+from lcm_cli.evaluation.examples import choose_columns, read_examples, swapped
 
 LANGUAGES = ("eng_Latn", "deu_Latn", "fra_Latn")
 ARTICLE = {"id": "a", "lang": "en", "article": "The cat sleeps. It is late.", "highlights": "Late."}
 
 
 def read(path, **options):
-    return read_rows(str(path), LANGUAGES, "tiny", **options)
+    return read_examples(str(path), LANGUAGES, "tiny", **options)
 
 
 def write(path, *rows):
@@ -23,13 +23,18 @@ def write(path, *rows):
 
 
 def test_json_lines_are_recognized_by_their_columns(tmp_path):
-    (row,) = read(write(tmp_path / "a.jsonl", ARTICLE))
-    assert (row.number, row.id, row.lang, row.target_lang) == (1, "a", "eng_Latn", "eng_Latn")
-    assert row.source == ("The cat sleeps.", "It is late.") and row.target == ("Late.",)
+    (example,) = read(write(tmp_path / "a.jsonl", ARTICLE))
+    assert (example.number, example.id, example.lang, example.target_lang) == (
+        1,
+        "a",
+        "eng_Latn",
+        "eng_Latn",
+    )
+    assert example.source == ("The cat sleeps.", "It is late.") and example.target == ("Late.",)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_tables_give_the_same_rows(tmp_path, kind):
+def test_tables_give_the_same_examples(tmp_path, kind):
     lines = read(write(tmp_path / "a.jsonl", ARTICLE, ARTICLE | {"id": "b"}))
     table = pa.Table.from_pylist([ARTICLE, ARTICLE | {"id": "b"}])
     path = tmp_path / f"a.{kind}"
@@ -56,8 +61,10 @@ def test_a_wrong_column_lists_the_columns(tmp_path):
 
 def test_columns_may_be_named(tmp_path):
     record = {"lang": "en", "text": "Not this.", "body": "This.", "short": "Short."}
-    (row,) = read(write(tmp_path / "a.jsonl", record), source_column="body", target_column="short")
-    assert row.source == ("This.",) and row.target == ("Short.",)
+    (example,) = read(
+        write(tmp_path / "a.jsonl", record), source_column="body", target_column="short"
+    )
+    assert example.source == ("This.",) and example.target == ("Short.",)
 
 
 def test_the_source_is_not_taken_for_its_own_reference():
@@ -74,9 +81,9 @@ def test_broken_rows_are_reported_with_their_number_and_the_rest_is_read(tmp_pat
     path.write_text("\n".join(rows), encoding="utf-8")
     errors: list[LcmError] = []
     found = read(path, on_error=errors.append)
-    assert [row.number for row in found] == [1, 7]
-    told = [error.message.split("row ")[1].split()[0].strip(":") for error in errors]
-    assert told == ["2", "3", "4", "5", "8"]
+    assert [example.number for example in found] == [1, 7]
+    numbers = [error.message.split("row ")[1].split()[0].strip(":") for error in errors]
+    assert numbers == ["2", "3", "4", "5", "8"]
     with pytest.raises(IntegrityError, match="row 2"):
         read(path)
     assert len(read(path, on_error=errors.append, limit=1)) == 1
@@ -86,19 +93,19 @@ def test_a_line_in_another_encoding_is_one_broken_row(tmp_path):
     path = write(tmp_path / "a.jsonl", ARTICLE, ARTICLE)
     path.write_bytes(path.read_bytes() + b'{"article": "Caf\xe9"}\n' + json.dumps(ARTICLE).encode())
     errors: list[LcmError] = []
-    assert [row.number for row in read(path, on_error=errors.append)] == [1, 2, 4]
+    assert [example.number for example in read(path, on_error=errors.append)] == [1, 2, 4]
     assert ["line 3 is not UTF-8" in error.message for error in errors] == [True]
 
 
 def test_languages_side_by_side(tmp_path):
     record = {"deu_Latn": "Die Katze schläft.", "fra_Latn": "Le chat dort.", "swh_Latn": "Paka."}
-    (row,) = read(write(tmp_path / "a.jsonl", record))
-    assert row.lang == "deu_Latn" and row.source == ("Die Katze schläft.",)
-    # The space has no Swahili, so nothing can be done with it.
-    assert row.parallel == {"deu_Latn": "Die Katze schläft.", "fra_Latn": "Le chat dort."}
+    (example,) = read(write(tmp_path / "a.jsonl", record))
+    assert example.lang == "deu_Latn" and example.source == ("Die Katze schläft.",)
+    # The space cannot encode Swahili.
+    assert example.parallel == {"deu_Latn": "Die Katze schläft.", "fra_Latn": "Le chat dort."}
 
 
-def test_rows_without_reference_and_the_other_way_round(tmp_path):
+def test_examples_without_reference_and_swapped(tmp_path):
     path = write(tmp_path / "a.jsonl", ARTICLE | {"highlights": None}, ARTICLE)
     first, second = read(path)
     assert first.target == () and swapped(first) is None
@@ -106,7 +113,7 @@ def test_rows_without_reference_and_the_other_way_round(tmp_path):
     assert turned and turned.source == ("Late.",) and turned.target == second.source
 
 
-def test_what_is_no_table_at_all(tmp_path):
+def test_missing_damaged_and_foreign_files(tmp_path):
     with pytest.raises(NotFoundError):
         read(tmp_path / "missing.jsonl")
     text = tmp_path / "a.txt"
