@@ -9,7 +9,7 @@ from lcm_cli import console
 from lcm_cli.errors import LcmError
 
 if TYPE_CHECKING:
-    from lcm_cli.pipeline import Embedded
+    from lcm_cli.pipeline import Prepared
     from lcm_cli.space import Space
     from lcm_cli.writing.answer_model import AnswerModel
     from lcm_cli.writing.answers import Answer, AnswerSentence, Task
@@ -25,7 +25,7 @@ Cite = Annotated[
 ]
 
 
-class Choice:
+class RequestedModel:
     """The model that was asked for, looked for but not loaded."""
 
     def __init__(self, ctx: typer.Context, wanted: str, task: "Task") -> None:
@@ -59,7 +59,7 @@ class Answers:
         self._json, self._cite, self._strict = json, cite, strict
 
     def show(
-        self, window: "Sequence[Embedded]", answers: "Sequence[Answer]", space: "Space", seed: int
+        self, window: "Sequence[Prepared]", answers: "Sequence[Answer]", space: "Space", seed: int
     ) -> None:
         """Write the answers to a window of documents."""
         for each, answer in zip(window, answers, strict=True):
@@ -74,7 +74,7 @@ class Answers:
             }
             self._out.document(each.document.label, blocks, self._road.several)
 
-    def _refused(self, each: "Embedded", answer: "Answer") -> bool:
+    def _refused(self, each: "Prepared", answer: "Answer") -> bool:
         """Say why the model's answer was refused; return whether that ends the matter."""
         from lcm_cli.writing.refusal import MEANING
 
@@ -88,7 +88,7 @@ class Answers:
         return self._strict
 
     def _record(
-        self, each: "Embedded", answer: "Answer", space: "Space", seed: int
+        self, each: "Prepared", answer: "Answer", space: "Space", seed: int
     ) -> dict[str, Any]:
         from ._result import provenance, truncations
 

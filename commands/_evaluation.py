@@ -9,7 +9,8 @@ from lcm_cli import console
 from lcm_cli.pipeline import find_languages
 from lcm_cli.text.length import Length
 
-from ._place import Place, Problems
+from ._problems import Problems
+from ._space import LocatedSpace
 
 if TYPE_CHECKING:
     from lcm_cli.evaluation.run import Evaluation
@@ -36,7 +37,7 @@ class Request:
 
 
 def run_evaluation(
-    request: Request, space: str | None, load: Callable[[Place], "Space"], json: bool
+    request: Request, space: str | None, load: Callable[[LocatedSpace], "Space"], json: bool
 ) -> None:
     """Evaluate, print, and write the report; ends with exit code 1 if a row was broken."""
     from lcm_cli.evaluation.report.write import check_report_folder, write_report
@@ -47,7 +48,7 @@ def run_evaluation(
     if request.output is not None:
         check_report_folder(request.output, request.force)
     problems = Problems()
-    place = Place(space)
+    place = LocatedSpace(space)
     to = find_languages(request.to, place.languages, place.name)
     rows, about = _rows(request, place, problems)
     found = _evaluate(request, load(place), rows, about, to, problems)
@@ -61,7 +62,9 @@ def run_evaluation(
     problems.finish()
 
 
-def _rows(request: Request, place: Place, problems: Problems) -> tuple[list[Any], dict[str, Any]]:
+def _rows(
+    request: Request, place: LocatedSpace, problems: Problems
+) -> tuple[list[Any], dict[str, Any]]:
     from lcm_cli.evaluation.row_sources import language_of, locate
     from lcm_cli.evaluation.rows import read_rows
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from lcm_cli import __version__, console
 from lcm_cli.files import atomic_path
-from lcm_cli.pipeline import Embedded
+from lcm_cli.pipeline import Prepared
 from lcm_cli.text.languages import language
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def provenance(space: "Space", seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def truncations(embedded: Embedded) -> list[dict[str, int]]:
+def truncations(prepared: Prepared) -> list[dict[str, int]]:
     """Return the sentences over the token limit for JSON, counted from 1."""
-    return [asdict(cut) | {"index": cut.index + 1} for cut in embedded.truncated]
+    return [asdict(cut) | {"index": cut.index + 1} for cut in prepared.truncated]
 
 
 @contextmanager

@@ -66,17 +66,17 @@ def main(
     batch_tokens: options.BatchTokens = None,
 ) -> None:
     """Turn concepts back into text, in any language of their space."""
-    from ._place import Place
     from ._result import result
     from ._road import ConceptRoad
+    from ._space import LocatedSpace
 
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     _check(sample, beam, sampling)
     with result(output, force) as out:
-        place = Place(space)
-        codes = place.targets(to)
+        located = LocatedSpace(space)
+        codes = located.required_targets(to)
         road = ConceptRoad(inputs, ahead=1 if json else 2)
-        loaded = place.load(device, precision, batch_tokens)
+        loaded = located.load(device, precision, batch_tokens)
         given = sampling | {"max_tokens": max_tokens, "no_repeat_ngram": no_repeat_ngram}
         search = {key: value for key, value in given.items() if value is not None}
         search |= {"beam": beam or max(5, n_best), "n_best": n_best, "sample": sample, "seed": seed}

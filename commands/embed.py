@@ -55,15 +55,15 @@ def main(
     from lcm_cli.pipeline import space_info
     from lcm_cli.space.fragility import SAMPLE, cloud, score
 
-    from ._place import Place
     from ._result import concept_writer
     from ._road import Road
+    from ._space import LocatedSpace
 
     target = None if json and output in (None, "-") else output
     _check(target, json, force, fragility)
-    place = Place(space)
-    road = Road(inputs, place, source, one_per_line)
-    loaded = place.load(device, precision, batch_tokens)
+    located = LocatedSpace(space)
+    road = Road(inputs, located, source, one_per_line)
+    loaded = located.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
     run |= {"precision": precision, "fragility": fragility}
     known = cloud(road.beginning(SAMPLE), loaded) if fragility else None

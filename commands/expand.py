@@ -52,24 +52,23 @@ def main(
     It takes a concept model that learned it (--model). Where its answer is no good, the document
     itself takes its place.
     """
-    from lcm_cli.pipeline import find_languages
     from lcm_cli.text.length import Length
     from lcm_cli.writing.expand import expand_all, no_model
 
-    from ._place import Place
     from ._result import result
     from ._road import Road
+    from ._space import LocatedSpace
 
     wanted = None if length is None else Length.parse(length, shorter=False)
     with result(output, force) as out:
-        place = Place(space)
-        choice = shared.Choice(ctx, model, "expand")
-        codes = find_languages(to or (), place.languages, place.name)
-        road = Road(inputs, place, source, one_per_line, ahead=1 if json else 2)
-        loaded = place.load(device, precision, batch_tokens)
-        chosen = choice.load(loaded)
+        located = LocatedSpace(space)
+        requested = shared.RequestedModel(ctx, model, "expand")
+        codes = located.targets(to)
+        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2)
+        loaded = located.load(device, precision, batch_tokens)
+        chosen = requested.load(loaded)
         if chosen is None:
-            raise no_model(place.name)
+            raise no_model(located.name)
         shown = shared.Answers(out, road, "expansions", json=json, cite=cite, strict=strict)
         with console.progress("expanding (sentences)") as advance:
             for window in road.embedded(loaded, lambda n: None, TOGETHER):

@@ -1,6 +1,6 @@
 """lcm generate: a concept model continues documents."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -81,31 +81,61 @@ def main(
     made. Without a known space a model takes concepts and writes them to --concepts-out.
     """
     from lcm_cli.hub.locate import locate_model
+    from lcm_cli.models.config import read_model_config
 
-    from ._generation import Request, carry_out
+    from . import _generation as generation
+    from ._result import result
+    from ._road import PromptRoad
 
-    # What a config file names is the space of other commands: a model has its own.
+    # The space in a config file is that of other commands: a model has its own.
     given = ctx.get_parameter_source("space")
     named = space if given is not None and given.name == "COMMANDLINE" else None
-    stops: dict[str, Any] = {"max_concepts": max_concepts, "min_concepts": min_concepts}
-    choice = {"candidates": candidates, "rerank": rerank, "judge": judge, "seed": seed}
-    request = Request(
-        inputs=inputs,
-        model=model,
-        files=locate_model(model),
-        space=named,
-        to=to,
-        source=source,
-        one_per_line=one_per_line,
-        common=stops | choice,
-        own={"temperature": temperature, "steps": steps, "guidance": guidance},
-        trace=trace,
+    config = read_model_config(locate_model(model).config)
+    needs_text = bool(to) or concepts_out is None
+    located = generation.locate_generation_space(named, config.space.name, needs_text)
+    generation.check_generation(
+        model,
+        located,
+        to,
         json=json,
         output=output,
         concepts_out=concepts_out,
         force=force,
-        device=device,
-        precision=precision,
-        batch_tokens=batch_tokens,
     )
-    carry_out(request)
+    codes = [] if located is None else located.targets(to)
+    with result(output, force) as out:
+        plans = bool(getattr(config, "plans", False))  # a quantizer has none; loading refuses it
+        road = PromptRoad(inputs, located, source, one_per_line, 1 if json else 2, plans)
+        writer = generation.load_writer(model, located, device, precision, batch_tokens)
+        from lcm_cli.models.generate import GenerateOptions
+        from lcm_cli.writing.writer import sampler
+
+        own = sampler(writer.model, temperature=temperature, steps=steps, guidance=guidance)
+        chosen = GenerateOptions(
+            max_concepts,
+            min_concepts,
+            seed=seed,
+            candidates=candidates,
+            rerank=rerank,
+            judge=judge,
+            sampler=own,
+        )
+        prompts = road.prompts(writer, codes, chosen)
+        # Concepts on standard output leave no room for text there.
+        words = not json and located is not None and concepts_out != "-"
+        shown = generation.Printer(out, several=road.several, words=words)
+        streaming = None if json or road.several else shown.sentence
+        with generation.concepts_file(concepts_out, writer.space_info, force) as keep:
+            for window in prompts:
+                shown.begin(codes)
+                found = writer.continue_all(
+                    window, codes, chosen, trace=trace, on_sentence=streaming
+                )
+                for document, done in zip(window, found, strict=True):
+                    if json:
+                        out.emit(generation.record(done, model, writer, chosen))
+                    else:
+                        shown.end(document, done)
+                    generation.report(document, done, words)
+                    keep(done)
+    road.finish()

@@ -53,22 +53,21 @@ def main(
     --model extractive, and where the model's answer is no good, the sentences that stand best for
     the document are chosen by their concepts: quoted in its own language, decoded in others.
     """
-    from lcm_cli.pipeline import find_languages
     from lcm_cli.text.length import Length
     from lcm_cli.writing.summarize import summarize_all
 
-    from ._place import Place
     from ._result import result
     from ._road import Road
+    from ._space import LocatedSpace
 
     wanted = None if length is None else Length.parse(length)
     with result(output, force) as out:
-        place = Place(space)
-        choice = shared.Choice(ctx, model, "summarize")
-        codes = find_languages(to or (), place.languages, place.name)
-        road = Road(inputs, place, source, one_per_line, ahead=1 if json else 2)
-        loaded = place.load(device, precision, batch_tokens)
-        chosen = choice.load(loaded)
+        located = LocatedSpace(space)
+        requested = shared.RequestedModel(ctx, model, "summarize")
+        codes = located.targets(to)
+        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2)
+        loaded = located.load(device, precision, batch_tokens)
+        chosen = requested.load(loaded)
         shown = shared.Answers(out, road, "summaries", json=json, cite=cite, strict=strict)
         with console.progress("summarizing (sentences)") as advance:
             for window in road.embedded(loaded, advance):

@@ -15,12 +15,12 @@ import numpy as np
 
 from lcm_cli.documents import Document, SpaceInfo
 from lcm_cli.documents.document import check_plans
-from lcm_cli.errors import LcmError
+from lcm_cli.errors import LcmError, UsageError
 from lcm_cli.progress import Progress
 from lcm_cli.text.languages import find_language, language
 
 if TYPE_CHECKING:
-    from lcm_cli.space import DecodeOptions, Space, Text, Truncation
+    from lcm_cli.space import DecodeOptions, Encoded, Space, Text, Truncation
 
 
 _NO_GAP = ("Hans", "Hant", "Jpan")  # scripts that put nothing between sentences
@@ -28,35 +28,23 @@ _NO_GAP = ("Hans", "Hant", "Jpan")  # scripts that put nothing between sentences
 
 @dataclass(frozen=True)
 class Prepared:
-    """A document whose language and sentences are known.
+    """A document with its language and sentences; `embed` adds the concepts.
 
-    `split` holds the indices of sentences that are pieces of one that was too long.
+    `split` holds the indices of sentences that are pieces of an overlong one. Indices in
+    `truncated` count on from the document's sentences into its target's and its plans'.
     """
 
     document: Document
     split: list[int] = field(default_factory=list)
+    truncated: "list[Truncation]" = field(default_factory=list)
 
     @property
     def size(self) -> int:
-        """Number of sentences to encode, those of a target and of plans too."""
-        return sum(len(part.sentences) for part in _parts(self.document))
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A document with its concepts, and what had to be done to its sentences.
-
-    The sentences of a target, then of plans, are counted on from those of the document.
-    """
-
-    document: Document
-    split: list[int]
-    truncated: "list[Truncation]"
-
-    @property
-    def size(self) -> int:
-        """Number of sentences that were encoded, those of a target and of plans too."""
-        return sum(len(part.sentences) for part in _parts(self.document))
+        """Number of sentences, or of concepts where these were given; includes target and plans."""
+        return sum(
+            len(part.sentences if part.concepts is None else part.concepts)
+            for part in _parts(self.document)
+        )
 
     @property
     def concepts(self) -> np.ndarray:
@@ -81,6 +69,19 @@ class Decoded:
 def space_info(space: "Space") -> SpaceInfo:
     """Return what a concept file has to say of `space`."""
     return SpaceInfo(space.name, space.fingerprint, space.dim)
+
+
+def text_needs_space(document: Document) -> UsageError:
+    """Return the error for text that no known space can encode."""
+    return UsageError(
+        f"{document.label} is text, and the space of this model is not known",
+        "give concepts (lcm embed makes them), or name the space: --space SPACE",
+    )
+
+
+def without_target(document: Document, *, keep_plans: bool) -> Document:
+    """Return a document to continue: no target, and plans only for a model that reads them."""
+    return replace(document, target=None, plans=document.plans if keep_plans else None)
 
 
 def find_languages(wanted: Sequence[str], within: Sequence[str], where: str) -> list[str]:
@@ -115,13 +116,14 @@ def prepare_documents(
             target = prepare_documents(target, languages, where, source, one_per_line).document
             document = replace(document, target=target)
         if document.plans is not None:
-            document = replace(document, plans=replace(document.plans, lang=lang))
+            plans = replace(document.plans, lang=lang, concepts=None)
+            document = replace(document, plans=plans)
         pieces = []
         if not document.sentences:
             pieces = segment(document.text, lang, one_per_line=one_per_line)
     except LcmError as error:
         raise type(error)(f"{document.label}: {error.message}", error.hint) from error
-    found = replace(document, lang=lang)
+    found = replace(document, lang=lang, concepts=None)
     if not document.sentences:
         found.text, found.sentences = "", [piece.text for piece in pieces]
         found.paragraphs = [piece.paragraph for piece in pieces]
@@ -131,30 +133,41 @@ def prepare_documents(
 
 def embed(
     window: Sequence[Prepared], space: "Space", progress: Progress | None = None
-) -> list[Embedded]:
-    """Encode documents, all their sentences together.
+) -> list[Prepared]:
+    """Add concepts to the documents without any, encoding all their sentences together.
 
-    `progress` is told the number of sentences done.
+    `progress` receives the number of sentences encoded.
     """
-    parts = [part for each in window for part in _parts(each.document)]
+    parts = [part for each in window if not _has_concepts(each) for part in _parts(each.document)]
     sentences = [sentence for part in parts for sentence in part.sentences]
     codes = [part.lang for part in parts for _ in part.sentences]
     encoded = space.encode(sentences, codes, progress)
     done, start = [], 0
     for each in window:
-        end, place, own = start + each.size, start, []
-        for part in _parts(each.document):
-            concepts_SD = encoded.concepts[place : place + len(part.sentences)]
-            own.append(replace(part, concepts=concepts_SD))
-            place += len(part.sentences)
-        document, rest = own[0], iter(own[1:])
-        document.target = next(rest) if document.target else None
-        document.plans = next(rest) if document.plans else None
-        cut = [t for t in encoded.truncated if start <= t.index < end]
-        cut = [replace(t, index=t.index - start) for t in cut]
-        done.append(Embedded(document, each.split, cut))
-        start = end
+        if _has_concepts(each):
+            done.append(each)
+        else:
+            done.append(_with_concepts(each, encoded, start))
+            start += each.size
     return done
+
+
+def _has_concepts(prepared: Prepared) -> bool:
+    return prepared.document.concepts is not None
+
+
+def _with_concepts(prepared: Prepared, encoded: "Encoded", start: int) -> Prepared:
+    """Return a document with its share of the encoded sentences, which begins at `start`."""
+    parts, end = [], start
+    for part in _parts(prepared.document):
+        begin, end = end, end + len(part.sentences)
+        parts.append(replace(part, concepts=encoded.concepts[begin:end]))
+    document, rest = parts[0], iter(parts[1:])
+    document.target = next(rest) if document.target else None
+    document.plans = next(rest) if document.plans else None
+    cut = [t for t in encoded.truncated if start <= t.index < end]
+    cut = [replace(t, index=t.index - start) for t in cut]
+    return replace(prepared, document=document, truncated=cut)
 
 
 def _parts(document: Document) -> list[Document]:

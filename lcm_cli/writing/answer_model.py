@@ -7,9 +7,11 @@ and bad answers.
 Shapes: S sentences of a source, N sentences of an answer, D concept dim.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,15 +24,26 @@ from lcm_cli.models.checkpoint import load_model
 from lcm_cli.models.config import AnyConfig, QuantizerConfig, read_model_config
 from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import ConceptModel
-from lcm_cli.pipeline import Embedded
+from lcm_cli.pipeline import Prepared
 from lcm_cli.progress import Progress
 from lcm_cli.space import Space
 from lcm_cli.space.similarity import cosines
 from lcm_cli.text.length import Length, count_words
-from lcm_cli.writing.answers import AUTO, EXTRACTIVE, Answer, AnswerSentence, Citation, Task
+from lcm_cli.writing.answers import (
+    AUTO,
+    EXTRACTIVE,
+    Answer,
+    AnswerSentence,
+    Citation,
+    Task,
+    decode_each,
+    encode_each,
+)
 from lcm_cli.writing.extractive import select
-from lcm_cli.writing.refusal import Refusal, Thresholds, refuse
-from lcm_cli.writing.writer import LEAST_TOKENS, Writer
+from lcm_cli.writing.refusal import Thresholds, refuse
+from lcm_cli.writing.writer import Writer, longest
+
+T = TypeVar("T")
 
 METHOD = "generated"
 MOST = 64  # sentences of an answer for which no length was asked
@@ -174,67 +187,92 @@ def _suits(config: AnyConfig | QuantizerConfig, task: Task, space: Space) -> boo
     return same and config.concept_dim == space.dim
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Draft:
-    """The answer to one document, on its way into the languages `to`."""
+    """Sentences that a model wrote about `source`: by language, N texts and their concepts (N, D).
 
-    source: Embedded
-    to: Sequence[str]
-    concepts_ND: np.ndarray
-    least: int
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    again: dict[str, np.ndarray] = field(default_factory=dict)  # the texts' concepts, (N, D)
+    The concepts are the texts' own, encoded again.
+    """
 
-
-def answer_or(
-    instead: Callable[[Sequence[Embedded]], list[Answer]],
-    window: Sequence[Embedded],
-    model: AnswerModel,
-    to: Sequence[str],
-    length: Length | None,
-    *,
-    seed: int,
-    progress: Progress | None,
-) -> list[Answer]:
-    """Return the model's answer to each document, or what `instead` makes of it."""
-    found = answer_all(window, model, to, length, seed=seed, progress=progress)
-    refused = [each for each, said in zip(window, found, strict=True) if isinstance(said, str)]
-    rest = iter(instead(refused) if refused else ())
-    return [
-        replace(next(rest), model=model.name, fallback=said)
-        if isinstance(said, str)
-        else Answer.of(each, METHOD, said, length, model.name)
-        for each, said in zip(window, found, strict=True)
-    ]
+    source: Prepared
+    texts: dict[str, list[str]]
+    concepts: dict[str, np.ndarray]
 
 
 def answer_all(
-    window: Sequence[Embedded],
+    window: Sequence[Prepared],
     model: AnswerModel,
     to: Sequence[str],
     length: Length | None = None,
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[tuple[AnswerSentence, ...] | Refusal]:
-    """Return what the model says to each document, or why that must not be shown.
+) -> list[Answer]:
+    """Return the model's answer to each document.
 
-    `to` holds language codes, none for each document's own. `progress` is told the number of
+    A refused answer has no sentences, and its `fallback` gives the reason. `to` holds language
+    codes; if empty, each answer is in its document's language. `progress` receives the number of
     sentences decoded.
     """
     bounds = [_bounds(each, model.task, length) for each in window]
     most = [min(most, model.most) for most, _ in bounds]
-    answers = model.answer([each.concepts for each in window], most, seed)
-    drafts = [
-        _Draft(each, to or [each.document.lang], concepts_ND, least)
-        for each, concepts_ND, (_, least) in zip(window, answers, bounds, strict=True)
+    concepts = model.answer([each.concepts for each in window], most, seed)
+    drafts = _drafts(window, concepts, to, model.space, progress)
+    return [
+        _checked(draft, model, length, least)
+        for draft, (_, least) in zip(drafts, bounds, strict=True)
     ]
-    _decode(drafts, model.space, progress)
-    _encode(drafts, model.space)
-    return [_judged(draft, model, length) for draft in drafts]
 
 
-def _bounds(each: Embedded, task: Task, length: Length | None) -> tuple[int, int]:
+def _drafts(
+    window: Sequence[Prepared],
+    concepts: Sequence[np.ndarray],
+    to: Sequence[str],
+    space: Space,
+    progress: Progress | None,
+) -> list[_Draft]:
+    """Decode the answers (N, D), all documents together, and encode the texts again."""
+    codes = [to or [each.document.lang] for each in window]
+    counts = [len(rows_ND) for rows_ND in concepts]
+    limits = [longest(each.document, space) for each in window]
+    texts = decode_each(
+        np.concatenate(concepts), _repeat(codes, counts), _repeat(limits, counts), space, progress
+    )
+    rows = iter(zip(texts, encode_each(texts, space), strict=True))
+    drafts = []
+    for each, own, count in zip(window, codes, counts, strict=True):
+        written = list(islice(rows, count))
+        drafts.append(
+            _Draft(
+                each,
+                {code: [text[code] for text, _ in written] for code in own},
+                {code: np.array([again[code] for _, again in written]) for code in own},
+            )
+        )
+    return drafts
+
+
+def _repeat(values: Sequence[T], counts: Sequence[int]) -> list[T]:
+    return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+
+
+def _checked(draft: _Draft, model: AnswerModel, length: Length | None, least: int) -> Answer:
+    code = next(iter(draft.texts))
+    reason = refuse(
+        draft.texts,
+        draft.concepts[code],
+        draft.source.concepts,
+        THRESHOLDS[model.task],
+        least=least,
+        languages=model.space.languages,
+    )
+    if reason is not None:
+        return replace(Answer.of(draft.source, METHOD, (), length, model.name), fallback=reason)
+    sentences = tuple(_sentences(draft))[: _fitting(draft.texts[code], length)]
+    return Answer.of(draft.source, METHOD, sentences, length, model.name)
+
+
+def _bounds(each: Prepared, task: Task, length: Length | None) -> tuple[int, int]:
     """Return the most and the fewest sentences of the answer to a document.
 
     With no length given the model decides, but a summary is at most half as long as the document,
@@ -252,26 +290,8 @@ def _bounds(each: Embedded, task: Task, length: Length | None) -> tuple[int, int
     return most, ceil(most / 2)
 
 
-def _judged(
-    draft: _Draft, model: AnswerModel, length: Length | None
-) -> tuple[AnswerSentence, ...] | Refusal:
-    code = draft.to[0]
-    sources_SD = draft.source.concepts
-    reason = refuse(
-        draft.texts,
-        draft.again[code],
-        sources_SD,
-        THRESHOLDS[model.task],
-        least=draft.least,
-        languages=model.space.languages,
-    )
-    if reason is not None:
-        return reason
-    return tuple(_sentences(draft))[: _fitting(draft.texts[code], length)]
-
-
 def _sentences(draft: _Draft) -> Iterator[AnswerSentence]:
-    near = {code: cosines(rows, draft.source.concepts) for code, rows in draft.again.items()}
+    near = {code: cosines(rows, draft.source.concepts) for code, rows in draft.concepts.items()}
     mean_NS = np.mean(list(near.values()), axis=0)
     for n, mean_S in enumerate(mean_NS):
         order = np.argsort(-mean_S, kind="stable")[:SOURCES]
@@ -295,36 +315,6 @@ def _fitting(said: Sequence[str], length: Length | None) -> int:
         return len(said)
     totals = np.cumsum([count_words(text) for text in said])
     return max(1, int((totals <= length.amount).sum()))
-
-
-def _decode(drafts: Sequence[_Draft], space: Space, progress: Progress | None) -> None:
-    """Fill in the texts, in one call for all the answers that go into the same languages."""
-    for codes in dict.fromkeys(tuple(draft.to) for draft in drafts):
-        same = [draft for draft in drafts if tuple(draft.to) == codes]
-        limits = [limit for draft in same for limit in _limits(draft, space)]
-        concepts = np.concatenate([draft.concepts_ND for draft in same])
-        found = space.decode(concepts, codes, limits=limits, progress=progress)
-        for code, texts in found.items():
-            rest = iter(texts)
-            for draft in same:
-                draft.texts[code] = [next(rest)[0].text for _ in draft.concepts_ND]
-
-
-def _limits(draft: _Draft, space: Space) -> list[int]:
-    document = draft.source.document
-    longest = max(space.limits(document.sentences, document.lang))
-    return [max(longest, LEAST_TOKENS)] * len(draft.concepts_ND)
-
-
-def _encode(drafts: Sequence[_Draft], space: Space) -> None:
-    """Fill in the concepts of the texts, all of them in one call."""
-    rows = [(code, text) for d in drafts for code, said in d.texts.items() for text in said]
-    found = space.encode([text for _, text in rows], [code for code, _ in rows]).concepts
-    start = 0
-    for draft in drafts:
-        for code, said in draft.texts.items():
-            draft.again[code] = found[start : start + len(said)]
-            start += len(said)
 
 
 def _parts(source_SD: np.ndarray, room: int) -> list[np.ndarray]:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from lcm_cli.documents import Document
 from lcm_cli.errors import NotFoundError
-from lcm_cli.pipeline import Embedded, embed, find_languages, prepare_documents
+from lcm_cli.pipeline import Prepared, embed, find_languages, prepare_documents
 from lcm_cli.progress import Progress
 from lcm_cli.text.length import Length
-from lcm_cli.writing.answers import Answer, quote_all
+from lcm_cli.writing.answers import Answer, quote_all, with_fallbacks
 
 if TYPE_CHECKING:
     from lcm_cli.space import Space
@@ -44,7 +44,7 @@ def expand(
 
 
 def expand_all(
-    window: Sequence[Embedded],
+    window: Sequence[Prepared],
     space: "Space",
     to: Sequence[str],
     length: Length | None,
@@ -59,17 +59,17 @@ def expand_all(
     the document itself takes its place, and `fallback` says why. `progress` is told the number of
     sentences decoded.
     """
-    from lcm_cli.writing.answer_model import answer_or
+    from lcm_cli.writing.answer_model import answer_all
 
-    def itself(documents: Sequence[Embedded]) -> list[Answer]:
-        chosen = [range(len(each.document.sentences)) for each in documents]
-        quoted = quote_all(documents, chosen, space, to, cite=True, progress=progress)
-        return [
-            Answer.of(each, METHOD, sentences, length)
-            for each, sentences in zip(documents, quoted, strict=True)
-        ]
-
-    return answer_or(itself, window, model, to, length, seed=seed, progress=progress)
+    answers = answer_all(window, model, to, length, seed=seed, progress=progress)
+    refused = [each for each, one in zip(window, answers, strict=True) if one.fallback]
+    everything = [range(len(each.document.sentences)) for each in refused]
+    quoted = quote_all(refused, everything, space, to, cite=True, progress=progress)
+    whole = [
+        Answer.of(each, METHOD, sentences, length)
+        for each, sentences in zip(refused, quoted, strict=True)
+    ]
+    return with_fallbacks(answers, whole)
 
 
 def no_model(space: str) -> NotFoundError:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lcm_cli.documents import Document
-from lcm_cli.pipeline import Embedded, embed, find_languages, prepare_documents
+from lcm_cli.pipeline import Prepared, embed, find_languages, prepare_documents
 from lcm_cli.progress import Progress
 from lcm_cli.text.length import Length, count_words, taken
-from lcm_cli.writing.answers import Answer, quote_all
+from lcm_cli.writing.answers import Answer, quote_all, with_fallbacks
 from lcm_cli.writing.extractive import METHOD, opening_weights, rank_sentences
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def summarize(
 
 
 def summarize_all(
-    window: Sequence[Embedded],
+    window: Sequence[Prepared],
     space: "Space",
     to: Sequence[str],
     length: Length | None = None,
@@ -64,24 +64,34 @@ def summarize_all(
     the document's own sentences take its place, and `fallback` says why. `progress` is told the
     number of sentences decoded.
     """
-
-    def extractive(documents: Sequence[Embedded]) -> list[Answer]:
-        wanted = length or Length.parse(SENTENCES)
-        chosen = [choose_sentences(each, wanted) for each in documents]
-        quoted = quote_all(documents, chosen, space, to, cite=cite, progress=progress)
-        return [
-            Answer.of(each, METHOD, sentences, wanted)
-            for each, sentences in zip(documents, quoted, strict=True)
-        ]
-
     if model is None:
-        return extractive(window)
-    from lcm_cli.writing.answer_model import answer_or
+        return _extract_all(window, space, to, length, cite, progress)
+    from lcm_cli.writing.answer_model import answer_all
 
-    return answer_or(extractive, window, model, to, length, seed=seed, progress=progress)
+    answers = answer_all(window, model, to, length, seed=seed, progress=progress)
+    refused = [each for each, one in zip(window, answers, strict=True) if one.fallback]
+    return with_fallbacks(answers, _extract_all(refused, space, to, length, cite, progress))
 
 
-def choose_sentences(embedded: Embedded, length: Length) -> list[int]:
+def _extract_all(
+    window: Sequence[Prepared],
+    space: "Space",
+    to: Sequence[str],
+    length: Length | None,
+    cite: bool,
+    progress: Progress | None,
+) -> list[Answer]:
+    """Summarize documents by their own most representative sentences."""
+    wanted = length or Length.parse(SENTENCES)
+    chosen = [choose_sentences(each, wanted) for each in window]
+    quoted = quote_all(window, chosen, space, to, cite=cite, progress=progress)
+    return [
+        Answer.of(each, METHOD, sentences, wanted)
+        for each, sentences in zip(window, quoted, strict=True)
+    ]
+
+
+def choose_sentences(embedded: Prepared, length: Length) -> list[int]:
     """Return which sentences make an extractive summary, in their order; at least one."""
     words = [count_words(sentence) for sentence in embedded.document.sentences]
     # What has no words (a line of stars, say) is nothing to quote.

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from rounding import additions, assert_near
 
-from lcm_cli.commands._place import Place
 from lcm_cli.commands._road import Road
+from lcm_cli.commands._space import LocatedSpace
 from lcm_cli.documents import read_concepts, writing
 from lcm_cli.space import Space, load_space
 
@@ -220,7 +220,7 @@ def test_what_follows_saved_documents_has_the_same_neighbours(
     source.write_text("".join('{"text": "A hen."}\n' for _ in range(250)))
 
     def windows(skipped: int) -> list[list[str]]:
-        road = Road([str(source)], Place(str(random_space)), "eng_Latn", one_per_line=False)
+        road = Road([str(source)], LocatedSpace(str(random_space)), "eng_Latn", one_per_line=False)
         if skipped:
             road.skip(skipped, f"a.jsonl:{skipped}", again=skipped)
         return [[each.document.id for each in window] for window in road.embedded(space, None)]

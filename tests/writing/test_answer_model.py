@@ -10,7 +10,7 @@ from lcm_cli.documents import Document
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
-from lcm_cli.pipeline import Embedded, Prepared, embed
+from lcm_cli.pipeline import Prepared, embed
 from lcm_cli.space import Space, load_space
 from lcm_cli.text.length import Length
 from lcm_cli.writing.answer_model import AnswerModel, load_answer_model
@@ -31,7 +31,7 @@ def summarizer(taught: Any, space: Space) -> AnswerModel:
     return model
 
 
-def embedded(space: Space, sentences: list[str], id: str = "a") -> Embedded:
+def embedded(space: Space, sentences: list[str], id: str = "a") -> Prepared:
     return embed([Prepared(Document(id, lang="eng_Latn", sentences=sentences))], space)[0]
 
 
