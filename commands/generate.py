@@ -29,11 +29,12 @@ def main(
     source: options.From = "auto",
     max_concepts: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Most concepts to add; breaks and plans count, too."),
+        typer.Option(min=1, metavar="N", help="Most concepts to add; breaks and plans count."),
     ] = 32,
     min_concepts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Do not stop before the N-th concept.")
-    ] = 1,
+        int,
+        typer.Option(min=0, metavar="N", help="Fewest concepts to add; breaks and plans count."),
+    ] = 0,
     seed: options.Seed = 0,
     temperature: Annotated[
         float | None,
