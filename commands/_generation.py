@@ -1,4 +1,4 @@
-"""The particulars of `lcm generate`: which space, the model, the printed text, JSON and trace."""
+"""Particulars of `lcm generate`: its space and model, and its text, JSON and trace output."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,21 +16,21 @@ from ._space import LocatedSpace
 
 if TYPE_CHECKING:
     from lcm_cli.models.generate import GenerateOptions
-    from lcm_cli.writing.writer import Continued, Writer, WrittenSentence
+    from lcm_cli.writing.writer import Writer, WrittenContinuation, WrittenSentence
 
-SHOWN = 60  # characters of a text in a trace; JSON has all
+SHOWN_CHARACTERS = 60  # of a text in a trace; the JSON has all of it
 STOPS = {
-    "end": "the end-of-text concept came",
-    "repetition": "it began to repeat itself",
+    "end": "the end-of-text concept was reached",
+    "repetition": "the model began to repeat itself",
     "length": "--max-concepts is reached",
 }
 
 
 def locate_generation_space(named: str | None, own: str, needs_text: bool) -> LocatedSpace | None:
-    """Locate the space that is named, else the model's own.
+    """Locate the space that is `named`, or else the model's `own`.
 
-    Return None if the model's own is unknown, or not installed and the call `needs_text` neither
-    to read nor to print.
+    Return None if the model does not name its space, or if that is not installed and the call can
+    do without text. Raises NotFoundError otherwise.
     """
     if named is not None:
         return LocatedSpace(named)
@@ -41,7 +41,7 @@ def locate_generation_space(named: str | None, own: str, needs_text: bool) -> Lo
     except NotFoundError as error:
         if needs_text:
             raise
-        console.info(f"{error.message}: concepts go in, and concepts come out")
+        console.info(f"{error.message}: reading and writing concepts only")
         return None
 
 
@@ -59,15 +59,15 @@ def check_generation(
     if space is None and to:
         raise UsageError(
             f"the space of {model} is not known, so it has no languages",
-            "name the space: --space SPACE, or leave out --to",
+            "name the space: --space SPACE, or drop --to",
         )
     if concepts_out == "-" and json and output in (None, "-"):
-        raise UsageError("--json and --concepts-out - both want stdout", "name a file for one")
+        raise UsageError("--json and --concepts-out - both use stdout", "name a file for one")
     if concepts_out is not None:
         check_target(concepts_out, force=force)
     elif space is None and not json:
         raise UsageError(
-            f"the space of {model} is not known, so there are no words to print",
+            f"the space of {model} is not known, so there is no text to print",
             "name a file for the concepts: --concepts-out FILE, or the space: --space SPACE",
         )
 
@@ -90,27 +90,27 @@ def load_writer(
 @contextmanager
 def concepts_file(
     path: str | None, info: SpaceInfo, force: bool
-) -> Iterator[Callable[["Continued"], None]]:
+) -> Iterator[Callable[["WrittenContinuation"], None]]:
     """Open --concepts-out; yields a function that writes the concepts of a continuation."""
     if path is None:
         yield lambda done: None
         return
     from lcm_cli.documents import open_writer
 
-    def write(done: "Continued") -> None:
+    def write(done: "WrittenContinuation") -> None:
         if done.sentences:
             file.write(done.document())
         else:
-            console.warn(f"{done.id}: nothing was added, so there are no concepts to write")
+            console.warn(f"{done.id}: nothing was added, so no concepts are written")
 
     with open_writer(path, info, dtype="float32", force=force) as file:
         yield write
 
 
 class Printer:
-    """Prints continuations: one sentence at a time, or `several` documents one after another.
+    """Prints continuations: a single document sentence by sentence, `several` one after another.
 
-    `words` is whether there is text to print beside what else goes to standard output.
+    `words` is whether standard output receives text.
     """
 
     def __init__(self, out: Result, *, several: bool, words: bool) -> None:
@@ -127,8 +127,8 @@ class Printer:
             self._out.text(next(iter(sentence.texts.values())))
         show_trace(sentence)
 
-    def end(self, document: Document, done: "Continued") -> None:
-        """Print what `sentence` did not: whole documents, or the other languages."""
+    def end(self, document: Document, done: "WrittenContinuation") -> None:
+        """Print what `sentence` has not: one of `several` documents, or the other languages."""
         if self._words:
             blocks = {code: [each.texts[code] for each in done.sentences] for code in done.texts}
             if self._several:
@@ -142,15 +142,15 @@ class Printer:
                 show_trace(sentence)
 
 
-def report(document: Document, done: "Continued", words: bool) -> None:
-    """Say on stderr how much was added, and why it ended."""
+def report(document: Document, done: "WrittenContinuation", words: bool) -> None:
+    """Report on stderr how much was added, and why it stopped."""
     added = len(done.sentences)
     count = str(added) if words else counted(added, "concept")
     console.info(f"{document.label}: {count} added; {STOPS[done.stop]}")
 
 
 def show_trace(sentence: "WrittenSentence") -> None:
-    """Write the steps to a sentence as a table on stderr; of those that say the same, the first."""
+    """Print the steps to a sentence as a table on stderr: the first of each run of equal texts."""
     if not sentence.steps:
         return
     last: str | None = None
@@ -159,7 +159,10 @@ def show_trace(sentence: "WrittenSentence") -> None:
         if step.text is None or step.text != last or step is sentence.steps[-1]:
             numbers = f"{step.step}", f"{step.noise:.3f}", f"{step.similarity:.3f}"
             said = step.text or ""
-            cells = (*numbers, said if len(said) <= SHOWN else f"{said[:SHOWN]}…")
+            cells = (
+                *numbers,
+                said if len(said) <= SHOWN_CHARACTERS else f"{said[:SHOWN_CHARACTERS]}…",
+            )
             rows.append(cells)
         last = step.text
     console.info(f"how sentence {sentence.index} came about:")
@@ -170,7 +173,7 @@ def show_trace(sentence: "WrittenSentence") -> None:
 
 
 def record(
-    done: "Continued", name: str, writer: "Writer", options: "GenerateOptions"
+    done: "WrittenContinuation", name: str, writer: "Writer", options: "GenerateOptions"
 ) -> dict[str, Any]:
     """Return the JSON object of one document."""
     model, space = writer.model, writer.space_info

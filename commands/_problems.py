@@ -1,4 +1,4 @@
-"""Errors of single documents, reported while the command continues with the others."""
+"""Errors in single documents, shown while the command continues with the others."""
 
 import typer
 

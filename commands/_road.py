@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from lcm_cli.space import Space
     from lcm_cli.writing.writer import Writer
 
-SENTENCES = 4096  # most that are encoded together
-ROWS = 1024  # most that are decoded together: sentences times languages
-CONCEPTS = 512  # most prompt concepts in documents that are continued together
-SHOWN = 10  # warnings of one kind
+WINDOW_SENTENCES = 4096  # encoded together
+WINDOW_ROWS = 1024  # decoded together: sentences times languages
+WINDOW_CONCEPTS = 512  # of prompts that are continued together
+SHOWN_WARNINGS = 10  # about sentences over the token limit
 
 Item = TypeVar("Item")
 
@@ -41,7 +41,7 @@ Item = TypeVar("Item")
 class _Inputs(Generic[Item]):
     """The documents of one call, read as they are needed.
 
-    `several` is whether there is more than one, as far as is known after reading ahead.
+    `several` is whether there is more than one input or document, after reading ahead.
     """
 
     def __init__(self, inputs: list[str] | None) -> None:
@@ -51,7 +51,7 @@ class _Inputs(Generic[Item]):
         self._items: Iterator[Item] = iter(())
 
     def _read_ahead(self, items: Iterator[Item], count: int) -> None:
-        """Take the first `count` items now; ends the command if there is none."""
+        """Read the first `count` items now; end the command if there are none."""
         head = list(islice(items, count))
         if not head:
             self.problems.finish(any_done=False)
@@ -71,7 +71,7 @@ class _Inputs(Generic[Item]):
 class Road(_Inputs[Prepared]):
     """The texts of one call on their way to concepts; created before anything heavy is loaded.
 
-    The first `ahead` documents are prepared at once. Ends the command if there is none.
+    The first `ahead` documents are prepared at once. Ends the command if there are none.
     """
 
     def __init__(
@@ -86,16 +86,16 @@ class Road(_Inputs[Prepared]):
         self._space = space
         self._lang = "auto" if space is None else space.language(source)
         self._one_per_line = one_per_line
-        self._restored = 0  # leading documents that are only neighbours of those to encode
+        self._restored = 0  # leading documents that only fill their places in the windows
         self._truncated = self._pieces = 0
         self._read_ahead(self._prepared(), ahead)
 
     def skip(self, count: int, last: str, restored: int = 0) -> None:
-        """Leave out the first `count` documents, which are done; `last` is the id of the last.
+        """Skip the first `count` documents, which are done; `last` is the id of the last one.
 
         The last `restored` of them keep their places in the windows, so that the documents after
         them are encoded with the same neighbours as in an uninterrupted run. Raises UsageError if
-        the last document has another id now.
+        the id of the last one has changed.
         """
         skipped = deque(islice(self._items, count), maxlen=max(restored, 1))
         if skipped and skipped[-1].document.id != last:
@@ -108,7 +108,7 @@ class Road(_Inputs[Prepared]):
             self._items, self._restored = chain(skipped, self._items), len(skipped)
 
     def beginning(self, most: int) -> list[Document]:
-        """Return the first documents, with about `most` sentences, without consuming them."""
+        """Return the first documents, of about `most` sentences in all, without consuming them."""
         taken, count = [], 0
         for prepared in self._items:
             taken.append(prepared)
@@ -122,13 +122,13 @@ class Road(_Inputs[Prepared]):
         self,
         space: "Space | None",
         progress: Progress | None,
-        most: int = SENTENCES,
+        most: int = WINDOW_SENTENCES,
         ends: Callable[[Document], bool] = lambda document: False,
     ) -> Iterator[list[Prepared]]:
         """Yield the documents with their concepts, in windows of about `most` sentences.
 
-        A document that `ends` something is the last of its window, and the windows start over
-        after it. `space` is None only if all documents have concepts.
+        A document for which `ends` is true is the last of its window, and the window sizes start
+        over after it. `space` is None only if all documents have concepts.
         """
         for window in self._windows(
             lambda prepared: prepared.size, most, lambda p: ends(p.document)
@@ -140,12 +140,12 @@ class Road(_Inputs[Prepared]):
                 yield done
 
     def finish(self, any_done: bool = True) -> None:
-        """Summarize the cuts in long sentences, and exit if there were problems."""
+        """Report how many long sentences were cut, and exit if there were problems."""
         if self._pieces:
             what = f"sentences over {MAX_CHARACTERS} characters"
             console.warn(f"{what} were cut into pieces, {self._pieces} in all")
-        if self._truncated > SHOWN:
-            console.warn(f"{self._truncated} sentences in all were over the token limit")
+        if self._truncated > SHOWN_WARNINGS:
+            console.warn(f"{self._truncated} sentences in all exceed the token limit")
         self.problems.finish(any_done)
 
     def _read(self) -> Iterator[Document]:
@@ -169,17 +169,17 @@ class Road(_Inputs[Prepared]):
             self._pieces += len(each.split)
             for cut in each.truncated:
                 self._truncated += 1
-                if self._truncated <= SHOWN:
+                if self._truncated <= SHOWN_WARNINGS:
                     what = (
                         f"{each.document.label}: sentence {cut.index + 1} has {cut.tokens} tokens"
                     )
-                    console.warn(f"{what}, and only the first {cut.limit} count")
+                    console.warn(f"{what}; only the first {cut.limit} are encoded")
 
 
 class PromptRoad(Road):
-    """Documents to continue: texts on their way to concepts, and concepts, which stay.
+    """Documents to continue: texts on their way to concepts, and documents that have concepts.
 
-    `plans` is whether the model reads the plans of documents. Without a space, texts are refused.
+    `plans` is whether the model reads the plans of documents. Without a space, text is refused.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class PromptRoad(Road):
     def prompts(
         self, writer: "Writer", to: Sequence[str], options: "GenerateOptions"
     ) -> Iterator[list[Document]]:
-        """Return windows of documents that can be continued; ends the command if there are none."""
+        """Return windows of documents that can be continued; end the command if there are none."""
         accepted = self._accepted(writer, to, options)
         head = list(islice(accepted, 1))
         if not head:
@@ -207,7 +207,7 @@ class PromptRoad(Road):
     def _accepted(
         self, writer: "Writer", to: Sequence[str], options: "GenerateOptions"
     ) -> Iterator[list[Document]]:
-        for window in self.embedded(writer.space, None, CONCEPTS):
+        for window in self.embedded(writer.space, None, WINDOW_CONCEPTS):
             documents = []
             for each in window:
                 try:
@@ -237,7 +237,7 @@ class ConceptRoad(_Inputs[Document]):
         try:
             self._info, documents = read_concepts(self._paths, on_error=self.problems)
         except LcmError:
-            self.problems.finish(any_done=False)  # the reason is on the screen already
+            self.problems.finish(any_done=False)  # the reason has been shown already
             raise
         self._read_ahead(documents, ahead)
 
@@ -249,7 +249,7 @@ class ConceptRoad(_Inputs[Document]):
 
         options = DecodeOptions(**search)
         check_space(self._info, space)
-        for window in self._windows(lambda document: len(to) * _size(document), ROWS):
+        for window in self._windows(lambda document: len(to) * _size(document), WINDOW_ROWS):
             yield from decode(window, to, space, options, progress)
 
 

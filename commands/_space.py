@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LocatedSpace:
-    """An installed space that is not loaded yet; None stands for the default space."""
+    """An installed space that is not loaded yet; the default one for None."""
 
     def __init__(self, space: str | None) -> None:
         """Raise NotFoundError if the space is not installed."""
@@ -25,7 +25,7 @@ class LocatedSpace:
         self.languages: tuple[str, ...] = tuple(files.config["languages"])
 
     def language(self, query: str) -> str:
-        """Return the code that `query` means; `auto` stays."""
+        """Return the code for a language name or code; `auto` is returned as it is."""
         return query if query == "auto" else find_language(query, self.languages, self.name).code
 
     def targets(self, to: Sequence[str] | None) -> list[str]:

@@ -1,7 +1,7 @@
-"""The road of every document: language, sentences, concepts, and text again.
+"""From documents to concepts and back: language, sentences, encoding and decoding.
 
-Many documents go along it together, so that short ones share batches too. Nothing here imports
-torch: a `Space` is brought by the caller.
+Documents are encoded and decoded many at a time, so that short ones share batches. Nothing here
+imports torch: the caller passes a loaded `Space`.
 
 Shapes: S sentences, D concept dim.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lcm_cli.space import DecodeOptions, Encoded, Space, Text, Truncation
 
 
-_NO_GAP = ("Hans", "Hant", "Jpan")  # scripts that put nothing between sentences
+_NO_GAP = ("Hans", "Hant", "Jpan")  # scripts without spaces between sentences
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,19 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A document and its sentences in other languages: code -> sentence -> n best texts."""
+    """A document and its decoded sentences: language code -> sentence -> n best texts."""
 
     document: Document
     texts: "dict[str, list[list[Text]]]"
 
     def text(self, lang: str, one_per_line: bool = False) -> str:
-        """Return the best text in one language, in the paragraphs of the document."""
+        """Return the best text in one language, with the paragraphs of the document."""
         best = [texts[0].text for texts in self.texts[lang]]
         return prose(best, lang, self.document.paragraphs, one_per_line)
 
 
 def space_info(space: "Space") -> SpaceInfo:
-    """Return what a concept file has to say of `space`."""
+    """Return the description of `space` that concept files carry."""
     return SpaceInfo(space.name, space.fingerprint, space.dim)
 
 
@@ -75,7 +75,7 @@ def text_needs_space(document: Document) -> UsageError:
     """Return the error for text that no known space can encode."""
     return UsageError(
         f"{document.label} is text, and the space of this model is not known",
-        "give concepts (lcm embed makes them), or name the space: --space SPACE",
+        "give concepts (from lcm embed), or name the space: --space SPACE",
     )
 
 
@@ -85,9 +85,10 @@ def without_target(document: Document, *, keep_plans: bool) -> Document:
 
 
 def find_languages(wanted: Sequence[str], within: Sequence[str], where: str) -> list[str]:
-    """Return the codes of the languages in `wanted`, each once; `all` stands for all of `within`.
+    """Return the codes of the languages in `wanted`, without duplicates.
 
-    `within` holds the codes of the space called `where`. Raises NotFoundError.
+    `within` holds the codes of the space called `where`; the name `all` stands for all of them.
+    Raises NotFoundError for an unknown language.
     """
     if any(name.casefold() == "all" for name in wanted):
         return list(within)
@@ -101,11 +102,11 @@ def prepare_documents(
     source: str = "auto",
     one_per_line: bool = False,
 ) -> Prepared:
-    """Find out a document's language and its sentences, as far as it does not say them.
+    """Determine a document's language and sentences, unless it has them.
 
-    `languages` are the codes of the space called `where`, `source` the code to take where the
-    document names none, or auto. Raises an LcmError that names the document: for a language that
-    the space lacks, or one that cannot be told.
+    `languages` are the codes of the space called `where`. `source` is the code for a document that
+    does not say its language, or `auto` to detect it. Raises an LcmError that names the document,
+    for a language that the space lacks or that cannot be detected.
     """
     from lcm_cli.text.segment import segment
 
@@ -181,9 +182,9 @@ def decode(
     options: "DecodeOptions | None" = None,
     progress: Progress | None = None,
 ) -> list[Decoded]:
-    """Decode the concepts of documents into each language of `to`, all of them together.
+    """Decode the concepts of documents together into each language of `to`.
 
-    `progress` is told the number of sentences done, each language counted.
+    `progress` receives the number of sentences decoded, counted once for each language.
     """
     concepts = [np.asarray(d.concepts, dtype=np.float32) for d in documents]
     limits = [limit for document in documents for limit in _limits(document, space, options)]
@@ -199,9 +200,9 @@ def decode(
 def prose(
     sentences: Sequence[str], lang: str, paragraphs: Sequence[int] = (), one_per_line: bool = False
 ) -> str:
-    """Return sentences as running text, or each on a line; a blank line parts paragraphs.
+    """Return sentences as running text, or one per line; a blank line separates paragraphs.
 
-    `paragraphs` is the paragraph number of each sentence; without it all are in one.
+    `paragraphs` holds the paragraph number of each sentence; without it there is one paragraph.
     """
     gap = "" if language(lang).script in _NO_GAP else " "
     gap = "\n" if one_per_line else gap
@@ -221,7 +222,7 @@ def _language(document: Document, languages: Sequence[str], where: str, source: 
 
 
 def _limits(document: Document, space: "Space", options: "DecodeOptions | None") -> list[int]:
-    """Return the most tokens that each sentence may become; fewer where the source is known."""
+    """Return the token limit of each sentence: from its source text, or else from `options`."""
     if document.sentences and document.lang:
         return space.limits(document.sentences, space.find_language(document.lang))
     assert document.concepts is not None

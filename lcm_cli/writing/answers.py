@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from lcm_cli.space import Space
 
 Task = Literal["summarize", "expand"]
-AUTO, EXTRACTIVE = "auto", "extractive"  # the space's own model, and none
+AUTO, EXTRACTIVE = "auto", "extractive"  # names for the space's own model, and for no model
 
 
 @dataclass(frozen=True)
 class Citation:
-    """A sentence of the document. `index` counts from 1.
+    """A source sentence of the document; `index` counts from 1.
 
-    `similarity` is the cosine between its concept and that of the answer's sentence in each
+    `similarity` holds, by language code, the cosine of its concept to the answer's sentence in that
     language, encoded again.
     """
 
@@ -37,11 +37,11 @@ class Citation:
 
 @dataclass(frozen=True)
 class AnswerSentence:
-    """One sentence of an answer: its text in each language, and the nearest source sentences.
+    """A sentence of an answer: its text by language code, and its nearest source sentences.
 
-    A quoted sentence has one source, and its similarity tells how much of the meaning arrived: 1
-    where the text is the source itself; empty if it was not asked for. A generated sentence has the
-    nearest first, and that one may be far away.
+    A quoted sentence has one source, whose similarity measures how much of the meaning its decoded
+    text keeps: 1 in its own language, empty unless requested. A generated sentence may be far from
+    all of its sources; the nearest is first.
     """
 
     texts: dict[str, str]
@@ -52,9 +52,9 @@ class AnswerSentence:
 class Answer:
     """A summary or an expansion of one document.
 
-    `total` is the number of the document's sentences. `method` says how the answer was made,
-    `model` by which model; `fallback` is why the model's answer was refused and the document quoted
-    instead. `length` is what was asked for, or the default; None if the model decided.
+    `total` is the number of sentences in the document, `method` how the answer was made, `model`
+    the model that was used. `fallback` is the reason why its answer was refused. `length` is the
+    requested length or the default; None if the model decided.
     """
 
     id: str
@@ -75,7 +75,7 @@ class Answer:
         length: Length | None,
         model: str | None = None,
     ) -> "Answer":
-        """Return the answer to a document."""
+        """Return an answer to the document `each`."""
         document = each.document
         wanted = None if length is None else str(length)
         total = len(document.sentences)
@@ -83,13 +83,13 @@ class Answer:
 
     @property
     def texts(self) -> dict[str, str]:
-        """The whole text in each language."""
+        """The whole text by language code."""
         codes = self.sentences[0].texts if self.sentences else ()
         return {code: prose([s.texts[code] for s in self.sentences], code) for code in codes}
 
 
 def with_fallbacks(answers: Sequence[Answer], quoted: Sequence[Answer]) -> list[Answer]:
-    """Replace the refused answers, in order, by those `quoted` from the documents."""
+    """Replace the refused answers, in order, with those `quoted` from their documents."""
     rest = iter(quoted)
     return [
         answer

@@ -1,9 +1,9 @@
-"""Continuing documents: their concepts in, a model's next concepts out, and these in words.
+"""Continuations of documents: a model predicts the next concepts, and its space decodes them.
 
-A `Writer` joins a model with the space of its concepts. Without a space there are no words:
-concepts go in, and concepts come out.
+A `Writer` pairs a model with the space of its concepts. Without a space it reads concepts and
+returns concepts, without text.
 
-Shapes: S concepts of a prompt, N concepts that were made, D concept dim.
+Shapes: S prompt concepts, N generated concepts, D concept dim.
 """
 
 import dataclasses
@@ -42,18 +42,17 @@ from lcm_cli.pipeline import (
 from lcm_cli.space import DecodeOptions, Space
 from lcm_cli.text.paragraphs import order
 
-# The language of begin and end texts, and of what a model hears of itself: that of the training.
-OWN_LANG = "eng_Latn"
-LEAST_TOKENS = 64  # that a sentence may have in any case
+MODEL_LANG = "eng_Latn"  # in which training encodes begin, end, break and task texts
+MIN_TOKENS = 64  # lowest token limit of a decoded sentence
 
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """A look into the making of a concept: what it was after one step of denoising.
+    """The model's estimate of a concept at one denoising step.
 
-    `step` counts from 1; `noise` is the share of noise that it was made from (s_t, 1 is nothing
-    else), `similarity` the cosine to the concept that came out. `text` is what it says, in the
-    first language; None without a space.
+    `step` counts from 1. `noise` is the noise scale sigma_t of the step's input (1: pure noise),
+    `similarity` the cosine of the estimate to the final concept. `text` is the estimate decoded
+    into the first language; None without a space.
     """
 
     step: int
@@ -64,7 +63,7 @@ class DenoisingStep:
 
 @dataclass(frozen=True)
 class WrittenSentence:
-    """A concept (D,) that a model made, its text in each language, and perhaps how it came about.
+    """A generated concept (D,) and its text by language code; `steps` if it was traced.
 
     `index` counts from 1.
     """
@@ -77,7 +76,7 @@ class WrittenSentence:
 
 @dataclass(frozen=True)
 class WrittenPlan:
-    """A concept (D,) that says what a new paragraph is about, and its text in each language.
+    """A generated plan: the concept (D,) of what a paragraph is about, and its text by language.
 
     `before` is the index of the paragraph's first sentence.
     """
@@ -88,12 +87,12 @@ class WrittenPlan:
 
 
 @dataclass(frozen=True)
-class Continued:
-    """What a model added to one document.
+class WrittenContinuation:
+    """The continuation of one document.
 
-    `prompt` is the number of concepts that it read, `stop` why it went no further, `score` how the
-    judge found the chosen candidate (None without candidates). `breaks` says after how many
-    sentences a paragraph ends; `plans` are those of the paragraphs that begin.
+    `prompt` is the number of concepts that the model read, `stop` the reason why it stopped,
+    `score` the judge's score of the chosen candidate (None without candidates). `breaks` holds the
+    numbers of sentences after which a paragraph ends, `plans` the plans of new paragraphs.
     """
 
     id: str
@@ -113,7 +112,7 @@ class Continued:
 
     @property
     def texts(self) -> dict[str, str]:
-        """The whole continuation in each language."""
+        """The whole continuation by language code."""
         codes = self.sentences[0].texts if self.sentences else ()
         return {
             code: prose([s.texts[code] for s in self.sentences], code, self.paragraphs)
@@ -121,7 +120,7 @@ class Continued:
         }
 
     def document(self) -> Document:
-        """Return the continuation as a document with concepts; it has at least one."""
+        """Return the continuation, of at least one sentence, as a document with concepts."""
         lang = next(iter(self.sentences[0].texts), "")
         sentences = [s.texts[lang] for s in self.sentences] if lang else []
         concepts_ND = np.stack([s.concept_D for s in self.sentences])
@@ -136,9 +135,8 @@ OnSentence = Callable[[int, WrittenSentence], None]
 
 
 def own_language(space: Space) -> str:
-    """Return the language in which models are told of ends, breaks and tasks: English, if it can
-    be."""
-    return OWN_LANG if OWN_LANG in space.languages else space.languages[0]
+    """Return the language of begin, end, break and task texts: English if the space has it."""
+    return MODEL_LANG if MODEL_LANG in space.languages else space.languages[0]
 
 
 def generate(
@@ -151,12 +149,12 @@ def generate(
     source: str = "auto",
     trace: bool = False,
     on_sentence: Callable[[WrittenSentence], None] | None = None,
-) -> Continued:
+) -> WrittenContinuation:
     """Continue one document, given as text, as sentences, or with concepts.
 
-    `to` names languages (default the document's own), `source` that of a document which does not
-    say. `trace` looks at every step of denoising. `on_sentence` is told each sentence as soon as it
-    is made. Raises as `Writer.continue_all` does.
+    `to` names the target languages (default: the document's own), `source` the language of a
+    document that does not say its own. `trace` records every denoising step. `on_sentence` receives
+    each sentence once it is final. Raises as `Writer.continue_all` does.
     """
     writer = Writer(model, space)
     codes = [] if space is None else find_languages(to, space.languages, space.name)
@@ -177,9 +175,9 @@ def generate(
 
 
 def sampler(model: ConceptModel, **given: Any) -> Any:
-    """Return the model's own options with those of `given` that are not None.
+    """Return the model's sampling options, set to those of `given` that are not None.
 
-    Raises UsageError for one that this kind of model does not have.
+    Raises UsageError for an option that this kind of model does not have.
     """
     wanted = {key: value for key, value in given.items() if value is not None}
     known = [each.name for each in dataclasses.fields(model.Options)]
@@ -199,7 +197,7 @@ class _DenoisingTrace:
     seen: list[Denoised] = field(default_factory=list)
 
     def take(self, concept_D: Tensor) -> tuple[list[Tensor], list[DenoisingStep]]:
-        """Return and forget the steps that led to a concept: each raw x0, and its description."""
+        """Return each raw x0 (D,) that led to a concept, with its description, and forget them."""
         schedule = self.model.schedule
         # A break and a plan may precede the concept: its own steps begin at the last step 0.
         first = max((n for n, each in enumerate(self.seen) if each.index == 0), default=0)
@@ -293,7 +291,7 @@ class Writer:
             return prompt_SD, []
         if not to and not document.lang:
             raise UsageError(
-                f"{document.label} does not say its language", "name one to write in: --to LANG"
+                f"the language of {document.label} is unknown", "name a target language: --to LANG"
             )
         return prompt_SD, list(to) or [self.space.find_language(document.lang)]
 
@@ -305,7 +303,7 @@ class Writer:
         *,
         trace: bool = False,
         on_sentence: OnSentence | None = None,
-    ) -> list[Continued]:
+    ) -> list[WrittenContinuation]:
         """Continue documents with concepts: all together, or one by one for a `trace`.
 
         `to` holds language codes; if empty, each document continues in its own language.
@@ -324,9 +322,26 @@ class Writer:
             kind = self.model.config.architecture
             raise UsageError(f"a {kind} model has no denoising steps to trace")
         if options.candidates > 1:
-            raise UsageError("a trace follows one candidate", "leave out --candidates or --trace")
+            raise UsageError("a trace follows one candidate", "drop --candidates or --trace")
         steps = _DenoisingTrace(self.model)
         return [self._continue([one], options, on_sentence, steps)[0] for one in prompts]
+
+    def predict(
+        self, prompts: Sequence[Tensor], options: GenerateOptions, **callbacks: Any
+    ) -> list[Continuation]:
+        """Continue prompts (S, D) with the texts that end documents and paragraphs.
+
+        `callbacks` and errors are those of `generate_concepts`.
+        """
+        return generate_concepts(
+            self.model,
+            prompts,
+            options,
+            end=self.end_D,
+            breaks=self.break_D,
+            reencode=None if self.space is None else self.reencode,
+            **callbacks,
+        )
 
     def _continue(
         self,
@@ -334,7 +349,7 @@ class Writer:
         options: GenerateOptions,
         on_sentence: OnSentence | None,
         trace: _DenoisingTrace | None = None,
-    ) -> list[Continued]:
+    ) -> list[WrittenContinuation]:
         written: list[list[WrittenSentence]] = [[] for _ in prompts]
 
         def write(row: int, concept_D: Tensor) -> None:
@@ -348,13 +363,9 @@ class Writer:
 
         # Without a listener all concepts of a document are decoded together at the end.
         at_once = on_sentence is not None or trace is not None
-        found = generate_concepts(
-            self.model,
+        found = self.predict(
             [prompt.concepts_SD for prompt in prompts],
             options,
-            end=self.end_D,
-            breaks=self.break_D,
-            reencode=None if self.space is None else self.reencode,
             on_concept=write if at_once else None,
             watch=None if trace is None else trace.seen.append,
         )
@@ -370,14 +381,14 @@ class Writer:
 
     def _continued(
         self, prompt: _Prompt, found: Continuation, sentences: list[WrittenSentence]
-    ) -> Continued:
+    ) -> WrittenContinuation:
         document = prompt.document
         texts = self.decode([plan_D for _, plan_D in found.plans], document, prompt.to)
         plans = [
             WrittenPlan(before + 1, plan_D.float().cpu().numpy(), text)
             for (before, plan_D), text in zip(found.plans, texts, strict=True)
         ]
-        return Continued(
+        return WrittenContinuation(
             document.id,
             document.lang,
             len(prompt.concepts_SD),
@@ -422,7 +433,7 @@ class Writer:
         if self.space is None or not concepts_ND:
             return [{} for _ in concepts_ND]
         rows_ND = torch.stack(list(concepts_ND)).float().cpu().numpy()
-        limits = [longest(document, self.space)] * len(rows_ND)
+        limits = [token_limit(document, self.space)] * len(rows_ND)
         found = self.space.decode(rows_ND, list(to), DecodeOptions(**search), limits=limits)
         return [{code: found[code][n][0].text for code in to} for n in range(len(rows_ND))]
 
@@ -435,16 +446,16 @@ class Writer:
         """Decode concepts greedily in the model's own language and encode the texts, (B, D)."""
         assert self.space is not None
         lang, rows_BD = own_language(self.space), concepts_BD.float().cpu().numpy()
-        limits = [LEAST_TOKENS] * len(rows_BD)
+        limits = [MIN_TOKENS] * len(rows_BD)
         found = self.space.decode(rows_BD, [lang], DecodeOptions(beam=1), limits=limits)[lang]
         return self.encode([best[0].text for best in found])
 
 
-def longest(document: Document, space: Space) -> int:
+def token_limit(document: Document, space: Space) -> int:
     """Return the most tokens of a generated sentence: generous for the document's longest one."""
     if not document.sentences or not document.lang:
-        return LEAST_TOKENS
-    return max(LEAST_TOKENS, *space.limits(document.sentences, document.lang))
+        return MIN_TOKENS
+    return max(MIN_TOKENS, *space.limits(document.sentences, document.lang))
 
 
 def _finite(concept_D: Tensor, label: str) -> np.ndarray:
@@ -452,7 +463,7 @@ def _finite(concept_D: Tensor, label: str) -> np.ndarray:
     row_D = concept_D.float().cpu().numpy()
     if not np.isfinite(row_D).all():
         raise IntegrityError(
-            f"the model gives NaN or infinite concepts for {label}",
-            "its weights are damaged, an option is beyond reason, or it needs --precision float32",
+            f"the model predicts NaN or infinite concepts for {label}",
+            "its weights are damaged, an option is too extreme, or it needs --precision float32",
         )
     return np.asarray(row_D)

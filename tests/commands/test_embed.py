@@ -92,7 +92,7 @@ def test_the_same_call_writes_the_same_bytes(road: Run, story: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "no place for the concepts"),
+        ([], 2, "no output for the concepts"),
         (["-o", "a.bin"], 2, "unknown suffix .bin"),
         (["-o", "nosuch/a.parquet"], 3, "no such folder: nosuch"),
         (["--json", "-o", "a.parquet"], 2, "--json does not fit a.parquet"),
@@ -203,7 +203,7 @@ def test_killed_it_goes_on(
     assert (refused.code, "unfinished data set of other documents" in refused.stderr) == (2, True)
     done = road("embed", pairs, "-o", often, "--from", "en")
     assert done.code == 0
-    assert "going on after the " in done.stderr
+    assert "resuming after " in done.stderr
     manifests = [(folder / "manifest.json").read_text() for folder in (whole, often)]
     assert manifests[0] == manifests[1]  # with the sha256 of every shard
     assert sorted(p.name for p in often.iterdir()) == sorted(p.name for p in whole.iterdir())
@@ -257,7 +257,7 @@ def test_killed_within_a_shard_it_goes_on(
     assert not list(often.glob("part-*"))
     done = road(*arguments, often)
     assert done.code == 0
-    assert "going on after the " in done.stderr
+    assert "resuming after " in done.stderr
     manifests = [(folder / "manifest.json").read_text() for folder in (whole, often)]
     assert manifests[0] == manifests[1]
     assert sorted(p.name for p in often.iterdir()) == sorted(p.name for p in whole.iterdir())
@@ -283,4 +283,4 @@ def test_fragility(road: Run, story: Path, german: Path, tmp_path: Path) -> None
     assert pq.read_table(tmp_path / "c.parquet")["fragility"].null_count == 2
     for name in ("x.jsonl", "x.safetensors"):
         refused = road("embed", source, "-o", tmp_path / name, "--fragility")
-        assert refused.code == 2 and "needs tables" in refused.stderr
+        assert refused.code == 2 and "needs a table format" in refused.stderr

@@ -248,8 +248,8 @@ def test_damaged_weights(lcm: Run, models: Path, story: Path, tmp_path: Path) ->
         (["--model", "nosuch"], 3, "there is no model called 'nosuch'"),
         (["--model", "tiny"], 2, "tiny is a space, not a model"),
         (["--concepts-out", "x.txt"], 2, "unknown suffix"),
-        (["--concepts-out", "-", "--json"], 2, "both want stdout"),
-        (["--guidance", "inf"], 5, "the model gives NaN or infinite concepts"),
+        (["--concepts-out", "-", "--json"], 2, "both use stdout"),
+        (["--guidance", "inf"], 5, "the model predicts NaN or infinite concepts"),
     ],
 )
 def test_options_that_do_not_suit(
@@ -339,7 +339,7 @@ def test_text_needs_a_space(lcm: Run, golden: Path, story: Path) -> None:
     assert "is text, and the space of this model is not known" in text.stderr
     words = _short(lcm, golden / "p.safetensors", "--model", golden / "base")
     assert words.code == 2
-    assert "there are no words to print" in words.stderr
+    assert "there is no text to print" in words.stderr
     to = _short(lcm, golden / "p.safetensors", "--model", golden / "base", "--to", "fra", "--json")
     assert to.code == 2
     assert "so it has no languages" in to.stderr

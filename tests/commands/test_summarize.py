@@ -224,7 +224,7 @@ def test_cite_is_honest_about_what_is_far(lcm: Run, taught: Any) -> None:
     [
         ("empty", "the model stopped at once"),
         ("repetition", "the model repeats itself"),
-        ("unrelated", "what the model says is not about the text"),
+        ("unrelated", "the model's answer is not about the text"),
     ],
 )
 def test_a_bad_answer_is_replaced_or_with_strict_an_error(
@@ -314,7 +314,7 @@ def test_the_model_of_the_space_is_the_default(
     summary, *records = done.stdout.decode().splitlines()
     assert summary.startswith(story[0])
     first, *_ = done.stderr.decode().splitlines()
-    assert first == "model: taught; to do without one: --model extractive"
+    assert first == "model: taught; to use none: --model extractive"
     found = [json.loads(record) for record in records]
     assert [(record["method"], record["model"]) for record in found] == [
         ("generated", "taught"),

@@ -161,7 +161,7 @@ def test_a_model_whose_weights_are_damaged(taught: Any, space: Space) -> None:
         for parameter in model.model.parameters():
             parameter.fill_(torch.nan)
     window = [embedded(space, taught.stories["cat"])]
-    with pytest.raises(IntegrityError, match=r"taught\d* gives NaN"):
+    with pytest.raises(IntegrityError, match=r"taught\d* predicts NaN"):
         summarize_all(window, space, [], None, model)
 
 
