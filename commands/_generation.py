@@ -91,7 +91,7 @@ def load_writer(
 def concepts_file(
     path: str | None, info: SpaceInfo, force: bool
 ) -> Iterator[Callable[["WrittenContinuation"], None]]:
-    """Open --concepts-out; yields a function that writes the concepts of a continuation."""
+    """Open --concepts-out; yield a function that writes the concepts of a continuation."""
     if path is None:
         yield lambda done: None
         return
@@ -158,18 +158,17 @@ def show_trace(sentence: "WrittenSentence") -> None:
     for step in sentence.steps:
         if step.text is None or step.text != last or step is sentence.steps[-1]:
             numbers = f"{step.step}", f"{step.noise:.3f}", f"{step.similarity:.3f}"
-            said = step.text or ""
-            cells = (
-                *numbers,
-                said if len(said) <= SHOWN_CHARACTERS else f"{said[:SHOWN_CHARACTERS]}…",
-            )
-            rows.append(cells)
+            rows.append((*numbers, _shortened(step.text or "")))
         last = step.text
     console.info(f"how sentence {sentence.index} came about:")
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         aligned = (cell.rjust(width) for cell, width in zip(row, widths, strict=False))
         console.info(f"  {'  '.join(aligned)}  {row[3]}".rstrip())
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def record(

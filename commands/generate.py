@@ -108,9 +108,11 @@ def main(
     codes = [] if located is None else located.targets(to)
     with open_result(output, force) as out:
         plans = bool(getattr(config, "plans", False))  # a quantizer has none; loading refuses it
-        road = PromptRoad(inputs, located, source, one_per_line, 1 if json else 2, plans)
+        road = PromptRoad(
+            inputs, located, source, one_per_line, ahead=1 if json else 2, plans=plans
+        )
         writer = generation.load_writer(model, located, device, precision, batch_tokens)
-        from lcm_cli.models.generate import GenerateOptions
+        from lcm_cli.models.generate import GenerateOptions  # here: it imports torch
         from lcm_cli.writing.writer import sampler
 
         own = sampler(writer.model, temperature=temperature, steps=steps, guidance=guidance)

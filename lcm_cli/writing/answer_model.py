@@ -273,12 +273,10 @@ def _bounds(each: Prepared, task: Task, length: Length | None) -> tuple[int, int
     an expansion has more than the document.
     """
     count = len(each.document.sentences)
+    if length is None and task == "summarize":
+        return min(MAX_SENTENCES, ceil(count / 2)), 1
     if length is None:
-        return (
-            (min(MAX_SENTENCES, ceil(count / 2)), 1)
-            if task == "summarize"
-            else (MAX_SENTENCES, count + 1)
-        )
+        return MAX_SENTENCES, count + 1
     most = length.amount
     if length.unit == "percent":
         most = ceil(count * length.amount / 100)

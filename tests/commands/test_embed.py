@@ -100,7 +100,7 @@ def test_the_same_call_writes_the_same_bytes(road: Run, story: Path, tmp_path: P
     ],
 )
 def test_errors(road: Run, arguments: list[str], code: int, message: str) -> None:
-    done = road("embed", "nosuch.txt", *arguments)  # the target is looked at before the input
+    done = road("embed", "nosuch.txt", *arguments)  # the target is checked before the input
     assert (done.code, done.stdout) == (code, "")
     assert message in done.stderr
 
@@ -119,7 +119,7 @@ def test_an_existing_file_is_refused_before_any_work(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Documents with a split, some with a target: text in one, sentences in the other."""
+    """Documents with a split; two have a target, as text and as sentences."""
     lines: list[dict[str, Any]] = [
         {"id": str(number), "text": f"The hen ran {number} times. The dog slept.", "split": "train"}
         for number in range(12)
@@ -162,7 +162,7 @@ def test_a_target_without_text(road: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "A.", "target": [""]}\n{"text": "B.", "target": ""}\n')
     done = road("embed", path, "--json", "--from", "en")
-    assert done.code == 1  # an empty one is none, a list of nothing a mistake
+    assert done.code == 1  # an empty target is no target, a list of empty sentences an error
     assert "line 1, its target" in done.stderr and "has no text in it" in done.stderr
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["a.jsonl:2"]
 
@@ -184,7 +184,7 @@ def test_killed_it_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The folder of a killed run, finished by the same command, is that of a run never killed."""
+    """A killed run that the same command resumes writes the folder of an uninterrupted run."""
     whole, often = tmp_path / "whole", tmp_path / "often"
     defaults = writing.open_writer.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
     monkeypatch.setitem(defaults, "shard_bytes", 300)
@@ -215,7 +215,7 @@ def test_killed_it_goes_on(
 def test_what_follows_saved_documents_has_the_same_neighbours(
     space: Space, random_space: Path, tmp_path: Path, done: int
 ) -> None:
-    """Documents are encoded in windows of 32, 64, ... sentences: which one may matter."""
+    """Documents are encoded in windows of 32, 64, ... sentences, which can affect rounding."""
     source = tmp_path / "a.jsonl"
     source.write_text("".join('{"text": "A hen."}\n' for _ in range(250)))
 

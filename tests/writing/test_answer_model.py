@@ -1,4 +1,4 @@
-"""Summaries and expansions by a concept model: a small one that really learned some."""
+"""Summaries and expansions by a small concept model that was trained on a few."""
 
 from typing import Any
 
@@ -106,7 +106,7 @@ def test_a_length_is_not_exceeded(taught: Any, space: Space, summarizer: AnswerM
 
 
 def test_a_document_beyond_the_context_is_summarized_in_parts(taught: Any, space: Space) -> None:
-    # The context is 14: the three stories are read one by one, and then their summaries.
+    # The context is 14: the model reads the three stories one by one, then their summaries.
     everything = [sentence for story in taught.stories.values() for sentence in story]
     document = Document("all", lang="en", sentences=everything)
     summary = summarize(document, space, model=str(taught.folder))

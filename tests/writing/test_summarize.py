@@ -1,4 +1,4 @@
-"""Summaries, in the core: length, choice, languages, similarity."""
+"""Summaries in the library: length, chosen sentences, languages, similarity."""
 
 from pathlib import Path
 
@@ -79,9 +79,7 @@ def test_count_words(text: str, words: int) -> None:
 
 def test_choice_has_the_wanted_number_of_sentences(story: Prepared) -> None:
     assert len(choose_sentences(story, Length(3, "sentences"))) == 3
-    assert (
-        len(choose_sentences(story, Length(20, "percent"))) == 2
-    )  # of 8, and rather more than less
+    assert len(choose_sentences(story, Length(20, "percent"))) == 2  # of 8, rounded up
     assert len(choose_sentences(story, Length(1, "percent"))) == 1
     assert choose_sentences(story, Length(100, "percent")) == list(range(8))
     assert choose_sentences(story, Length(99, "sentences")) == list(range(8))
