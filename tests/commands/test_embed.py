@@ -222,7 +222,7 @@ def test_what_follows_saved_documents_has_the_same_neighbours(
     def windows(skipped: int) -> list[list[str]]:
         road = Road([str(source)], LocatedSpace(str(random_space)), "eng_Latn", one_per_line=False)
         if skipped:
-            road.skip(skipped, f"a.jsonl:{skipped}", again=skipped)
+            road.skip(skipped, f"a.jsonl:{skipped}", restored=skipped)
         return [[each.document.id for each in window] for window in road.embedded(space, None)]
 
     whole = windows(0)
