@@ -49,7 +49,7 @@ class RequestedModel:
         return found
 
 
-class Answers:
+class AnswerPrinter:
     """Prints answers, and reports refused ones. `key` names the whole texts in JSON."""
 
     def __init__(

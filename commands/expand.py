@@ -69,11 +69,11 @@ def main(
         chosen = requested.load(loaded)
         if chosen is None:
             raise no_model(located.name)
-        shown = shared.Answers(out, road, "expansions", json=json, cite=cite, strict=strict)
+        printer = shared.AnswerPrinter(out, road, "expansions", json=json, cite=cite, strict=strict)
         with console.progress("expanding (sentences)") as advance:
             for window in road.embedded(loaded, lambda n: None, WINDOW):
                 answers = expand_all(
                     window, loaded, codes, wanted, chosen, seed=seed, progress=advance
                 )
-                shown.show(window, answers, loaded, seed)
+                printer.show(window, answers, loaded, seed)
     road.finish()

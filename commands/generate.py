@@ -128,11 +128,11 @@ def main(
         prompts = road.prompts(writer, codes, chosen)
         # With concepts on standard output there is no place for text.
         words = not json and located is not None and concepts_out != "-"
-        shown = generation.Printer(out, several=road.several, words=words)
-        streaming = None if json or road.several else shown.sentence
+        printer = generation.Printer(out, several=road.several, words=words)
+        streaming = None if json or road.several else printer.sentence
         with generation.concepts_file(concepts_out, writer.space_info, force) as keep:
             for window in prompts:
-                shown.begin(codes)
+                printer.begin(codes)
                 found = writer.continue_all(
                     window, codes, chosen, trace=trace, on_sentence=streaming
                 )
@@ -140,7 +140,7 @@ def main(
                     if json:
                         out.emit(generation.record(done, model, writer, chosen))
                     else:
-                        shown.end(document, done)
+                        printer.end(document, done)
                     generation.report(document, done, words)
                     keep(done)
     road.finish()

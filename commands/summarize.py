@@ -68,11 +68,11 @@ def main(
         road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2)
         loaded = located.load(device, precision, batch_tokens)
         chosen = requested.load(loaded)
-        shown = shared.Answers(out, road, "summaries", json=json, cite=cite, strict=strict)
+        printer = shared.AnswerPrinter(out, road, "summaries", json=json, cite=cite, strict=strict)
         with console.progress("summarizing (sentences)") as advance:
             for window in road.embedded(loaded, advance):
                 answers = summarize_all(
                     window, loaded, codes, wanted, chosen, cite=cite or json, seed=seed
                 )
-                shown.show(window, answers, loaded, seed)
+                printer.show(window, answers, loaded, seed)
     road.finish()
