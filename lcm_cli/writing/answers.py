@@ -5,6 +5,7 @@ Shapes: N sentences, D concept dim.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -104,11 +105,13 @@ def quote_all(
     chosen: Sequence[Sequence[int]],
     space: "Space",
     to: Sequence[str],
+    method: str,
+    length: Length | None,
     *,
     cite: bool = False,
     progress: Progress | None = None,
-) -> list[tuple[AnswerSentence, ...]]:
-    """Return the `chosen` sentences of each document, by their indices from 0.
+) -> list[Answer]:
+    """Return answers of the `chosen` sentences of each document, by their indices from 0.
 
     A sentence is quoted in its own language and decoded into others, all documents together. `to`
     holds language codes; if empty, each document stays in its own language. `cite` measures the
@@ -116,7 +119,7 @@ def quote_all(
     """
     rows = [(each, n) for each, own in zip(window, chosen, strict=True) for n in own]
     if not rows:
-        return [() for _ in window]
+        return [Answer.of(each, method, (), length) for each in window]
     concepts_ND = np.stack([each.concepts[n] for each, n in rows])
     foreign = [[code for code in to if code != each.document.lang] for each, _ in rows]
     limits = space.limits(
@@ -136,7 +139,10 @@ def quote_all(
             similarity = {code: near.get(code, 1.0) for code in texts}  # 1: in its own words
         quoted.append(AnswerSentence(texts, (Citation(n + 1, source, similarity),)))
     rest = iter(quoted)
-    return [tuple(next(rest) for _ in own) for own in chosen]
+    return [
+        Answer.of(each, method, tuple(islice(rest, len(own))), length)
+        for each, own in zip(window, chosen, strict=True)
+    ]
 
 
 def decode_each(

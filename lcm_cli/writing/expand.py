@@ -64,12 +64,8 @@ def expand_all(
     answers = answer_all(window, model, to, length, seed=seed, progress=progress)
     refused = [each for each, one in zip(window, answers, strict=True) if one.fallback]
     everything = [range(len(each.document.sentences)) for each in refused]
-    quoted = quote_all(refused, everything, space, to, cite=True, progress=progress)
-    whole = [
-        Answer.of(each, METHOD, sentences, length)
-        for each, sentences in zip(refused, quoted, strict=True)
-    ]
-    return with_fallbacks(answers, whole)
+    quoted = quote_all(refused, everything, space, to, METHOD, length, cite=True, progress=progress)
+    return with_fallbacks(answers, quoted)
 
 
 def no_model(space: str) -> NotFoundError:

@@ -84,11 +84,7 @@ def _extract_all(
 ) -> list[Answer]:
     wanted = length or Length.parse(DEFAULT_LENGTH)
     chosen = [choose_sentences(each, wanted) for each in window]
-    quoted = quote_all(window, chosen, space, to, cite=cite, progress=progress)
-    return [
-        Answer.of(each, METHOD, sentences, wanted)
-        for each, sentences in zip(window, quoted, strict=True)
-    ]
+    return quote_all(window, chosen, space, to, METHOD, wanted, cite=cite, progress=progress)
 
 
 def choose_sentences(embedded: Prepared, length: Length) -> list[int]:
