@@ -1,4 +1,4 @@
-"""Generation: stopping, randomness, candidates, and refused input."""
+"""Continuing documents: stopping, randomness, candidates, and what is refused."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +19,7 @@ from lcm_cli.models.quant_lcm import QuantOptions
 
 KINDS = ["base", "two_tower", "one_tower", "quant", "sonar_llm"]
 DIM = 12
-ON = GenerateOptions(max_concepts=4, repeat_similarity=None)  # only length stops it
+ON = GenerateOptions(max_concepts=4, repeat_similarity=None)  # nothing stops it but length
 
 
 def _model(architecture: str, **changes: Any) -> Any:
@@ -63,7 +63,7 @@ def _made(model: ConceptModel, prompts: list[Tensor], options: GenerateOptions) 
 
 
 def _terms(model: ConceptModel) -> int:
-    """Return the number of additions under `_sampled`, over all concepts."""
+    """Return how many numbers are added up under `_sampled`, one concept after another."""
     options = _sampled(model)
     return options.max_concepts * getattr(options.sampler, "steps", 1) * additions(model)
 
@@ -84,7 +84,7 @@ def test_a_row_does_not_depend_on_the_batch(model: ConceptModel, prompts: list[T
 
 
 def test_seeds(model: ConceptModel, prompts: list[Tensor]) -> None:
-    """The same seed gives the same concepts; 0 is an ordinary seed."""
+    """The same seed gives the same concepts, 0 is a seed like any other."""
     options = _sampled(model)
     made = {seed: _made(model, prompts, _with(options, seed=seed)) for seed in (0, 1)}
     again = _made(model, prompts, _with(options, seed=0))
@@ -178,11 +178,11 @@ def test_each_model_has_its_own_idea_of_the_end(base: BaseLCM, prompts: list[Ten
 
 
 def test_repetition_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
-    """Base-LCM converges to a fixed point: its cosines to the previous concept rise."""
+    """Base-LCM drawn to a fixed point: cosines to the concept before rise."""
     full = generate_concepts(base, prompts[:1], _with(ON, max_concepts=12))[0].concepts_SD
     whole = torch.cat([prompts[0][-1:], full])
     near = nn.functional.cosine_similarity(whole[1:], whole[:-1])
-    threshold = near.topk(2).values.mean().item()  # far from every cosine, compared with rounding
+    threshold = near.topk(2).values.mean().item()  # far from every cosine, as rounding goes
     place = int(near.argmax())
     options = _with(ON, max_concepts=12, repeat_similarity=threshold)
     (made,) = generate_concepts(base, prompts[:1], options)
@@ -192,7 +192,7 @@ def test_repetition_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("plans", [False, True])
 def test_breaks_and_plans_are_context_and_no_text(prompts: list[Tensor], plans: bool) -> None:
-    """The model continues in the same way, whatever its concepts are taken for."""
+    """The model goes on as it would, whatever its concepts are taken for."""
     model = _model("base", break_text="Break.", plans=plans)
     options = _with(ON, end_similarity=0.99999)
     free = _made(model, prompts[:1], options)[0]
@@ -263,7 +263,7 @@ def test_candidates_by_likelihood(model: ConceptModel, prompts: list[Tensor], re
     assert all(m.concepts_SD.shape == (4, DIM) and m.score is not None for m in made)
     (alone,) = generate_concepts(model, prompts[2:3], options)
     assert_near(alone.concepts_SD, made[2].concepts_SD, _terms(model))
-    if rerank == "document":  # the best of three single runs
+    if rerank == "document":  # the best of the three that single runs give
         singles = [_seeded(model, prompts[:1], options, candidate) for candidate in range(3)]
         apart = [float((made[0].concepts_SD - single).abs().max()) for single in singles]
         assert min(apart) <= rounding(_terms(model)) * made[0].concepts_SD.abs().max()
@@ -274,7 +274,7 @@ def _seeded(model: Any, prompts: list[Tensor], options: GenerateOptions, candida
 
 
 def test_candidates_by_round_trip(prompts: list[Tensor]) -> None:
-    """A space that keeps only positive numbers prefers candidates with few negative ones."""
+    """A space that keeps only positive numbers prefers candidates that have few others."""
     model = _model("two_tower")
 
     def reencode(x: Tensor) -> Tensor:
@@ -304,7 +304,7 @@ def test_likelihood_prefers_what_the_model_says(prompts: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reads_what_was_encoded_again(kind: str, prompts: list[Tensor]) -> None:
-    """A model with `reencode` reads concepts that the space has encoded."""
+    """What a model of `reencode` goes on from are concepts that the space gives."""
 
     def reencode(x: Tensor) -> Tensor:
         return x.round(decimals=1)
@@ -315,7 +315,7 @@ def test_reads_what_was_encoded_again(kind: str, prompts: list[Tensor]) -> None:
     assert torch.equal(x, reencode(x))
     first = _with(ON, max_concepts=1)
     (read,) = generate_concepts(model, [torch.cat([prompts[0], x[:1]])], first, reencode=reencode)
-    if kind in ("base", "sonar_llm"):  # the others draw different noise for the first concept
+    if kind in ("base", "sonar_llm"):  # the others draw other noise for the first concept
         assert torch.equal(read.concepts_SD[0], x[1])
     plain = _model(kind, reencode=False)
     (made,) = generate_concepts(plain, prompts[:1], ON, reencode=reencode)
@@ -342,7 +342,7 @@ def test_watching_the_noise_go(prompts: list[Tensor], base: BaseLCM) -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 5, 20, 100])
 def test_always_finite(prompts: list[Tensor], prediction: str, eta: float, steps: int) -> None:
-    """With zero terminal SNR, any prediction and DDPM noise, where the official code gives NaN."""
+    """Zero terminal SNR, any prediction, DDPM noise: cases in which the official code gives NaN."""
     model = _model("two_tower", schedule=ScheduleConfig(prediction=prediction))  # type: ignore[arg-type]
     sampler = DiffusionOptions(steps=steps, eta=eta)
     (made,) = generate_concepts(model, prompts[:1], _with(ON, max_concepts=1, sampler=sampler))
@@ -382,7 +382,7 @@ def test_refused_options(prompts: list[Tensor]) -> None:
 
 
 def test_options_do_not_stay(prompts: list[Tensor]) -> None:
-    """A run leaves none of its options in the model."""
+    """A run leaves nothing of its options in the model."""
     model = _model("two_tower")
     plain = _with(ON, sampler=DiffusionOptions(steps=5))
     before = _made(model, prompts, plain)
