@@ -1,4 +1,4 @@
-"""What the commands that answer about documents share: options, and how answers are shown."""
+"""Shared by `lcm summarize` and `lcm expand`: options, the model, and the printed answers."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +9,7 @@ from lcm_cli import console
 from lcm_cli.errors import LcmError
 
 if TYPE_CHECKING:
-    from lcm_cli.pipeline import Embedded
+    from lcm_cli.pipeline import Prepared
     from lcm_cli.space import Space
     from lcm_cli.writing.answer_model import AnswerModel
     from lcm_cli.writing.answers import Answer, AnswerSentence, Task
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
     from ._road import Road
 
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Fail where the model's answer has to be refused.")
+    bool, typer.Option("--strict", help="Treat a refused answer of the model as an error.")
 ]
 Cite = Annotated[
-    bool, typer.Option("--cite", help="Show the source of each sentence, and how near it is.")
+    bool, typer.Option("--cite", help="Show the source of each sentence and its similarity.")
 ]
 
 
-class Choice:
-    """The model that was asked for, looked for but not loaded."""
+class RequestedModel:
+    """The model of a call: located if it has a name, and loaded once the space is."""
 
     def __init__(self, ctx: typer.Context, wanted: str, task: "Task") -> None:
         from lcm_cli.hub.locate import locate_model
         from lcm_cli.writing.answers import AUTO, EXTRACTIVE
 
         given = ctx.get_parameter_source("model")
-        # A default of the environment or the config file is for all tasks and spaces.
+        # A default from the environment or the config file need not suit every task and space.
         self._must_suit = given is not None and given.name == "COMMANDLINE"
         self._wanted, self._task = wanted, task
         if wanted not in (AUTO, EXTRACTIVE):
             locate_model(wanted)
 
     def load(self, space: "Space") -> "AnswerModel | None":
-        """Load the model, if there is one for the task."""
+        """Load the model; None without one for the task."""
         from lcm_cli.writing.answer_model import load_answer_model
 
         found = load_answer_model(self._wanted, self._task, space, must_suit=self._must_suit)
         if found is not None and self._wanted == "auto":
-            console.info(f"model: {found.name}; to do without one: --model extractive")
+            console.info(f"model: {found.name}; to use none: --model extractive")
         return found
 
 
-class Answers:
-    """Shows answers, and warns where the model's was refused. `key`: of the texts, in JSON."""
+class AnswerPrinter:
+    """Prints answers, and reports refused ones. `key` names the whole texts in JSON."""
 
     def __init__(
         self, out: "Result", road: "Road", key: str, *, json: bool, cite: bool, strict: bool
@@ -59,7 +59,7 @@ class Answers:
         self._json, self._cite, self._strict = json, cite, strict
 
     def show(
-        self, window: "Sequence[Embedded]", answers: "Sequence[Answer]", space: "Space", seed: int
+        self, window: "Sequence[Prepared]", answers: "Sequence[Answer]", space: "Space", seed: int
     ) -> None:
         """Write the answers to a window of documents."""
         for each, answer in zip(window, answers, strict=True):
@@ -74,21 +74,21 @@ class Answers:
             }
             self._out.document(each.document.label, blocks, self._road.several)
 
-    def _refused(self, each: "Embedded", answer: "Answer") -> bool:
-        """Say why the model's answer was refused; return whether that ends the matter."""
-        from lcm_cli.writing.refusal import MEANING
+    def _refused(self, each: "Prepared", answer: "Answer") -> bool:
+        """Report why the model's answer was refused; return whether this is an error."""
+        from lcm_cli.writing.refusal import REASONS
 
         assert answer.fallback is not None
-        message = f"{each.document.label}: {MEANING[answer.fallback]} ({answer.model})"
+        message = f"{each.document.label}: {REASONS[answer.fallback]} ({answer.model})"
         if self._strict:
-            hint = "without --strict the document's own sentences take the place of its answer"
+            hint = "without --strict the document's own sentences replace the answer"
             self._road.problems(LcmError(message, hint))
         else:
-            console.warn(f"{message}; the document's own sentences take the place of its answer")
+            console.warn(f"{message}; the document's own sentences replace the answer")
         return self._strict
 
     def _record(
-        self, each: "Embedded", answer: "Answer", space: "Space", seed: int
+        self, each: "Prepared", answer: "Answer", space: "Space", seed: int
     ) -> dict[str, Any]:
         from ._result import provenance, truncations
 
@@ -120,7 +120,7 @@ def _sentence(sentence: "AnswerSentence") -> dict[str, Any]:
 
 
 def _cited(answer: "Answer", code: str) -> Iterator[str]:
-    """Yield the lines of an answer in one language, each followed by where it is from."""
+    """Yield the sentences of an answer in one language, each followed by its sources."""
     from lcm_cli.writing.refusal import Thresholds
 
     quoted = answer.model is None or answer.fallback is not None

@@ -9,7 +9,8 @@ from lcm_cli import console
 from lcm_cli.pipeline import find_languages
 from lcm_cli.text.length import Length
 
-from ._place import Place, Problems
+from ._problems import Problems
+from ._space import LocatedSpace
 
 if TYPE_CHECKING:
     from lcm_cli.evaluation.examples import Example
@@ -37,7 +38,7 @@ class Request:
 
 
 def run_evaluation(
-    request: Request, space: str | None, load: Callable[[Place], "Space"], json: bool
+    request: Request, space: str | None, load: Callable[[LocatedSpace], "Space"], json: bool
 ) -> None:
     """Evaluate, print the tables and write the report; exit with 1 if a row was broken."""
     from lcm_cli.evaluation.report.write import check_report_folder, write_report
@@ -48,7 +49,7 @@ def run_evaluation(
     if request.output is not None:
         check_report_folder(request.output, request.force)
     problems = Problems()
-    place = Place(space)
+    place = LocatedSpace(space)
     to = find_languages(request.to, place.languages, place.name)
     examples, about = _examples(request, place, problems)
     evaluation = _evaluate(request, load(place), examples, about, to, problems)
@@ -63,7 +64,7 @@ def run_evaluation(
 
 
 def _examples(
-    request: Request, place: Place, problems: Problems
+    request: Request, place: LocatedSpace, problems: Problems
 ) -> tuple[list["Example"], dict[str, Any]]:
     """Read the examples, and return them with the description of the data for metrics.json."""
     from lcm_cli.evaluation.example_sources import language_of, locate

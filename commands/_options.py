@@ -1,4 +1,4 @@
-"""The options that commands share, and what is done the same way in every command."""
+"""Options shared by commands, and the options and steps common to all of them."""
 
 import functools
 import inspect
@@ -14,13 +14,13 @@ import typer
 from lcm_cli import console, settings
 from lcm_cli.errors import UsageError
 
-# Options that may stand at the top of the config file, by their long names.
+# Options, by their long names, that the top level of the config file may set.
 SHARED = (
     *("space", "model", "device", "precision", "batch_tokens", "from", "to", "one_per_line"),
     *("seed", "quiet", "verbose", "offline"),
 )
-_CHECKPOINTS = ("space", "model", "models")  # parameters that name some
-CONFIG = "lcm.config"  # where a context keeps the path of the config file that was read
+_CHECKPOINTS = ("space", "model", "models")  # parameters that name checkpoints
+CONFIG = "lcm.config"  # key of the path of the config file in a context
 
 
 def _checked_device(device: str) -> str:
@@ -46,7 +46,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FILE",
-        help="Files, folders, globs, or - for standard input.",
+        help="Files, folders or globs; - for standard input.",
         show_default=False,
     ),
 ]
@@ -56,7 +56,7 @@ Space = Annotated[
         "--space",
         metavar="SPACE",
         envvar="LCM_SPACE",
-        help="A space by name, a folder, or ORG/REPO.  [default: tiny]",
+        help="Space: a name, a folder, or ORG/REPO.  [default: tiny]",
         show_default=False,
         autocompletion=_spaces,
     ),
@@ -67,7 +67,7 @@ Model = Annotated[
         "--model",
         metavar="MODEL",
         envvar="LCM_MODEL",
-        help="A concept model by name, a folder, or ORG/REPO; auto is the space's own.",
+        help="Concept model: a name, a folder, or ORG/REPO; auto is the space's own.",
     ),
 ]
 Device = Annotated[
@@ -76,13 +76,15 @@ Device = Annotated[
         "--device",
         metavar="DEVICE",
         envvar="LCM_DEVICE",
-        help="auto, cpu, cuda, cuda:N or mps.",
+        help="Device: auto, cpu, cuda, cuda:N or mps.",
         callback=_checked_device,
     ),
 ]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "int8"],
-    typer.Option("--precision", envvar="LCM_PRECISION", help="Number format of the computation."),
+    typer.Option(
+        "--precision", envvar="LCM_PRECISION", help="Numerical precision of the computation."
+    ),
 ]
 BatchTokens = Annotated[
     int | None,
@@ -91,7 +93,7 @@ BatchTokens = Annotated[
         metavar="N",
         envvar="LCM_BATCH_TOKENS",
         min=1,
-        help="Tokens in a batch.  [default: what suits the device]",
+        help="Tokens in a batch.  [default: depends on the device]",
         show_default=False,
     ),
 ]
@@ -100,7 +102,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="LANG",
-        help="Language of the input: a code or a name; auto detects it.",
+        help="Input language, a code or a name; auto detects it.",
         autocompletion=_languages,
     ),
 ]
@@ -109,47 +111,47 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="LANG",
-        help="Target language, a code or a name; repeat it for several, or say all.",
+        help="Target language, a code or a name, or all; repeat for several.",
         show_default=False,
         autocompletion=_languages,
     ),
 ]
 OnePerLine = Annotated[
-    bool, typer.Option("--one-per-line", help="Take each line of text as one sentence.")
+    bool, typer.Option("--one-per-line", help="Treat each line of text as one sentence.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 Output = Annotated[
     str | None,
     typer.Option(
         *("-o", "--output"),
         metavar="FILE",
-        help="Where the result goes; - is standard output.",
+        help="Write the result to FILE; - is standard output.",
         show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the output if it exists.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the random numbers.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")]
 
 
 def input_paths(inputs: list[str] | None) -> list[str]:
-    """Return the inputs to read: those given, or standard input if it is not a terminal.
+    """Return the inputs, or standard input if there are none and it is not a terminal.
 
-    Raises UsageError if there is nothing to read, instead of waiting for somebody to type.
+    Raises UsageError if there is nothing to read, rather than wait for someone to type.
     """
     if not inputs and sys.stdin.isatty():
-        raise UsageError("nothing to read", "name a file or a folder, or - to type the text here")
+        raise UsageError("nothing to read", "name a file or a folder, or - to type the text")
     return inputs or ["-"]
 
 
 def space_or_default(space: str | None) -> str:
-    """Return the space to use; where none is chosen, say which one that is and how to choose."""
+    """Return the chosen space, or the default one with a note on how to choose another."""
     if space is None:
         console.info("space: tiny, bundled; for all 202 languages: lcm pull sonar --set-default")
     return space or "tiny"
 
 
 def _use_config(ctx: typer.Context, chosen: Path | None) -> Path | None:
-    """Make what the config file says the defaults of the options that are read after this one."""
+    """Take the defaults of all options parsed after this one from the config file."""
     path = None if ctx.resilient_parsing else settings.find_settings(chosen)
     if path is not None:
         names = {_key(flag): param.name for param in ctx.command.params for flag in param.opts}
@@ -166,9 +168,10 @@ def _key(flag: str) -> str:
 
 def _common(
     *,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show only errors.")] = False,
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="Show more.", show_default=False)
+        int,
+        typer.Option("-v", "--verbose", count=True, help="Show more details.", show_default=False),
     ] = 0,
     offline: Annotated[
         bool, typer.Option("--offline", envvar="LCM_OFFLINE", help="Never use the network.")
@@ -179,7 +182,7 @@ def _common(
             "--config",
             metavar="FILE",
             envvar="LCM_CONFIG",
-            help="Read the defaults of options from FILE.  [default: ./lcm.toml, else the user's]",
+            help="Read option defaults from FILE.  [default: ./lcm.toml, else the user's]",
             show_default=False,
             is_eager=True,
             callback=_use_config,
@@ -187,7 +190,7 @@ def _common(
     ] = None,
 ) -> None:
     console.configure(quiet, verbose)
-    if offline:  # huggingface_hub looks at this once, when it is imported
+    if offline:  # read by huggingface_hub only when it is imported
         os.environ["HF_HUB_OFFLINE"] = "1"
     if config is not None:
         console.detail(f"config: {config}")
@@ -197,15 +200,15 @@ def _pulling(
     *,
     pull: Annotated[
         bool,
-        typer.Option("--pull", envvar="LCM_PULL", help="Download what is not on this machine."),
+        typer.Option("--pull", envvar="LCM_PULL", help="Download missing checkpoints first."),
     ] = False,
 ) -> None: ...
 
 
 def with_common(main: Callable[..., None]) -> Callable[..., None]:
-    """Return `main` with the options that every command has added to its signature.
+    """Return `main` with the common options added to its signature.
 
-    A command that is given checkpoints by name has `--pull`, too, which brings them beforehand.
+    A command that takes checkpoints by name also gets `--pull`, which downloads them first.
     """
     own, common, pulling = (
         inspect.signature(part, eval_str=True) for part in (main, _common, _pulling)
@@ -224,7 +227,7 @@ def with_common(main: Callable[..., None]) -> Callable[..., None]:
 
     last = [*(pulling.parameters.values() if named else ()), *common.parameters.values()]
     both = [*own.parameters.values(), *last]
-    # Typer builds a command's options from its signature and its annotations, and wants both.
+    # Typer reads both the signature and the annotations of a command.
     command.__signature__ = own.replace(parameters=both)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in both}
     return command

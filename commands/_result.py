@@ -1,4 +1,4 @@
-"""What the commands on documents print, to standard output or into a file."""
+"""Results of the commands on documents: text, JSON and concepts, to a file or standard output."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from lcm_cli import __version__, console
 from lcm_cli.files import atomic_path
-from lcm_cli.pipeline import Embedded
+from lcm_cli.pipeline import Prepared
 from lcm_cli.text.languages import language
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Result:
-    """Where the text or JSON of a command goes."""
+    """The output of a command: takes lines of text, documents, or JSON objects."""
 
     def __init__(self, text: Callable[[str], None], emit: Callable[[Any], None]) -> None:
         self.text = text
@@ -27,10 +27,9 @@ class Result:
         self._begun = False
 
     def document(self, heading: str, blocks: Mapping[str, Sequence[str]], several: bool) -> None:
-        """Write the lines of a document in each language, by code.
+        """Write the lines of a document by language code.
 
-        It gets its heading if there are several documents, and each language its name if there are
-        several languages.
+        The heading is for `several` documents; each language is labelled if there are several.
         """
         if several:
             gap = "\n" if self._begun else ""
@@ -42,8 +41,8 @@ class Result:
 
 
 @contextmanager
-def result(output: str | None, force: bool) -> Iterator[Result]:
-    """Open the output: a file that appears when all is done, or standard output."""
+def open_result(output: str | None, force: bool) -> Iterator[Result]:
+    """Open the output: standard output, or a file that appears once it is complete."""
     if output is None or output == "-":
         yield Result(console.out, console.emit)
         return
@@ -56,7 +55,7 @@ def result(output: str | None, force: bool) -> Iterator[Result]:
 
 
 class Pipe(io.RawIOBase):
-    """Standard output for binary data, through the console, which knows of readers that leave."""
+    """Binary standard output, through the console, which handles a closed pipe."""
 
     def writable(self) -> bool:
         return True
@@ -67,7 +66,7 @@ class Pipe(io.RawIOBase):
 
 
 def provenance(space: "Space", seed: int | None = None) -> dict[str, Any]:
-    """Return what JSON results say of how they were made; without `seed` no chance was in it."""
+    """Return the provenance of a JSON result; `seed` is None if no random numbers were drawn."""
     return {
         "space": space.name,
         "fingerprint": space.fingerprint,
@@ -78,9 +77,9 @@ def provenance(space: "Space", seed: int | None = None) -> dict[str, Any]:
     }
 
 
-def truncations(embedded: Embedded) -> list[dict[str, int]]:
-    """Return the sentences over the token limit for JSON, counted from 1."""
-    return [asdict(cut) | {"index": cut.index + 1} for cut in embedded.truncated]
+def truncations(prepared: Prepared) -> list[dict[str, int]]:
+    """Return the sentences over the token limit for JSON, with indices from 1."""
+    return [asdict(cut) | {"index": cut.index + 1} for cut in prepared.truncated]
 
 
 @contextmanager
@@ -91,7 +90,7 @@ def concept_writer(
     force: bool,
     run: dict[str, Any],
 ) -> Iterator["ConceptWriter"]:
-    """Yield what takes the documents with their concepts; no target means JSON Lines to stdout."""
+    """Open a writer of documents with concepts; without a target it prints JSON Lines."""
     from lcm_cli.documents import ConceptWriter, open_writer, to_json
 
     if target is None:

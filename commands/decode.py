@@ -1,4 +1,4 @@
-"""lcm decode: concepts to text in any language of their space."""
+"""lcm decode: text from concepts, in any language of their space."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,34 +28,42 @@ def main(
     inputs: options.Inputs = None,
     to: options.To = None,
     beam: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Width of the search.  [default: 5]")
+        int | None, typer.Option(min=1, metavar="N", help="Beam width.  [default: 5]")
     ] = None,
     n_best: Annotated[
-        int, typer.Option("--n-best", min=1, metavar="N", help="Texts for each sentence.")
+        int, typer.Option("--n-best", min=1, metavar="N", help="Number of texts for each sentence.")
     ] = 1,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw words at random.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample tokens at random.")] = False,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, metavar="T", help="--sample: over 1 bolder, under 1 safer."),
+        typer.Option(min=0, metavar="T", help="With --sample: above 1 more varied, below 1 less."),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option("--top-k", min=1, metavar="K", help="--sample: from the K likeliest."),
+        typer.Option(
+            "--top-k", min=1, metavar="K", help="With --sample: only from the K likeliest tokens."
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
         typer.Option(
-            "--top-p", min=0, max=1, metavar="P", help="--sample: from the likeliest, P in all."
+            "--top-p",
+            min=0,
+            max=1,
+            metavar="P",
+            help="With --sample: from the likeliest tokens of total probability P.",
         ),
     ] = None,
     seed: options.Seed = 0,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", min=1, metavar="N", help="Most tokens of a sentence."),
+        typer.Option("--max-tokens", min=1, metavar="N", help="Token limit of a sentence."),
     ] = None,
     no_repeat_ngram: Annotated[
         int | None,
-        typer.Option("--no-repeat-ngram", min=1, metavar="N", help="Repeat no N tokens."),
+        typer.Option(
+            "--no-repeat-ngram", min=1, metavar="N", help="Never repeat a run of N tokens."
+        ),
     ] = None,
     json: options.Json = False,
     output: options.Output = None,
@@ -66,17 +74,17 @@ def main(
     batch_tokens: options.BatchTokens = None,
 ) -> None:
     """Turn concepts back into text, in any language of their space."""
-    from ._place import Place
-    from ._result import result
+    from ._result import open_result
     from ._road import ConceptRoad
+    from ._space import LocatedSpace
 
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     _check(sample, beam, sampling)
-    with result(output, force) as out:
-        place = Place(space)
-        codes = place.targets(to)
+    with open_result(output, force) as out:
+        located = LocatedSpace(space)
+        codes = located.required_targets(to)
         road = ConceptRoad(inputs, ahead=1 if json else 2)
-        loaded = place.load(device, precision, batch_tokens)
+        loaded = located.load(device, precision, batch_tokens)
         given = sampling | {"max_tokens": max_tokens, "no_repeat_ngram": no_repeat_ngram}
         search = {key: value for key, value in given.items() if value is not None}
         search |= {"beam": beam or max(5, n_best), "n_best": n_best, "sample": sample, "seed": seed}
@@ -93,7 +101,7 @@ def main(
 def _check(sample: bool, beam: int | None, sampling: dict[str, float | None]) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in sampling.items() if value is not None]
     if given and not sample:
-        raise UsageError(f"{given[0]} is for sampling", "add --sample, or leave it out")
+        raise UsageError(f"{given[0]} is for sampling", "add --sample, or drop it")
     if sample and beam is not None:
         raise UsageError("--beam and --sample exclude each other", "choose one of them")
 

@@ -1,4 +1,4 @@
-"""lcm embed: documents to concepts, in a file or a pipe."""
+"""lcm embed: concepts of documents, in a file or a pipe."""
 
 import time
 from typing import Annotated, Literal
@@ -30,12 +30,13 @@ def main(
     output: options.Output = None,
     json: options.Json = False,
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="Number format of the concepts on disk.")
+        Dtype, typer.Option("--dtype", help="Number format of the stored concepts.")
     ] = "float16",
     fragility: Annotated[
         bool,
         typer.Option(
-            "--fragility", help="Score how little noise each sentence bears, for training (slow)."
+            "--fragility",
+            help="Score the sensitivity of each sentence to noise, for training (slow).",
         ),
     ] = False,
     force: options.Force = False,
@@ -45,25 +46,25 @@ def main(
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
 ) -> None:
-    """Turn documents into concepts, one vector a sentence.
+    """Turn documents into concepts, one vector per sentence.
 
-    The name after -o chooses the format: .parquet, .arrow, .jsonl, .safetensors (one document), a
-    folder (shards of Parquet), or - for a pipe (Arrow IPC stream). A folder that was not finished
-    goes on where it was, but for a few minutes, when the same command is given again.
+    The name after -o selects the format: .parquet, .arrow, .jsonl, .safetensors (one document), a
+    folder (Parquet shards), or - for a pipe (Arrow IPC stream). The same command resumes an
+    unfinished folder and repeats at most a few minutes of work.
     """
     from lcm_cli.documents.sources import identify
     from lcm_cli.pipeline import space_info
     from lcm_cli.space.fragility import SAMPLE, cloud, score
 
-    from ._place import Place
     from ._result import concept_writer
     from ._road import Road
+    from ._space import LocatedSpace
 
     target = None if json and output in (None, "-") else output
     _check(target, json, force, fragility)
-    place = Place(space)
-    road = Road(inputs, place, source, one_per_line)
-    loaded = place.load(device, precision, batch_tokens)
+    located = LocatedSpace(space)
+    road = Road(inputs, located, source, one_per_line)
+    loaded = located.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
     run |= {"precision": precision, "fragility": fragility}
     known = cloud(road.beginning(SAMPLE), loaded) if fragility else None
@@ -74,7 +75,7 @@ def main(
         console.progress(EMBEDDING if known is None else SCORING) as advance,
     ):
         if writer.done:
-            console.info(f"going on after the {counted(writer.done, 'document')} that were done")
+            console.info(f"resuming after {counted(writer.done, 'finished document')}")
             road.skip(writer.done, writer.last, writer.open)
         for window in road.embedded(loaded, advance if known is None else None, ends=writer.fills):
             if known is not None:
@@ -97,12 +98,12 @@ def _check(target: str | None, json: bool, force: bool, fragility: bool) -> None
     from lcm_cli.documents import check_target
 
     if target is None and not json:
-        raise UsageError("no place for the concepts", "name a file: -o FILE, or add --json")
+        raise UsageError("no output for the concepts", "name a file: -o FILE, or add --json")
     if json and target is not None and not target.endswith(".jsonl"):
-        raise UsageError(f"--json does not fit {target}", "name a file that ends in .jsonl")
+        raise UsageError(f"--json does not fit {target}", "choose a name that ends in .jsonl")
     if fragility and (target is None or target.endswith((".jsonl", ".safetensors"))):
-        raise UsageError("--fragility needs tables", "write to a folder, or to NAME.parquet")
+        raise UsageError("--fragility needs a table format", "write to a folder or NAME.parquet")
     if target == "-":
-        console.out_bytes(())  # a terminal is refused before any work
+        console.out_bytes(())  # refuses a terminal before any work
     elif target is not None:
         check_target(target, force=force)

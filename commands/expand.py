@@ -1,4 +1,4 @@
-"""lcm expand: a longer text about the same."""
+"""lcm expand: longer texts on the same subject."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from lcm_cli import console
 from . import _answers as shared
 from . import _options as options
 
-TOGETHER = 64  # sentences that are expanded at once: each becomes many
+WINDOW = 64  # sentences that are expanded together: each becomes many
 
 EPILOG = """\
 lcm expand idea.txt
@@ -30,7 +30,7 @@ def main(
         typer.Option(
             metavar="LENGTH",
             help="8 (sentences), 300% (of the sentences) or 120w (words).  "
-            "[default: what the model finds right]",
+            "[default: the model's choice]",
             show_default=False,
         ),
     ] = None,
@@ -47,34 +47,33 @@ def main(
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
 ) -> None:
-    """Write a longer text from a summary or a title, in any language of the space.
+    """Expand summaries or titles into longer texts, in any language of the space.
 
-    It takes a concept model that learned it (--model). Where its answer is no good, the document
-    itself takes its place.
+    This needs a concept model trained to expand (--model). If its answer is refused, the document
+    itself replaces it.
     """
-    from lcm_cli.pipeline import find_languages
     from lcm_cli.text.length import Length
     from lcm_cli.writing.expand import expand_all, no_model
 
-    from ._place import Place
-    from ._result import result
+    from ._result import open_result
     from ._road import Road
+    from ._space import LocatedSpace
 
     wanted = None if length is None else Length.parse(length, shorter=False)
-    with result(output, force) as out:
-        place = Place(space)
-        choice = shared.Choice(ctx, model, "expand")
-        codes = find_languages(to or (), place.languages, place.name)
-        road = Road(inputs, place, source, one_per_line, ahead=1 if json else 2)
-        loaded = place.load(device, precision, batch_tokens)
-        chosen = choice.load(loaded)
+    with open_result(output, force) as out:
+        located = LocatedSpace(space)
+        requested = shared.RequestedModel(ctx, model, "expand")
+        codes = located.targets(to)
+        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2)
+        loaded = located.load(device, precision, batch_tokens)
+        chosen = requested.load(loaded)
         if chosen is None:
-            raise no_model(place.name)
-        shown = shared.Answers(out, road, "expansions", json=json, cite=cite, strict=strict)
+            raise no_model(located.name)
+        printer = shared.AnswerPrinter(out, road, "expansions", json=json, cite=cite, strict=strict)
         with console.progress("expanding (sentences)") as advance:
-            for window in road.embedded(loaded, lambda n: None, TOGETHER):
+            for window in road.embedded(loaded, lambda n: None, WINDOW):
                 answers = expand_all(
                     window, loaded, codes, wanted, chosen, seed=seed, progress=advance
                 )
-                shown.show(window, answers, loaded, seed)
+                printer.show(window, answers, loaded, seed)
     road.finish()

@@ -1,6 +1,6 @@
-"""lcm generate: a concept model continues documents."""
+"""lcm generate: continuations of documents by a concept model."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,44 +22,49 @@ lcm generate prompt.safetensors --model my-lcm --concepts-out more.safetensors
 def main(
     ctx: typer.Context,
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="A model by name, a folder, or ORG/REPO.")
+        str, typer.Option(metavar="MODEL", help="Concept model: a name, a folder, or ORG/REPO.")
     ],
     inputs: options.Inputs = None,
     to: options.To = None,
     source: options.From = "auto",
     max_concepts: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Most concepts to add; breaks and plans count, too."),
+        typer.Option(min=1, metavar="N", help="Most concepts to add; breaks and plans count."),
     ] = 32,
     min_concepts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Do not stop before the N-th concept.")
-    ] = 1,
+        int,
+        typer.Option(min=0, metavar="N", help="Fewest concepts to add; breaks and plans count."),
+    ] = 0,
     seed: options.Seed = 0,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, metavar="T", help="How far to stray: see docs/generate.md."),
+        typer.Option(min=0, metavar="T", help="Randomness of the concepts; see docs/generate.md."),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="S", help="Denoising steps of a diffusion model.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, metavar="G", help="How closely to follow the context.")
+        float | None,
+        typer.Option(min=0, metavar="G", help="Guidance scale: how closely to follow the context."),
     ] = None,
     candidates: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Make N, and give the best.")
+        int, typer.Option(min=1, metavar="N", help="Generate N candidates and keep the best.")
     ] = 1,
     rerank: Annotated[
-        Literal["document", "step"], typer.Option(help="What the candidates are of.")
+        Literal["document", "step"],
+        typer.Option(help="Rank whole documents, or concepts at every step."),
     ] = "document",
     judge: Annotated[
-        Literal["likelihood", "roundtrip"], typer.Option(help="What finds the best candidate.")
+        Literal["likelihood", "roundtrip"], typer.Option(help="Criterion for the best candidate.")
     ] = "likelihood",
     trace: Annotated[
-        bool, typer.Option("--trace", help="Show what each denoising step would have said.")
+        bool, typer.Option("--trace", help="Show the text of every denoising step.")
     ] = False,
     concepts_out: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write the new concepts as well.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Also write the new concepts to FILE.", show_default=False
+        ),
     ] = None,
     json: options.Json = False,
     output: options.Output = None,
@@ -67,9 +72,7 @@ def main(
     one_per_line: options.OnePerLine = False,
     space: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPACE", help="The space of the concepts.  [default: the model's own]"
-        ),
+        typer.Option(metavar="SPACE", help="Space of the concepts.  [default: the model's own]"),
     ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -77,35 +80,67 @@ def main(
 ) -> None:
     """Continue documents with a concept model, in any language of its space.
 
-    Takes text, or concepts in any format that lcm reads, and prints each sentence as soon as it is
-    made. Without a known space a model takes concepts and writes them to --concepts-out.
+    The input is text, or concepts in any format that lcm reads. Each sentence is printed as soon as
+    it is generated. Without a known space a model reads concepts and writes them to --concepts-out.
     """
     from lcm_cli.hub.locate import locate_model
+    from lcm_cli.models.config import read_model_config
 
-    from ._generation import Request, carry_out
+    from . import _generation as generation
+    from ._result import open_result
+    from ._road import PromptRoad
 
-    # What a config file names is the space of other commands: a model has its own.
+    # A space in the config file is for other commands: a model has its own.
     given = ctx.get_parameter_source("space")
     named = space if given is not None and given.name == "COMMANDLINE" else None
-    stops: dict[str, Any] = {"max_concepts": max_concepts, "min_concepts": min_concepts}
-    choice = {"candidates": candidates, "rerank": rerank, "judge": judge, "seed": seed}
-    request = Request(
-        inputs=inputs,
-        model=model,
-        files=locate_model(model),
-        space=named,
-        to=to,
-        source=source,
-        one_per_line=one_per_line,
-        common=stops | choice,
-        own={"temperature": temperature, "steps": steps, "guidance": guidance},
-        trace=trace,
+    config = read_model_config(locate_model(model).config)
+    needs_text = bool(to) or concepts_out is None
+    located = generation.locate_generation_space(named, config.space.name, needs_text)
+    generation.check_generation(
+        model,
+        located,
+        to,
         json=json,
         output=output,
         concepts_out=concepts_out,
         force=force,
-        device=device,
-        precision=precision,
-        batch_tokens=batch_tokens,
     )
-    carry_out(request)
+    codes = [] if located is None else located.targets(to)
+    with open_result(output, force) as out:
+        plans = bool(getattr(config, "plans", False))  # a quantizer has none; loading refuses it
+        road = PromptRoad(
+            inputs, located, source, one_per_line, ahead=1 if json else 2, plans=plans
+        )
+        writer = generation.load_writer(model, located, device, precision, batch_tokens)
+        from lcm_cli.models.generate import GenerateOptions  # here: it imports torch
+        from lcm_cli.writing.writer import sampler
+
+        own = sampler(writer.model, temperature=temperature, steps=steps, guidance=guidance)
+        chosen = GenerateOptions(
+            max_concepts,
+            min_concepts,
+            seed=seed,
+            candidates=candidates,
+            rerank=rerank,
+            judge=judge,
+            sampler=own,
+        )
+        prompts = road.prompts(writer, codes, chosen)
+        # With concepts on standard output there is no place for text.
+        words = not json and located is not None and concepts_out != "-"
+        printer = generation.Printer(out, several=road.several, words=words)
+        streaming = None if json or road.several else printer.sentence
+        with generation.concepts_file(concepts_out, writer.space_info, force) as keep:
+            for window in prompts:
+                printer.begin(codes)
+                found = writer.continue_all(
+                    window, codes, chosen, trace=trace, on_sentence=streaming
+                )
+                for document, done in zip(window, found, strict=True):
+                    if json:
+                        out.emit(generation.record(done, model, writer, chosen))
+                    else:
+                        printer.end(document, done)
+                    generation.report(document, done, words)
+                    keep(done)
+    road.finish()

@@ -1,4 +1,4 @@
-"""lcm translate: every sentence to a concept, and on into other languages."""
+"""lcm translate: documents in other languages, sentence by sentence through concepts."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ from lcm_cli import console
 from . import _options as options
 
 if TYPE_CHECKING:
-    from lcm_cli.pipeline import Decoded, Embedded
+    from lcm_cli.pipeline import Decoded, Prepared
     from lcm_cli.space import Space
 
 EPILOG = """\
@@ -35,17 +35,17 @@ def main(
     """Translate documents, sentence by sentence, through concepts."""
     from lcm_cli.pipeline import decode
 
-    from ._place import Place
-    from ._result import result
-    from ._road import ROWS, Road
+    from ._result import open_result
+    from ._road import WINDOW_ROWS, Road
+    from ._space import LocatedSpace
 
-    with result(output, force) as out:
-        place = Place(space)
-        codes = place.targets(to)
-        road = Road(inputs, place, source, one_per_line, ahead=1 if json else 2)
-        loaded = place.load(device, precision, batch_tokens)
+    with open_result(output, force) as out:
+        located = LocatedSpace(space)
+        codes = located.required_targets(to)
+        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2)
+        loaded = located.load(device, precision, batch_tokens)
         with console.progress("translating (sentences)") as advance:
-            for window in road.embedded(loaded, lambda n: None, max(1, ROWS // len(codes))):
+            for window in road.embedded(loaded, lambda n: None, max(1, WINDOW_ROWS // len(codes))):
                 documents = [each.document for each in window]
                 texts = decode(documents, codes, loaded, progress=advance)
                 for each, decoded in zip(window, texts, strict=True):
@@ -58,7 +58,7 @@ def main(
 
 
 def _record(
-    each: "Embedded", decoded: "Decoded", one_per_line: bool, space: "Space"
+    each: "Prepared", decoded: "Decoded", one_per_line: bool, space: "Space"
 ) -> dict[str, Any]:
     from ._result import provenance, truncations
 

@@ -1,7 +1,7 @@
-"""The road of every document: language, sentences, concepts, and text again.
+"""From documents to concepts and back: language, sentences, encoding and decoding.
 
-Many documents go along it together, so that short ones share batches too. Nothing here imports
-torch: a `Space` is brought by the caller.
+Documents are encoded and decoded many at a time, so that short ones share batches. Nothing here
+imports torch: the caller passes a loaded `Space`.
 
 Shapes: S sentences, D concept dim.
 """
@@ -15,48 +15,36 @@ import numpy as np
 
 from lcm_cli.documents import Document, SpaceInfo
 from lcm_cli.documents.document import check_plans
-from lcm_cli.errors import LcmError
+from lcm_cli.errors import LcmError, UsageError
 from lcm_cli.progress import Progress
 from lcm_cli.text.languages import find_language, language
 
 if TYPE_CHECKING:
-    from lcm_cli.space import DecodeOptions, Space, Text, Truncation
+    from lcm_cli.space import DecodeOptions, Encoded, Space, Text, Truncation
 
 
-_NO_GAP = ("Hans", "Hant", "Jpan")  # scripts that put nothing between sentences
+_NO_GAP = ("Hans", "Hant", "Jpan")  # scripts without spaces between sentences
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A document whose language and sentences are known.
+    """A document with its language and sentences; `embed` adds the concepts.
 
-    `split` holds the indices of sentences that are pieces of one that was too long.
+    `split` holds the indices of sentences that are pieces of an overlong one. Indices in
+    `truncated` count on from the document's sentences into its target's and its plans'.
     """
 
     document: Document
     split: list[int] = field(default_factory=list)
+    truncated: "list[Truncation]" = field(default_factory=list)
 
     @property
     def size(self) -> int:
-        """Number of sentences to encode, those of a target and of plans too."""
-        return sum(len(part.sentences) for part in _parts(self.document))
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A document with its concepts, and what had to be done to its sentences.
-
-    The sentences of a target, then of plans, are counted on from those of the document.
-    """
-
-    document: Document
-    split: list[int]
-    truncated: "list[Truncation]"
-
-    @property
-    def size(self) -> int:
-        """Number of sentences that were encoded, those of a target and of plans too."""
-        return sum(len(part.sentences) for part in _parts(self.document))
+        """Number of sentences, or of concepts where these were given; includes target and plans."""
+        return sum(
+            len(part.sentences if part.concepts is None else part.concepts)
+            for part in _parts(self.document)
+        )
 
     @property
     def concepts(self) -> np.ndarray:
@@ -67,26 +55,40 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A document and its sentences in other languages: code -> sentence -> n best texts."""
+    """A document and its decoded sentences: language code -> sentence -> n best texts."""
 
     document: Document
     texts: "dict[str, list[list[Text]]]"
 
     def text(self, lang: str, one_per_line: bool = False) -> str:
-        """Return the best text in one language, in the paragraphs of the document."""
+        """Return the best text in one language, with the paragraphs of the document."""
         best = [texts[0].text for texts in self.texts[lang]]
         return prose(best, lang, self.document.paragraphs, one_per_line)
 
 
 def space_info(space: "Space") -> SpaceInfo:
-    """Return what a concept file has to say of `space`."""
+    """Return the description of `space` that concept files carry."""
     return SpaceInfo(space.name, space.fingerprint, space.dim)
 
 
-def find_languages(wanted: Sequence[str], within: Sequence[str], where: str) -> list[str]:
-    """Return the codes of the languages in `wanted`, each once; `all` stands for all of `within`.
+def text_needs_space(document: Document) -> UsageError:
+    """Return the error for text that no known space can encode."""
+    return UsageError(
+        f"{document.label} is text, and the space of this model is not known",
+        "give concepts (from lcm embed), or name the space: --space SPACE",
+    )
 
-    `within` holds the codes of the space called `where`. Raises NotFoundError.
+
+def without_target(document: Document, *, keep_plans: bool) -> Document:
+    """Return a document to continue: no target, and plans only for a model that reads them."""
+    return replace(document, target=None, plans=document.plans if keep_plans else None)
+
+
+def find_languages(wanted: Sequence[str], within: Sequence[str], where: str) -> list[str]:
+    """Return the codes of the languages in `wanted`, without duplicates.
+
+    `within` holds the codes of the space called `where`; the name `all` stands for all of them.
+    Raises NotFoundError for an unknown language.
     """
     if any(name.casefold() == "all" for name in wanted):
         return list(within)
@@ -100,11 +102,11 @@ def prepare_documents(
     source: str = "auto",
     one_per_line: bool = False,
 ) -> Prepared:
-    """Find out a document's language and its sentences, as far as it does not say them.
+    """Determine a document's language and sentences, unless it has them.
 
-    `languages` are the codes of the space called `where`, `source` the code to take where the
-    document names none, or auto. Raises an LcmError that names the document: for a language that
-    the space lacks, or one that cannot be told.
+    `languages` are the codes of the space called `where`. `source` is the code for a document that
+    does not say its language, or `auto` to detect it. Raises an LcmError that names the document,
+    for a language that the space lacks or that cannot be detected.
     """
     from lcm_cli.text.segment import segment
 
@@ -115,13 +117,14 @@ def prepare_documents(
             target = prepare_documents(target, languages, where, source, one_per_line).document
             document = replace(document, target=target)
         if document.plans is not None:
-            document = replace(document, plans=replace(document.plans, lang=lang))
+            plans = replace(document.plans, lang=lang, concepts=None)
+            document = replace(document, plans=plans)
         pieces = []
         if not document.sentences:
             pieces = segment(document.text, lang, one_per_line=one_per_line)
     except LcmError as error:
         raise type(error)(f"{document.label}: {error.message}", error.hint) from error
-    found = replace(document, lang=lang)
+    found = replace(document, lang=lang, concepts=None)
     if not document.sentences:
         found.text, found.sentences = "", [piece.text for piece in pieces]
         found.paragraphs = [piece.paragraph for piece in pieces]
@@ -131,30 +134,41 @@ def prepare_documents(
 
 def embed(
     window: Sequence[Prepared], space: "Space", progress: Progress | None = None
-) -> list[Embedded]:
-    """Encode documents, all their sentences together.
+) -> list[Prepared]:
+    """Add concepts to the documents without any, encoding all their sentences together.
 
-    `progress` is told the number of sentences done.
+    `progress` receives the number of sentences encoded.
     """
-    parts = [part for each in window for part in _parts(each.document)]
+    parts = [part for each in window if not _has_concepts(each) for part in _parts(each.document)]
     sentences = [sentence for part in parts for sentence in part.sentences]
     codes = [part.lang for part in parts for _ in part.sentences]
     encoded = space.encode(sentences, codes, progress)
     done, start = [], 0
     for each in window:
-        end, place, own = start + each.size, start, []
-        for part in _parts(each.document):
-            concepts_SD = encoded.concepts[place : place + len(part.sentences)]
-            own.append(replace(part, concepts=concepts_SD))
-            place += len(part.sentences)
-        document, rest = own[0], iter(own[1:])
-        document.target = next(rest) if document.target else None
-        document.plans = next(rest) if document.plans else None
-        cut = [t for t in encoded.truncated if start <= t.index < end]
-        cut = [replace(t, index=t.index - start) for t in cut]
-        done.append(Embedded(document, each.split, cut))
-        start = end
+        if _has_concepts(each):
+            done.append(each)
+        else:
+            done.append(_with_concepts(each, encoded, start))
+            start += each.size
     return done
+
+
+def _has_concepts(prepared: Prepared) -> bool:
+    return prepared.document.concepts is not None
+
+
+def _with_concepts(prepared: Prepared, encoded: "Encoded", start: int) -> Prepared:
+    """Return a document with its share of the encoded sentences, which begins at `start`."""
+    parts, end = [], start
+    for part in _parts(prepared.document):
+        begin, end = end, end + len(part.sentences)
+        parts.append(replace(part, concepts=encoded.concepts[begin:end]))
+    document, rest = parts[0], iter(parts[1:])
+    document.target = next(rest) if document.target else None
+    document.plans = next(rest) if document.plans else None
+    cut = [t for t in encoded.truncated if start <= t.index < end]
+    cut = [replace(t, index=t.index - start) for t in cut]
+    return replace(prepared, document=document, truncated=cut)
 
 
 def _parts(document: Document) -> list[Document]:
@@ -168,9 +182,9 @@ def decode(
     options: "DecodeOptions | None" = None,
     progress: Progress | None = None,
 ) -> list[Decoded]:
-    """Decode the concepts of documents into each language of `to`, all of them together.
+    """Decode the concepts of documents together into each language of `to`.
 
-    `progress` is told the number of sentences done, each language counted.
+    `progress` receives the number of sentences decoded, counted once for each language.
     """
     concepts = [np.asarray(d.concepts, dtype=np.float32) for d in documents]
     limits = [limit for document in documents for limit in _limits(document, space, options)]
@@ -186,9 +200,9 @@ def decode(
 def prose(
     sentences: Sequence[str], lang: str, paragraphs: Sequence[int] = (), one_per_line: bool = False
 ) -> str:
-    """Return sentences as running text, or each on a line; a blank line parts paragraphs.
+    """Return sentences as running text, or one per line; a blank line separates paragraphs.
 
-    `paragraphs` is the paragraph number of each sentence; without it all are in one.
+    `paragraphs` holds the paragraph number of each sentence; without it there is one paragraph.
     """
     gap = "" if language(lang).script in _NO_GAP else " "
     gap = "\n" if one_per_line else gap
@@ -208,7 +222,7 @@ def _language(document: Document, languages: Sequence[str], where: str, source: 
 
 
 def _limits(document: Document, space: "Space", options: "DecodeOptions | None") -> list[int]:
-    """Return the most tokens that each sentence may become; fewer where the source is known."""
+    """Return the token limit of each sentence: from its source text, or else from `options`."""
     if document.sentences and document.lang:
         return space.limits(document.sentences, space.find_language(document.lang))
     assert document.concepts is not None

@@ -1,4 +1,4 @@
-"""The road of documents, in the core: language, sentences, concepts, text."""
+"""From documents to concepts and back, in the library."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_prepare_finds_sentences_and_paragraphs() -> None:
     assert found.document.sentences == ["The hen ran.", "It was late.", "The eagle flew."]
     assert found.document.paragraphs == [0, 0, 1]
     assert (found.document.lang, found.document.text, found.split) == ("eng_Latn", "", [])
-    assert document.text  # what was given stays as it was
+    assert document.text  # the input is unchanged
 
 
 def test_prepare_tells_which_sentences_were_cut() -> None:
@@ -90,6 +90,16 @@ def test_embed_gives_every_document_its_own_concepts(space: Space) -> None:
         alone = space.encode(before.document.sentences, before.document.lang).concepts
         assert after.concepts.shape == (len(before.document.sentences), 32)
         assert_near(after.concepts, alone, additions(space.encoder))
+
+
+def test_embed_keeps_concepts_that_are_given(space: Space) -> None:
+    given = Document("b", concepts=np.ones((3, 32), dtype=np.float32))
+    window = [_prepared("a", "The hen ran."), Prepared(given), _prepared("c", "It was late.")]
+    first, second, third = embed(window, space)
+    assert second.document is given and second.size == 3
+    for found, sentence in ((first, "The hen ran."), (third, "It was late.")):
+        alone = space.encode([sentence], "eng_Latn").concepts
+        assert_near(found.concepts, alone, additions(space.encoder))
 
 
 def test_embed_tells_of_sentences_over_the_token_limit(space: Space) -> None:

@@ -1,4 +1,4 @@
-"""Cutting a stream of documents into windows that are worked on together."""
+"""Windows of documents that are processed together, cut from a stream."""
 
 import os
 import select
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-FIRST = 32  # sentences of the first window: something is soon to be seen
+FIRST = 32  # size of the first window, small so that results appear early
 
 
 def windows(
@@ -19,10 +19,10 @@ def windows(
     pausing: Callable[[], bool] | None = None,
     ends: Callable[[T], bool] | None = None,
 ) -> Iterator[list[T]]:
-    """Cut `items` into lists of about `FIRST` in total size, then twice that, up to `largest`.
+    """Yield lists of items whose total size starts at about `FIRST` and doubles up to `largest`.
 
-    A list ends early when `pausing` says that the next item may take its time: what is here is not
-    kept waiting for it. After an item that `ends` something, all begins as with the first.
+    A list ends early if `pausing` reports that the next item is not available yet. It also ends
+    after an item for which `ends` is true, and the sizes start over.
     """
     window: list[T] = []
     filled, room = 0, min(FIRST, largest)
@@ -38,10 +38,10 @@ def windows(
 
 
 def stdin_pauses() -> bool:
-    """Return whether standard input has nothing to read at this moment; false if unknown."""
+    """Return whether standard input has nothing to read at the moment; False if unknown."""
     if os.name == "nt":
-        return False  # select takes sockets only there
+        return False  # select accepts only sockets there
     try:
         return not select.select([sys.stdin.fileno()], [], [], 0)[0]
     except (OSError, ValueError):
-        return False  # replaced by something that is no file
+        return False  # replaced by an object that is not a file

@@ -34,7 +34,7 @@ class GenerateOptions:
     """When to stop, and how many candidates to try."""
 
     max_concepts: int = 32
-    min_concepts: int = 1  # the concept that stops may not come before this number
+    min_concepts: int = 0  # nothing stops a document that has fewer (breaks and plans count)
     end_similarity: float | None = None  # cosine to the end-of-text concept; None: the model's own
     repeat_similarity: float | None = (
         0.9  # cosine to the concept before (s_prev); None: no such rule
@@ -47,10 +47,10 @@ class GenerateOptions:
     sampler: Any = None  # the model's own options, of type model.Options; None: its defaults
 
     def __post_init__(self) -> None:
-        for name in ("max_concepts", "min_concepts", "candidates"):
-            if getattr(self, name) < 1:
-                value = getattr(self, name)
-                raise UsageError(f"{name.replace('_', ' ')} {value} must be at least 1")
+        for name, least in (("max_concepts", 1), ("min_concepts", 0), ("candidates", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise UsageError(f"{name.replace('_', ' ')} {value} must be at least {least}")
         for name in ("end_similarity", "repeat_similarity"):
             value = getattr(self, name)
             if value is not None and not -1 <= value <= 1:
@@ -226,7 +226,8 @@ class _Run:
         for number, (row, mark) in enumerate(zip(rows, marks, strict=True)):
             row.produced += 1
             reason = self._reason(row, mark)
-            stops = reason is not None and row.produced >= self.options.min_concepts
+            # `produced` counts this concept, which is not part of the text if it stops it.
+            stops = reason is not None and row.produced > self.options.min_concepts
             if not stops and (mark == "break" or row.planning):
                 self._structure(row, concepts_BD[number])
             elif not stops or (self.options.keep_stop and mark != "break"):

@@ -1,1 +1,1 @@
-"""Answers in words: continuations, summaries and expansions, and the signs that one has failed."""
+"""Generated text: continuations, summaries and expansions, and checks that refuse failed ones."""

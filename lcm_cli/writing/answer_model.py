@@ -1,15 +1,17 @@
-"""Answers that a concept model gives: summaries and expansions, looked at before they are shown.
+"""Summaries and expansions by a concept model, checked before they are shown.
 
-A model that was finetuned for a task reads the concepts of the source and of the task's prompt, and
-goes on until the end-of-text concept. docs/summarize.md says what comes of long documents, lengths
-and bad answers.
+A model finetuned for a task reads the concepts of the source and of the task's prompt, and
+generates concepts up to the end of text. docs/summarize.md describes long documents, lengths and
+refused answers.
 
-Shapes: S sentences of a source, N sentences of an answer, D concept dim.
+Shapes: S source sentences, N answer sentences, D concept dim.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import ceil
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,34 +22,45 @@ from lcm_cli.hub.cards import cards
 from lcm_cli.hub.locate import locate_model
 from lcm_cli.models.checkpoint import load_model
 from lcm_cli.models.config import AnyConfig, QuantizerConfig, read_model_config
-from lcm_cli.models.generate import GenerateOptions, generate_concepts
+from lcm_cli.models.generate import GenerateOptions
 from lcm_cli.models.interface import ConceptModel
-from lcm_cli.pipeline import Embedded
+from lcm_cli.pipeline import Prepared
 from lcm_cli.progress import Progress
 from lcm_cli.space import Space
 from lcm_cli.space.similarity import cosines
 from lcm_cli.text.length import Length, count_words
-from lcm_cli.writing.answers import AUTO, EXTRACTIVE, Answer, AnswerSentence, Citation, Task
+from lcm_cli.writing.answers import (
+    AUTO,
+    EXTRACTIVE,
+    Answer,
+    AnswerSentence,
+    Citation,
+    Task,
+    decode_each,
+    encode_each,
+)
 from lcm_cli.writing.extractive import select
-from lcm_cli.writing.refusal import Refusal, Thresholds, refuse
-from lcm_cli.writing.writer import LEAST_TOKENS, Writer
+from lcm_cli.writing.refusal import Thresholds, refuse
+from lcm_cli.writing.writer import Writer, token_limit
+
+T = TypeVar("T")
 
 METHOD = "generated"
-MOST = 64  # sentences of an answer for which no length was asked
-LEAST_CONTEXT = 4  # concepts: two of a source, and two of an answer
-TOGETHER = 64  # documents that are continued side by side
-SOURCES, NEARLY = 3, 0.1  # so many sources are named at most, all so near to the nearest
+MAX_SENTENCES = 64  # of an answer without a requested length
+MIN_CONTEXT = 4  # concepts: two of a source, and two of an answer
+BATCH = 64  # sources that are answered in one batch
+MAX_SOURCES = 3  # cited for a sentence
+SOURCE_MARGIN = 0.1  # largest difference of a cited source's cosine to that of the nearest
 
-# An expansion says much that its source does not: a single sentence on the subject must do.
+# Most of an expansion is not in its source: one sentence on the subject is enough.
 THRESHOLDS = {"summarize": Thresholds(), "expand": Thresholds(about=0.0)}
 
 
 class AnswerModel:
-    """A concept model that was finetuned for `task`, in its space."""
+    """A concept model finetuned for `task`, with its space."""
 
     def __init__(self, model: ConceptModel, name: str, task: Task, space: Space) -> None:
-        """Raise UsageError if it was not, IntegrityError for a model of another space."""
-        # How prompts and end texts are encoded is the same wherever a model goes on with something.
+        """Raise UsageError if the model lacks the task, IntegrityError for another space."""
         self._writer, config = Writer(model, space), model.config
         if task not in config.prompts:
             known = (
@@ -56,24 +69,24 @@ class AnswerModel:
             raise UsageError(f"the model {name} was not trained to {task}: {known}")
         self.model, self.name, self.task, self.space = model, name, task, space
         self._prompt_SD = self._writer.encode([config.prompts[task]])
-        # For source and answer: all but what opens the document, the prompt and the end.
+        # Source and answer share all of the context but begin text, prompt and end of text.
         self._context = config.max_length - len(self._writer.begin_SD) - 2
-        if self._context < LEAST_CONTEXT:
+        if self._context < MIN_CONTEXT:
             raise UsageError(f"the context of {name}, {config.max_length} concepts, is too short")
 
     @property
     def most(self) -> int:
-        """The most sentences that it may write: half its context is left to the source."""
+        """The highest number of sentences in an answer: half the context is for the source."""
         return self._context // 2
 
     def answer(
         self, sources: Sequence[np.ndarray], most: Sequence[int], seed: int = 0
     ) -> list[np.ndarray]:
-        """Return the concepts (N, D) that answer each source (S, D), `most` of them at most.
+        """Return an answer (N, D) of at most `most` concepts to each source (S, D).
 
-        What exceeds the context is cut into parts of about equal length. To expand, the parts are
-        answered one by one; to summarize, the answers to the parts are the source of the next
-        round, until it fits. Raises IntegrityError if they are not finite.
+        A source that exceeds the context is cut into parts of about equal length. An expansion
+        joins the answers to the parts. A summary is that of the parts' summaries, which are
+        summarized again until they fit. Raises IntegrityError for concepts that are not finite.
         """
         if self.task == "expand":
             return self._expanded(sources, most, seed)
@@ -82,9 +95,9 @@ class AnswerModel:
     def _condensed(
         self, sources: Sequence[np.ndarray], most: Sequence[int], seed: int
     ) -> list[np.ndarray]:
-        """Summarize parts of the sources until all of them fit."""
+        """Summarize overlong sources in parts, repeatedly, until all fit."""
         done = list(sources)
-        # A part and half as much: every round so shortens what is left to read.
+        # Room for a part and a summary of at most half its length: every round shortens the source.
         room = 2 * self._context // 3
         while long := [i for i, s in enumerate(done) if len(s) > self._context - most[i]]:
             parts = [_parts(done[i], room) for i in long]
@@ -110,23 +123,16 @@ class AnswerModel:
     def _continued(
         self, sources: Sequence[np.ndarray], most: Sequence[int], seed: int
     ) -> list[np.ndarray]:
-        """Run the model on sources that fit; those with equal limits go together."""
+        """Answer sources that fit the context; those with equal limits share batches."""
         found: dict[int, np.ndarray] = {}
         for limit in dict.fromkeys(most):
             same = [i for i, m in enumerate(most) if m == limit]
-            for start in range(0, len(same), TOGETHER):
-                some = same[start : start + TOGETHER]
+            for start in range(0, len(same), BATCH):
+                some = same[start : start + BATCH]
                 prompts = [self._prompt(sources[i]) for i in some]
-                # One more than wanted: the model may say that it has come to the end.
+                # One concept more than wanted, which may be the end of text.
                 options = GenerateOptions(max_concepts=limit + 1, seed=seed)
-                done = generate_concepts(
-                    self.model,
-                    prompts,
-                    options,
-                    end=self._writer.end_D,
-                    breaks=self._writer.break_D,
-                    reencode=self._writer.reencode,
-                )
+                done = self._writer.predict(prompts, options)
                 for i, each in zip(some, done, strict=True):
                     found[i] = self._finite(each.concepts_SD[:limit].float().cpu().numpy())
         return [found[i] for i in range(len(sources))]
@@ -134,7 +140,7 @@ class AnswerModel:
     def _finite(self, concepts_ND: np.ndarray) -> np.ndarray:
         if not np.isfinite(concepts_ND).all():
             hint = "its weights are damaged, or --precision float32 is needed"
-            raise IntegrityError(f"the model {self.name} gives NaN or infinite concepts", hint)
+            raise IntegrityError(f"the model {self.name} predicts NaN or infinite concepts", hint)
         return concepts_ND
 
     def _prompt(self, source_SD: np.ndarray) -> Tensor:
@@ -145,11 +151,12 @@ class AnswerModel:
 def load_answer_model(
     wanted: str, task: Task, space: Space, *, must_suit: bool = True
 ) -> AnswerModel | None:
-    """Load the model called `wanted`; `auto`: the space's own, if it has one; `extractive`: none.
+    """Load the model called `wanted`; None for `extractive`, or if `auto` finds none.
 
-    The space's own is named by its card. It must have learned the task, in this very space, else
-    there is none; so it is with any other unless it `must_suit`: then UsageError or IntegrityError
-    are raised. Raises NotFoundError if it is not on this machine.
+    `auto` stands for the model that the space's card names. A model suits if it was trained for the
+    task and in this space. One that does not suit counts as none with `auto` or without
+    `must_suit`; otherwise it raises UsageError or IntegrityError. Raises NotFoundError if the model
+    is not installed.
     """
     if wanted == EXTRACTIVE:
         return None
@@ -174,75 +181,102 @@ def _suits(config: AnyConfig | QuantizerConfig, task: Task, space: Space) -> boo
     return same and config.concept_dim == space.dim
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Draft:
-    """The answer to one document, on its way into the languages `to`."""
+    """A model's answer to `source`: by language code, N texts and their concepts (N, D).
 
-    source: Embedded
-    to: Sequence[str]
-    concepts_ND: np.ndarray
-    least: int
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    again: dict[str, np.ndarray] = field(default_factory=dict)  # the texts' concepts, (N, D)
+    These are the texts encoded again, not the concepts that the model predicted.
+    """
 
-
-def answer_or(
-    instead: Callable[[Sequence[Embedded]], list[Answer]],
-    window: Sequence[Embedded],
-    model: AnswerModel,
-    to: Sequence[str],
-    length: Length | None,
-    *,
-    seed: int,
-    progress: Progress | None,
-) -> list[Answer]:
-    """Return the model's answer to each document, or what `instead` makes of it."""
-    found = answer_all(window, model, to, length, seed=seed, progress=progress)
-    refused = [each for each, said in zip(window, found, strict=True) if isinstance(said, str)]
-    rest = iter(instead(refused) if refused else ())
-    return [
-        replace(next(rest), model=model.name, fallback=said)
-        if isinstance(said, str)
-        else Answer.of(each, METHOD, said, length, model.name)
-        for each, said in zip(window, found, strict=True)
-    ]
+    source: Prepared
+    texts: dict[str, list[str]]
+    concepts: dict[str, np.ndarray]
 
 
 def answer_all(
-    window: Sequence[Embedded],
+    window: Sequence[Prepared],
     model: AnswerModel,
     to: Sequence[str],
     length: Length | None = None,
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[tuple[AnswerSentence, ...] | Refusal]:
-    """Return what the model says to each document, or why that must not be shown.
+) -> list[Answer]:
+    """Return the model's answer to each document.
 
-    `to` holds language codes, none for each document's own. `progress` is told the number of
+    A refused answer has no sentences, and its `fallback` gives the reason. `to` holds language
+    codes; if empty, each answer is in its document's language. `progress` receives the number of
     sentences decoded.
     """
     bounds = [_bounds(each, model.task, length) for each in window]
     most = [min(most, model.most) for most, _ in bounds]
-    answers = model.answer([each.concepts for each in window], most, seed)
-    drafts = [
-        _Draft(each, to or [each.document.lang], concepts_ND, least)
-        for each, concepts_ND, (_, least) in zip(window, answers, bounds, strict=True)
+    concepts = model.answer([each.concepts for each in window], most, seed)
+    drafts = _drafts(window, concepts, to, model.space, progress)
+    return [
+        _checked(draft, model, length, least)
+        for draft, (_, least) in zip(drafts, bounds, strict=True)
     ]
-    _decode(drafts, model.space, progress)
-    _encode(drafts, model.space)
-    return [_judged(draft, model, length) for draft in drafts]
 
 
-def _bounds(each: Embedded, task: Task, length: Length | None) -> tuple[int, int]:
-    """Return the most and the fewest sentences of the answer to a document.
+def _drafts(
+    window: Sequence[Prepared],
+    concepts: Sequence[np.ndarray],
+    to: Sequence[str],
+    space: Space,
+    progress: Progress | None,
+) -> list[_Draft]:
+    """Decode the answers (N, D) to all documents together, and encode the texts again."""
+    codes = [to or [each.document.lang] for each in window]
+    counts = [len(rows_ND) for rows_ND in concepts]
+    limits = [token_limit(each.document, space) for each in window]
+    texts = decode_each(
+        np.concatenate(concepts), _repeat(codes, counts), _repeat(limits, counts), space, progress
+    )
+    rows = iter(zip(texts, encode_each(texts, space), strict=True))
+    drafts = []
+    for each, own, count in zip(window, codes, counts, strict=True):
+        written = list(islice(rows, count))
+        drafts.append(
+            _Draft(
+                each,
+                {code: [text[code] for text, _ in written] for code in own},
+                {code: np.array([again[code] for _, again in written]) for code in own},
+            )
+        )
+    return drafts
 
-    With no length given the model decides, but a summary is at most half as long as the document,
-    and an expansion longer than it.
+
+def _repeat(values: Sequence[T], counts: Sequence[int]) -> list[T]:
+    return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+
+
+def _checked(draft: _Draft, model: AnswerModel, length: Length | None, least: int) -> Answer:
+    code = next(iter(draft.texts))
+    reason = refuse(
+        draft.texts,
+        draft.concepts[code],
+        draft.source.concepts,
+        THRESHOLDS[model.task],
+        least=least,
+        languages=model.space.languages,
+    )
+    if reason is not None:
+        return replace(Answer.of(draft.source, METHOD, (), length, model.name), fallback=reason)
+    sentences = tuple(_sentences(draft))[: _fitting(draft.texts[code], length)]
+    return Answer.of(draft.source, METHOD, sentences, length, model.name)
+
+
+def _bounds(each: Prepared, task: Task, length: Length | None) -> tuple[int, int]:
+    """Return the highest and the lowest number of sentences in the answer to a document.
+
+    Without a length the model decides, but a summary has at most half the document's sentences, and
+    an expansion has more than the document.
     """
     count = len(each.document.sentences)
+    if length is None and task == "summarize":
+        return min(MAX_SENTENCES, ceil(count / 2)), 1
     if length is None:
-        return (min(MOST, ceil(count / 2)), 1) if task == "summarize" else (MOST, count + 1)
+        return MAX_SENTENCES, count + 1
     most = length.amount
     if length.unit == "percent":
         most = ceil(count * length.amount / 100)
@@ -252,29 +286,11 @@ def _bounds(each: Embedded, task: Task, length: Length | None) -> tuple[int, int
     return most, ceil(most / 2)
 
 
-def _judged(
-    draft: _Draft, model: AnswerModel, length: Length | None
-) -> tuple[AnswerSentence, ...] | Refusal:
-    code = draft.to[0]
-    sources_SD = draft.source.concepts
-    reason = refuse(
-        draft.texts,
-        draft.again[code],
-        sources_SD,
-        THRESHOLDS[model.task],
-        least=draft.least,
-        languages=model.space.languages,
-    )
-    if reason is not None:
-        return reason
-    return tuple(_sentences(draft))[: _fitting(draft.texts[code], length)]
-
-
 def _sentences(draft: _Draft) -> Iterator[AnswerSentence]:
-    near = {code: cosines(rows, draft.source.concepts) for code, rows in draft.again.items()}
+    near = {code: cosines(rows, draft.source.concepts) for code, rows in draft.concepts.items()}
     mean_NS = np.mean(list(near.values()), axis=0)
     for n, mean_S in enumerate(mean_NS):
-        order = np.argsort(-mean_S, kind="stable")[:SOURCES]
+        order = np.argsort(-mean_S, kind="stable")[:MAX_SOURCES]
         yield AnswerSentence(
             {code: said[n] for code, said in draft.texts.items()},
             tuple(
@@ -284,54 +300,24 @@ def _sentences(draft: _Draft) -> Iterator[AnswerSentence]:
                     {code: float(near_NS[n, s]) for code, near_NS in near.items()},
                 )
                 for s in order
-                if mean_S[s] >= mean_S[order[0]] - NEARLY
+                if mean_S[s] >= mean_S[order[0]] - SOURCE_MARGIN
             ),
         )
 
 
 def _fitting(said: Sequence[str], length: Length | None) -> int:
-    """Return how many sentences fit into the number of words asked for, at least one."""
+    """Return how many sentences, at least one, fit a length in words."""
     if length is None or length.unit != "words":
         return len(said)
     totals = np.cumsum([count_words(text) for text in said])
     return max(1, int((totals <= length.amount).sum()))
 
 
-def _decode(drafts: Sequence[_Draft], space: Space, progress: Progress | None) -> None:
-    """Fill in the texts, in one call for all the answers that go into the same languages."""
-    for codes in dict.fromkeys(tuple(draft.to) for draft in drafts):
-        same = [draft for draft in drafts if tuple(draft.to) == codes]
-        limits = [limit for draft in same for limit in _limits(draft, space)]
-        concepts = np.concatenate([draft.concepts_ND for draft in same])
-        found = space.decode(concepts, codes, limits=limits, progress=progress)
-        for code, texts in found.items():
-            rest = iter(texts)
-            for draft in same:
-                draft.texts[code] = [next(rest)[0].text for _ in draft.concepts_ND]
-
-
-def _limits(draft: _Draft, space: Space) -> list[int]:
-    document = draft.source.document
-    longest = max(space.limits(document.sentences, document.lang))
-    return [max(longest, LEAST_TOKENS)] * len(draft.concepts_ND)
-
-
-def _encode(drafts: Sequence[_Draft], space: Space) -> None:
-    """Fill in the concepts of the texts, all of them in one call."""
-    rows = [(code, text) for d in drafts for code, said in d.texts.items() for text in said]
-    found = space.encode([text for _, text in rows], [code for code, _ in rows]).concepts
-    start = 0
-    for draft in drafts:
-        for code, said in draft.texts.items():
-            draft.again[code] = found[start : start + len(said)]
-            start += len(said)
-
-
 def _parts(source_SD: np.ndarray, room: int) -> list[np.ndarray]:
-    """Cut a source into as few parts of about equal length as fit."""
+    """Cut a source into the fewest parts of about equal length that fit `room`."""
     return np.array_split(source_SD, ceil(len(source_SD) / room))
 
 
 def _or_best(part_SD: np.ndarray, answer_ND: np.ndarray) -> np.ndarray:
-    """Return the answer to a part, or the sentence that stands best for it if there is none."""
+    """Return the answer to a part, or the part's most representative sentence if it is empty."""
     return answer_ND if len(answer_ND) else part_SD[select(part_SD, 1)]

@@ -1,15 +1,16 @@
-"""What a document became: the sentences of an answer in each language, and where they come from.
+"""Answers about documents: their sentences in each language, and the source of each sentence.
 
-Shapes: N sentences of an answer, D concept dim.
+Shapes: N sentences, D concept dim.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lcm_cli.pipeline import Embedded, prose
+from lcm_cli.pipeline import Prepared, prose
 from lcm_cli.progress import Progress
 from lcm_cli.space.similarity import cosines
 from lcm_cli.text.length import Length
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from lcm_cli.space import Space
 
 Task = Literal["summarize", "expand"]
-AUTO, EXTRACTIVE = "auto", "extractive"  # the space's own model, and none
+AUTO, EXTRACTIVE = "auto", "extractive"  # names for the space's own model, and for no model
 
 
 @dataclass(frozen=True)
 class Citation:
-    """A sentence of the document. `index` counts from 1.
+    """A source sentence of the document; `index` counts from 1.
 
-    `similarity` is the cosine between its concept and that of the answer's sentence in each
+    `similarity` holds, by language code, the cosine of its concept to the answer's sentence in that
     language, encoded again.
     """
 
@@ -37,11 +38,11 @@ class Citation:
 
 @dataclass(frozen=True)
 class AnswerSentence:
-    """One sentence of an answer: its text in each language, and the nearest source sentences.
+    """A sentence of an answer: its text by language code, and its nearest source sentences.
 
-    A quoted sentence has one source, and its similarity tells how much of the meaning arrived: 1
-    where the text is the source itself; empty if it was not asked for. A generated sentence has the
-    nearest first, and that one may be far away.
+    A quoted sentence has one source, whose similarity measures how much of the meaning its decoded
+    text keeps: 1 in its own language, empty unless requested. A generated sentence may be far from
+    all of its sources; the nearest is first.
     """
 
     texts: dict[str, str]
@@ -52,9 +53,9 @@ class AnswerSentence:
 class Answer:
     """A summary or an expansion of one document.
 
-    `total` is the number of the document's sentences. `method` says how the answer was made,
-    `model` by which model; `fallback` is why the model's answer was refused and the document quoted
-    instead. `length` is what was asked for, or the default; None if the model decided.
+    `total` is the number of sentences in the document, `method` how the answer was made, `model`
+    the model that was used. `fallback` is the reason why its answer was refused. `length` is the
+    requested length or the default; None if the model decided.
     """
 
     id: str
@@ -69,13 +70,13 @@ class Answer:
     @classmethod
     def of(
         cls,
-        each: Embedded,
+        each: Prepared,
         method: str,
         sentences: tuple[AnswerSentence, ...],
         length: Length | None,
         model: str | None = None,
     ) -> "Answer":
-        """Return the answer to a document."""
+        """Return an answer to the document `each`."""
         document = each.document
         wanted = None if length is None else str(length)
         total = len(document.sentences)
@@ -83,82 +84,102 @@ class Answer:
 
     @property
     def texts(self) -> dict[str, str]:
-        """The whole text in each language."""
+        """The whole text by language code."""
         codes = self.sentences[0].texts if self.sentences else ()
         return {code: prose([s.texts[code] for s in self.sentences], code) for code in codes}
 
 
+def with_fallbacks(answers: Sequence[Answer], quoted: Sequence[Answer]) -> list[Answer]:
+    """Replace the refused answers, in order, with those `quoted` from their documents."""
+    rest = iter(quoted)
+    return [
+        answer
+        if answer.fallback is None
+        else replace(next(rest), model=answer.model, fallback=answer.fallback)
+        for answer in answers
+    ]
+
+
 def quote_all(
-    window: Sequence[Embedded],
+    window: Sequence[Prepared],
     chosen: Sequence[Sequence[int]],
     space: "Space",
     to: Sequence[str],
+    method: str,
+    length: Length | None,
     *,
     cite: bool = False,
     progress: Progress | None = None,
-) -> list[tuple[AnswerSentence, ...]]:
-    """Return sentences of the documents themselves, `chosen` of each, counted from 0.
+) -> list[Answer]:
+    """Return answers of the `chosen` sentences of each document, by their indices from 0.
 
-    In its own language a sentence is quoted, in others it is decoded, all documents together. `to`
-    holds language codes, none for each document's own. `cite` measures the similarities;
-    `progress` is told the number of sentences decoded.
+    A sentence is quoted in its own language and decoded into others, all documents together. `to`
+    holds language codes; if empty, each document stays in its own language. `cite` measures the
+    similarities; `progress` receives the number of sentences decoded.
     """
-    jobs = [
-        _Job(i + 1, each.document.lang, each.document.sentences[i], each.concepts[i], to)
-        for each, indices in zip(window, chosen, strict=True)
-        for i in indices
+    rows = [(each, n) for each, own in zip(window, chosen, strict=True) for n in own]
+    if not rows:
+        return [Answer.of(each, method, (), length) for each in window]
+    concepts_ND = np.stack([each.concepts[n] for each, n in rows])
+    foreign = [[code for code in to if code != each.document.lang] for each, _ in rows]
+    limits = space.limits(
+        [each.document.sentences[n] for each, n in rows], [each.document.lang for each, _ in rows]
+    )
+    decoded = decode_each(concepts_ND, foreign, limits, space, progress)
+    encoded = encode_each(decoded, space) if cite else None
+    quoted = []
+    for row, (each, n) in enumerate(rows):
+        own, source = each.document.lang, each.document.sentences[n]
+        texts = {code: decoded[row].get(code, source) for code in to or [own]}
+        similarity = {}
+        if encoded is not None:
+            near = {
+                code: _cosine(again_D, concepts_ND[row]) for code, again_D in encoded[row].items()
+            }
+            similarity = {code: near.get(code, 1.0) for code in texts}  # 1: in its own words
+        quoted.append(AnswerSentence(texts, (Citation(n + 1, source, similarity),)))
+    rest = iter(quoted)
+    return [
+        Answer.of(each, method, tuple(islice(rest, len(own))), length)
+        for each, own in zip(window, chosen, strict=True)
     ]
-    _decode(jobs, space, progress)
-    if cite:
-        _compare(jobs, space)
-    rest = iter(jobs)
-    return [tuple(next(rest).sentence() for _ in indices) for indices in chosen]
 
 
-@dataclass
-class _Job:
-    """One sentence on its way into the languages `to`."""
+def decode_each(
+    concepts_ND: np.ndarray,
+    to: Sequence[Sequence[str]],
+    limits: Sequence[int],
+    space: "Space",
+    progress: Progress | None = None,
+) -> list[dict[str, str]]:
+    """Decode each concept into languages of its own; return its texts by language code.
 
-    index: int
-    lang: str
-    source: str
-    concept_D: np.ndarray
-    to: Sequence[str]
-    texts: dict[str, str] = field(default_factory=dict)
-    similarity: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """The languages that it must be decoded into."""
-        return tuple(code for code in self.to if code != self.lang)
-
-    def sentence(self) -> AnswerSentence:
-        """Return the result."""
-        order = self.to or [self.lang]
-        texts = {code: self.texts.get(code, self.source) for code in order}
-        similarity = {code: self.similarity[code] for code in texts if self.similarity}
-        return AnswerSentence(texts, (Citation(self.index, self.source, similarity),))
-
-
-def _decode(jobs: Sequence[_Job], space: "Space", progress: Progress | None) -> None:
-    """Fill in the texts, in one call for all the sentences that go into the same languages."""
-    for codes in dict.fromkeys(job.missing for job in jobs):
-        same = [job for job in jobs if job.missing == codes]
+    `to` and `limits` hold the codes and the most tokens for each concept. Concepts with the same
+    codes share one call; `progress` receives the number of sentences decoded.
+    """
+    texts: list[dict[str, str]] = [{} for _ in concepts_ND]
+    for codes in dict.fromkeys(map(tuple, to)):
         if not codes:
             continue
-        concepts = np.stack([job.concept_D for job in same])
-        limits = space.limits([job.source for job in same], [job.lang for job in same])
-        found = space.decode(concepts, codes, limits=limits, progress=progress)
-        for code, texts in found.items():
-            for job, best in zip(same, texts, strict=True):
-                job.texts[code] = best[0].text
+        rows = [n for n, own in enumerate(to) if tuple(own) == codes]
+        row_limits = [limits[n] for n in rows]
+        found = space.decode(concepts_ND[rows], codes, limits=row_limits, progress=progress)
+        for code, decoded in found.items():
+            for n, best in zip(rows, decoded, strict=True):
+                texts[n][code] = best[0].text
+    return texts
 
 
-def _compare(jobs: Sequence[_Job], space: "Space") -> None:
-    """Fill in the similarities: encode what was decoded, all of it in one call."""
-    pairs = [(job, code) for job in jobs for code in job.texts]
-    again = space.encode([job.texts[code] for job, code in pairs], [code for _, code in pairs])
-    for (job, code), concept_D in zip(pairs, again.concepts, strict=True):
-        job.similarity[code] = float(cosines(concept_D[None], job.concept_D[None])[0, 0])
-    for job in jobs:
-        job.similarity[job.lang] = 1.0  # said in its own words
+def encode_each(texts: Sequence[dict[str, str]], space: "Space") -> list[dict[str, np.ndarray]]:
+    """Encode each sentence in each of its languages, in one call; concepts (D,) by code."""
+    rows = [(n, code) for n, own in enumerate(texts) for code in own]
+    found = space.encode([texts[n][code] for n, code in rows], [code for _, code in rows])
+    encoded: list[dict[str, np.ndarray]] = [{} for _ in texts]
+    for (n, code), concept_D in zip(rows, found.concepts, strict=True):
+        encoded[n][code] = concept_D
+    return encoded
+
+
+def _cosine(left_D: np.ndarray, right_D: np.ndarray) -> float:
+    """Return the cosine of two concepts."""
+    return float(cosines(left_D[None], right_D[None])[0, 0])

@@ -1,11 +1,11 @@
-"""A summary made of a document's own sentences, chosen by their concepts. It needs no weights.
+"""Extractive summaries: the most representative sentences of a document, without a model.
 
-The sentences are chosen one by one so that those chosen, taken together, point where the whole
-document points: each step adds the one that brings the sum of the chosen closest to the centroid.
-What was said already brings it no closer, so redundancy needs no penalty. This is Gholipour
-Ghalandari (2017), "Revisiting the Centroid-based Method", with concepts for his bags of words; the
-centroid is that of Radev et al. (2004). In it the opening counts more, as sentences before others
-do in PacSum (Zheng and Lapata 2019). docs/summarize.md compares it with other methods.
+A greedy search adds, at each step, the sentence that brings the sum of the chosen concepts closest
+to the direction of the document's centroid. A redundant sentence brings it no closer, so redundancy
+needs no penalty. This is Gholipour Ghalandari (2017), "Revisiting the Centroid-based Method", with
+concepts in place of bags of words; the centroid is that of Radev et al. (2004). The opening of a
+document has more weight in it: PacSum (Zheng and Lapata 2019) favours earlier sentences, too.
+docs/summarize.md compares the method with others.
 
 Shapes: S sentences, D concept dim.
 """
@@ -20,16 +20,15 @@ Array = NDArray[np.floating[Any]]
 SentenceWeights = Sequence[float] | Array
 
 METHOD = "centroid"
-SAME = 1 - 1e-5  # cosine from which two sentences say the same
+SAME = 1 - 1e-5  # cosine from which two sentences are duplicates
 
-_OPENING, _FADING = 3.0, 10.0  # how much more the first sentence counts, and how soon that ends
+_OPENING, _FADING = 3.0, 10.0  # extra weight of the first sentence, and its decay over the document
 
 
 def select(concepts: Array, count: int, weights: SentenceWeights | None = None) -> list[int]:
-    """Return the `count` sentences that stand best for the document, in its order.
+    """Return the `count` most representative sentences, in document order; all if there are fewer.
 
-    `concepts` (S, D), finite. `weights` (S,): how much each sentence counts, none of them negative;
-    all alike by default. Fewer than `count` only if there are no more. Deterministic.
+    `concepts` (S, D) are finite, `weights` (S,) non-negative (default: equal). Deterministic.
     """
     ranked = zip(range(count), rank_sentences(concepts, weights), strict=False)
     return sorted(sentence for _, sentence in ranked)
@@ -38,8 +37,8 @@ def select(concepts: Array, count: int, weights: SentenceWeights | None = None) 
 def rank_sentences(concepts: Array, weights: SentenceWeights | None = None) -> Iterator[int]:
     """Yield all sentences, each the best addition to those before it.
 
-    A longer summary so contains the shorter one. Sentences that say nothing new (repeated, of
-    weight 0, without direction) come last. Each costs one product with `concepts`.
+    A longer summary therefore contains every shorter one. Duplicates, sentences of weight 0 and
+    zero concepts come last. Each step costs one product with `concepts`.
     """
     units_SD = _unit(concepts)
     weights_S = np.ones(len(units_SD)) if weights is None else np.asarray(weights, dtype=float)
@@ -61,7 +60,7 @@ def rank_sentences(concepts: Array, weights: SentenceWeights | None = None) -> I
 
 
 def opening_weights(count: int) -> Array:
-    """Return weights (S,) for `count` sentences: about 4 for the first, 1 from the middle on."""
+    """Return weights (S,) for `count` sentences, falling from 4 to nearly 1 by the middle."""
     places_S = np.arange(count) / max(count, 1)
     return 1 + _OPENING * np.exp(-_FADING * places_S)
 
@@ -73,14 +72,15 @@ def _best(
     centroid_D: Array,
     allowed_S: NDArray[np.bool_],
 ) -> int:
-    """Return the sentence that brings the sum of the chosen, `total_D`, closest to the centroid.
+    """Return the allowed sentence that brings the sum of the chosen closest to the centroid.
 
-    `central_S` and `along_S` are its products with the centroid and with the sum.
+    `central_S` and `along_S` are the products of each sentence with `centroid_D` and with the sum,
+    `total_D`.
     """
-    # |t + u|^2 = |t|^2 + 2 tu + 1; next to nothing where a sentence undoes the sum.
+    # |t + u|^2 = |t|^2 + 2 tu + 1, clamped because it is 0 where a sentence cancels the sum.
     lengths_S = np.sqrt(np.maximum(total_D @ total_D + 2 * along_S + 1, 1e-12))
     closeness_S = (total_D @ centroid_D + central_S) / lengths_S
-    # Rounded: equal sentences must tie, whatever the order in which the processor adds.
+    # Rounded so that equal sentences tie, whatever the processor's order of summation.
     return int(np.argmax(np.where(allowed_S, closeness_S.round(9), -np.inf)))
 
 

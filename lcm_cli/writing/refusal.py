@@ -1,9 +1,9 @@
-"""Whether what a model generated may be shown, or shows the signs of a model that lost its way.
+"""Checks that refuse a generated answer if the model has evidently failed.
 
-A pure function over texts and concepts: it loads nothing but, for the language, the identifier.
-What is refused here is replaced by sentences of the source (docs/summarize.md).
+They are pure functions of texts and concepts; the only model they load is the language identifier.
+A refused answer is replaced by sentences of its source (docs/summarize.md).
 
-Shapes: N sentences of the answer, S sentences of the source, D concept dim.
+Shapes: N answer sentences, S source sentences, D concept dim.
 """
 
 import re
@@ -21,26 +21,26 @@ from lcm_cli.text.length import count_words
 Array = NDArray[np.floating[Any]]
 Refusal = Literal["empty", "short", "repetition", "unrelated", "language"]
 
-MEANING: dict[Refusal, str] = {
+REASONS: dict[Refusal, str] = {
     "empty": "the model stopped at once",
     "short": "the model stopped too early",
     "repetition": "the model repeats itself",
-    "unrelated": "what the model says is not about the text",
-    "language": "what the model says is in another language",
+    "unrelated": "the model's answer is not about the text",
+    "language": "the model's answer is in another language",
 }
-# Something of up to 40 characters, four times or more in a row.
+# Up to 40 characters, four or more times in a row.
 _LOOP = re.compile(r"(.{1,40}?)\1{3,}", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When an answer is refused."""
+    """Limits beyond which an answer is refused."""
 
-    same: float = 0.95  # cosine from which a sentence says what an earlier one has said
-    repeats: float = 0.25  # share of the sentences that may repeat an earlier one, or loop
-    loop: float = 0.5  # share of a sentence that may be the same few words over and over
-    near: float = 0.4  # cosine from which a sentence is about one of the source: one must be
-    about: float = 0.55  # mean over the sentences of the cosine to the nearest of the source
+    same: float = 0.95  # cosine from which a sentence repeats an earlier one
+    repeats: float = 0.25  # highest share of sentences that repeat an earlier one or loop
+    loop: float = 0.5  # highest share of a sentence that repeats the same few words
+    near: float = 0.4  # lowest cosine to a source sentence that one sentence must reach
+    about: float = 0.55  # lowest mean cosine of the sentences to their nearest source sentence
 
 
 def refuse(
@@ -52,11 +52,11 @@ def refuse(
     least: int = 1,
     languages: Collection[str] = (),
 ) -> Refusal | None:
-    """Return why an answer must not be shown, or None if nothing speaks against it.
+    """Return the reason to refuse an answer, or None if it passes.
 
-    `texts` are its sentences by language, `concepts_ND` those of one of the texts, encoded again:
-    a concept that nothing decodes to may look well while the text is not. `least` is the fewest
-    sentences that will do; `languages` are the codes that a text might be in instead.
+    `texts` holds its sentences by language. `concepts_ND` are one language's texts encoded again,
+    not the model's concepts: these may look sound where their text does not. `least` is the lowest
+    number of sentences; `languages` are the codes that a text could be in by mistake.
     """
     limits = thresholds or Thresholds()
     if not len(concepts_ND) or any(count_words(" ".join(said)) == 0 for said in texts.values()):
@@ -74,7 +74,7 @@ def refuse(
 
 
 def _repeats(said: Sequence[str], concepts_ND: Array, limits: Thresholds) -> bool:
-    """Return whether too many sentences say what an earlier one did, or go round in themselves."""
+    """Return whether too many sentences repeat an earlier one or loop."""
     alike_NN = np.tril(cosines(concepts_ND, concepts_ND), -1) >= limits.same
     words = [" ".join(re.findall(r"\w+", text.casefold())) for text in said]
     count = sum(
@@ -90,7 +90,7 @@ def _loops(words: str, share: float) -> bool:
 
 
 def _is_foreign(text: str, code: str, languages: Collection[str]) -> bool:
-    """Return whether `text` is for certain in another of `languages`."""
+    """Return whether `text` is with certainty in another of `languages`."""
     words = sample_text(text)
     ranked = rank_languages(words, languages)
     best = ranked[0][0]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from rounding import additions, assert_near
 
-from lcm_cli.commands._place import Place
 from lcm_cli.commands._road import Road
+from lcm_cli.commands._space import LocatedSpace
 from lcm_cli.documents import read_concepts, writing
 from lcm_cli.space import Space, load_space
 
@@ -92,7 +92,7 @@ def test_the_same_call_writes_the_same_bytes(road: Run, story: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "no place for the concepts"),
+        ([], 2, "no output for the concepts"),
         (["-o", "a.bin"], 2, "unknown suffix .bin"),
         (["-o", "nosuch/a.parquet"], 3, "no such folder: nosuch"),
         (["--json", "-o", "a.parquet"], 2, "--json does not fit a.parquet"),
@@ -100,7 +100,7 @@ def test_the_same_call_writes_the_same_bytes(road: Run, story: Path, tmp_path: P
     ],
 )
 def test_errors(road: Run, arguments: list[str], code: int, message: str) -> None:
-    done = road("embed", "nosuch.txt", *arguments)  # the target is looked at before the input
+    done = road("embed", "nosuch.txt", *arguments)  # the target is checked before the input
     assert (done.code, done.stdout) == (code, "")
     assert message in done.stderr
 
@@ -119,7 +119,7 @@ def test_an_existing_file_is_refused_before_any_work(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Documents with a split, some with a target: text in one, sentences in the other."""
+    """Documents with a split; two have a target, as text and as sentences."""
     lines: list[dict[str, Any]] = [
         {"id": str(number), "text": f"The hen ran {number} times. The dog slept.", "split": "train"}
         for number in range(12)
@@ -162,7 +162,7 @@ def test_a_target_without_text(road: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "A.", "target": [""]}\n{"text": "B.", "target": ""}\n')
     done = road("embed", path, "--json", "--from", "en")
-    assert done.code == 1  # an empty one is none, a list of nothing a mistake
+    assert done.code == 1  # an empty target is no target, a list of empty sentences an error
     assert "line 1, its target" in done.stderr and "has no text in it" in done.stderr
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["a.jsonl:2"]
 
@@ -184,7 +184,7 @@ def test_killed_it_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The folder of a killed run, finished by the same command, is that of a run never killed."""
+    """A killed run that the same command resumes writes the folder of an uninterrupted run."""
     whole, often = tmp_path / "whole", tmp_path / "often"
     defaults = writing.open_writer.__wrapped__.__kwdefaults__  # type: ignore[attr-defined]
     monkeypatch.setitem(defaults, "shard_bytes", 300)
@@ -203,7 +203,7 @@ def test_killed_it_goes_on(
     assert (refused.code, "unfinished data set of other documents" in refused.stderr) == (2, True)
     done = road("embed", pairs, "-o", often, "--from", "en")
     assert done.code == 0
-    assert "going on after the " in done.stderr
+    assert "resuming after " in done.stderr
     manifests = [(folder / "manifest.json").read_text() for folder in (whole, often)]
     assert manifests[0] == manifests[1]  # with the sha256 of every shard
     assert sorted(p.name for p in often.iterdir()) == sorted(p.name for p in whole.iterdir())
@@ -215,14 +215,14 @@ def test_killed_it_goes_on(
 def test_what_follows_saved_documents_has_the_same_neighbours(
     space: Space, random_space: Path, tmp_path: Path, done: int
 ) -> None:
-    """Documents are encoded in windows of 32, 64, ... sentences: which one may matter."""
+    """Documents are encoded in windows of 32, 64, ... sentences, which can affect rounding."""
     source = tmp_path / "a.jsonl"
     source.write_text("".join('{"text": "A hen."}\n' for _ in range(250)))
 
     def windows(skipped: int) -> list[list[str]]:
-        road = Road([str(source)], Place(str(random_space)), "eng_Latn", one_per_line=False)
+        road = Road([str(source)], LocatedSpace(str(random_space)), "eng_Latn", one_per_line=False)
         if skipped:
-            road.skip(skipped, f"a.jsonl:{skipped}", again=skipped)
+            road.skip(skipped, f"a.jsonl:{skipped}", restored=skipped)
         return [[each.document.id for each in window] for window in road.embedded(space, None)]
 
     whole = windows(0)
@@ -257,7 +257,7 @@ def test_killed_within_a_shard_it_goes_on(
     assert not list(often.glob("part-*"))
     done = road(*arguments, often)
     assert done.code == 0
-    assert "going on after the " in done.stderr
+    assert "resuming after " in done.stderr
     manifests = [(folder / "manifest.json").read_text() for folder in (whole, often)]
     assert manifests[0] == manifests[1]
     assert sorted(p.name for p in often.iterdir()) == sorted(p.name for p in whole.iterdir())
@@ -283,4 +283,4 @@ def test_fragility(road: Run, story: Path, german: Path, tmp_path: Path) -> None
     assert pq.read_table(tmp_path / "c.parquet")["fragility"].null_count == 2
     for name in ("x.jsonl", "x.safetensors"):
         refused = road("embed", source, "-o", tmp_path / name, "--fragility")
-        assert refused.code == 2 and "needs tables" in refused.stderr
+        assert refused.code == 2 and "needs a table format" in refused.stderr

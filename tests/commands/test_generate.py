@@ -1,4 +1,4 @@
-"""lcm generate: every kind of model, words and concepts, and everything that can be wrong."""
+"""lcm generate: every kind of model, text and concepts, and errors."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a nano model of every kind in the space tiny: their weights know nothing."""
+    """A folder with an untrained nano model of every kind, in the space tiny."""
     folder, tiny = tmp_path_factory.mktemp("models"), load_space("tiny")
     for kind in KINDS:
         torch.manual_seed(0)
@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official fixtures, converted, and a prompt for them."""
+    """The official models of the fixtures, converted, and a prompt for them."""
     from lcm_cli.transfer.convert import convert
 
     folder = tmp_path_factory.mktemp("golden")
@@ -72,7 +72,7 @@ def test_every_kind_of_model_continues_a_story(
 def test_every_kind_of_model_from_int8(
     lcm: Run, models: Path, story: Path, tmp_path: Path, kind: str
 ) -> None:
-    """It writes what one does that has the same numbers in float32."""
+    """Its text is that of a model with the same numbers in float32."""
     texts = []
     for source, store in ((models / kind, "int8"), (tmp_path / "int8", "float32")):
         made = lcm("checkpoints", "convert", source, "-o", tmp_path / store, "--store", store)
@@ -142,7 +142,7 @@ def test_a_trace_decodes_every_step(lcm: Run, models: Path, story: Path) -> None
 
 
 def test_concepts_in_and_concepts_out(lcm: Run, golden: Path, tmp_path: Path) -> None:
-    """As with the official implementation: the numbers of its greedy generation."""
+    """The command writes the concepts that the library generates."""
     out = tmp_path / "o.safetensors"
     args = (golden / "p.safetensors", "--model", golden / "base", "--concepts-out", out)
     done = lcm("generate", *args, "--max-concepts", "8", "--seed", "0")
@@ -180,7 +180,7 @@ def test_standard_input(lcm: Run, models: Path) -> None:
 
 
 def _broken(folder: Path, target: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """Copy a model, its config changed."""
+    """Copy a model and change its config."""
     target.mkdir()
     config = json.loads((folder / "config.json").read_text())
     change(config)
@@ -248,8 +248,8 @@ def test_damaged_weights(lcm: Run, models: Path, story: Path, tmp_path: Path) ->
         (["--model", "nosuch"], 3, "there is no model called 'nosuch'"),
         (["--model", "tiny"], 2, "tiny is a space, not a model"),
         (["--concepts-out", "x.txt"], 2, "unknown suffix"),
-        (["--concepts-out", "-", "--json"], 2, "both want stdout"),
-        (["--guidance", "inf"], 5, "the model gives NaN or infinite concepts"),
+        (["--concepts-out", "-", "--json"], 2, "both use stdout"),
+        (["--guidance", "inf"], 5, "the model predicts NaN or infinite concepts"),
     ],
 )
 def test_options_that_do_not_suit(
@@ -333,13 +333,33 @@ def test_one_broken_document_does_not_stop_the_others(
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["a", "c"]
 
 
+def test_sentences_over_the_token_limit_are_reported(
+    lcm: Run, models: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("hen " * 1000)
+    args = (tmp_path / "long.txt", "--model", models / "base", "--from", "en", "--one-per-line")
+    done = lcm("generate", *args, "--max-concepts", "1")
+    assert done.code == 0, done.stderr
+    assert "sentence 1 has" in done.stderr
+
+
+def test_the_least_number_of_concepts(lcm: Run, models: Path, story: Path) -> None:
+    """An untrained Base-LCM repeats itself, which a minimum does not let it."""
+    call = ("generate", story, "--model", models / "base", "--json", "--max-concepts")
+    free, held = (
+        json.loads(lcm(*call, *more).stdout) for more in (["6"], ["6", "--min-concepts", "6"])
+    )
+    assert (free["stop"], held["stop"]) == ("repetition", "length")
+    assert len(free["sentences"]) < 6 == len(held["sentences"])
+
+
 def test_text_needs_a_space(lcm: Run, golden: Path, story: Path) -> None:
     text = _short(lcm, story, "--model", golden / "base", "--json")
     assert text.code == 2
     assert "is text, and the space of this model is not known" in text.stderr
     words = _short(lcm, golden / "p.safetensors", "--model", golden / "base")
     assert words.code == 2
-    assert "there are no words to print" in words.stderr
+    assert "there is no text to print" in words.stderr
     to = _short(lcm, golden / "p.safetensors", "--model", golden / "base", "--to", "fra", "--json")
     assert to.code == 2
     assert "so it has no languages" in to.stderr

@@ -41,7 +41,7 @@ def test_an_estimate_in_epochs(
 def test_what_the_config_file_may_share_is_shared() -> None:
     common = {"quiet", "verbose", "offline"}
     assert set(options.SHARED) - common <= _flags()
-    # These belong to one call and not to all.
+    # These are for single calls only.
     assert _flags() - set(options.SHARED) == {"json", "output", "force"}
 
 

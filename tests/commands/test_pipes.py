@@ -23,7 +23,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def start(surroundings: dict[str, str], random_space: Path) -> Iterator[Start]:
-    """Start `lcm` as a process, with pipes where nothing else is said; it ends with the test."""
+    """Start `lcm` as a process, by default with pipes; it ends with the test."""
     with ExitStack() as stack:
 
         def run(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
@@ -52,7 +52,7 @@ def test_embed_into_decode(
     embed = start("embed", story, "-o", "-", stdin=subprocess.DEVNULL)
     decode = start("decode", "-", "--to", "nld", "--max-tokens", "8", stdin=embed.stdout)
     assert embed.stdout
-    embed.stdout.close()  # it is the other's now
+    embed.stdout.close()  # now the other process has it
     output, errors = decode.communicate()
     assert (embed.wait(), decode.returncode) == (0, 0), errors
     road("embed", story, "-o", tmp_path / "a.parquet")

@@ -167,7 +167,13 @@ def test_errors(road: Run, arguments: list[str], input: bytes, code: int, messag
 
 
 @pytest.mark.parametrize(
-    "arguments", [["summarize", "nosuch.txt"], ["translate", "-", "--to", "frx"]], ids=" ".join
+    "arguments",
+    [
+        ["summarize", "nosuch.txt"],
+        ["translate", "-", "--to", "frx"],
+        ["generate", "nosuch.txt", "--model", "tiny-base"],
+    ],
+    ids=" ".join,
 )
 def test_cheap_errors_come_before_torch(arguments: list[str], random_space: Path) -> None:
     program = (
@@ -224,7 +230,7 @@ def test_cite_is_honest_about_what_is_far(lcm: Run, taught: Any) -> None:
     [
         ("empty", "the model stopped at once"),
         ("repetition", "the model repeats itself"),
-        ("unrelated", "what the model says is not about the text"),
+        ("unrelated", "the model's answer is not about the text"),
     ],
 )
 def test_a_bad_answer_is_replaced_or_with_strict_an_error(
@@ -251,7 +257,7 @@ def test_a_bad_answer_is_replaced_or_with_strict_an_error(
 def test_a_model_that_is_a_default_need_not_suit(lcm: Run, road: Run, taught: Any) -> None:
     text = b"The hen ran away. The dog ran after her. They came home in the evening."
     call = ("summarize", "--from", "en", "--length", "1", "--json")
-    done = road(*call, input=text, LCM_MODEL=str(taught.folder))  # it is of another space
+    done = road(*call, input=text, LCM_MODEL=str(taught.folder))  # a model of another space
     assert (done.code, json.loads(done.stdout)["method"]) == (0, "centroid")
     done = road(*call, "--model", taught.folder, input=text)
     assert (done.code, done.stdout) == (5, "")
@@ -261,7 +267,7 @@ def test_a_model_that_is_a_default_need_not_suit(lcm: Run, road: Run, taught: An
 
 @pytest.fixture
 def copy(taught: Any, tmp_path: Path) -> Path:
-    """A copy of lcm in which the card of `tiny` names a model that comes with it."""
+    """A copy of lcm in which the card of `tiny` names a bundled model."""
     folder = tmp_path / "copy"
     for name in ("lcm_cli", "commands"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -314,7 +320,7 @@ def test_the_model_of_the_space_is_the_default(
     summary, *records = done.stdout.decode().splitlines()
     assert summary.startswith(story[0])
     first, *_ = done.stderr.decode().splitlines()
-    assert first == "model: taught; to do without one: --model extractive"
+    assert first == "model: taught; to use none: --model extractive"
     found = [json.loads(record) for record in records]
     assert [(record["method"], record["model"]) for record in found] == [
         ("generated", "taught"),

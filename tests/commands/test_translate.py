@@ -23,7 +23,7 @@ def test_prints_just_the_text(road: Run, random_space: Path) -> None:
 
 @pytest.mark.parametrize("command", ["translate", "summarize"])
 def test_the_bundled_space_in_int8(lcm: Run, tmp_path: Path, story: Path, command: str) -> None:
-    """The text path, end to end: the same text as from the same numbers in float32."""
+    """End to end, the text is that of a space with the same numbers in float32."""
     found = []
     for source, store in (("tiny", "int8"), (tmp_path / "int8", "float32")):
         made = lcm("checkpoints", "convert", source, "-o", tmp_path / store, "--store", store)
@@ -32,7 +32,7 @@ def test_the_bundled_space_in_int8(lcm: Run, tmp_path: Path, story: Path, comman
         assert done.code == 0, done.stderr
         found.append(json.loads(done.stdout))
     assert found[0] == found[1]
-    assert found[0]["fingerprint"] == load_space("tiny").fingerprint  # it is stored so already
+    assert found[0]["fingerprint"] == load_space("tiny").fingerprint  # the bundled weights are int8
 
 
 def test_paragraphs_are_kept(road: Run) -> None:

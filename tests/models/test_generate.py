@@ -123,7 +123,6 @@ def test_a_longer_continuation_starts_with_the_shorter(
 
 
 def test_the_end_concept_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
-    """The minimum includes the concept that stops: at 1, the first concept may stop."""
     full = generate_concepts(base, prompts[:1], ON)[0].concepts_SD
     for place in range(4):
         options = _with(ON, end_similarity=0.99999)
@@ -133,9 +132,35 @@ def test_the_end_concept_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
         kept = _with(options, keep_stop=True)
         (made,) = generate_concepts(base, prompts[:1], kept, end=full[place])
         assert_near(made.concepts_SD, full[: place + 1], _terms(base))
-        later = _with(options, min_concepts=place + 2, max_concepts=5)
+        later = _with(options, min_concepts=place, max_concepts=5)
         (made,) = generate_concepts(base, prompts[:1], later, end=full[place])
-        assert len(made.concepts_SD) > place
+        assert (len(made.concepts_SD), made.reason) == (place, "end")
+
+
+@pytest.mark.parametrize("rerank", [None, "document", "step"])
+@pytest.mark.parametrize("rule", ["end", "repetition"])
+@pytest.mark.parametrize("least", [1, 3])
+def test_no_rule_stops_before_the_minimum(
+    model: ConceptModel, prompts: list[Tensor], rule: str, least: int, rerank: Any
+) -> None:
+    """Although every concept signals a stop, the document gets the minimum."""
+    limit = "end_similarity" if rule == "end" else "repeat_similarity"
+    options = _with(_sampled(model), **{limit: -1.0}, min_concepts=least, max_concepts=least)
+    if rerank is not None:
+        options = _with(options, candidates=2, rerank=rerank)
+    end = torch.ones(DIM) if rule == "end" else None
+    for most, reason in ((least, "length"), (least + 1, rule)):
+        longer = _with(options, max_concepts=most)
+        for made in generate_concepts(model, prompts, longer, end=end):
+            assert (len(made.concepts_SD), made.reason) == (least, reason)
+
+
+def test_a_break_after_a_break_stops_only_after_the_minimum(
+    base: BaseLCM, prompts: list[Tensor]
+) -> None:
+    breaks = GenerateOptions(max_concepts=4, min_concepts=3, end_similarity=-1.0)
+    (found,) = generate_concepts(base, prompts[:1], breaks, breaks=torch.ones(DIM))
+    assert (found.breaks, found.reason) == ((0, 0, 0), "repetition")
 
 
 def test_each_model_has_its_own_end_similarity(base: BaseLCM, prompts: list[Tensor]) -> None:
@@ -146,7 +171,7 @@ def test_each_model_has_its_own_end_similarity(base: BaseLCM, prompts: list[Tens
         slope = (1 / cosine**2 - 1) ** 0.5
         end = full[1] + across / across.norm() * length * slope
         (made,) = generate_concepts(
-            base, prompts[:1], _with(ON, min_concepts=2, max_concepts=2), end=end
+            base, prompts[:1], _with(ON, min_concepts=1, max_concepts=2), end=end
         )
         assert made.reason == reason
     assert _model("sonar_llm").end_similarity == 0.98
@@ -349,7 +374,7 @@ def test_refused_options(prompts: list[Tensor]) -> None:
             _model("two_tower"), prompts, _with(ON, sampler=DiffusionOptions(steps=101))
         )
     for bad in (
-        {"max_concepts": 0}, {"min_concepts": 0}, {"candidates": 0}, {"end_similarity": 1.5},
+        {"max_concepts": 0}, {"min_concepts": -1}, {"candidates": 0}, {"end_similarity": 1.5},
     ):  # fmt: skip
         with pytest.raises(UsageError):
             GenerateOptions(**bad)

@@ -53,11 +53,10 @@ class Recorded(Noise):
 
 
 def _options(facts: dict[str, Any], sampler: Any) -> GenerateOptions:
-    """Return our options; the official minimum lets a document stop one concept too late."""
     official = facts["options"]
     return GenerateOptions(
         max_concepts=facts["max_gen_len"],
-        min_concepts=facts.get("kwargs", {}).get("min_gen_len", 1) + 1,
+        min_concepts=facts.get("kwargs", {}).get("min_gen_len", 1),
         end_similarity=official["eos_threshold"],
         repeat_similarity=official.get("stop_on_repetition_cosine_threshold"),
         keep_stop=not official.get("trim_hypotheses") or official["include_eos_token"],

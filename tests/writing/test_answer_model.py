@@ -1,4 +1,4 @@
-"""Summaries and expansions by a concept model: a small one that really learned some."""
+"""Summaries and expansions by a small concept model that was trained on a few."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lcm_cli.documents import Document
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
-from lcm_cli.pipeline import Embedded, Prepared, embed
+from lcm_cli.pipeline import Prepared, embed
 from lcm_cli.space import Space, load_space
 from lcm_cli.text.length import Length
 from lcm_cli.writing.answer_model import AnswerModel, load_answer_model
@@ -31,7 +31,7 @@ def summarizer(taught: Any, space: Space) -> AnswerModel:
     return model
 
 
-def embedded(space: Space, sentences: list[str], id: str = "a") -> Embedded:
+def embedded(space: Space, sentences: list[str], id: str = "a") -> Prepared:
     return embed([Prepared(Document(id, lang="eng_Latn", sentences=sentences))], space)[0]
 
 
@@ -106,7 +106,7 @@ def test_a_length_is_not_exceeded(taught: Any, space: Space, summarizer: AnswerM
 
 
 def test_a_document_beyond_the_context_is_summarized_in_parts(taught: Any, space: Space) -> None:
-    # The context is 14: the three stories are read one by one, and then their summaries.
+    # The context is 14: the model reads the three stories one by one, then their summaries.
     everything = [sentence for story in taught.stories.values() for sentence in story]
     document = Document("all", lang="en", sentences=everything)
     summary = summarize(document, space, model=str(taught.folder))
@@ -161,7 +161,7 @@ def test_a_model_whose_weights_are_damaged(taught: Any, space: Space) -> None:
         for parameter in model.model.parameters():
             parameter.fill_(torch.nan)
     window = [embedded(space, taught.stories["cat"])]
-    with pytest.raises(IntegrityError, match=r"taught\d* gives NaN"):
+    with pytest.raises(IntegrityError, match=r"taught\d* predicts NaN"):
         summarize_all(window, space, [], None, model)
 
 

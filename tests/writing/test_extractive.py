@@ -1,4 +1,4 @@
-"""Extractive selection: what is chosen, in which order, and what odd documents do."""
+"""Extractive selection: chosen sentences, their order, and unusual documents."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The guard: which answers must not be shown."""
+"""Refusal of failed answers."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ LANGUAGES = ("eng_Latn", "deu_Latn", "fra_Latn")
 
 
 def near(*sources: int) -> np.ndarray:
-    """Return concepts near these source sentences, each a little apart from every other."""
+    """Return concepts near these source sentences, all slightly different."""
     drift = np.arange(len(sources))[:, None] * np.roll(SOURCES[list(sources)], 1, axis=1) * 0.3
     return np.asarray(SOURCES[list(sources)] + drift, dtype=np.float32)
 
@@ -40,7 +40,7 @@ def test_sentences_that_mean_the_same() -> None:
     texts = [*GOOD, "The moon is round.", "He said the same in other words."]
     assert refuse({"eng_Latn": texts}, near(0, 1, 2, 3), SOURCES) is None
     same = near(0, 1, 2, 3)
-    same[3] = same[2] + 0.01  # one of four repeats another: a story may
+    same[3] = same[2] + 0.01  # one repetition in four sentences is allowed
     assert refuse({"eng_Latn": texts}, same, SOURCES) is None
     same[1] = same[0] + 0.01
     assert refuse({"eng_Latn": texts}, same, SOURCES) == "repetition"
@@ -85,7 +85,7 @@ def test_another_language() -> None:
     german = ["Die kleine Katze sitzt im Garten.", "Das Mädchen öffnet ihr die Tür des Hauses."]
     assert refuse({"deu_Latn": german}, near(0, 4), SOURCES, languages=LANGUAGES) is None
     assert refuse({"fra_Latn": german}, near(0, 4), SOURCES, languages=LANGUAGES) == "language"
-    # Dutch is none of the space's languages: nothing that its decoder was told to write.
+    # German is not a language of this space, so its decoder cannot have been asked for it.
     assert refuse({"fra_Latn": german}, near(0, 4), SOURCES, languages=("fra_Latn",)) is None
 
 

@@ -1,4 +1,4 @@
-"""Summaries, in the core: length, choice, languages, similarity."""
+"""Summaries in the library: length, chosen sentences, languages, similarity."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from lcm_cli.documents import Document
 from lcm_cli.errors import NotFoundError, UsageError
-from lcm_cli.pipeline import Embedded, Prepared, embed
+from lcm_cli.pipeline import Prepared, embed
 from lcm_cli.space import Space, load_space
 from lcm_cli.text.length import Length, count_words
 from lcm_cli.writing.summarize import choose_sentences, summarize, summarize_all
@@ -30,7 +30,7 @@ def space(random_space: Path) -> Space:
 
 
 @pytest.fixture(scope="module")
-def story(space: Space) -> Embedded:
+def story(space: Space) -> Prepared:
     document = Document("story", lang="eng_Latn", sentences=STORY)
     return embed([Prepared(document)], space)[0]
 
@@ -77,24 +77,22 @@ def test_count_words(text: str, words: int) -> None:
     assert count_words(text) == words
 
 
-def test_choice_has_the_wanted_number_of_sentences(story: Embedded) -> None:
+def test_choice_has_the_wanted_number_of_sentences(story: Prepared) -> None:
     assert len(choose_sentences(story, Length(3, "sentences"))) == 3
-    assert (
-        len(choose_sentences(story, Length(20, "percent"))) == 2
-    )  # of 8, and rather more than less
+    assert len(choose_sentences(story, Length(20, "percent"))) == 2  # of 8, rounded up
     assert len(choose_sentences(story, Length(1, "percent"))) == 1
     assert choose_sentences(story, Length(100, "percent")) == list(range(8))
     assert choose_sentences(story, Length(99, "sentences")) == list(range(8))
 
 
-def test_nothing_without_words_or_said_before_is_chosen(story: Embedded) -> None:
+def test_nothing_without_words_or_said_before_is_chosen(story: Prepared) -> None:
     chosen = choose_sentences(story, Length(6, "sentences"))
     assert 6 not in chosen
     assert not {2, 7} <= set(chosen)
 
 
 @pytest.mark.parametrize("budget", [1, 5, 10, 17, 30, 1000])
-def test_words_are_a_budget(story: Embedded, budget: int) -> None:
+def test_words_are_a_budget(story: Prepared, budget: int) -> None:
     chosen = choose_sentences(story, Length(budget, "words"))
     words = [count_words(sentence) for sentence in STORY]
     assert chosen == sorted(chosen)
@@ -117,7 +115,7 @@ def test_own_language_is_quoted(space: Space) -> None:
     )
 
 
-def test_other_languages_are_decoded_from_the_concepts(story: Embedded, space: Space) -> None:
+def test_other_languages_are_decoded_from_the_concepts(story: Prepared, space: Space) -> None:
     to = ["fra_Latn", "eng_Latn", "deu_Latn"]
     (summary,) = summarize_all([story], space, to, Length(3, "sentences"), cite=True)
     assert list(summary.texts) == to
@@ -137,7 +135,7 @@ def test_other_languages_are_decoded_from_the_concepts(story: Embedded, space: S
         assert list(cited.similarity) == to
 
 
-def test_many_documents_are_summarized_as_each_alone(story: Embedded, space: Space) -> None:
+def test_many_documents_are_summarized_as_each_alone(story: Prepared, space: Space) -> None:
     german = Document("b", lang="deu_Latn", sentences=["Er ging.", "Sie kam.", "Es war spät."])
     window = [story, embed([Prepared(german)], space)[0]]
     length = Length(1, "sentences")

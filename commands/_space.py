@@ -1,12 +1,9 @@
-"""What the commands on documents need first: a space, and a way to go on after an error."""
+"""The space of a command: located and checked before anything heavy is loaded."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import typer
-
-from lcm_cli import console
-from lcm_cli.errors import LcmError, UsageError
+from lcm_cli.errors import UsageError
 from lcm_cli.hub.locate import locate_space
 from lcm_cli.pipeline import find_languages
 from lcm_cli.text.languages import find_language
@@ -17,46 +14,33 @@ if TYPE_CHECKING:
     from lcm_cli.space import Space
 
 
-class Problems:
-    """Shows what is wrong with one document, so that the others can follow."""
-
-    def __init__(self) -> None:
-        self.errors: list[LcmError] = []
-
-    def __call__(self, error: LcmError) -> None:
-        """Show `error`."""
-        console.show_error(error)
-        self.errors.append(error)
-
-    def finish(self, any_done: bool = True) -> None:
-        """End the command with exit code 1 if anything went wrong; its own if all there was did."""
-        if self.errors:
-            alone = len(self.errors) == 1 and not any_done
-            raise typer.Exit(self.errors[0].exit_code if alone else 1)
-
-
-class Place:
-    """A space that is on this machine and not loaded yet."""
+class LocatedSpace:
+    """An installed space that is not loaded yet; the default one for None."""
 
     def __init__(self, space: str | None) -> None:
+        """Raise NotFoundError if the space is not installed."""
         self._source = space_or_default(space)
         files = locate_space(self._source)
         self.name = files.name
         self.languages: tuple[str, ...] = tuple(files.config["languages"])
 
     def language(self, query: str) -> str:
-        """Return the code that `query` means; `auto` stays."""
+        """Return the code for a language name or code; `auto` is returned as it is."""
         return query if query == "auto" else find_language(query, self.languages, self.name).code
 
     def targets(self, to: Sequence[str] | None) -> list[str]:
-        """Return the codes of the target languages. Raises UsageError if there are none."""
+        """Return the codes of the target languages; empty if none is named."""
+        return find_languages(to or (), self.languages, self.name)
+
+    def required_targets(self, to: Sequence[str] | None) -> list[str]:
+        """Return the codes of the target languages. Raises UsageError if none is named."""
         if not to:
             hint = "name one or more: --to fra --to deu, or --to all"
             raise UsageError("no target language", hint)
-        return find_languages(to, self.languages, self.name)
+        return self.targets(to)
 
     def load(self, device: str, precision: str, batch_tokens: int | None) -> "Space":
-        """Load the space; this is what imports torch."""
+        """Load the space; this imports torch."""
         from lcm_cli.space import load_space
 
         return load_space(
