@@ -11,6 +11,7 @@ from lcm_cli.errors import AuthError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from lcm_cli.transfer.plan import PullPlan
+    from lcm_cli.transfer.pull import Pulled
 
 
 def planned(name: str, revision: str = "", force: bool = False) -> "PullPlan":
@@ -20,18 +21,17 @@ def planned(name: str, revision: str = "", force: bool = False) -> "PullPlan":
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if console.is_quiet():
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    from lcm_cli.transfer.plan import make_plan
-    from lcm_cli.transfer.pull import licence_line
+    from lcm_cli.transfer.resolve import resolve
 
-    plan = make_plan(name, revision=revision, force=force)
+    plan = resolve(name, revision=revision).plan(force=force)
     console.info(f"{plan.name}: {plan.summary}")
-    console.info(f"licence: {licence_line(plan)}")
+    console.info(f"licence: {plan.licence_line}")
     for note in plan.notes:
         console.warn(note)
     return plan
 
 
-def pull_planned(plan: "PullPlan", accept_licence: bool = False, force: bool = False) -> Path:
+def pull_planned(plan: "PullPlan", accept_licence: bool = False, force: bool = False) -> "Pulled":
     """Pull what is planned, after asking about its licence where there is somebody to ask."""
     from lcm_cli.transfer.pull import pull
 
@@ -86,12 +86,10 @@ def total(plan: "PullPlan") -> str:
 
 
 def _agreed(plan: "PullPlan") -> bool:
-    from lcm_cli.transfer.pull import licence_line
-
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     # Not typer.confirm, which writes a space to stdout: that is for the path alone.
-    question = f"Use {plan.name} under {licence_line(plan).partition(' (')[0]}? [y/N] "
+    question = f"Use {plan.name} under {plan.licence_line.partition(' (')[0]}? [y/N] "
     sys.stderr.write(console.printable(question))
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

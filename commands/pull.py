@@ -54,7 +54,7 @@ def main(
         raise UsageError(f"--set-default: {name} is a {plan.kind}, not a space")
     if dry_run:
         return _show(plan)
-    path = pull_planned(plan, accept_licence, force)
+    path = pull_planned(plan, accept_licence, force).path
     if set_default:
         space = plan.name if plan.revision == "main" else f"{plan.name}@{plan.revision}"
         config = settings.set_user_default("space", space)

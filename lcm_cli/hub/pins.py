@@ -32,7 +32,7 @@ def pinned(cache: Path, address: str) -> Pin | None:
     return Pin(**entry) if entry else None
 
 
-def check(cache: Path, address: str, found: Pin) -> None:
+def check_pin(cache: Path, address: str, found: Pin) -> None:
     """Raise IntegrityError if `address` gave other bytes before."""
     known = pinned(cache, address)
     if known and (known.bytes, known.sha256) != (found.bytes, found.sha256):
@@ -55,9 +55,9 @@ def record_pins(cache: Path, found: Mapping[str, Pin]) -> None:
             temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def of_file(path: Path, etag: str = "") -> Pin:
-    """Return the pin of a file that is here."""
-    return Pin(path.stat().st_size, sha256(path), etag)
+def pin_file(path: Path) -> Pin:
+    """Return the pin of a file on this machine."""
+    return Pin(path.stat().st_size, sha256(path))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -124,7 +124,7 @@ def confine(path: Path, folder: Path) -> None:
 
 
 def describe_remote(repo: str, revision: str, command: str, notice: Notice = ignore) -> Remote:
-    """Ask the Hub what is in a repository. Raises as `fetch` does."""
+    """Ask the Hub what is in a repository. Raises as `fetch_snapshot` does."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint(), library_name="lcm")
@@ -140,7 +140,7 @@ def describe_remote(repo: str, revision: str, command: str, notice: Notice = ign
     return Remote(repo, info.sha or revision, str(licence), files)
 
 
-def fetch(remote: Remote, choose: Choose, command: str, notice: Notice = ignore) -> Path:
+def fetch_snapshot(remote: Remote, choose: Choose, command: str, notice: Notice = ignore) -> Path:
     """Bring the files that `choose` picks by name, and compare each with the Hub's digest.
 
     Files are asked for by commit, so that a branch that moves meanwhile cannot mix two versions;

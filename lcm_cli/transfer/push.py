@@ -14,9 +14,9 @@ from lcm_cli.hub.http import Notice
 from lcm_cli.hub.layouts import CARD, OURS, layout_of, licence_in, needed, read_json, weight_files
 from lcm_cli.hub.snapshot import endpoint, translated
 from lcm_cli.progress import ignore
+from lcm_cli.transfer.install import check_model
 from lcm_cli.transfer.inventory import find_checkpoint
 from lcm_cli.transfer.model_card import model_card
-from lcm_cli.transfer.pull_model import check_model
 
 SHARD = 5_000_000_000  # bytes of weights in one file, at most
 _SPACE_FILES = {"config": "config.json", **locate.FILES}

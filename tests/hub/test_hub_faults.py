@@ -35,7 +35,9 @@ def hub(hub_server, monkeypatch):
 def fetch(said=None, names=("config.json", "model.safetensors")):
     notice = (lambda _: None) if said is None else said.append
     remote = snapshot.describe_remote(REPO, "main", "lcm pull it", notice)
-    folder = snapshot.fetch(remote, lambda known: [n for n in known if n in names], "lcm pull it")
+    folder = snapshot.fetch_snapshot(
+        remote, lambda known: [n for n in known if n in names], "lcm pull it"
+    )
     snapshot.keep(remote, "main")
     return folder
 
@@ -235,7 +237,9 @@ def test_branch_that_moves_meanwhile(hub):
     """Files are asked for by commit: those of two versions never stand together."""
     remote = snapshot.describe_remote(REPO, "main", "lcm pull it")
     hub.publish(REPO, {name: body + b" " for name, body in FILES.items()})
-    folder = snapshot.fetch(remote, lambda _: ["config.json", "model.safetensors"], "lcm pull it")
+    folder = snapshot.fetch_snapshot(
+        remote, lambda _: ["config.json", "model.safetensors"], "lcm pull it"
+    )
     assert is_right(folder)
 
 
@@ -249,7 +253,7 @@ CHILD = """
 from lcm_cli.hub import snapshot
 remote = snapshot.describe("org/files", "main", "lcm pull it")
 names = ["config.json", "model.safetensors"]
-print(snapshot.fetch(remote, lambda _: names, "lcm pull it"))
+print(snapshot.fetch_snapshot(remote, lambda _: names, "lcm pull it"))
 snapshot.keep(remote, "main")
 """
 

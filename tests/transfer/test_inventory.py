@@ -9,7 +9,9 @@ from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.hub import cards, locate, snapshot
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
-from lcm_cli.transfer import inventory, plan, pull
+from lcm_cli.transfer import inventory
+from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import resolve
 
 PARTS = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.model"}
 
@@ -19,7 +21,7 @@ def space(cache, official, tmp_path):
     """A space that was pulled from a card of the user's own."""
     urls = {role: {"url": (official.folder / file).as_uri()} for role, file in PARTS.items()}
     card = official.card(tmp_path / "small.toml", urls)
-    return pull.pull(plan.make_plan(str(card)), accept_licence=True)
+    return pull(resolve(str(card)).plan(), accept_licence=True).path
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def model(hub_server, tmp_path):
     files = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
     files["README.md"] = b"---\nlicense: mit\n---\n"
     hub_server.publish("org/model", files)
-    return pull.pull(plan.make_plan("org/model"))
+    return pull(resolve("org/model").plan()).path
 
 
 def statuses(name):
@@ -62,11 +64,11 @@ def test_model_in_the_cache_of_the_hub(model):
 
 def test_model_at_a_tag_and_at_a_commit(hub_server, model):
     commit = hub_server.publish("org/model", hub_server.repos["org/model"].files("main"), "v1")
-    pull.pull(plan.make_plan("org/model@v1"))
+    pull(resolve("org/model@v1").plan())
     assert inventory.find_checkpoint("org/model@v1").revision == commit
     old = hub_server.repos["org/model"].refs["main"]
     hub_server.publish("org/model", hub_server.repos["org/model"].files("main"))
-    pull.pull(plan.make_plan("org/model"))
+    pull(resolve("org/model").plan())
     assert inventory.find_checkpoint(f"org/model@{old}").where == "hub"  # is still there
 
 

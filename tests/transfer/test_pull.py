@@ -16,7 +16,9 @@ from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, U
 from lcm_cli.files import sha256
 from lcm_cli.hub import cards, locate, pins
 from lcm_cli.space import sonar_package as bridge
-from lcm_cli.transfer import plan, pull
+from lcm_cli.transfer.plan import choose_port
+from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import address, resolve
 
 FILES = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.model"}
 
@@ -31,8 +33,8 @@ def card(cache, official, server, tmp_path):
 
 
 def run(card, **options):
-    made = plan.make_plan(str(card), force=options.get("force", False))
-    return locate.read_space(pull.pull(made, accept_licence=True, **options))
+    made = resolve(str(card)).plan(force=options.get("force", False))
+    return locate.read_space(pull(made, accept_licence=True, **options).path)
 
 
 def is_whole(space, official):
@@ -70,11 +72,9 @@ def test_official_layout_over_http(cache, card, official, server):
 def test_second_pull_asks_nobody(card, server):
     run(card)
     server.requests.clear()
-    made = plan.make_plan(str(card))
+    made = resolve(str(card)).plan()
     assert made.ready
-    assert pull.pull(made) == cards.space_folder(
-        "small"
-    )  # nothing is fetched, so no licence is asked for
+    assert pull(made).path == cards.space_folder("small")  # nothing to fetch: no licence to accept
     assert server.requests == []
 
 
@@ -93,7 +93,7 @@ def test_space_works(card, official):
 
 
 def test_plan_names_sizes_and_fetches_nothing(card, official, server):
-    made = plan.make_plan(str(card))
+    made = resolve(str(card)).plan()
     sizes = {part.role: part.bytes for part in made.parts}
     assert sizes == {role: (official.folder / file).stat().st_size for role, file in FILES.items()}
     assert all(part.exact for part in made.parts)
@@ -103,28 +103,28 @@ def test_plan_names_sizes_and_fetches_nothing(card, official, server):
 
 def test_plan_without_a_network_estimates(cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made = plan.make_plan("sonar")
+    made = resolve("sonar").plan()
     assert [(part.bytes, part.exact) for part in made.parts] == [
         (3_064_365_056, False),
         (3_467_608_064, False),
         (None, False),
     ]
     with pytest.raises(NotFoundError, match=r"sonar_text_encoder\.pt") as caught:
-        pull.pull(made, accept_licence=True)
+        pull(made, accept_licence=True)
     assert "lcm pull sonar" in caught.value.hint
 
 
 def test_licence_must_be_accepted(card, server):
-    made = plan.make_plan(str(card))
+    made = resolve(str(card)).plan()
     with pytest.raises(AuthError, match=r"CC-BY-NC-4\.0 \(not for sale\)") as caught:
-        pull.pull(made)
+        pull(made)
     assert "--accept-licence" in caught.value.hint
     assert {method for method, _, _ in server.requests} == {"HEAD"}
 
 
 def test_free_licence_is_not_asked_for(official, card):
     card.write_text(card.read_text().replace("CC-BY-NC-4.0", "MIT"))
-    assert locate.read_space(pull.pull(plan.make_plan(str(card)))).licence == "MIT"
+    assert locate.read_space(pull(resolve(str(card)).plan()).path).licence == "MIT"
 
 
 def test_parts_are_shared_between_spaces(cache, card, official, server, tmp_path):
@@ -155,14 +155,14 @@ def test_files_of_fairseq2_are_used(cache, card, official, server, monkeypatch):
 
 @pytest.mark.skipif(find_spec("sonar") is None, reason="sonar-space is not installed")
 def test_sonar_spaces_card_goes_before_ours(monkeypatch):
-    assert plan.address(cards.card("sonar").source["encoder"], "encoder").startswith("https://dl.")
+    assert address(cards.card("sonar").source["encoder"], "encoder").startswith("https://dl.")
     moved = bridge.Asset("x", "https://new/enc.pt", "https://new/spm.model", ("eng_Latn",))
     monkeypatch.setattr(bridge, "asset", lambda name: moved)
     sources = cards.card("sonar").source
-    assert plan.address(sources["encoder"], "encoder") == "https://new/enc.pt"
-    assert plan.address(sources["tokenizer"], "tokenizer") == "https://new/spm.model"
+    assert address(sources["encoder"], "encoder") == "https://new/enc.pt"
+    assert address(sources["tokenizer"], "tokenizer") == "https://new/spm.model"
     monkeypatch.setattr(bridge, "asset", lambda name: None)
-    assert plan.address(sources["encoder"], "encoder") == sources["encoder"].url
+    assert address(sources["encoder"], "encoder") == sources["encoder"].url
 
 
 def test_truncated_weights(cache, card, official, server):
@@ -233,34 +233,34 @@ def test_number_of_languages_that_is_not_sonars(card):
 def test_card_with_the_name_of_a_shipped_one(card):
     card.write_text(card.read_text().replace('name = "small"', 'name = "sonar"'))
     with pytest.raises(UsageError, match="'sonar' is the name of a checkpoint"):
-        plan.make_plan(str(card))
+        resolve(str(card)).plan()
 
 
 def test_card_without_a_part(card):
     card.write_text(card.read_text().partition("[source.tokenizer]")[0])
     with pytest.raises(IntegrityError, match="where to get: tokenizer"):
-        plan.make_plan(str(card))
+        resolve(str(card)).plan()
 
 
 def test_card_that_names_other_sources_than_those_pulled(card):
     run(card)
     card.write_text(card.read_text().replace("/encoder.pt", "/other.pt"))
     with pytest.raises(UsageError, match=r"was made from .*/encoder\.pt") as caught:
-        plan.make_plan(str(card))
+        resolve(str(card)).plan()
     assert "--force" in caught.value.hint
 
 
 def test_folder_needs_no_pull(card, cache):
     run(card)
-    with pytest.raises(UsageError, match="is here already"):
-        plan.make_plan(str(cache / "spaces" / "small"))
+    with pytest.raises(UsageError, match="is already on this machine"):
+        resolve(str(cache / "spaces" / "small")).plan()
 
 
 def test_name_of_a_card_goes_before_a_folder(cache, tmp_path, monkeypatch):
     (tmp_path / "sonar").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not plan.make_plan("sonar").ready
+    assert not resolve("sonar").plan().ready
     with pytest.raises(NotFoundError, match="sonar is not on this machine"):
         locate.locate_space("sonar")
     with pytest.raises(NotFoundError, match=r"it has no config\.json"):
@@ -292,9 +292,9 @@ def test_no_network_names_file_and_command(cache, official, tmp_path):
 
 CHILD = """
 import sys
-from lcm_cli.transfer.plan import make_plan
 from lcm_cli.transfer.pull import pull
-print(pull(make_plan(sys.argv[1]), accept_licence=True))
+from lcm_cli.transfer.resolve import resolve
+print(pull(resolve(sys.argv[1]).plan(), accept_licence=True).path)
 """
 
 
@@ -384,9 +384,9 @@ def port_card(cache, official, hub_server, tmp_path):
 
 
 def test_ports_from_the_hub(cache, port_card, official, hub_server):
-    made = plan.make_plan(str(port_card))
+    made = resolve(str(port_card)).plan()
     assert all(part.bytes > 100 for part in made.parts)
-    space = locate.read_space(pull.pull(made, accept_licence=True))
+    space = locate.read_space(pull(made, accept_licence=True).path)
     assert is_whole(space, official)
     commit = hub_server.repos["org/dec"].refs["main"]
     assert space.config["source"]["decoder"]["revision"] == commit
@@ -452,7 +452,7 @@ def test_sharded_weights_are_all_chosen():
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     others = ["config.json", "pytorch_model.bin", "README.md", "tokenizer.json"]
     index = "model.safetensors.index.json"
-    assert plan.choose_port("decoder", [*names, index, *others]) == ["config.json", *names, index]
-    assert plan.choose_port("decoder", others) == ["config.json", "pytorch_model.bin"]
-    assert plan.choose_port("tokenizer", others) == []
-    assert plan.choose_port("encoder", ["README.md"]) == []
+    assert choose_port("decoder", [*names, index, *others]) == ["config.json", *names, index]
+    assert choose_port("decoder", others) == ["config.json", "pytorch_model.bin"]
+    assert choose_port("tokenizer", others) == []
+    assert choose_port("encoder", ["README.md"]) == []

@@ -15,8 +15,10 @@ from lcm_cli.hub.layouts import card_metadata
 from lcm_cli.models.checkpoint import build, load_model, save
 from lcm_cli.models.config import SpaceRef, preset
 from lcm_cli.space import load_space
-from lcm_cli.transfer import inventory, plan, pull, push
+from lcm_cli.transfer import inventory, push
 from lcm_cli.transfer.convert import convert
+from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import resolve
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def model(tmp_path):
 
 
 def pulled(repo):
-    return pull.pull(plan.make_plan(repo, force=True), accept_licence=True)
+    return pull(resolve(repo).plan(force=True), accept_licence=True).path
 
 
 def published(account, repo):
@@ -59,7 +61,7 @@ def test_pushed_and_pulled_gives_identical_numbers(account, model):
     here, back = load_model(model), load_model(pulled("org/model"))
     assert torch.equal(here(x_BSD), back(x_BSD))
     assert here.config == back.config
-    assert plan.make_plan("org/model").licence == "cc-by-4.0"
+    assert resolve("org/model").plan().licence == "cc-by-4.0"
 
 
 @pytest.mark.parametrize("shard", [push.SHARD, 20_000])

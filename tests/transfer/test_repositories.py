@@ -18,16 +18,16 @@ from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, U
 from lcm_cli.hub import cards, locate, pins, snapshot
 from lcm_cli.models.checkpoint import build, load_from, save
 from lcm_cli.models.config import preset
-from lcm_cli.transfer import plan, pull
+from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import resolve
 
 README = b"---\nlicense: mit\n---\n# A model\n"
 
 
 def run(source, **options):
-    made = plan.make_plan(
-        source, **{k: v for k, v in options.items() if k in ("revision", "force")}
-    )
-    return pull.pull(made, accept_licence=True, force=options.get("force", False))
+    force = options.get("force", False)
+    plan = resolve(source, revision=options.get("revision", "")).plan(force=force)
+    return pull(plan, accept_licence=True, force=force).path
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +68,16 @@ def golden_file():
 
 def test_model_in_our_layout(hub_server, model_files, cache):
     commit = hub_server.publish("org/model", model_files)
-    made = plan.make_plan("org/model")
+    made = resolve("org/model").plan()
     assert (made.kind, made.licence, made.must_be_accepted) == ("model", "mit", False)
     assert made.parts[0].bytes == len(model_files["model.safetensors"]) + len(README)
-    folder = pull.pull(made)
+    folder = pull(made).path
     assert folder == snapshot.repository_folder("org/model") / "snapshots" / commit
     assert sorted(path.name for path in folder.iterdir()) == [
         *("README.md", "config.json", "model.safetensors"),
     ]
     assert pins.pinned(cache, f"org/model@{commit}/model.safetensors").bytes
-    again = plan.make_plan("org/model")
+    again = resolve("org/model").plan()
     assert again.ready and again.path == folder and again.licence == "mit"
 
 
@@ -95,20 +95,20 @@ def test_branch_that_moved_is_reported_and_pulled(hub_server, model_files):
     first = hub_server.publish("org/model", model_files)
     run("org/model")
     second = hub_server.publish("org/model", model_files | {"README.md": README + b"More."})
-    made = plan.make_plan("org/model")
+    made = resolve("org/model").plan()
     assert made.notes == (
         f"org/model@main has moved: it was {first[:12]} and is {second[:12]} now",
     )
     assert made.parts[0].bytes == len(README) + 5  # the weights are the same
-    assert pull.pull(made).name == second
-    assert plan.make_plan("org/model").notes == ()
+    assert pull(made).path.name == second
+    assert resolve("org/model").plan().notes == ()
 
 
 def test_tag_that_moved_is_reported(hub_server, model_files):
     hub_server.publish("org/model", model_files, "v1")
     run("org/model@v1")
     hub_server.publish("org/model", model_files | {"README.md": README + b"x"}, "v1")
-    assert "org/model@v1 has moved" in plan.make_plan("org/model", revision="v1").notes[0]
+    assert "org/model@v1 has moved" in resolve("org/model", revision="v1").plan().notes[0]
 
 
 def test_commit_asks_nobody_the_second_time(hub_server, model_files):
@@ -129,7 +129,7 @@ def test_revision_that_does_not_exist(hub_server, model_files):
 def test_licence_that_is_not_known_must_be_accepted(hub_server, model_files):
     hub_server.publish("org/model", model_files | {"README.md": b"no metadata"})
     with pytest.raises(AuthError, match="unknown licence") as caught:
-        pull.pull(plan.make_plan("org/model"))
+        pull(resolve("org/model").plan())
     assert caught.value.hint == "if you agree, run: lcm pull org/model --accept-licence"
     assert hub_server.sent(".safetensors") == hub_server.sent("/lfs/") == 0
 
@@ -160,9 +160,9 @@ def test_sharded_weights(hub_server, model_files, tmp_path):
 
 def test_card_of_a_foreign_model(hub_server, sonar_llm, cache, monkeypatch, golden_file):
     commit = hub_server.publish("raxtemur/sonar-llm-100m", sonar_llm)
-    made = plan.make_plan("sonar-llm-100m")
+    made = resolve("sonar-llm-100m").plan()
     assert made.licence == "apache-2.0"  # what the repository says goes before "not known"
-    folder = pull.pull(made)
+    folder = pull(made).path
     assert folder == cache / "models" / "sonar-llm-100m"
     assert sorted(path.name for path in folder.iterdir()) == [
         *("config.json", "model.safetensors", "origin.json"),
@@ -181,11 +181,11 @@ def test_foreign_model_by_the_name_of_its_repository(hub_server, sonar_llm, cach
     hub_server.publish("org/llm", sonar_llm)
     folder = run("org/llm")
     assert folder == cache / "models" / "org--llm"
-    assert plan.make_plan("org/llm").ready
+    assert resolve("org/llm").plan().ready
     hub_server.publish("org/llm", sonar_llm | {"README.md": b"---\nlicense: mit\n---\n"})
-    made = plan.make_plan("org/llm")
+    made = resolve("org/llm").plan()
     assert not made.ready and "has moved" in made.notes[0]
-    pull.pull(made)
+    pull(made)
     assert json.loads((folder / "origin.json").read_text())["licence"] == "mit"
 
 
@@ -210,7 +210,7 @@ def test_card_at_another_revision(hub_server, sonar_llm):
     with pytest.raises(UsageError, match=r"was made from .* at v2, not at main"):
         run("sonar-llm-100m")
     with pytest.raises(UsageError, match="does not come from one repository"):
-        plan.make_plan("sonar", revision="v2")
+        resolve("sonar", revision="v2")
 
 
 def test_official_layout(hub_server, cache):
@@ -226,7 +226,7 @@ def test_official_layout(hub_server, cache):
     assert folder == cache / "models" / "org--official"
     assert load_from(locate.locate_model("org/official")).config.architecture == "base"
     assert not any("trainer" in one.path for one in hub_server.requests)
-    assert plan.make_plan("org/official").ready
+    assert resolve("org/official").plan().ready
 
 
 # Files that attack
@@ -366,12 +366,12 @@ def test_escapes_in_what_the_hub_says(hub_server, model_files, capsys):
 
 def test_disk_that_is_full(hub_server, model_files, monkeypatch):
     hub_server.publish("org/model", model_files)
-    made = plan.make_plan("org/model")
+    made = resolve("org/model").plan()
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(LcmError, match="no space left while writing") as caught:
-        pull.pull(made)
+        pull(made)
     assert caught.value.exit_code == 1
