@@ -31,13 +31,15 @@ def planned(name: str, revision: str = "", force: bool = False) -> "PullPlan":
     return plan
 
 
-def pull_planned(plan: "PullPlan", accept_licence: bool = False, force: bool = False) -> "Pulled":
-    """Pull what is planned, after asking about its licence where there is somebody to ask."""
+def pull_planned(
+    plan: "PullPlan", accept_licence: bool = False, force: bool = False, ask: bool = True
+) -> "Pulled":
+    """Pull what is planned; with `ask`, a terminal is asked whether it accepts the licence."""
     from lcm_cli.transfer.pull import pull
 
     if not plan.ready:
         console.info(f"to download: {total(plan)}")
-        accept_licence = accept_licence or (plan.must_be_accepted and _agreed(plan))
+        accept_licence = accept_licence or (ask and plan.must_be_accepted and _agreed(plan))
     return pull(
         plan,
         accept_licence=accept_licence,

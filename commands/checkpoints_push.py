@@ -1,11 +1,14 @@
 """lcm checkpoints push: publish a checkpoint on the Hugging Face Hub."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lcm_cli import console
+
+from ._options import Json
 
 EPILOG = """\
 lcm checkpoints push runs/stories/model me/stories-lcm --licence CC-BY-4.0
@@ -36,6 +39,7 @@ def main(
     with_state: Annotated[
         bool, typer.Option("--with-state", help="Upload the run's last state, too.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Upload config, weights and a model card, in one commit. Prints its address.
 
@@ -44,7 +48,7 @@ def main(
     """
     from lcm_cli.transfer.push import push, read_results
 
-    address = push(
+    pushed = push(
         source,
         repo,
         licence=licence,
@@ -55,4 +59,7 @@ def main(
         notice=console.info,
     )
     console.info(f"published; others get it with: lcm pull {repo}")
-    console.out(address)
+    if json:
+        console.emit({"repo": repo, "revision": revision, **asdict(pushed)})
+    else:
+        console.out(pushed.url)

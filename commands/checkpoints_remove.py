@@ -6,6 +6,8 @@ import typer
 
 from lcm_cli import console
 
+from ._options import Json
+
 EPILOG = """\
 lcm checkpoints remove sonar-robust
 """
@@ -13,6 +15,7 @@ lcm checkpoints remove sonar-robust
 
 def main(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A checkpoint of the list.")],
+    json: Json = False,
 ) -> None:
     """Delete a pulled checkpoint from this machine; pulling it again brings it back."""
     from lcm_cli.transfer.inventory import find_checkpoint, remove
@@ -20,3 +23,5 @@ def main(
     found = find_checkpoint(name)
     freed = remove(found, console.info)
     console.info(f"removed {found.path}: {console.size(freed)}")
+    if json:
+        console.emit({"name": found.name, "path": str(found.path), "bytes_freed": freed})

@@ -1,17 +1,18 @@
 """lcm pull: bring a checkpoint to this machine."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lcm_cli import console, settings
 from lcm_cli.errors import UsageError
 
-from ._options import Force
+from ._options import Force, Json
 from ._pull import planned, pull_planned, total
 
 if TYPE_CHECKING:
     from lcm_cli.transfer.plan import Part, PullPlan
+    from lcm_cli.transfer.pull import Pulled
 
 EPILOG = """\
 lcm pull sonar --set-default
@@ -44,6 +45,7 @@ def main(
         bool, typer.Option("--set-default", help="Use this space wherever none is named.")
     ] = False,
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Download a checkpoint once, check it, and make it ready for use.
 
@@ -53,13 +55,48 @@ def main(
     if set_default and plan.kind != "space":
         raise UsageError(f"--set-default: {name} is a {plan.kind}, not a space")
     if dry_run:
-        return _show(plan)
-    path = pull_planned(plan, accept_licence, force).path
+        return console.emit(_planned_facts(plan)) if json else _show(plan)
+    pulled = pull_planned(plan, accept_licence, force, ask=not json)
     if set_default:
         space = plan.name if plan.revision == "main" else f"{plan.name}@{plan.revision}"
         config = settings.set_user_default("space", space)
         console.info(f"default space: {space} (in {config})")
-    console.out(str(path))
+    if json:
+        console.emit(_pulled_facts(plan, pulled))
+    else:
+        console.out(str(pulled.path))
+
+
+def _planned_facts(plan: "PullPlan") -> dict[str, Any]:
+    parts = [
+        {
+            "role": part.role,
+            "from": part.address,
+            "bytes": part.bytes,
+            "exact": part.exact,
+            "here": str(part.here) if part.here else None,
+        }
+        for part in plan.parts
+    ]
+    return _facts(plan) | {"parts": parts}
+
+
+def _pulled_facts(plan: "PullPlan", pulled: "Pulled") -> dict[str, Any]:
+    from lcm_cli.transfer.plan import version
+
+    revision, commit = version(plan)
+    made_of = {"revision": revision or None, "commit": commit or None}
+    return _facts(plan) | {"bytes_fetched": pulled.bytes, **made_of}
+
+
+def _facts(plan: "PullPlan") -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "kind": plan.kind,
+        "path": str(plan.path),
+        "already_present": plan.ready,
+        "licence": plan.licence or None,
+    }
 
 
 def _show(plan: "PullPlan") -> None:

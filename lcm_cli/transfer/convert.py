@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,27 +52,29 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What it means for weights to be stored otherwise.
+    """The effect of storing weights in another number format.
 
-    `before` and `after` are bytes; `error` is how far the weights have moved, against their size
-    (root mean squares); `cosine` that between concepts of the space before and after, the mean
-    over a few English sentences, where it has English.
+    `relative_error` is the root of the summed squared change of the weights over that of their
+    squares; `cosine` is the mean cosine between the concepts of a few English sentences in a space
+    before and after, None for models and for spaces without English.
     """
 
-    before: int
-    after: int
-    error: float
+    bytes_before: int
+    bytes_after: int
+    relative_error: float
     cosine: float | None = None
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: a "space", or the architecture of a model, and the space of its concepts.
+    """A converted checkpoint: a space, or a model of an `architecture`; `space` names the space.
 
-    `cost` is there if numbers were to be stored otherwise.
+    `space` is empty if a model does not name one, `architecture` for a space. `cost` is None unless
+    the numbers were to be stored in another format.
     """
 
-    what: str
+    kind: Literal["space", "model"]
+    architecture: str
     dim: int
     space: str
     cost: Cost | None = None
@@ -128,7 +130,7 @@ def _convert_foreign(source: Path, folder: Path, store: Store | None, force: boo
     config, before = read_model(source)
     write(config, before, folder, store=store, force=force)
     cost = None if store is None else _cost(before, read_weights(folder / WEIGHTS))
-    return Converted(config.architecture, config.concept_dim, config.space.name, cost)
+    return Converted("model", config.architecture, config.concept_dim, config.space.name, cost)
 
 
 def _convert_model(source: str, folder: Path, store: Store | None, force: bool) -> Converted:
@@ -148,7 +150,7 @@ def _convert_model(source: str, folder: Path, store: Store | None, force: bool) 
             _write_json(places[ORIGIN], about)
         _copy_card(place, places)
     cost = _cost(before, read_weights(folder / WEIGHTS))
-    return Converted(config.architecture, config.concept_dim, config.space.name, cost)
+    return Converted("model", config.architecture, config.concept_dim, config.space.name, cost)
 
 
 def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: bool) -> Converted:
@@ -171,7 +173,7 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
     space = Space(files, torch.device("cpu"), "float32", None)
     cosine = _cosine(space, load_space(str(folder), device="cpu", precision="float32"))
     cost = _cost(before["encoder"] | before["decoder"], after, cosine)
-    return Converted("space", space.dim, space.name, cost)
+    return Converted("space", "", space.dim, space.name, cost)
 
 
 def _card(file: Path) -> list[str]:

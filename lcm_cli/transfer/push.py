@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,15 @@ _SPACE_FILES = {"config": "config.json", **locate.FILES}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+@dataclass(frozen=True)
+class Pushed:
+    """A commit on the Hub: its address, its hash and the names of the uploaded files."""
+
+    url: str
+    commit: str
+    files: list[str]
+
+
 def push(
     source: str,
     repo: str,
@@ -34,10 +44,10 @@ def push(
     with_state: bool = False,
     shard: int = SHARD,
     notice: Notice = ignore,
-) -> str:
+) -> Pushed:
     """Upload the checkpoint `source`, a folder or a name, to the repository ORG/REPO.
 
-    The repository is made if it does not exist. Returns the address of the commit. Raises
+    The repository is created if it does not exist. Raises
     UsageError if no licence is known or `source` is in a foreign layout, NotFoundError,
     IntegrityError if its weights do not fit its config, AuthError without a token that may write.
     """
@@ -145,7 +155,7 @@ def _cut(weights: Path, place: Path, most: int) -> dict[str, Path]:
     return {path.name: path for path in sorted(place.iterdir())}
 
 
-def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revision: str) -> str:
+def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revision: str) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(endpoint=endpoint(), library_name="lcm")
@@ -163,7 +173,7 @@ def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revisio
         commit_message=f"Upload {repo.partition('/')[2]} with lcm",
         revision=revision,
     )
-    return str(done.commit_url)
+    return Pushed(str(done.commit_url), done.oid, sorted(files))
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -228,6 +228,38 @@ def test_push_pull_remove(hub_server, model, monkeypatch, capsys):
     assert capsys.readouterr().out == folder
 
 
+def test_push_pull_and_remove_print_json(hub_server, model, monkeypatch, capsys):
+    hub_server.token = "secret"
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    command = ["checkpoints", "push", str(model), "me/model", "--licence", "MIT", "--json"]
+    assert main(command) == 0
+    (pushed,) = lines(capsys)
+    commit = hub_server.repos["me/model"].refs["main"]
+    assert pushed["url"].endswith(f"/me/model/commit/{commit}")
+    assert (pushed["repo"], pushed["revision"], pushed["commit"]) == ("me/model", "main", commit)
+    assert pushed["files"] == ["README.md", "config.json", "model.safetensors"]
+    assert main(["checkpoints", "pull", "me/model", "--json"]) == 0
+    (pulled,) = lines(capsys)
+    folder = Path(pulled["path"])
+    size = sum((folder / name).stat().st_size for name in ("README.md", "model.safetensors"))
+    assert pulled == {
+        "name": "me/model",
+        "kind": "model",
+        "path": str(folder),
+        "already_present": False,
+        "licence": "mit",
+        "bytes_fetched": size,  # the config was fetched for the plan
+        "revision": "main",
+        "commit": commit,
+    }
+    assert main(["pull", "me/model", "--json"]) == 0
+    assert lines(capsys) == [pulled | {"already_present": True, "bytes_fetched": 0}]
+    assert main(["checkpoints", "remove", "me/model", "--json"]) == 0
+    (removed,) = lines(capsys)
+    assert removed["name"] == "me/model" and removed["bytes_freed"] > size
+    assert not folder.exists()
+
+
 def test_push_without_a_licence(hub_server, model, capsys):
     assert main(["checkpoints", "push", str(model), "me/model"]) == 2
     assert "--licence CC-BY-4.0" in capsys.readouterr().err

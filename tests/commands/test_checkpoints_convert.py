@@ -249,7 +249,27 @@ def test_a_space_without_english_has_no_cosine(random_space: Path, tmp_path: Pat
     config["languages"][0] = "ita_Latn"
     (tmp_path / "s" / "config.json").write_text(json.dumps(config))
     cost = convert(str(tmp_path / "s"), tmp_path / "x", "int8").cost
-    assert cost is not None and cost.cosine is None and cost.error > 0
+    assert cost is not None and cost.cosine is None and cost.relative_error > 0
+
+
+def test_json(lcm: Run, official: Path, random_space: Path, tmp_path: Path) -> None:
+    def convert(source: Path, *more: str) -> Any:
+        done = lcm("checkpoints", "convert", source, "-o", tmp_path / "x", "--json", *more)
+        assert done.code == 0, done.stderr
+        (line,) = done.stdout.splitlines()
+        return json.loads(line)
+
+    found = convert(random_space, "--store", "int8")
+    assert (found["path"], found["kind"], found["store"]) == (str(tmp_path / "x"), "space", "int8")
+    assert (found["architecture"], found["dim"], found["space"]) == (None, 32, "random")
+    assert 0 < found["relative_error"] < 0.01 < 0.9 < found["cosine"] <= 1
+    assert found["bytes_after"] < found["bytes_before"]
+    assert found["parameters"] == sum(found["numbers"].values())
+    found = convert(official, "--force")
+    assert (found["kind"], found["architecture"], found["store"]) == ("model", "base", None)
+    assert found["space"] is found["relative_error"] is found["bytes_before"] is None
+    state = torch.load(official / "model.pt", weights_only=True)["model"]
+    assert found["parameters"] == sum(tensor.numel() for tensor in state.values())
 
 
 @pytest.mark.parametrize("name", ["tiny-base", "tiny-two-tower"])

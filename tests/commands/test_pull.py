@@ -1,6 +1,7 @@
 """lcm pull, as a user meets it."""
 
 import io
+import json
 import tomllib
 
 import pytest
@@ -91,6 +92,36 @@ def test_dry_run_of_the_official_space(cache, capsys):
     assert "about 3064365056" in shown.out
     assert "to download: about 6.53 GB" in shown.err
     assert "not for commercial" in shown.err
+
+
+def test_json(cache, card, official, capsys):
+    command = ["pull", str(card), "--json"]
+    assert main([*command, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    sizes = {role: (official.folder / file).stat().st_size for role, file in FILES.items()}
+    assert {part["role"]: part["bytes"] for part in planned.pop("parts")} == sizes
+    assert planned == {
+        "name": "small",
+        "kind": "space",
+        "path": str(cache / "spaces" / "small"),
+        "already_present": False,
+        "licence": "CC-BY-NC-4.0",
+    }
+    made_of = {"revision": None, "commit": None}
+    assert main([*command, "--accept-licence"]) == 0
+    fetched = {"bytes_fetched": sum(sizes.values())}
+    assert json.loads(capsys.readouterr().out) == planned | fetched | made_of
+    assert main(command) == 0
+    present = {"already_present": True, "bytes_fetched": 0}
+    assert json.loads(capsys.readouterr().out) == planned | present | made_of
+
+
+def test_json_asks_nothing(cache, card, capsys, monkeypatch):
+    shown = terminal(monkeypatch, "y")
+    assert main(["pull", str(card), "--json"]) == 4
+    assert "[y/N]" not in shown.getvalue()
+    assert "--accept-licence" in shown.getvalue()
+    assert capsys.readouterr().out == ""
 
 
 def test_set_default(card, config_home):

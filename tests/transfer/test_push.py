@@ -52,8 +52,8 @@ def published(account, repo):
 
 
 def test_pushed_and_pulled_gives_identical_numbers(account, model):
-    address = push.push(str(model), "org/model", licence="CC-BY-4.0")
-    assert address.startswith(f"{account.url}/org/model/commit/")
+    pushed = push.push(str(model), "org/model", licence="CC-BY-4.0")
+    assert pushed.url.startswith(f"{account.url}/org/model/commit/")
     assert set(published(account, "org/model")) == {
         *(".gitattributes", "README.md", "config.json", "model.safetensors"),
     }
