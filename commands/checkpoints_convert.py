@@ -66,9 +66,9 @@ def main(
 
 
 def _facts(folder: Path, done: "Converted", store: str | None) -> dict[str, Any]:
-    from lcm_cli.transfer.inventory import find_any, numbers
+    from lcm_cli.transfer.inventory import count_by_type, find_any
 
-    counts = numbers(find_any(str(folder.resolve())))
+    counts = count_by_type(find_any(str(folder.resolve())))
     unchanged = {"bytes_before": None, "bytes_after": None, "relative_error": None, "cosine": None}
     return {
         "path": str(folder),

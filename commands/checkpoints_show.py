@@ -42,9 +42,9 @@ def main(
 
 
 def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
-    from lcm_cli.transfer.inventory import numbers
+    from lcm_cli.transfer.inventory import count_by_type
 
-    card, counts = found.card, numbers(found)
+    card, counts = found.card, count_by_type(found)
     note = f" ({card.licence_note})" if card and card.licence_note else ""
     lines = [
         ("name", found.name),

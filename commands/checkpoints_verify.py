@@ -32,11 +32,11 @@ def main(
     Of weights it tells how they are stored. Exit code 5 if one file differs or is missing.
     """
     from lcm_cli.headers import main_type
-    from lcm_cli.transfer.inventory import checkpoints, find_any, numbers, verify
+    from lcm_cli.transfer.inventory import count_by_type, find_any, list_checkpoints, verify
 
     known, wrong = 0, []
-    for one in [find_any(name)] if name else [one for one in checkpoints() if one.path]:
-        stored = main_type(numbers(one))
+    for one in [find_any(name)] if name else [one for one in list_checkpoints() if one.path]:
+        stored = main_type(count_by_type(one))
         for check in verify(one):
             kept = stored if check.file.suffix == ".safetensors" else ""
             known += check.status != "no record"

@@ -106,7 +106,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def swap(new: Path, place: Path) -> None:
+def replace_folder(new: Path, place: Path) -> None:
     """Put a folder in its place; what was there is gone."""
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)

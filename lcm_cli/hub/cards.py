@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Origin:
+class Source:
     """Where one part of a checkpoint comes from: an address, or a Hub repository or local folder.
 
     `asset` is the sonar-space card whose address goes before `url` where sonar-space is installed.
@@ -78,7 +78,7 @@ class Card:
     model: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
-    source: dict[str, Origin] = field(default_factory=dict)
+    source: dict[str, Source] = field(default_factory=dict)
     encoder: dict[str, int] = field(default_factory=dict)
     decoder: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Card:
         return PARTS[self.kind]
 
     def _without_checksum(self) -> list[str]:
-        every: dict[str, File | Origin] = {**self.files, **self.source}
+        every: dict[str, File | Source] = {**self.files, **self.source}
         return [role for role, part in every.items() if part.bytes is None or not part.sha256]
 
 
@@ -130,9 +130,9 @@ def card(source: str) -> Card:
 
     Raises NotFoundError (with the nearest names), IntegrityError for a malformed file.
     """
-    entry = find_card(source)
+    entry = find_card_file(source)
     if entry is None:
-        raise NotFoundError(f"there is no checkpoint called {source!r}", did_you_mean(source))
+        raise NotFoundError(f"there is no checkpoint called {source!r}", suggest_names(source))
     return read_card(entry)
 
 
@@ -151,7 +151,7 @@ def spaces_with(code: str) -> list[str]:
 
 def card_path(source: str) -> Path:
     """Return the file of a card; a space that comes with lcm can be named by it."""
-    entry = find_card(source)
+    entry = find_card_file(source)
     assert entry is not None  # for names that card() knows
     return _real_path(entry)
 
@@ -166,23 +166,23 @@ def model_folder(name: str) -> Path:
     return cache_dir() / "models" / name.replace("/", "--").replace("@", "--")
 
 
-def pulled(kind: str = "space") -> list[str]:
+def list_pulled(kind: str = "space") -> list[str]:
     """Return the names of the spaces, or of the models, in the cache."""
     configs = (cache_dir() / f"{kind}s").glob("*/config.json")
     return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
 
 
-def did_you_mean(name: str, kind: str = "") -> str:
+def suggest_names(name: str, kind: str = "") -> str:
     """Return a hint with the names like `name`: of checkpoints of one kind, or of any."""
     own = [known for known, card in cards().items() if kind in ("", card.kind)]
-    here = [name for each in PARTS if kind in ("", each) for name in pulled(each)]
+    here = [name for each in PARTS if kind in ("", each) for name in list_pulled(each)]
     known = sorted({*own, *here})
     near = nearest(name, known)
     named = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
     return f"{named} A folder, a card (.toml) or ORG/REPO works as well"
 
 
-def find_card(source: str) -> Traversable | Path | None:
+def find_card_file(source: str) -> Traversable | Path | None:
     """Return the file of the card called `source`, None if there is none. Raises NotFoundError."""
     if source.endswith(".toml"):
         if not Path(source).is_file():
@@ -216,7 +216,7 @@ _unpacked = ExitStack()
 atexit.register(_unpacked.close)
 
 
-def beside(entry: Traversable | Path, name: str) -> Path:
+def file_beside(entry: Traversable | Path, name: str) -> Path:
     """Return the file called `name` that lies beside a card."""
     return _real_path((entry.parent if isinstance(entry, Path) else _folder()) / name)
 

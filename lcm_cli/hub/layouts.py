@@ -12,8 +12,12 @@ from lcm_cli.errors import IntegrityError, NotFoundError
 Layout = Literal["space", "model", "sonar-llm", "official", "m2m-100"]
 OURS: tuple[Layout, ...] = ("space", "model")
 
-SPACE_FILES = ("encoder.safetensors", "decoder.safetensors", "tokenizer.model")
-CARD = "README.md"  # where the Hub has a model's licence, languages and results
+SPACE_FILES = {
+    "encoder": "encoder.safetensors",
+    "decoder": "decoder.safetensors",
+    "tokenizer": "tokenizer.model",
+}
+MODEL_CARD = "README.md"  # where the Hub has a model's licence, languages and results
 OFFICIAL_CARD = "model_card.yaml"  # beside the model.pt of the official trainer
 _OFFICIAL = ("base_lcm", "two_tower_diffusion_lcm")
 _KINDS_OF_WEIGHTS = (
@@ -23,7 +27,7 @@ _KINDS_OF_WEIGHTS = (
 )
 
 
-def layout_of(folder: Path) -> Layout:
+def detect_layout(folder: Path) -> Layout:
     """Return the layout of a checkpoint by its config.json or model_card.yaml.
 
     Raises NotFoundError if it is none that lcm can read, IntegrityError for a damaged config.
@@ -44,24 +48,24 @@ def layout_of(folder: Path) -> Layout:
     )
 
 
-def needed(layout: Layout, names: Sequence[str], what: str) -> list[str]:
+def needed_files(layout: Layout, names: Sequence[str], what: str) -> list[str]:
     """Pick the files of a checkpoint that lcm needs. Raises NotFoundError if some are missing.
 
     `what` names the checkpoint in the message.
     """
     if layout == "official":
         settings = [name for name in ("config.json", OFFICIAL_CARD) if name in names]
-        wanted = settings + (weight_files(names) or ["model.pt"])
+        wanted = settings + (choose_weights(names) or ["model.pt"])
     elif layout == "space":
-        wanted = ["config.json", *SPACE_FILES]
+        wanted = ["config.json", *SPACE_FILES.values()]
     else:
-        wanted = ["config.json", *(weight_files(names) or ["model.safetensors"])]
+        wanted = ["config.json", *(choose_weights(names) or ["model.safetensors"])]
     if missing := sorted(set(wanted) - set(names)):
         raise NotFoundError(f"{what} is not a whole {layout}: it has no {', '.join(missing)}")
-    return wanted + [CARD] * (CARD in names)
+    return wanted + [MODEL_CARD] * (MODEL_CARD in names)
 
 
-def weight_files(names: Sequence[str]) -> list[str]:
+def choose_weights(names: Sequence[str]) -> list[str]:
     """Pick the weights, in one file or several: safetensors if there are any, else pickles."""
     for kind in _KINDS_OF_WEIGHTS:
         if weights := [name for name in names if re.fullmatch(kind, name)]:
@@ -85,15 +89,15 @@ def weight_parts(file: Path) -> list[Path]:
     return [file.with_name(name) for name in names]
 
 
-def licence_in(folder: Path) -> str:
+def read_licence(folder: Path) -> str:
     """Return the licence that a checkpoint's own files name, "" if they name none."""
     for name in ("origin.json", "config.json"):
         if licence := read_json(folder / name).get("licence"):
             return str(licence)
-    return str(card_metadata(folder / CARD).get("license") or "")
+    return str(read_metadata(folder / MODEL_CARD).get("license") or "")
 
 
-def card_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """Return what stands at the head of a model card, between two lines of ---."""
     import yaml
 

@@ -16,21 +16,17 @@ from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub.cards import (
     ROLES,
     Card,
-    beside,
-    did_you_mean,
-    find_card,
+    file_beside,
+    find_card_file,
+    list_pulled,
     model_folder,
-    pulled,
     read_card,
     space_folder,
+    suggest_names,
 )
+from lcm_cli.hub.layouts import SPACE_FILES
 from lcm_cli.hub.snapshot import local_snapshot
 
-FILES = {
-    "encoder": "encoder.safetensors",
-    "decoder": "decoder.safetensors",
-    "tokenizer": "tokenizer.model",
-}
 MODEL_FILES = {"config": "config.json", "model": "model.safetensors"}
 
 
@@ -65,7 +61,7 @@ def is_repository(source: str) -> bool:
     return bool(re.fullmatch(form, source)) and ".." not in source and not source.endswith(".toml")
 
 
-def repository(source: str) -> tuple[str, str]:
+def split_repository(source: str) -> tuple[str, str]:
     """Return the name and the revision in ORG/REPO or ORG/REPO@REVISION."""
     repo, _, revision = source.partition("@")
     return repo, revision or "main"
@@ -77,16 +73,16 @@ def locate_space(source: str) -> SpaceFiles:
     Never uses the network. Raises NotFoundError that names the missing file and the command that
     fetches it, IntegrityError if config.json is not one of a space.
     """
-    entry = find_card(source)
+    entry = find_card_file(source)
     if entry is not None:
         return _of_card(read_card(entry), entry, source)
     if Path(source).is_dir():
         return read_space(Path(source))
-    if source in pulled():
+    if source in list_pulled():
         return read_space(space_folder(source))
     if is_repository(source):
         return _from_hub(source)
-    raise NotFoundError(f"there is no space called {source!r}", did_you_mean(source, "space"))
+    raise NotFoundError(f"there is no space called {source!r}", suggest_names(source, "space"))
 
 
 def locate_model(source: str) -> ModelFiles:
@@ -96,22 +92,22 @@ def locate_model(source: str) -> ModelFiles:
     fetches it, UsageError for the name of a space. What is in the files is looked at when they are
     loaded.
     """
-    entry = find_card(source)
+    entry = find_card_file(source)
     if entry is not None:
         return _model_of_card(read_card(entry), entry, source)
     if Path(source).is_dir():
         return _model_in(Path(source), Path(source).resolve().name)
-    if model_folder(source).name in pulled("model"):
+    if model_folder(source).name in list_pulled("model"):
         return _model_in(model_folder(source), source)
     if is_repository(source):
         return _model_from_hub(source)
-    raise NotFoundError(f"there is no model called {source!r}", did_you_mean(source, "model"))
+    raise NotFoundError(f"there is no model called {source!r}", suggest_names(source, "model"))
 
 
 def read_space(folder: Path) -> SpaceFiles:
     """Read a space folder: config.json and the three files it stands for."""
     config = read_space_config(folder)
-    paths = {role: folder / FILES[role] for role in ROLES}
+    paths = {role: folder / SPACE_FILES[role] for role in ROLES}
     for path in paths.values():
         if not path.is_file():
             again = f"lcm pull {folder.name} --force" if folder == space_folder(folder.name) else ""
@@ -147,15 +143,15 @@ def _of_card(card: Card, entry: Traversable | Path, source: str) -> SpaceFiles:
         raise UsageError(f"{card.name} is a {card.kind}, not a space")
     if card.files:
         return _bundled(card, entry)
-    if card.name in pulled():
+    if card.name in list_pulled():
         return read_space(space_folder(card.name))
-    missing = space_folder(card.name) / FILES["encoder"]
+    missing = space_folder(card.name) / SPACE_FILES["encoder"]
     message = f"{card.name} is not on this machine: no {missing}"
     raise NotFoundError(message, f"run: lcm pull {source}")
 
 
 def _bundled(card: Card, entry: Traversable | Path) -> SpaceFiles:
-    paths = {role: beside(entry, card.files[role].name) for role in ("config", *ROLES)}
+    paths = {role: file_beside(entry, card.files[role].name) for role in ("config", *ROLES)}
     config_path = paths.pop("config")
     config = read_space_config(config_path.parent, config_path.name)
     return SpaceFiles(name=card.name, config=config, licence=card.licence, **paths)
@@ -167,9 +163,9 @@ def _model_of_card(card: Card, entry: Traversable | Path, source: str) -> ModelF
             f"{card.name} is a {card.kind}, not a model", f"use it with: --space {source}"
         )
     if card.files:
-        config, weights = (beside(entry, card.files[role].name) for role in MODEL_FILES)
+        config, weights = (file_beside(entry, card.files[role].name) for role in MODEL_FILES)
         return ModelFiles(card.name, config, weights, card.licence)
-    if card.name in pulled("model"):
+    if card.name in list_pulled("model"):
         return _model_in(model_folder(card.name), card.name, card.licence)
     missing = model_folder(card.name) / MODEL_FILES["model"]
     message = f"{card.name} is not on this machine: no {missing}"
@@ -191,7 +187,7 @@ def _model_in(folder: Path, name: str, licence: str = "") -> ModelFiles:
 
 def _model_from_hub(source: str) -> ModelFiles:
     """Find a model in our layout in huggingface_hub's own cache."""
-    repo, revision = repository(source)
+    repo, revision = split_repository(source)
     folder = local_snapshot(repo, revision, [MODEL_FILES["config"]])
     if folder is None:
         message = f"{source} is not on this machine: no {MODEL_FILES['config']}"
@@ -201,7 +197,7 @@ def _model_from_hub(source: str) -> ModelFiles:
 
 def _from_hub(source: str) -> SpaceFiles:
     """Find a space in our layout in huggingface_hub's own cache."""
-    repo, revision = repository(source)
+    repo, revision = split_repository(source)
     folder = local_snapshot(repo, revision, ["config.json"])
     if folder is None:
         raise NotFoundError(

@@ -26,7 +26,7 @@ class Pin:
     date: str = ""
 
 
-def pinned(cache: Path, address: str) -> Pin | None:
+def find_pin(cache: Path, address: str) -> Pin | None:
     """Return what is on record for `address`, or None."""
     entry = _read(cache / "pins.json").get(address)
     return Pin(**entry) if entry else None
@@ -34,7 +34,7 @@ def pinned(cache: Path, address: str) -> Pin | None:
 
 def check_pin(cache: Path, address: str, found: Pin) -> None:
     """Raise IntegrityError if `address` gave other bytes before."""
-    known = pinned(cache, address)
+    known = find_pin(cache, address)
     if known and (known.bytes, known.sha256) != (found.bytes, found.sha256):
         raise IntegrityError(
             f"{address} is not what it was on {known.date}: {found.bytes} bytes, sha256 "

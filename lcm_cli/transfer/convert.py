@@ -12,8 +12,8 @@ import torch
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_files, sha256
-from lcm_cli.hub.layouts import CARD, OURS, licence_in, read_json
-from lcm_cli.hub.locate import FILES, SpaceFiles, locate_model, locate_space
+from lcm_cli.hub.layouts import MODEL_CARD, OURS, SPACE_FILES, read_json, read_licence
+from lcm_cli.hub.locate import SpaceFiles, locate_model, locate_space
 from lcm_cli.models.checkpoint import (
     CONFIG,
     FULL_PRECISION,
@@ -137,7 +137,7 @@ def _convert_model(source: str, folder: Path, store: Store | None, force: bool) 
     files = locate_model(source)
     model, before = open_model(files)
     place, config = files.config.parent, model.config
-    licence = files.licence or licence_in(place)
+    licence = files.licence or read_licence(place)
     names = [*_card(files.config), *([ORIGIN] if licence else []), WEIGHTS, CONFIG]
     with atomic_files(folder, names, force=force) as places:
         stored = pieces(before, store, FULL_PRECISION)
@@ -159,17 +159,17 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
         "encoder": open_weights(TextEncoder, shapes[0], files.encoder)[1],
         "decoder": open_weights(TextDecoder, shapes[1], files.decoder)[1],
     }
-    names = [*_card(files.encoder), *FILES.values(), CONFIG]
+    names = [*_card(files.encoder), *SPACE_FILES.values(), CONFIG]
     with atomic_files(folder, names, force=force) as places:
         digests = {
-            role: write_safetensors(places[FILES[role]], pieces(weights, store))
+            role: write_safetensors(places[SPACE_FILES[role]], pieces(weights, store))
             for role, weights in before.items()
         }
-        shutil.copyfile(files.tokenizer, places[FILES["tokenizer"]])
+        shutil.copyfile(files.tokenizer, places[SPACE_FILES["tokenizer"]])
         digests["tokenizer"] = sha256(files.tokenizer)
         _write_json(places[CONFIG], {**files.config, "sha256": digests})
         _copy_card(files.encoder.parent, places)
-    after = read_weights(*(folder / FILES[role] for role in before))
+    after = read_weights(*(folder / SPACE_FILES[role] for role in before))
     space = Space(files, torch.device("cpu"), "float32", None)
     cosine = _cosine(space, load_space(str(folder), device="cpu", precision="float32"))
     cost = _cost(before["encoder"] | before["decoder"], after, cosine)
@@ -178,13 +178,13 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
 
 def _card(file: Path) -> list[str]:
     """Return the name of the README.md beside a file, if it is one of a checkpoint's own folder."""
-    of_its_own = file.name in (CONFIG, FILES["encoder"])  # bundled files are called otherwise
-    return [CARD] if of_its_own and (file.parent / CARD).is_file() else []
+    of_its_own = file.name in (CONFIG, SPACE_FILES["encoder"])  # bundled files are called otherwise
+    return [MODEL_CARD] if of_its_own and (file.parent / MODEL_CARD).is_file() else []
 
 
 def _copy_card(place: Path, places: Mapping[str, Path]) -> None:
-    if CARD in places:
-        shutil.copyfile(place / CARD, places[CARD])
+    if MODEL_CARD in places:
+        shutil.copyfile(place / MODEL_CARD, places[MODEL_CARD])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

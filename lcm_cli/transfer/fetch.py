@@ -14,7 +14,7 @@ from typing import Any
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.hub import cards, locate, snapshot
 from lcm_cli.hub.http import Notice, Wanted, download
-from lcm_cli.hub.layouts import CARD
+from lcm_cli.hub.layouts import MODEL_CARD
 from lcm_cli.hub.pins import Pin, check_pin, pin_file
 from lcm_cli.paths import cache_dir
 from lcm_cli.progress import StartJob
@@ -125,4 +125,4 @@ def _fetch_repository(plan: PullPlan, part: Part, notice: Notice) -> FetchedPart
 def _names(plan: PullPlan, part: Part, folder: Path) -> Sequence[str]:
     names = plan.choose(part.role, [path.name for path in folder.iterdir()])
     # A README may change without harm to what is made from the other files.
-    return names if plan.in_place else [name for name in names if name != CARD]
+    return names if plan.in_place else [name for name in names if name != MODEL_CARD]

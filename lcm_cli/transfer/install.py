@@ -1,4 +1,4 @@
-"""Fetched checkpoints, converted once and put in place.
+"""Parts checkpoints, converted once and put in place.
 
 A checkpoint is built in a folder beside its place, which is then renamed: it is complete or absent.
 """
@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from lcm_cli.errors import IntegrityError
-from lcm_cli.files import atomic_path, sha256, swap
+from lcm_cli.files import atomic_path, replace_folder, sha256
 from lcm_cli.hub import cards, locate
 from lcm_cli.hub.cards import Card
 from lcm_cli.hub.http import Notice
+from lcm_cli.hub.layouts import SPACE_FILES
 from lcm_cli.text.languages import SONAR
 from lcm_cli.transfer.converters.sonar import check_tokenizer, convert_half
 from lcm_cli.transfer.fetch import FetchedPart, naming_source
-from lcm_cli.transfer.plan import ORIGIN, PORT_TOKENIZER, PullPlan, origin
+from lcm_cli.transfer.plan import ORIGIN, PORT_TOKENIZER, PullPlan, read_origin
 
-Fetched = Mapping[str, FetchedPart]
+Parts = Mapping[str, FetchedPart]
 
 
 def is_installed(plan: PullPlan) -> bool:
@@ -30,13 +31,13 @@ def is_installed(plan: PullPlan) -> bool:
     if plan.in_place:
         return False
     if plan.card:
-        return plan.card.name in cards.pulled(plan.kind)
+        return plan.card.name in cards.list_pulled(plan.kind)
     remote = plan.parts[0].remote
-    before = origin(plan.path, "model").get("model", {}).get("revision")
+    before = read_origin(plan.path, "model").get("model", {}).get("revision")
     return remote is not None and before == remote.commit
 
 
-def install(plan: PullPlan, fetched: Fetched, notice: Notice) -> None:
+def install(plan: PullPlan, fetched: Parts, notice: Notice) -> None:
     """Convert the fetched parts and put the result in place; one in lcm's own layout is checked.
 
     Raises IntegrityError, with the address of the source, for parts that are damaged or do not fit.
@@ -65,7 +66,7 @@ def _check_in_place(plan: PullPlan) -> None:
     if plan.kind == "model":
         return check_model(plan.path)
     for role, expected in locate.read_space(plan.path).config.get("sha256", {}).items():
-        path = plan.path / locate.FILES[role]
+        path = plan.path / SPACE_FILES[role]
         if sha256(path) != expected:
             raise IntegrityError(f"{path} does not have the sha256 in config.json")
 
@@ -79,7 +80,7 @@ def _new_folder(place: Path) -> Iterator[Path]:
     new.mkdir()
     try:
         yield new
-        swap(new, place)
+        replace_folder(new, place)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -101,9 +102,7 @@ def _convert_model(plan: PullPlan, source: FetchedPart, new: Path, notice: Notic
     _write_json(new / ORIGIN, record)
 
 
-def _assemble_space(
-    plan: PullPlan, card: Card, fetched: Fetched, new: Path, notice: Notice
-) -> None:
+def _assemble_space(plan: PullPlan, card: Card, fetched: Parts, new: Path, notice: Notice) -> None:
     """Convert encoder and decoder, copy the tokenizer, and write config.json."""
     languages = _languages(card)
     tokenizer = _source_file("tokenizer", fetched["tokenizer"])
@@ -111,7 +110,7 @@ def _assemble_space(
         check_tokenizer(tokenizer, card.encoder["vocabulary"], len(languages))
     digests: dict[str, str] = {}
     for role, part in fetched.items():
-        source, target = _source_file(role, part), new / locate.FILES[role]
+        source, target = _source_file(role, part), new / SPACE_FILES[role]
         if part.converted:
             _link(source, target)
             digests[role] = part.converted

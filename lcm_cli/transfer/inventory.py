@@ -13,12 +13,20 @@ from lcm_cli.files import sha256
 from lcm_cli.headers import count_numbers, read_entries
 from lcm_cli.hub import cards, locate, pins
 from lcm_cli.hub.http import Notice, locked, remote_size
-from lcm_cli.hub.layouts import OURS, Layout, layout_of, licence_in, needed, read_json
+from lcm_cli.hub.layouts import (
+    OURS,
+    SPACE_FILES,
+    Layout,
+    detect_layout,
+    needed_files,
+    read_json,
+    read_licence,
+)
 from lcm_cli.hub.snapshot import describe_remote, hub_cache, is_commit
 from lcm_cli.paths import cache_dir
 from lcm_cli.progress import ignore
 from lcm_cli.schema import nearest
-from lcm_cli.transfer.plan import ORIGIN, origin
+from lcm_cli.transfer.plan import ORIGIN, read_origin
 
 Where = Literal["bundled", "pulled", "hub", "folder", "absent"]
 Status = Literal["ok", "differs", "missing", "no record"]
@@ -55,17 +63,17 @@ class Check:
     status: Status
 
 
-def checkpoints() -> list[Checkpoint]:
+def list_checkpoints() -> list[Checkpoint]:
     """Return every checkpoint that has a card or is on this machine. No network."""
     carded = {name: _carded(card) for name, card in cards.cards().items()}
-    kept = [_kept(kind, folder) for kind in cards.PARTS for folder in cards.pulled(kind)]
+    kept = [_kept(kind, folder) for kind in cards.PARTS for folder in cards.list_pulled(kind)]
     others = [one for one in (*kept, *_in_hub_cache()) if one.name not in carded]
     return [*carded.values(), *sorted(others, key=lambda one: one.name)]
 
 
 def find_checkpoint(name: str) -> Checkpoint:
     """Return the checkpoint called `name`. Raises NotFoundError with the nearest names."""
-    known = {one.name: one for one in checkpoints()}
+    known = {one.name: one for one in list_checkpoints()}
     if name not in known:
         near = nearest(name, known)
         hint = f"did you mean {' or '.join(near)}?" if near else "see: lcm checkpoints list"
@@ -75,7 +83,7 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 def find_any(source: str) -> Checkpoint:
     """Return the checkpoint called `source`, or the one in that folder. Raises NotFoundError."""
-    known, folder = checkpoints(), Path(source)
+    known, folder = list_checkpoints(), Path(source)
     if not folder.is_dir() or any(one.name == source for one in known):
         return find_checkpoint(source)
     if (folder / "model" / "config.json").is_file():  # the folder of a training run
@@ -83,7 +91,7 @@ def find_any(source: str) -> Checkpoint:
     for one in known:
         if one.path and one.path.resolve() == folder.resolve():
             return one
-    found = _in_folder(source, layout_of(folder), "folder", folder)
+    found = _in_folder(source, detect_layout(folder), "folder", folder)
     recorded = {name: folder / Path(name).name for name in _recorded(found)}
     return replace(found, files=recorded | found.files)  # also what is not there any more
 
@@ -100,7 +108,7 @@ def verify(checkpoint: Checkpoint) -> Iterator[Check]:
             yield Check(path, "ok" if sha256(path) == recorded[name] else "differs")
 
 
-def numbers(checkpoint: Checkpoint) -> dict[str, int]:
+def count_by_type(checkpoint: Checkpoint) -> dict[str, int]:
     """Return how many numbers of each type its weights have, by safetensors' names.
 
     Only headers are read. What is not here, or cannot be read, has none: verify says what is wrong.
@@ -134,17 +142,17 @@ def remove(checkpoint: Checkpoint, notice: Notice = ignore) -> int:
     return checkpoint.bytes
 
 
-def update(checkpoint: Checkpoint, command: str) -> str:
+def find_update(checkpoint: Checkpoint, command: str) -> str:
     """Ask whether there is another version; returns what is known of it, "" if there is none.
 
     Raises what snapshot.describe raises.
     """
     if checkpoint.where == "hub":
-        repo, revision = locate.repository(checkpoint.name)
+        repo, revision = locate.split_repository(checkpoint.name)
         return _moved(repo, revision, checkpoint.revision, command)
     if checkpoint.where != "pulled" or checkpoint.path is None:
         return ""
-    made_of = origin(checkpoint.path, checkpoint.kind)
+    made_of = read_origin(checkpoint.path, checkpoint.kind)
     found = [_newer(part, command) for part in made_of.values() if isinstance(part, dict)]
     return "; ".join(dict.fromkeys(filter(None, found)))
 
@@ -173,7 +181,7 @@ def _carded(card: cards.Card) -> Checkpoint:
         path = cards.card_path(card.name)
         files = {role: path.parent / file.name for role, file in card.files.items()}
         return _measured(replace(found, where="bundled", path=path, files=files))
-    if card.name not in cards.pulled(card.kind):
+    if card.name not in cards.list_pulled(card.kind):
         return found
     kept = _kept(card.kind, card.name)
     return replace(kept, summary=card.summary, source=source, card=card)
@@ -186,7 +194,7 @@ def _kept(kind: str, name: str) -> Checkpoint:
     with suppress(LcmError):  # a damaged one is listed, too: verify says what is wrong with it
         record = read_json(folder / ("config.json" if kind == "space" else ORIGIN))
     made_of = [part for part in record.get("source", {}).values() if isinstance(part, dict)]
-    names = locate.FILES.values() if kind == "space" else record.get("sha256", {})
+    names = SPACE_FILES.values() if kind == "space" else record.get("sha256", {})
     found = Checkpoint(
         *(str(record.get("name", name)), kind, "pulled", str(record.get("licence", ""))),
         path=folder,
@@ -206,14 +214,16 @@ def _in_hub_cache() -> Iterator[Checkpoint]:
         for snapshot in (folder / "snapshots").glob("*"):
             ref = names.get(snapshot.name)
             revision = ref.relative_to(folder / "refs").as_posix() if ref else snapshot.name
-            if ref is None and not pins.pinned(cache_dir(), f"{repo}@{snapshot.name}/config.json"):
+            if ref is None and not pins.find_pin(
+                cache_dir(), f"{repo}@{snapshot.name}/config.json"
+            ):
                 continue  # the remains of a pull, or somebody else's
             with suppress(LcmError):
                 yield _of_snapshot(repo, revision, snapshot)
 
 
 def _of_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
-    layout = layout_of(folder)
+    layout = detect_layout(folder)
     if layout not in OURS:
         raise NotFoundError(f"{repo} is used in its converted form")
     name = repo if revision == "main" else f"{repo}@{revision}"
@@ -222,9 +232,11 @@ def _of_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
 
 
 def _in_folder(name: str, layout: Layout, where: Where, folder: Path) -> Checkpoint:
-    names = needed(layout, [path.name for path in folder.iterdir()], name)
+    names = needed_files(layout, [path.name for path in folder.iterdir()], name)
     files = {file: folder / file for file in names}
-    return _measured(Checkpoint(name, layout, where, licence_in(folder), path=folder, files=files))
+    return _measured(
+        Checkpoint(name, layout, where, read_licence(folder), path=folder, files=files)
+    )
 
 
 def _measured(found: Checkpoint) -> Checkpoint:
@@ -246,9 +258,9 @@ def _recorded(checkpoint: Checkpoint) -> dict[str, str]:
         name = "config.json" if checkpoint.kind == "space" else ORIGIN
         recorded = read_json(checkpoint.path / name).get("sha256")
         known: dict[str, str] = recorded if isinstance(recorded, dict) else {}
-        return {locate.FILES.get(role, role): digest for role, digest in known.items()}
-    address = f"{locate.repository(checkpoint.name)[0]}@{checkpoint.revision}"
-    found = {name: pins.pinned(cache_dir(), f"{address}/{name}") for name in checkpoint.files}
+        return {SPACE_FILES.get(role, role): digest for role, digest in known.items()}
+    address = f"{locate.split_repository(checkpoint.name)[0]}@{checkpoint.revision}"
+    found = {name: pins.find_pin(cache_dir(), f"{address}/{name}") for name in checkpoint.files}
     return {name: pin.sha256 for name, pin in found.items() if pin}
 
 

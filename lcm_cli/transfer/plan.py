@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lcm_cli.hub import cards
-from lcm_cli.hub.cards import Card, Origin
-from lcm_cli.hub.layouts import Layout, needed, read_json, weight_files
+from lcm_cli.hub.cards import Card, Source
+from lcm_cli.hub.layouts import Layout, choose_weights, needed_files, read_json
 from lcm_cli.hub.snapshot import Remote
 
 PORT_TOKENIZER = "sentencepiece.bpe.model"
@@ -27,7 +27,7 @@ class Part:
 
     role: str
     address: str
-    source: Origin
+    source: Source
     bytes: int | None = 0
     exact: bool = True
     here: Path | None = None
@@ -73,18 +73,18 @@ class PullPlan:
         """Pick the files that one part needs. Raises NotFoundError if some are missing."""
         if role in cards.ROLES:
             return choose_port(role, names)
-        return needed(self.layout, names, self.name)
+        return needed_files(self.layout, names, self.name)
 
 
 def choose_port(role: str, names: Sequence[str]) -> list[str]:
     """Pick the files of an M2M-100 repository that one part of a space needs."""
     if role == "tokenizer":
         return [name for name in names if name == PORT_TOKENIZER]
-    weights = weight_files(names)
+    weights = choose_weights(names)
     return [name for name in _PORT_SETTINGS if name in names] + weights if weights else []
 
 
-def origin(folder: Path, kind: str) -> dict[str, Any]:
+def read_origin(folder: Path, kind: str) -> dict[str, Any]:
     """Return what a pulled checkpoint was made from, by part; empty if that is not on record."""
     name = "config.json" if kind == "space" else ORIGIN
     found = read_json(folder / name).get("source", {})
@@ -98,7 +98,7 @@ def version(plan: PullPlan) -> tuple[str, str]:
     """
     if plan.in_place:
         return plan.revision, plan.path.name  # the client names its snapshots by commit
-    parts = origin(plan.path, plan.kind).values() if plan.path.is_dir() else ()
+    parts = read_origin(plan.path, plan.kind).values() if plan.path.is_dir() else ()
     made_of = [part for part in parts if isinstance(part, dict)]
     found = {(part.get("asked", ""), part.get("revision", "")) for part in made_of}
     return found.pop() if len(found) == 1 else ("", "")

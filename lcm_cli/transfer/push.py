@@ -12,7 +12,16 @@ from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import not_there
 from lcm_cli.hub import cards, locate
 from lcm_cli.hub.http import Notice
-from lcm_cli.hub.layouts import CARD, OURS, layout_of, licence_in, needed, read_json, weight_files
+from lcm_cli.hub.layouts import (
+    MODEL_CARD,
+    OURS,
+    SPACE_FILES,
+    choose_weights,
+    detect_layout,
+    needed_files,
+    read_json,
+    read_licence,
+)
 from lcm_cli.hub.snapshot import endpoint, translated
 from lcm_cli.progress import ignore
 from lcm_cli.transfer.install import check_model
@@ -20,7 +29,7 @@ from lcm_cli.transfer.inventory import find_checkpoint
 from lcm_cli.transfer.model_card import model_card
 
 SHARD = 5_000_000_000  # bytes of weights in one file, at most
-_SPACE_FILES = {"config": "config.json", **locate.FILES}
+_SPACE_FILES = {"config": "config.json", **SPACE_FILES}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -68,7 +77,7 @@ def push(
         _sharded(files, shard, notice) as parts,
         translated(repo, revision, f"lcm checkpoints push {source} {repo}"),
     ):
-        return _upload(repo, {**parts, CARD: card.encode()}, private, revision)
+        return _upload(repo, {**parts, MODEL_CARD: card.encode()}, private, revision)
 
 
 def _files(source: str) -> tuple[dict[str, Path], str]:
@@ -87,7 +96,7 @@ def _files(source: str) -> tuple[dict[str, Path], str]:
         folder = found.path
     if (folder / "model" / "config.json").is_file():  # the folder of a training run
         folder /= "model"
-    layout = layout_of(folder)
+    layout = detect_layout(folder)
     if layout not in OURS:
         message = f"{source} is in the layout of {layout}, not in that of lcm"
         raise UsageError(message, f"convert it first: lcm checkpoints convert {source} -o DIR")
@@ -95,8 +104,8 @@ def _files(source: str) -> tuple[dict[str, Path], str]:
         locate.read_space(folder)
     else:
         check_model(folder)
-    files = [name for name in needed(layout, _names(folder), source) if name != CARD]
-    return {name: folder / name for name in files}, licence_in(folder)
+    files = [name for name in needed_files(layout, _names(folder), source) if name != MODEL_CARD]
+    return {name: folder / name for name in files}, read_licence(folder)
 
 
 def _names(folder: Path) -> list[str]:
@@ -164,7 +173,9 @@ def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revisio
         api.create_branch(repo, branch=revision, exist_ok=True)
     before = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or ()]
     # Weights of an earlier push that was cut differently must not lie beside the new ones.
-    old = [name for name in (*weight_files(before), INDEX) if name in before and name not in files]
+    old = [
+        name for name in (*choose_weights(before), INDEX) if name in before and name not in files
+    ]
     kept = [CommitOperationAdd(name, content) for name, content in files.items()]
     gone = [CommitOperationDelete(name) for name in dict.fromkeys(old)]
     done = api.create_commit(

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub import cards, locate
-from lcm_cli.hub.cards import Card, Origin
+from lcm_cli.hub.cards import Card, Source
 from lcm_cli.hub.http import offline, remote_size
 from lcm_cli.hub.layouts import (
     OFFICIAL_CARD,
     OURS,
     Layout,
-    layout_of,
-    licence_in,
-    needed,
+    detect_layout,
+    needed_files,
     read_json,
+    read_licence,
 )
 from lcm_cli.hub.snapshot import (
     Remote,
@@ -31,7 +31,7 @@ from lcm_cli.hub.snapshot import (
     local_snapshot,
     repository_folder,
 )
-from lcm_cli.transfer.plan import PORT_TOKENIZER, Part, PullPlan, choose_port, origin
+from lcm_cli.transfer.plan import PORT_TOKENIZER, Part, PullPlan, choose_port, read_origin
 
 
 def resolve(name: str, *, revision: str = "") -> "Bundled | Carded | HubRepo":
@@ -43,10 +43,10 @@ def resolve(name: str, *, revision: str = "") -> "Bundled | Carded | HubRepo":
     """
     command = f"lcm pull {name}" + f" --revision {revision}" * bool(revision)
     if name and name not in cards.cards() and Path(name).is_dir():
-        option = "--space" if layout_of(Path(name)) == "space" else "--model"
+        option = "--space" if detect_layout(Path(name)) == "space" else "--model"
         raise UsageError(f"{name} is already on this machine", f"use it: {option} {name}")
     if locate.is_repository(name):
-        repo, named = locate.repository(name)
+        repo, named = locate.split_repository(name)
         return HubRepo(repo, revision or named, command)
     card = _at_revision(cards.card(name), revision)
     if card.files:
@@ -83,7 +83,7 @@ class Carded:
         card = self.card
         folder = cards.space_folder if card.kind == "space" else cards.model_folder
         plan = _plan_card(card, folder(card.name), self.command)
-        if not force and card.name in cards.pulled(card.kind):
+        if not force and card.name in cards.list_pulled(card.kind):
             _check_origin(plan, card)
             return replace(plan, ready=True)
         if card.kind == "model":
@@ -122,7 +122,7 @@ class HubRepo:
         layout, names = _inspect(remote, self.command)
         folder = repository_folder(remote.repo) / "snapshots" / remote.commit
         licence = read_json(folder / "config.json").get("licence") or remote.licence
-        source = Origin(repo=self.repo, revision=self.revision)
+        source = Source(repo=self.repo, revision=self.revision)
         address = f"{self.repo}@{remote.commit}"
         part = Part(_kind(layout), address, source, _missing(remote, names), remote=remote)
         if layout not in OURS:
@@ -135,20 +135,20 @@ class HubRepo:
         if not commit:
             return None
         converted = cards.model_folder(self.repo)
-        if origin(converted, "model").get("model", {}).get("revision") == commit:
-            plan = self._plan("model", converted, licence_in(converted))
+        if read_origin(converted, "model").get("model", {}).get("revision") == commit:
+            plan = self._plan("model", converted, read_licence(converted))
             return replace(plan, in_place=False, ready=True)
         folder = local_snapshot(self.repo, commit, ["config.json"])
-        layout = layout_of(folder) if folder else None
+        layout = detect_layout(folder) if folder else None
         if folder is None or layout not in OURS:
             return None
         try:
-            names = needed(layout, [path.name for path in folder.iterdir()], self.repo)
+            names = needed_files(layout, [path.name for path in folder.iterdir()], self.repo)
         except NotFoundError:  # a pull that was killed
             return None
         if local_snapshot(self.repo, commit, names) is None:
             return None
-        return replace(self._plan(layout, folder, licence_in(folder)), ready=True)
+        return replace(self._plan(layout, folder, read_licence(folder)), ready=True)
 
     def _plan(self, layout: Layout, folder: Path, licence: str) -> PullPlan:
         kind = _kind(layout)
@@ -190,7 +190,7 @@ def _plan_card(card: Card, path: Path, command: str) -> PullPlan:
 
 
 def _check_origin(plan: PullPlan, card: Card) -> None:
-    made_of = origin(plan.path, card.kind)
+    made_of = read_origin(plan.path, card.kind)
     for role, source in card.source.items():
         before = made_of.get(role, {}).get("from")
         if before not in (address(source, role), source.url):
@@ -202,7 +202,7 @@ def _check_origin(plan: PullPlan, card: Card) -> None:
             raise UsageError(message, f"replace it: {plan.command} --force")
 
 
-def address(source: Origin, role: str) -> str:
+def address(source: Source, role: str) -> str:
     """Return where a part comes from: a repository, or a URL (sonar-space's own takes priority)."""
     from lcm_cli.space import sonar_package  # lazily, like everything that imports torch
 
@@ -236,11 +236,11 @@ def _plan_port(part: Part, command: str) -> Part:
     return replace(part, bytes=_missing(part.remote, names))
 
 
-def _plan_model(plan: PullPlan, source: Origin) -> PullPlan:
+def _plan_model(plan: PullPlan, source: Source) -> PullPlan:
     """Plan a model that is one repository, or local folder, in a foreign layout."""
     part = _look_up(Part("model", source.repo, source), "config.json", plan.command)
     if part.remote is None:
-        layout = layout_of(part.here) if part.here else "sonar-llm"
+        layout = detect_layout(part.here) if part.here else "sonar-llm"
         return replace(plan, layout=layout, parts=(part,))
     layout, names = _inspect(part.remote, plan.command)
     if plan.licence == cards.UNKNOWN_LICENCE and part.remote.licence:
@@ -275,7 +275,7 @@ def _missing(remote: Remote, names: Sequence[str]) -> int:
 def _find_converted(card: Card, role: str, origin: str) -> Path | None:
     """Find a part in another pulled space with the same source; sonar-robust shares two of them."""
     known = card.source[role].sha256
-    for name in cards.pulled():
+    for name in cards.list_pulled():
         with suppress(LcmError):  # a damaged space is skipped
             other = locate.read_space(cards.space_folder(name))
             made_of = other.config.get("source", {}).get(role, {})
@@ -293,7 +293,7 @@ def _inspect(remote: Remote, command: str) -> tuple[Layout, list[str]]:
     names = [file.name for file in remote.files]
     settings = [name for name in ("config.json", OFFICIAL_CARD) if name in names]
     try:
-        layout = layout_of(fetch_snapshot(remote, lambda _: settings, command))
+        layout = detect_layout(fetch_snapshot(remote, lambda _: settings, command))
     except NotFoundError as error:
         raise NotFoundError(
             f"{remote.repo} holds no checkpoint that lcm can read", error.hint
@@ -303,7 +303,7 @@ def _inspect(remote: Remote, command: str) -> tuple[Layout, list[str]]:
             f"{remote.repo} is not a space in lcm's layout but in that of M2M-100",
             "it needs a card that names encoder, decoder and tokenizer: see lcm pull sonar-hub",
         )
-    return layout, needed(layout, names, remote.repo)
+    return layout, needed_files(layout, names, remote.repo)
 
 
 def _kind(layout: Layout) -> str:

@@ -8,7 +8,7 @@ from packaging.licenses import canonicalize_license_expression
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import sha256
-from lcm_cli.hub import cards, locate
+from lcm_cli.hub import cards, layouts, locate
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import from_dict, read_model_config
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
@@ -28,7 +28,7 @@ def make_space(folder, official, name="mine"):
     }
     config |= {"encoder": official.encoder, "decoder": official.decoder}
     (folder / "config.json").write_text(json.dumps(config))
-    for file in locate.FILES.values():
+    for file in layouts.SPACE_FILES.values():
         (folder / file).write_bytes(b"weights")
     return folder
 
@@ -155,7 +155,7 @@ def test_card_that_is_not_pulled_names_file_and_command(cache):
 def test_pulled_space_is_found_by_name_and_by_card(cache, official, tmp_path):
     folder = make_space(cache / "spaces" / "small", official)
     card = official.card(tmp_path / "c.toml", URLS)
-    assert cards.pulled() == ["small"]
+    assert cards.list_pulled() == ["small"]
     for source in ("small", str(card)):
         space = locate.locate_space(source)
         assert space.encoder == folder / "encoder.safetensors"
@@ -167,7 +167,7 @@ def test_pulled_space_is_found_by_name_and_by_card(cache, official, tmp_path):
 
 def test_half_made_folder_is_no_space(cache, official):
     make_space(cache / "spaces" / ".small.77.new", official)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
 
 
 def test_folder(official, tmp_path):
@@ -176,7 +176,7 @@ def test_folder(official, tmp_path):
     assert space.tokenizer == tmp_path / "mine" / "tokenizer.model"
 
 
-@pytest.mark.parametrize("file", ["config.json", *locate.FILES.values()])
+@pytest.mark.parametrize("file", ["config.json", *layouts.SPACE_FILES.values()])
 def test_folder_that_lacks_a_file(official, tmp_path, file):
     (make_space(tmp_path / "mine", official) / file).unlink()
     with pytest.raises(NotFoundError, match=file):
@@ -200,7 +200,7 @@ def test_port_says_how_to_convert_it(official, tmp_path):
 def test_card_with_its_files_beside_it(official, tmp_path):
     """As the bundled space has them; the package itself may lie in a zip."""
     folder = make_space(tmp_path / "flat", official, "flat")
-    files = {"config": "config.json", **locate.FILES}
+    files = {"config": "config.json", **layouts.SPACE_FILES}
     for role, file in files.items():
         (folder / file).rename(folder / f"flat.{role}")
     card = official.card(folder / "flat.toml", {}, name="flat", licence="MIT")
@@ -286,7 +286,7 @@ def test_model_that_was_pulled(cache, tmp_path):
         locate.locate_model(str(card))
     assert caught.value.hint == f"run: lcm pull {card}"
     make_model(cards.model_folder("small-model"))
-    assert cards.pulled("model") == ["small-model"]
+    assert cards.list_pulled("model") == ["small-model"]
     assert locate.locate_model(str(card)).licence == "MIT"
     assert locate.locate_model("small-model").weights.parent == cards.model_folder("small-model")
 

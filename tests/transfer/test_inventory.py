@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.hub import cards, locate, snapshot
+from lcm_cli.hub import cards, layouts, snapshot
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
 from lcm_cli.transfer import inventory
@@ -40,7 +40,7 @@ def statuses(name):
 
 
 def test_everything_with_a_card_is_listed(cache):
-    found = {one.name: one for one in inventory.checkpoints()}
+    found = {one.name: one for one in inventory.list_checkpoints()}
     assert found.keys() == cards.cards().keys()
     assert found["tiny"].where == "bundled"
     assert found["tiny"].bytes > 10_000_000
@@ -52,7 +52,7 @@ def test_pulled_space(space):
     one = inventory.find_checkpoint("small")
     assert (one.kind, one.where, one.path) == ("space", "pulled", space)
     assert one.licence == "CC-BY-NC-4.0"
-    assert one.bytes == sum((space / name).stat().st_size for name in locate.FILES.values())
+    assert one.bytes == sum((space / name).stat().st_size for name in layouts.SPACE_FILES.values())
     assert len(one.used) == len("2025-01-01")
 
 
@@ -73,7 +73,7 @@ def test_model_at_a_tag_and_at_a_commit(hub_server, model):
 
 
 def test_bundled_files_are_those_of_their_cards(cache):
-    bundled = [one for one in inventory.checkpoints() if one.where == "bundled"]
+    bundled = [one for one in inventory.list_checkpoints() if one.where == "bundled"]
     assert bundled
     for one in bundled:
         assert statuses(one.name) == {"ok"}, f"{one.name}: run make cards"
@@ -133,10 +133,10 @@ def test_remove_what_cannot_be_removed(cache):
 
 def test_update(hub_server, model):
     one = inventory.find_checkpoint("org/model")
-    assert inventory.update(one, "it") == ""
+    assert inventory.find_update(one, "it") == ""
     now = hub_server.publish("org/model", hub_server.repos["org/model"].files("main"))
-    assert inventory.update(one, "it") == f"org/model@main is {now[:12]} now"
-    assert inventory.update(inventory.find_checkpoint("tiny"), "it") == ""
+    assert inventory.find_update(one, "it") == f"org/model@main is {now[:12]} now"
+    assert inventory.find_update(inventory.find_checkpoint("tiny"), "it") == ""
 
 
 def test_name_that_nothing_has(cache):

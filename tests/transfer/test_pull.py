@@ -65,8 +65,8 @@ def test_official_layout_over_http(cache, card, official, server):
         assert config["source"][role]["from"] == server.url(f"/{file}")
         assert config["source"][role]["sha256"] == sha256(official.folder / file)
         assert config["sha256"][role] == sha256(getattr(space, role))
-        assert pins.pinned(cache, server.url(f"/{file}")).sha256 == sha256(official.folder / file)
-        assert pins.pinned(cache, server.url(f"/{file}")).etag
+        assert pins.find_pin(cache, server.url(f"/{file}")).sha256 == sha256(official.folder / file)
+        assert pins.find_pin(cache, server.url(f"/{file}")).etag
 
 
 def test_second_pull_asks_nobody(card, server):
@@ -170,7 +170,7 @@ def test_truncated_weights(cache, card, official, server):
     server.files["/decoder.pt"] = whole[: len(whole) // 2]
     with pytest.raises(IntegrityError, match="not a whole torch file"):
         run(card)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
     server.files["/decoder.pt"] = whole
     server.requests.clear()
     assert is_whole(run(card), official)
@@ -182,7 +182,7 @@ def test_wrong_checksum_in_the_card(card, official, tmp_path):
     card.write_text(text)
     with pytest.raises(IntegrityError, match="not the file it should be: sha256"):
         run(card)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
 
 
 def test_source_that_changed_since_the_first_pull(cache, card, official, server):
@@ -214,7 +214,7 @@ def test_weights_of_another_shape(card):
         match=r"/encoder\.pt is not this encoder: shape \(32, 16\) instead of \(64, 16\)",
     ):
         run(card)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
 
 
 def test_tokenizer_that_does_not_fit(card):
@@ -318,7 +318,7 @@ def test_killed_pull_fetches_only_what_is_missing(cache, card, official, server)
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
     (kept,) = [path.stat().st_size for path in folder.glob("decoder-*.part")]
     assert 0 < kept < whole
     server.requests.clear()
@@ -390,7 +390,7 @@ def test_ports_from_the_hub(cache, port_card, official, hub_server):
     assert is_whole(space, official)
     commit = hub_server.repos["org/dec"].refs["main"]
     assert space.config["source"]["decoder"]["revision"] == commit
-    assert pins.pinned(cache, "org/enc/model.safetensors").sha256
+    assert pins.find_pin(cache, "org/enc/model.safetensors").sha256
     fetched = {one.path for one in hub_server.requests if one.method == "GET"}
     assert not any(path.endswith((".bin", "README.md")) for path in fetched)
 
@@ -433,7 +433,7 @@ def test_disk_that_is_full_while_converting(cache, local_ports, official):
             run(local_ports)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
     assert [path.name for path in (cache / "spaces").iterdir()] == [".small.lock"]
     assert is_whole(run(local_ports), official)
 

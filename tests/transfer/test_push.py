@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from lcm_cli import inspection
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
-from lcm_cli.hub import locate
-from lcm_cli.hub.layouts import card_metadata
+from lcm_cli.hub import layouts, locate
+from lcm_cli.hub.layouts import read_metadata
 from lcm_cli.models.checkpoint import build, load_model, save
 from lcm_cli.models.config import SpaceRef, preset
 from lcm_cli.space import load_space
@@ -152,7 +152,7 @@ def test_space_and_its_languages(account, random_space):
     push.push(str(random_space), "org/space")
     assert card_metadata_of(account, "org/space")["language"] == ["en", "de", "fr", "es", "nl"]
     folder = pulled("org/space")
-    for name in locate.FILES.values():
+    for name in layouts.SPACE_FILES.values():
         assert (folder / name).read_bytes() == (random_space / name).read_bytes()
     assert locate.locate_space("org/space").licence == "MIT"
 
@@ -165,7 +165,7 @@ def test_bundled_space_under_another_name(account):
     push.push("tiny", "org/small")
     assert card_metadata_of(account, "org/small")["license"] == "cc-by-4.0"
     folder, tiny = pulled("org/small"), locate.locate_space("tiny")
-    for role, name in locate.FILES.items():
+    for role, name in layouts.SPACE_FILES.items():
         assert (folder / name).read_bytes() == getattr(tiny, role).read_bytes()
 
 
@@ -242,4 +242,4 @@ def test_results_of_another_form(tmp_path, text):
 @pytest.mark.parametrize("text", ["", "---\n", "---\n: [\n---\n", "---\n- a\n---\n", "\xff"])
 def test_metadata_of_a_card_without_any(tmp_path, text):
     (tmp_path / "README.md").write_text(text, encoding="latin-1")
-    assert card_metadata(tmp_path / "README.md") == {}
+    assert read_metadata(tmp_path / "README.md") == {}

@@ -76,7 +76,7 @@ def test_model_in_our_layout(hub_server, model_files, cache):
     assert sorted(path.name for path in folder.iterdir()) == [
         *("README.md", "config.json", "model.safetensors"),
     ]
-    assert pins.pinned(cache, f"org/model@{commit}/model.safetensors").bytes
+    assert pins.find_pin(cache, f"org/model@{commit}/model.safetensors").bytes
     again = resolve("org/model").plan()
     assert again.ready and again.path == folder and again.licence == "mit"
 
@@ -170,7 +170,7 @@ def test_card_of_a_foreign_model(hub_server, sonar_llm, cache, monkeypatch, gold
     record = json.loads((folder / "origin.json").read_text())
     assert record["source"]["model"]["revision"] == commit
     assert record["licence"] == "apache-2.0"
-    assert pins.pinned(cache, "raxtemur/sonar-llm-100m/pytorch_model.bin").sha256
+    assert pins.find_pin(cache, "raxtemur/sonar-llm-100m/pytorch_model.bin").sha256
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["sonar-llm-100m"]
     hub_server.requests.clear()
     assert run("sonar-llm-100m") == folder
