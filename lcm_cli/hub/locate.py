@@ -1,6 +1,6 @@
-"""Where the files of a space or a concept model are on this machine.
+"""The files of spaces and concept models on this machine.
 
-Nothing here downloads (see lcm_cli.transfer): errors name the file that is missing and the command
+Nothing here uses the network (see lcm_cli.transfer): errors name the missing file and the command
 that fetches it.
 """
 
@@ -44,9 +44,9 @@ class SpaceFiles:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of one concept model on this machine; `licence` is empty if nothing tells it.
+    """The files of one concept model on this machine; `licence` is empty if it is unknown.
 
-    Large weights may lie in several files beside `weights`, with an index.
+    Large weights may be split into several files beside `weights`, with an index.
     """
 
     name: str
@@ -62,16 +62,23 @@ def is_repository(source: str) -> bool:
 
 
 def split_repository(source: str) -> tuple[str, str]:
-    """Return the name and the revision in ORG/REPO or ORG/REPO@REVISION."""
+    """Return the repository and the revision in ORG/REPO or ORG/REPO@REVISION."""
     repo, _, revision = source.partition("@")
     return repo, revision or "main"
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """Return the folder of a checkpoint: `folder`, or "model" in it if it is a training run's."""
+    config = MODEL_FILES["config"]
+    of_run = not (folder / config).is_file() and (folder / "model" / config).is_file()
+    return folder / "model" if of_run else folder
 
 
 def locate_space(source: str) -> SpaceFiles:
     """Find the files of a space: a card's name, a card's path, a folder, or ORG/REPO.
 
-    Never uses the network. Raises NotFoundError that names the missing file and the command that
-    fetches it, IntegrityError if config.json is not one of a space.
+    Raises NotFoundError with the missing file and the command that fetches it, IntegrityError if
+    config.json does not describe a space, UsageError for the name of a model.
     """
     entry = find_card_file(source)
     if entry is not None:
@@ -88,9 +95,8 @@ def locate_space(source: str) -> SpaceFiles:
 def locate_model(source: str) -> ModelFiles:
     """Find the files of a concept model: a card's name, a card's path, a folder, or ORG/REPO.
 
-    Never uses the network. Raises NotFoundError that names the missing file and the command that
-    fetches it, UsageError for the name of a space. What is in the files is looked at when they are
-    loaded.
+    Raises NotFoundError with the missing file and the command that fetches it, UsageError for the
+    name of a space. The contents of the files are not checked.
     """
     entry = find_card_file(source)
     if entry is not None:
@@ -105,18 +111,18 @@ def locate_model(source: str) -> ModelFiles:
 
 
 def read_space(folder: Path) -> SpaceFiles:
-    """Read a space folder: config.json and the three files it stands for."""
+    """Return the files of the space in a folder; raises as `locate_space` does."""
     config = read_space_config(folder)
     paths = {role: folder / SPACE_FILES[role] for role in ROLES}
     for path in paths.values():
         if not path.is_file():
             again = f"lcm pull {folder.name} --force" if folder == space_folder(folder.name) else ""
-            raise NotFoundError(f"{folder} is not a whole space: {path.name} is missing", again)
+            raise NotFoundError(f"{folder} is not a complete space: {path.name} is missing", again)
     return SpaceFiles(name=config["name"], config=config, licence=config["licence"], **paths)
 
 
 def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """Read a space's config. Raises NotFoundError, or IntegrityError if it is not one."""
+    """Read the config of a space. Raises NotFoundError, or IntegrityError if it is malformed."""
     path = folder / name
     if not path.is_file():
         raise NotFoundError(f"{folder} is not a space: it has no {name}")
@@ -126,9 +132,9 @@ def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]
         raise IntegrityError(f"{path} is not valid JSON: {error}") from error
     if isinstance(config, dict) and config.get("model_type") == "m2m_100":
         raise LcmError(
-            f"{folder} holds weights in the M2M-100 layout, which lcm converts once before use",
-            "run: lcm pull sonar-hub; for other weights copy its card (checkpoints/sonar-hub.toml),"
-            " name the folder or repository of each part in it, and run: lcm pull CARD.toml",
+            f"{folder} holds weights in the M2M-100 layout, which lcm has to convert before use",
+            "run: lcm pull sonar-hub; for other weights, copy its card (checkpoints/sonar-hub.toml)"
+            ", set the folder or repository of each part, and run: lcm pull CARD.toml",
         )
     missing = {"kind", "name", "licence", "languages", "encoder", "decoder"} - set(config)
     if missing or config["kind"] != "space":
@@ -173,14 +179,12 @@ def _model_of_card(card: Card, entry: Traversable | Path, source: str) -> ModelF
 
 
 def _model_in(folder: Path, name: str, licence: str = "") -> ModelFiles:
+    folder = checkpoint_in(folder)
     config = folder / MODEL_FILES["config"]
-    of_run = folder / "model" / config.name  # what `lcm train` leaves in the folder of a run
-    if not config.is_file() and of_run.is_file():
-        return _model_in(of_run.parent, name, licence)
     if not config.is_file():
         raise NotFoundError(
             f"no model at {folder}: {config.name} is missing",
-            "weights of another program become a model with: lcm checkpoints convert",
+            "convert the weights of another program with: lcm checkpoints convert",
         )
     return ModelFiles(name, config, folder / MODEL_FILES["model"], licence)
 

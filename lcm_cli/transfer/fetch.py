@@ -111,7 +111,7 @@ def _fetch_repository(plan: PullPlan, part: Part, notice: Notice) -> FetchedPart
         folder = snapshot.fetch_snapshot(part.remote, pick, plan.command, notice)
         made_of |= {"revision": part.remote.commit, "asked": part.source.revision}
         if part.role in cards.ROLES:  # the other parts may still fail: this one is complete
-            snapshot.keep(part.remote, part.source.revision)
+            snapshot.record_revision(part.remote, part.source.revision)
     if folder is None:
         message = f"{part.address} is not on this machine and lcm is offline"
         raise NotFoundError(message, f"run {plan.command} without --offline")

@@ -59,7 +59,7 @@ def pull(
             pins.record_pins(cache_dir(), found)
             for planned in plan.parts:
                 if planned.remote:
-                    snapshot.keep(planned.remote, planned.source.revision)
+                    snapshot.record_revision(planned.remote, planned.source.revision)
             shutil.rmtree(downloads(plan), ignore_errors=True)
     except OSError as error:
         raise disk_error(error, plan.path) from error

@@ -38,7 +38,7 @@ def fetch(said=None, names=("config.json", "model.safetensors")):
     folder = snapshot.fetch_snapshot(
         remote, lambda known: [n for n in known if n in names], "lcm pull it"
     )
-    snapshot.keep(remote, "main")
+    snapshot.record_revision(remote, "main")
     return folder
 
 
@@ -184,23 +184,23 @@ def test_file_of_another_length(hub, body):
 
 def test_file_of_another_length_every_time(hub):
     hub.fail(LFS, *[Fault(body=BIG + b"more")] * 60)
-    with pytest.raises(IntegrityError, match="another length than the Hub announces"):
+    with pytest.raises(IntegrityError, match="differs in length from what the Hub announces"):
         fetch()
     assert nothing_wrong_is_here()
 
 
 def test_other_bytes_of_the_same_length(hub):
     hub.fail(LFS, Fault(body=b"x" * len(BIG)))
-    with pytest.raises(IntegrityError, match=r"model\.safetensors has not the sha256") as caught:
+    with pytest.raises(IntegrityError, match=r"differs from the digest") as caught:
         fetch()
-    assert "it was removed" in caught.value.hint
+    assert "it was deleted" in caught.value.hint
     assert nothing_wrong_is_here()
     assert is_right(fetch())
 
 
 def test_other_bytes_of_a_file_that_git_keeps(hub):
     hub.fail(CONFIG, Fault(body=b'{"kind": "another"}'))
-    with pytest.raises(IntegrityError, match=r"config\.json has not the sha256"):
+    with pytest.raises(IntegrityError, match=r"config\.json differs from the digest"):
         fetch()
     assert nothing_wrong_is_here()
     assert is_right(fetch())
@@ -251,10 +251,10 @@ def test_nobody_there(cache, monkeypatch):
 
 CHILD = """
 from lcm_cli.hub import snapshot
-remote = snapshot.describe("org/files", "main", "lcm pull it")
+remote = snapshot.describe_remote("org/files", "main", "lcm pull it")
 names = ["config.json", "model.safetensors"]
 print(snapshot.fetch_snapshot(remote, lambda _: names, "lcm pull it"))
-snapshot.keep(remote, "main")
+snapshot.record_revision(remote, "main")
 """
 
 

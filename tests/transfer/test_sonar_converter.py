@@ -128,7 +128,7 @@ def test_port_may_not_reach_outside(official, tmp_path):
     with pytest.raises(IntegrityError, match="may not lie elsewhere"):
         convert(official, "encoder", source, tmp_path)
     (source / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
-    with pytest.raises(IntegrityError, match="weight_map is no object"):
+    with pytest.raises(IntegrityError, match="weight_map is not an object"):
         convert(official, "encoder", source, tmp_path)
 
 
