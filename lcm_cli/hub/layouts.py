@@ -17,7 +17,7 @@ SPACE_FILES = {
     "decoder": "decoder.safetensors",
     "tokenizer": "tokenizer.model",
 }
-MODEL_CARD = "README.md"  # its metadata hold the licence, the languages and the results
+MODEL_CARD = "README.md"  # its metadata holds the licence, the languages and the results
 OFFICIAL_CARD = "model_card.yaml"  # beside the model.pt of the official trainer
 _OFFICIAL = ("base_lcm", "two_tower_diffusion_lcm")
 _KINDS_OF_WEIGHTS = (
@@ -98,7 +98,7 @@ def read_licence(folder: Path) -> str:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the YAML metadata at the head of a model card; {} if there are none to read."""
+    """Return the YAML metadata at the head of a model card; {} if there is none."""
     import yaml
 
     if not path.is_file():
@@ -107,7 +107,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     head = re.match(r"---\r?\n(.*?\n)---\s", text, re.DOTALL)
     try:
         found = yaml.safe_load(head[1]) if head else {}
-    except yaml.YAMLError:  # lcm does not need them
+    except yaml.YAMLError:  # lcm does not need it
         return {}
     return found if isinstance(found, dict) else {}
 

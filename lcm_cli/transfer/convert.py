@@ -1,4 +1,4 @@
-"""Checkpoints converted: those of other programs to our layout, ours to another way of storing."""
+"""Conversion of checkpoints: from other programs' layouts, or to another number format."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ import torch
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_files, sha256
 from lcm_cli.hub.layouts import MODEL_CARD, OURS, SPACE_FILES, read_json, read_licence
-from lcm_cli.hub.locate import SpaceFiles, locate_model, locate_space
+from lcm_cli.hub.locate import SpaceFiles, checkpoint_in, locate_model, locate_space
 from lcm_cli.models.checkpoint import (
     CONFIG,
     FULL_PRECISION,
@@ -38,7 +38,7 @@ from lcm_cli.weights import (
     write_safetensors,
 )
 
-# What a space is tried with: everyday English, of lengths as in most text.
+# Everyday English sentences of common lengths, to measure how far rounding moves concepts.
 _LANGUAGE = "eng_Latn"
 _SENTENCES = (
     "She was very happy.",
@@ -83,26 +83,27 @@ class Converted:
 def convert(
     source: str, folder: Path, store: Store | None = None, *, force: bool = False
 ) -> Converted:
-    """Write the checkpoint `source` to `folder` in our layout, its numbers stored as `store`.
+    """Write the checkpoint `source` to `folder` in lcm's layout, with numbers stored as `store`.
 
-    `source` is a model of another program (see converters.foreign), stored as it is without
-    `store`, or a space or model of lcm, by name or folder. Nothing is written unless every tensor
-    fits. Raises NotFoundError if it is not there, IntegrityError if it is damaged, no checkpoint,
-    would run code, or has numbers that cannot be stored so, UsageError if `folder` is taken.
+    `source` is a model of another program (see converters.foreign), whose numbers keep their type
+    without `store`, or a space or model of lcm, by name or folder. Nothing is written unless every
+    tensor fits. Raises NotFoundError for an unknown source, IntegrityError if it is damaged, not a
+    checkpoint, would run code, or has numbers that `store` cannot hold, UsageError if `folder`
+    already holds a checkpoint.
     """
     ours = _is_ours(source)
     if ours and store is None:
-        message = f"{source} is in the layout of lcm already"
-        raise UsageError(message, "say how to store its numbers: --store int8")
+        message = f"{source} is already in lcm's layout"
+        raise UsageError(message, "choose a number format, as in: --store int8")
     if (folder / CONFIG).exists() and not force:
-        message = f"{folder} holds a checkpoint already"
+        message = f"{folder} already holds a checkpoint"
         raise UsageError(message, "choose another folder, or add --force")
     try:
         if not ours:
             return _convert_foreign(Path(source), folder, store, force)
         found = find_any(source)
         if found.path is not None and found.path.resolve() == folder.resolve():
-            raise UsageError(f"{folder} is what is to be converted", "choose another folder")
+            raise UsageError(f"{folder} is the source itself", "choose another folder")
         if found.kind == "space":
             return _convert_space(locate_space(source), folder, store, force)
         return _convert_model(source, folder, store, force)
@@ -113,17 +114,19 @@ def convert(
 
 
 def _is_ours(source: str) -> bool:
-    """Return whether `source` is a checkpoint in our layout. Raises NotFoundError for nothing."""
+    """Return whether `source` is in lcm's own layout. Raises NotFoundError if it does not exist."""
     path = Path(source)
     if not path.exists():
         try:
             find_any(source)
         except NotFoundError as error:
-            message = f"no such file or folder: {source}, and no checkpoint is called so"
+            message = f"no file, folder or checkpoint is called {source}"
             raise NotFoundError(message, error.hint) from error
         return True
-    of_run = (path / "model" / CONFIG).is_file() and not (path / CONFIG).is_file()
-    return path.is_dir() and (of_run or read_json(path / CONFIG).get("kind") in OURS)
+    if not path.is_dir():
+        return False
+    folder = checkpoint_in(path)
+    return folder != path or read_json(folder / CONFIG).get("kind") in OURS
 
 
 def _convert_foreign(source: Path, folder: Path, store: Store | None, force: bool) -> Converted:
@@ -144,7 +147,7 @@ def _convert_model(source: str, folder: Path, store: Store | None, force: bool) 
         digests = {WEIGHTS: write_safetensors(places[WEIGHTS], stored)}
         places[CONFIG].write_text(config_text(config), encoding="utf-8")
         digests[CONFIG] = sha256(places[CONFIG])
-        if licence:  # a config does not say it
+        if licence:  # a config has no place for it
             made_of = read_json(place / ORIGIN).get("source", {})
             about = {"name": files.name, "licence": licence, "source": made_of, "sha256": digests}
             _write_json(places[ORIGIN], about)
@@ -177,8 +180,8 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
 
 
 def _card(file: Path) -> list[str]:
-    """Return the name of the README.md beside a file, if it is one of a checkpoint's own folder."""
-    of_its_own = file.name in (CONFIG, SPACE_FILES["encoder"])  # bundled files are called otherwise
+    """Return the name of the README.md beside `file`, unless `file` is a bundled one."""
+    of_its_own = file.name in (CONFIG, SPACE_FILES["encoder"])  # bundled files have other names
     return [MODEL_CARD] if of_its_own and (file.parent / MODEL_CARD).is_file() else []
 
 
@@ -199,7 +202,7 @@ def _cost(
 
 
 def _cosine(before: Space, after: Space) -> float | None:
-    """Return the mean cosine between concepts of a few sentences, None without English."""
+    """Return the mean cosine between the concepts of a few sentences, None without English."""
     if _LANGUAGE not in before.languages:
         return None
     found = [space.encode(_SENTENCES, _LANGUAGE).concepts for space in (before, after)]

@@ -86,7 +86,7 @@ def _new_folder(place: Path) -> Iterator[Path]:
 
 
 def _convert_model(plan: PullPlan, source: FetchedPart, new: Path, notice: Notice) -> None:
-    """Write a foreign model in our layout; its tensors are mapped, never all in memory."""
+    """Write a foreign model in lcm's layout; its tensors are mapped, never all in memory."""
     from lcm_cli.models.checkpoint import write
     from lcm_cli.transfer.converters.foreign import read_model
 

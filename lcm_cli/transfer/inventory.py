@@ -1,4 +1,4 @@
-"""Which checkpoints there are, what is on this machine, and whether every byte of it is right."""
+"""The checkpoints that lcm knows or has on this machine: list, verify, remove and update them."""
 
 import shutil
 from collections.abc import Iterator
@@ -34,11 +34,12 @@ Status = Literal["ok", "differs", "missing", "no record"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint. `where`: with lcm, in its cache, in that of the Hub's client, in a folder of
-    the user's, or not here.
+    """A checkpoint, and its files if it is on this machine.
 
-    `files` are its files by the name that the record of digests has for them. `used` is the day on
-    which they were last read, as far as the file system tells.
+    `where` is "bundled" for one that comes with lcm, "pulled" for one in lcm's cache, "hub" for one
+    in the cache of the Hub's client, "folder" for a folder of the user's, or "absent". `files` are
+    keyed by their names in the record of digests. `used` is the day on which they were last read,
+    according to the file system.
     """
 
     name: str
@@ -57,14 +58,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Check:
-    """Whether one file is what it was when it was made or pulled."""
+    """The result of comparing one file with the record of its digest."""
 
     file: Path
     status: Status
 
 
 def list_checkpoints() -> list[Checkpoint]:
-    """Return every checkpoint that has a card or is on this machine. No network."""
+    """Return every checkpoint that has a card or is on this machine, without using the network."""
     carded = {name: _carded(card) for name, card in cards.cards().items()}
     kept = [_kept(kind, folder) for kind in cards.PARTS for folder in cards.list_pulled(kind)]
     others = [one for one in (*kept, *_in_hub_cache()) if one.name not in carded]
@@ -82,22 +83,27 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 
 def find_any(source: str) -> Checkpoint:
-    """Return the checkpoint called `source`, or the one in that folder. Raises NotFoundError."""
+    """Return the checkpoint called `source`, or else the one in that folder.
+
+    Raises NotFoundError if there is none.
+    """
     known, folder = list_checkpoints(), Path(source)
     if not folder.is_dir() or any(one.name == source for one in known):
         return find_checkpoint(source)
-    if (folder / "model" / "config.json").is_file():  # the folder of a training run
-        folder /= "model"
+    folder = locate.checkpoint_in(folder)
     for one in known:
         if one.path and one.path.resolve() == folder.resolve():
             return one
     found = _in_folder(source, detect_layout(folder), "folder", folder)
     recorded = {name: folder / Path(name).name for name in _recorded(found)}
-    return replace(found, files=recorded | found.files)  # also what is not there any more
+    return replace(found, files=recorded | found.files)  # missing files included
 
 
 def verify(checkpoint: Checkpoint) -> Iterator[Check]:
-    """Read every byte of a checkpoint and compare it with its card or the record of its pull."""
+    """Compare the sha256 of each file with the card or the record of the pull.
+
+    Raises NotFoundError if the checkpoint is not on this machine.
+    """
     recorded = _recorded(checkpoint)
     for name, path in checkpoint.files.items():
         if not path.is_file():
@@ -109,43 +115,43 @@ def verify(checkpoint: Checkpoint) -> Iterator[Check]:
 
 
 def count_by_type(checkpoint: Checkpoint) -> dict[str, int]:
-    """Return how many numbers of each type its weights have, by safetensors' names.
+    """Return how many numbers of each type the weights have, by safetensors' type names.
 
-    Only headers are read. What is not here, or cannot be read, has none: verify says what is wrong.
+    Only headers are read. Files that are missing or damaged are skipped; `verify` reports those.
     """
     entries: dict[str, Any] = {}
     for path in checkpoint.files.values():
         if path.suffix == ".safetensors":
             with suppress(LcmError, OSError):
-                entries |= read_entries(path)[2]  # the halves of a space share no names
+                entries |= read_entries(path)[2]  # encoder and decoder share no names
     return count_numbers(entries)
 
 
 def remove(checkpoint: Checkpoint, notice: Notice = ignore) -> int:
-    """Delete a pulled checkpoint; returns how many bytes that frees.
+    """Delete a pulled checkpoint and return the number of bytes freed.
 
-    Raises UsageError for one that comes with lcm, NotFoundError for one that is not here. What is
-    on record of its files stays, so that pulling it again must give the same.
+    Its pins stay, so pulling it again must give the same files. Raises UsageError for a bundled
+    checkpoint, NotFoundError for one that is not on this machine.
     """
     if checkpoint.where == "bundled":
         raise UsageError(f"{checkpoint.name} comes with lcm and cannot be removed")
     if checkpoint.path is None:
-        raise NotFoundError(f"{checkpoint.name} is not on this machine", "there is nothing to do")
+        raise NotFoundError(f"{checkpoint.name} is not on this machine", "nothing to remove")
     if checkpoint.where == "hub":
         return _remove_from_hub_cache(checkpoint.revision)
     place = checkpoint.path
     with locked(place.with_name(f".{place.name}.lock"), checkpoint.name, notice):
         gone = place.with_name(f".{place.name}.old")
         shutil.rmtree(gone, ignore_errors=True)
-        place.rename(gone)  # at once: half a checkpoint must not be found under its name
+        place.rename(gone)  # atomic: a half-deleted checkpoint must not be found under its name
         shutil.rmtree(gone)
     return checkpoint.bytes
 
 
 def find_update(checkpoint: Checkpoint, command: str) -> str:
-    """Ask whether there is another version; returns what is known of it, "" if there is none.
+    """Ask the checkpoint's sources for a newer version; return its description, "" if none.
 
-    Raises what snapshot.describe raises.
+    Raises as snapshot.describe_remote does.
     """
     if checkpoint.where == "hub":
         repo, revision = locate.split_repository(checkpoint.name)
@@ -188,10 +194,10 @@ def _carded(card: cards.Card) -> Checkpoint:
 
 
 def _kept(kind: str, name: str) -> Checkpoint:
-    """Describe a folder of lcm's cache."""
+    """Describe a checkpoint in lcm's cache."""
     folder = cards.space_folder(name) if kind == "space" else cards.model_folder(name)
     record: dict[str, Any] = {}
-    with suppress(LcmError):  # a damaged one is listed, too: verify says what is wrong with it
+    with suppress(LcmError):  # damaged checkpoints are listed too; `verify` reports the damage
         record = read_json(folder / ("config.json" if kind == "space" else ORIGIN))
     made_of = [part for part in record.get("source", {}).values() if isinstance(part, dict)]
     names = SPACE_FILES.values() if kind == "space" else record.get("sha256", {})
@@ -206,7 +212,7 @@ def _kept(kind: str, name: str) -> Checkpoint:
 
 
 def _in_hub_cache() -> Iterator[Checkpoint]:
-    """Yield the checkpoints in our layout in the cache of the Hub's client."""
+    """Yield the checkpoints in lcm's own layout in the cache of the Hub's client."""
     for folder in sorted(hub_cache().glob("models--*--*")):
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
         references = (path for path in (folder / "refs").rglob("*") if path.is_file())
@@ -217,7 +223,7 @@ def _in_hub_cache() -> Iterator[Checkpoint]:
             if ref is None and not pins.find_pin(
                 cache_dir(), f"{repo}@{snapshot.name}/config.json"
             ):
-                continue  # the remains of a pull, or somebody else's
+                continue  # an incomplete pull, or another program's download
             with suppress(LcmError):
                 yield _of_snapshot(repo, revision, snapshot)
 
@@ -225,7 +231,7 @@ def _in_hub_cache() -> Iterator[Checkpoint]:
 def _of_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
     layout = detect_layout(folder)
     if layout not in OURS:
-        raise NotFoundError(f"{repo} is used in its converted form")
+        raise NotFoundError(f"{repo} is not in lcm's layout")
     name = repo if revision == "main" else f"{repo}@{revision}"
     found = _in_folder(name, layout, "hub", folder)
     return replace(found, source=f"https://huggingface.co/{repo}", revision=folder.name)
@@ -247,7 +253,7 @@ def _measured(found: Checkpoint) -> Checkpoint:
 
 
 def _recorded(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the sha256 that each file should have, by the names in `files`."""
+    """Return the recorded sha256 of each file, by its key in `files`."""
     if checkpoint.path is None:
         raise NotFoundError(
             f"{checkpoint.name} is not on this machine", f"run: lcm pull {checkpoint.name}"

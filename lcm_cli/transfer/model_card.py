@@ -1,6 +1,6 @@
-"""The card that a checkpoint has on the Hub: README.md, with the metadata that the Hub reads.
+"""Model cards for the Hub: README.md with the metadata that the Hub reads.
 
-An author's own README.md is kept as it is; only metadata that it lacks is added.
+An author's own README.md is kept; only missing metadata is added.
 """
 
 import re
@@ -56,7 +56,7 @@ def metadata(
     languages: Sequence[str] = (),
     results: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what the Hub is told of a checkpoint. See `model_card`."""
+    """Return the metadata of a checkpoint for the Hub; the parameters are those of `model_card`."""
     kind = config["kind"]
     space = (config.get("space") or {}).get("name", "") if kind == "model" else config["name"]
     words = ["concept-model", str(config.get("architecture"))]

@@ -1,4 +1,4 @@
-"""Publishing a checkpoint on the Hugging Face Hub: config, weights and card, in one commit."""
+"""Publication of checkpoints on the Hugging Face Hub: config, weights and card in one commit."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ from lcm_cli.transfer.install import check_model
 from lcm_cli.transfer.inventory import find_checkpoint
 from lcm_cli.transfer.model_card import model_card
 
-SHARD = 5_000_000_000  # bytes of weights in one file, at most
+SHARD = 5_000_000_000  # the most bytes of weights in one file
 _SPACE_FILES = {"config": "config.json", **SPACE_FILES}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -56,19 +56,19 @@ def push(
 ) -> Pushed:
     """Upload the checkpoint `source`, a folder or a name, to the repository ORG/REPO.
 
-    The repository is created if it does not exist. Raises
-    UsageError if no licence is known or `source` is in a foreign layout, NotFoundError,
-    IntegrityError if its weights do not fit its config, AuthError without a token that may write.
+    The repository is created if it does not exist. Raises UsageError if no licence is known or
+    `source` is in a foreign layout, NotFoundError, IntegrityError if the weights do not fit the
+    config, AuthError without a token that may write.
     """
     if not locate.is_repository(repo) or "@" in repo:
-        raise UsageError(f"{repo!r} is not the name of a repository", "it has the form ORG/REPO")
+        raise UsageError(f"{repo!r} is not the name of a repository", "use the form ORG/REPO")
     files, known = _files(source)
     config = read_json(files["config.json"])
     folder = files["config.json"].parent
     licence = licence or known
     if not licence or licence == cards.UNKNOWN_LICENCE:
-        message = f"nothing says under which licence {source} is"
-        raise UsageError(message, "name it, by its SPDX identifier: --licence CC-BY-4.0")
+        message = f"the licence of {source} is unknown"
+        raise UsageError(message, "give its SPDX identifier, as in: --licence CC-BY-4.0")
     card = model_card(repo, config, folder, licence, _languages(config), results)
     if with_state:
         state = _state(folder)
@@ -83,7 +83,7 @@ def push(
 def _files(source: str) -> tuple[dict[str, Path], str]:
     """Return the files of a checkpoint by their names in a repository, and its licence if known.
 
-    They are looked at first: what does not fit its config is not published.
+    Raises IntegrityError if the weights do not fit the config.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -94,11 +94,10 @@ def _files(source: str) -> tuple[dict[str, Path], str]:
             names = locate.MODEL_FILES if found.kind == "model" else _SPACE_FILES
             return {names[role]: path for role, path in found.files.items()}, found.licence
         folder = found.path
-    if (folder / "model" / "config.json").is_file():  # the folder of a training run
-        folder /= "model"
+    folder = locate.checkpoint_in(folder)
     layout = detect_layout(folder)
     if layout not in OURS:
-        message = f"{source} is in the layout of {layout}, not in that of lcm"
+        message = f"{source} is in the layout of {layout}, not in lcm's"
         raise UsageError(message, f"convert it first: lcm checkpoints convert {source} -o DIR")
     if layout == "space":
         locate.read_space(folder)
@@ -113,20 +112,20 @@ def _names(folder: Path) -> list[str]:
 
 
 def _state(folder: Path) -> Path:
-    """Find the last state in the training run that a checkpoint lies in."""
+    """Return the last state of the training run that a checkpoint belongs to."""
     from lcm_cli.training.states import states
 
-    # One that several processes wrote in parts is a folder, and goes on with as many machines only.
+    # A state that several processes wrote is a folder, and resumes with as many processes only.
     if whole := [path for path in states(folder.parent) if path.is_file()]:
         return whole[-1]
     raise NotFoundError(
-        f"there is no state-*.pt beside {folder}",
+        f"no state-*.pt beside {folder}",
         "push the folder of a run, or leave out --with-state",
     )
 
 
 def _languages(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the languages of a space, or of the space that a model reads, if that is known."""
+    """Return the languages of a space, or of a model's space if they are known."""
     from lcm_cli.hub.cards import space_languages
 
     if config["kind"] == "space":
@@ -137,18 +136,18 @@ def _languages(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 @contextmanager
 def _sharded(files: Mapping[str, Path], most: int, notice: Notice) -> Iterator[dict[str, Path]]:
-    """Yield the files with weights of more than `most` bytes cut into several, for as long."""
+    """Yield the files, with weights of more than `most` bytes split into temporary files."""
     weights = files.get(WEIGHTS)
     if weights is None or weights.stat().st_size <= most:
         yield dict(files)
         return
-    notice(f"cutting {WEIGHTS} into files of at most {most / 1e9:.1f} GB")
+    notice(f"splitting {WEIGHTS} into files of at most {most / 1e9:.1f} GB")
     with TemporaryDirectory(dir=weights.parent, prefix=".push.") as place:
         rest = {name: path for name, path in files.items() if name != WEIGHTS}
-        yield rest | _cut(weights, Path(place), most)
+        yield rest | _split(weights, Path(place), most)
 
 
-def _cut(weights: Path, place: Path, most: int) -> dict[str, Path]:
+def _split(weights: Path, place: Path, most: int) -> dict[str, Path]:
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import load_file, save_file
 
@@ -172,7 +171,7 @@ def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revisio
     if revision != "main":
         api.create_branch(repo, branch=revision, exist_ok=True)
     before = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or ()]
-    # Weights of an earlier push that was cut differently must not lie beside the new ones.
+    # Weights of an earlier push with another split must not stay beside the new ones.
     old = [
         name for name in (*choose_weights(before), INDEX) if name in before and name not in files
     ]
@@ -188,9 +187,9 @@ def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revisio
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what was measured: {"dataset": name, "metrics": {name: number}}.
+    """Read evaluation results from JSON: {"dataset": name, "metrics": {name: number}}.
 
-    Raises NotFoundError, IntegrityError if it is not of this form.
+    Raises NotFoundError, or IntegrityError for another form.
     """
     if not path.is_file():
         raise not_there(path)

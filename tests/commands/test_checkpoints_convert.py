@@ -151,7 +151,7 @@ def test_tensors_that_do_not_fit_are_listed(lcm: Run, official: Path, tmp_path: 
     [
         ({"lcm": None}, "does not describe a concept model"),
         ({"model_dim": "64"}, "does not describe a concept model"),
-        ({"model_type": "other"}, "model_type 'other' is no official concept model"),
+        ({"model_type": "other"}, "model_type 'other' is not an official concept model"),
         ({"max_seq_len": 64.5}, "max_length = 64.5"),
         ({"max_seq_len": -1}, "max_length must be positive, not -1"),
         ({"lcm": {}}, "lacks the key"),
@@ -195,7 +195,7 @@ def test_the_place_of_the_result(lcm: Run, official: Path, tmp_path: Path) -> No
     assert convert(tmp_path / "x").code == 0
     again = convert(tmp_path / "x")
     assert again.code == 2
-    assert "holds a checkpoint already" in again.stderr
+    assert "already holds a checkpoint" in again.stderr
     assert convert(tmp_path / "x", "--force").code == 0
     taken = tmp_path / "file"
     taken.write_text("")
@@ -203,8 +203,8 @@ def test_the_place_of_the_result(lcm: Run, official: Path, tmp_path: Path) -> No
     shutil.copytree(tmp_path / "x", tmp_path / "ours")
     ours = lcm("checkpoints", "convert", tmp_path / "ours", "-o", tmp_path / "y")
     assert ours.code == 2
-    assert "in the layout of lcm already" in ours.stderr
-    assert "hint: say how to store its numbers: --store int8" in ours.stderr
+    assert "is already in lcm's layout" in ours.stderr
+    assert "hint: choose a number format, as in: --store int8" in ours.stderr
 
 
 # How numbers are stored

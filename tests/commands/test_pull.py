@@ -155,7 +155,7 @@ def test_broken_weights(cache, card, official, tmp_path, capsys):
     cut = (tmp_path / "cut.pt").as_uri()
     card.write_text(card.read_text().replace((official.folder / "decoder.pt").as_uri(), cut))
     assert main(["pull", str(card), "--accept-licence"]) == 5
-    assert f"{cut} is not a whole torch file" in capsys.readouterr().err
+    assert f"{cut} is not a complete torch file" in capsys.readouterr().err
 
 
 def test_name_that_would_write_elsewhere(card, capsys):

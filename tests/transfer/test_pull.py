@@ -168,7 +168,7 @@ def test_sonar_spaces_card_goes_before_ours(monkeypatch):
 def test_truncated_weights(cache, card, official, server):
     whole = server.files["/decoder.pt"]
     server.files["/decoder.pt"] = whole[: len(whole) // 2]
-    with pytest.raises(IntegrityError, match="not a whole torch file"):
+    with pytest.raises(IntegrityError, match="not a complete torch file"):
         run(card)
     assert cards.list_pulled() == []
     server.files["/decoder.pt"] = whole

@@ -255,9 +255,9 @@ def zip_bomb():
     [
         (hostile_pickle(), "holds more than tensors; it was not loaded"),
         (zip_bomb(), "compressed, which torch files are not: refused"),
-        (pickle.dumps({"a": 1}), "not a whole torch file"),
-        (b"", "not a whole torch file"),
-        (b"PK\x03\x04" + b"x" * 100, "not a whole torch file"),
+        (pickle.dumps({"a": 1}), "not a complete torch file"),
+        (b"", "not a complete torch file"),
+        (b"PK\x03\x04" + b"x" * 100, "not a complete torch file"),
     ],
     ids=["pickle", "bomb", "old", "empty", "cut"],
 )

@@ -230,7 +230,7 @@ def test_hostile_pickle_is_not_run(official, tmp_path):
         convert(official, "encoder", tmp_path / "e.pt", tmp_path)
     plain = tmp_path / "plain.pt"
     plain.write_bytes(pickle.dumps(Bomb(tmp_path / "run")))
-    with pytest.raises(IntegrityError, match="not a whole torch file"):
+    with pytest.raises(IntegrityError, match="not a complete torch file"):
         convert(official, "encoder", plain, tmp_path)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "encoder.safetensors").exists()
@@ -240,7 +240,7 @@ def test_hostile_pickle_is_not_run(official, tmp_path):
 def test_truncated_file(official, tmp_path, share):
     whole = (official.folder / "encoder.pt").read_bytes()
     (tmp_path / "e.pt").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(IntegrityError, match=r"e\.pt is not a whole torch file"):
+    with pytest.raises(IntegrityError, match=r"e\.pt is not a complete torch file"):
         convert(official, "encoder", tmp_path / "e.pt", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["e.pt"]
 
