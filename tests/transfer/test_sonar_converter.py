@@ -125,7 +125,7 @@ def test_port_may_not_reach_outside(official, tmp_path):
     (source / "model.safetensors").unlink()
     index = {"weight_map": {"a": "../../secret.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(IntegrityError, match="may not lie elsewhere"):
+    with pytest.raises(IntegrityError, match="may not lie in another folder"):
         convert(official, "encoder", source, tmp_path)
     (source / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
     with pytest.raises(IntegrityError, match="weight_map is not an object"):
@@ -294,7 +294,7 @@ def test_output_projection_must_be_the_embedding(official, tmp_path):
 
 def test_no_state_dict(official, tmp_path):
     torch.save([1, 2], tmp_path / "e.pt")
-    with pytest.raises(IntegrityError, match="no state dict"):
+    with pytest.raises(IntegrityError, match="does not hold a state dict"):
         convert(official, "encoder", tmp_path / "e.pt", tmp_path)
 
 
