@@ -1,4 +1,4 @@
-"""Pulling as people meet it: what and how much, the licence asked about once, progress."""
+"""Pulls from the command line: the plan on stderr, the question about the licence, progress."""
 
 import os
 import sys
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def planned(name: str, revision: str = "", force: bool = False) -> "PullPlan":
-    """Find out what pulling `name` means, and say it on stderr."""
-    # The client looks at these once, when it is imported.
+    """Plan the pull of `name`, and describe it on stderr."""
+    # huggingface_hub reads these once, when it is imported.
     if not sys.stderr.isatty() or console.is_quiet():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if console.is_quiet():
@@ -34,7 +34,7 @@ def planned(name: str, revision: str = "", force: bool = False) -> "PullPlan":
 def pull_planned(
     plan: "PullPlan", accept_licence: bool = False, force: bool = False, ask: bool = True
 ) -> "Pulled":
-    """Pull what is planned; with `ask`, a terminal is asked whether it accepts the licence."""
+    """Carry out a plan; with `ask`, ask at a terminal whether the licence is accepted."""
     from lcm_cli.transfer.pull import pull
 
     if not plan.ready:
@@ -50,9 +50,9 @@ def pull_planned(
 
 
 def bring(names: str | Sequence[str] | None) -> None:
-    """Pull those checkpoints that a command was given and that are not on this machine.
+    """Pull those of the named checkpoints that are not yet on this machine.
 
-    What is no checkpoint's name (a folder, a misspelling, "auto") is left to the command.
+    Other names (a folder, a misspelling, "auto") are left to the command.
     """
     from lcm_cli.hub import cards, locate
 
@@ -60,11 +60,11 @@ def bring(names: str | Sequence[str] | None) -> None:
         known = cards.cards().get(name)
         if known is None and (Path(name).exists() or not locate.is_repository(name)):
             continue
-        if not _is_here(name, known.kind if known else ""):
+        if not _is_present(name, known.kind if known else ""):
             pull_planned(planned(name))
 
 
-def _is_here(name: str, kind: str) -> bool:
+def _is_present(name: str, kind: str) -> bool:
     from lcm_cli.hub import locate
 
     ways = {"space": locate.locate_space, "model": locate.locate_model}
@@ -78,10 +78,10 @@ def _is_here(name: str, kind: str) -> bool:
 
 
 def total(plan: "PullPlan") -> str:
-    """Return how much has to be transferred, for people."""
+    """Return the size of a download, for people."""
     known = sum(part.bytes or 0 for part in plan.parts)
     if plan.parts and all(part.bytes is None for part in plan.parts):
-        return "how much is not known"
+        return "an unknown amount"
     unsure = any(part.bytes is None or not part.exact for part in plan.parts)
     size = f"{known / 1e9:.2f} GB" if known >= 1e8 else f"{known / 1e6:.1f} MB"
     return f"about {size}" if unsure else size
@@ -90,7 +90,7 @@ def total(plan: "PullPlan") -> str:
 def _agreed(plan: "PullPlan") -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    # Not typer.confirm, which writes a space to stdout: that is for the path alone.
+    # Not typer.confirm, which writes a space to stdout, where only the path may go.
     question = f"Use {plan.name} under {plan.licence_line.partition(' (')[0]}? [y/N] "
     sys.stderr.write(console.printable(question))
     sys.stderr.flush()

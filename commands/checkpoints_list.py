@@ -1,4 +1,4 @@
-"""lcm checkpoints list: what can be used, and what of it is on this machine."""
+"""lcm checkpoints list: the known checkpoints, and which of them are on this machine."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +23,11 @@ lcm checkpoints list --updates      # the only form that uses the network
 def main(
     here: Annotated[bool, typer.Option("--here", help="Only those on this machine.")] = False,
     updates: Annotated[
-        bool, typer.Option("--updates", help="Ask where they came from for newer versions.")
+        bool, typer.Option("--updates", help="Ask their sources for newer versions.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the checkpoints: kind, size, numbers, when last used, licence."""
+    """List the checkpoints: kind, size, number format, last use, licence."""
     from lcm_cli.transfer.inventory import list_checkpoints
 
     found = [one for one in list_checkpoints() if one.path or not here]
@@ -43,7 +43,7 @@ def main(
 
 
 def facts(one: "Checkpoint") -> dict[str, Any]:
-    """Return what JSON has of a checkpoint."""
+    """Return the JSON description of a checkpoint."""
     from lcm_cli.transfer.inventory import count_by_type
 
     return {

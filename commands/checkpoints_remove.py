@@ -1,4 +1,4 @@
-"""lcm checkpoints remove: free the space of a pulled checkpoint."""
+"""lcm checkpoints remove: delete a pulled checkpoint."""
 
 from typing import Annotated
 
@@ -14,10 +14,10 @@ lcm checkpoints remove sonar-robust
 
 
 def main(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A checkpoint of the list.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a checkpoint.")],
     json: Json = False,
 ) -> None:
-    """Delete a pulled checkpoint from this machine; pulling it again brings it back."""
+    """Delete a pulled checkpoint from this machine. It can be pulled again."""
     from lcm_cli.transfer.inventory import find_checkpoint, remove
 
     found = find_checkpoint(name)

@@ -1,4 +1,4 @@
-"""lcm pull: bring a checkpoint to this machine."""
+"""lcm pull: download a checkpoint and install it."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,9 @@ lcm pull sonar --accept-licence --quiet      # in a script
 
 lcm pull org/model@v1.0                      # a branch, tag or commit of the Hugging Face Hub
 
-lcm pull my-card.toml                        # weights of your own, see checkpoints/sonar-hub.toml
+lcm pull my-card.toml                        # your own weights, see checkpoints/sonar-hub.toml
+
+lcm pull org/model --json                    # path, licence, commit, bytes
 """
 
 
@@ -33,23 +35,23 @@ def main(
     ],
     revision: Annotated[
         str,
-        typer.Option(metavar="REV", help="A branch, tag or commit, also as ORG/REPO@REV."),
+        typer.Option(metavar="REV", help="A branch, tag or commit; also: ORG/REPO@REV."),
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be downloaded, and stop.")
     ] = False,
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Accept the licence unasked, whatever it is.")
+        bool, typer.Option("--accept-licence", help="Accept the licence without being asked.")
     ] = False,
     set_default: Annotated[
-        bool, typer.Option("--set-default", help="Use this space wherever none is named.")
+        bool, typer.Option("--set-default", help="Use this space when no other is given.")
     ] = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Download a checkpoint once, check it, and make it ready for use.
+    """Download a checkpoint, verify it and install it.
 
-    Prints the path alone on standard output. What was downloaded before is not downloaded again.
+    Prints only the path on standard output. Files that are already here are not downloaded again.
     """
     plan = planned(name, revision, force)
     if set_default and plan.kind != "space":
@@ -101,7 +103,7 @@ def _facts(plan: "PullPlan") -> dict[str, Any]:
 
 def _show(plan: "PullPlan") -> None:
     if plan.ready:
-        return console.info(f"on this machine already: {plan.path}")
+        return console.info(f"already on this machine: {plan.path}")
     rows = [(part.role, part.address, _bytes(part), part.here or "") for part in plan.parts]
     console.table("", ["part", "from", "bytes", "already here"], rows)
     console.info(f"to download: {total(plan)}")

@@ -35,7 +35,7 @@ def inspect(target: str) -> dict[str, Any]:
     if path.is_file() and _is_weights(path):
         return _weights(path)
     try:
-        return _with_licence(documents.inspect(target))
+        return _with_licence(documents.describe(target))
     except NotFoundError as error:
         return _named(target, error)
 

@@ -85,8 +85,8 @@ def test_show(cache, capsys):
     assert main(["checkpoints", "show", "sonar-llm-100m"]) == 0
     shown = capsys.readouterr().out
     assert "raxtemur/sonar-llm-100m" in shown
-    assert "no; to get it: lcm pull sonar-llm-100m" in shown
-    assert "none published: taken at the first pull" in shown
+    assert "no; to download it: lcm pull sonar-llm-100m" in shown
+    assert "none published: recorded at the first pull" in shown
     assert main(["checkpoints", "show", "tiny", "--json"]) == 0
     (found,) = lines(capsys)
     assert found["card"]["files"]["encoder"]["sha256"]
@@ -144,7 +144,7 @@ def test_folders_of_the_users_own(cache, random_space, model, capsys):
     assert main(["checkpoints", "verify", str(model)]) == 5
     shown = capsys.readouterr()
     assert f"missing    {model}  {model / 'part'}" in shown.out
-    assert "2 files are not what they should be" in shown.err
+    assert "2 files are damaged or missing" in shown.err
     assert "hint: copy it again" in shown.err
 
 
@@ -164,7 +164,7 @@ def test_how_numbers_are_stored(cache, random_space, model, capsys):
             assert main(["checkpoints", "show", folder]) == 0
             shown = capsys.readouterr().out
             assert f"parameters  {total:,}\n" in shown
-            scaled = ", one scale a row:" if store == "int8" else ""
+            scaled = ", one scale per row:" if store == "int8" else ""
             assert f"numbers     {store}{scaled} " in shown
             assert main(["checkpoints", "verify", folder, "--json"]) == 0
             kept = {Path(one["file"]).suffix: one["numbers"] for one in lines(capsys)}
@@ -282,7 +282,7 @@ def test_dry_run_of_the_bundled_space(cache, capsys):
     assert main(["pull", "tiny", "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "on this machine already" in shown.err
+    assert "already on this machine" in shown.err
 
 
 def test_bundled_cannot_be_removed(cache, capsys):

@@ -40,7 +40,7 @@ def test_report_for_people(lcm: Run) -> None:
     found = [tuple(line.split(maxsplit=1)) for line in lines]
     assert ("lcm", __version__) in found
     assert ("device", "cpu, 2 threads") in found
-    assert ("space", "sonar (CC-BY-NC-4.0): not here; to get it: lcm pull sonar") in found
+    assert ("space", "sonar (CC-BY-NC-4.0): not here; to download it: lcm pull sonar") in found
 
 
 def test_a_broken_torch_is_a_problem_but_sonar_space_is_not(
@@ -52,7 +52,7 @@ def test_a_broken_torch_is_a_problem_but_sonar_space_is_not(
         "works": False,
         "error": "no wheel",
     }
-    assert "which lcm can do without: no wheel" in lcm("doctor").stdout
+    assert "not usable, but optional: no wheel" in lcm("doctor").stdout
     assert "no wheel" not in lcm("doctor").stderr
 
     torch = {"devices": {"error": "it crashed"}, "try_sonar": {}}
