@@ -200,9 +200,9 @@ def test_flag_beats_variable_beats_file_beats_default(
         (
             '[probe]\nsede = "3"',
             5,
-            "c.toml: 'sede' is no option of probe\nhint: did you mean seed?",
+            "c.toml: 'sede' is not a known option of probe\nhint: did you mean seed?",
         ),
-        ("[prob]", 5, "c.toml: 'prob' is no command\nhint: did you mean probe?"),
+        ("[prob]", 5, "c.toml: 'prob' is not a known command\nhint: did you mean probe?"),
     ],
 )
 def test_an_error_in_the_config_file_names_the_file(

@@ -39,7 +39,7 @@ def test_a_probe_that_crashes(process: Any) -> None:
 
 def test_a_probe_that_hangs(process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "TIMEOUT", 0.1)
-    assert process("import time; time.sleep(60)") == {"error": "no end after 0 s"}
+    assert process("import time; time.sleep(60)") == {"error": "not finished after 0 s"}
 
 
 def test_a_cache_that_does_not_exist_yet(tmp_path: Path) -> None:

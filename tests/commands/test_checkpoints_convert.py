@@ -332,4 +332,4 @@ def test_defaults_from_the_config_file(lcm: Run, official: Path, tmp_path: Path)
     config.write_text("[checkpoints.convert]\nforec = true\n")
     done = lcm("checkpoints", "convert", official, "-o", tmp_path / "y", "--config", config)
     assert done.code == 5
-    assert "'forec' is no option of checkpoints convert" in done.stderr
+    assert "'forec' is not a known option of checkpoints convert" in done.stderr

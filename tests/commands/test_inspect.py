@@ -140,13 +140,16 @@ def test_cut_off(lcm, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("tinny", "did you mean tiny?"), ("nosuch.parquet", "paths are from the current folder, /")],
+    [
+        ("tinny", "did you mean tiny?"),
+        ("nosuch.parquet", "paths are relative to the current folder, /"),
+    ],
 )
 def test_nothing_of_that_name(lcm, tmp_path, monkeypatch, name, hint):
     monkeypatch.chdir(tmp_path)
     result = lcm("inspect", name)
     assert result.code == 3
-    assert f"no such file: {name}, and no checkpoint is called so" in result.stderr
+    assert f"no such file: {name}, and no checkpoint has that name" in result.stderr
     assert f"hint: {hint}" in result.stderr
 
 
