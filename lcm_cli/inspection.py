@@ -40,7 +40,7 @@ def inspect(target: str) -> dict[str, Any]:
 
 
 def _named(name: str, error: NotFoundError) -> dict[str, Any]:
-    """Describe the checkpoint called `name`, or raise `error`, that there is no such file."""
+    """Describe the checkpoint called `name`; `error` reports that no file has that name."""
     from lcm_cli.hub.cards import cards
 
     known = cards()

@@ -239,14 +239,14 @@ def damaged(kind: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("no scales", "m.weight is int8, and has no scales: m.weight.scale is missing"),
-        ("too few", r"m.weight.scale is torch.float16 of shape \(3,\), and should be float16, one"),
+        ("no scales", "m.weight is int8 but has no scales: m.weight.scale is missing"),
+        ("too few", r"m.weight.scale is torch.float16 of shape \(3,\), but should be float16, one"),
         ("none", r"m.weight.scale is torch.float16 of shape \(0,\)"),
         ("one", r"m.weight.scale is torch.float16 of shape \(\)"),
         ("square", r"m.weight.scale is torch.float16 of shape \(4, 1\)"),
         ("wide", r"m.weight.scale is torch.float32 of shape \(4,\)"),
-        ("of floats", "m.weight.scale is of a matrix in torch.float32, not int8"),
-        ("vector", r"m.weight is int8 of shape \(6,\), and no matrix"),
+        ("of floats", "m.weight.scale scales a matrix in torch.float32, not int8"),
+        ("vector", r"m.weight is int8 of shape \(6,\), not a matrix"),
         *((value, "m.weight.scale: 1 of its scales are no") for value in ("nan", "inf", "-1", "0")),
     ],
 )
