@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lcm_cli.documents import Document, SpaceInfo, open_writer
-from lcm_cli.hub.layouts import SPACE_FILES
+from lcm_cli.hub.layouts import SPACE_FILES as FILES
 from lcm_cli.transfer.convert import convert
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ def folder(tmp_path_factory, random_space):
     """A folder with the files that the page speaks of."""
     folder = tmp_path_factory.mktemp("page")
     convert(str(random_space), folder / "space", "int8")
-    (folder / "space" / SPACE_FILES["encoder"]).rename(folder / SPACE_FILES["encoder"])
+    (folder / "space" / FILES["encoder"]).rename(folder / FILES["encoder"])
     shutil.rmtree(folder / "space")
     document = Document("story.txt", "eng_Latn", sentences=["One.", "Two."])
     document.concepts = np.ones((2, 4), np.float32)

@@ -14,7 +14,7 @@ from rounding import additions, assert_near
 from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.hub.layouts import SPACE_FILES
+from lcm_cli.hub.layouts import SPACE_FILES as FILES
 from lcm_cli.space import DecodeOptions, Space, Text, load_space
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.kernels import Int8Linear
@@ -191,11 +191,9 @@ def test_the_fingerprint_is_of_encoder_and_tokenizer(tiny, tmp_path):
         file.write(b"x")
     assert load_space(str(copy)).fingerprint == tiny.fingerprint
     state = load_file(copy / "encoder.safetensors")
-    save_file(
-        state | {"layer_norm.bias": state["layer_norm.bias"] * 2}, copy / SPACE_FILES["encoder"]
-    )
+    save_file(state | {"layer_norm.bias": state["layer_norm.bias"] * 2}, copy / FILES["encoder"])
     assert load_space(str(copy)).fingerprint != tiny.fingerprint
-    save_file(state, copy / SPACE_FILES["encoder"])
+    save_file(state, copy / FILES["encoder"])
     assert load_space(str(copy)).fingerprint == tiny.fingerprint
     with (copy / "tokenizer.model").open("ab") as file:
         file.write(b"x")
@@ -210,10 +208,8 @@ def test_the_fingerprint_follows_the_numbers(tiny, tmp_path):
     rounded = load_space(str(tmp_path / "int8"), device="cpu")
     assert rounded.fingerprint != half.fingerprint != tiny.fingerprint
     convert(str(tmp_path / "int8"), tmp_path / "float32", "float32")
-    state = load_file(tmp_path / "float32" / SPACE_FILES["encoder"])
-    save_file(
-        dict(reversed(state.items())), tmp_path / "float32" / SPACE_FILES["encoder"]
-    )  # in disorder
+    state = load_file(tmp_path / "float32" / FILES["encoder"])
+    save_file(dict(reversed(state.items())), tmp_path / "float32" / FILES["encoder"])  # in disorder
     wide = load_space(str(tmp_path / "float32"), device="cpu")
     assert wide.fingerprint == rounded.fingerprint
     found = [space.encode(SENTENCES, "eng_Latn").concepts for space in (rounded, wide)]
@@ -227,14 +223,14 @@ def test_int8_files_lose_nothing_more_in_int8_arithmetic(tiny, tmp_path):
     """The kernels take rows and scales as they are: as from float32 with the scales beside it."""
     convert("tiny", tmp_path / "int8", "int8")
     space = load_space(str(tmp_path / "int8"), device="cpu", precision="int8")
-    stored = load_file(tmp_path / "int8" / SPACE_FILES["encoder"])
+    stored = load_file(tmp_path / "int8" / FILES["encoder"])
     layers = [(n, m) for n, m in space.encoder.named_modules() if isinstance(m, Int8Linear)]
     assert len(layers) == 6 * tiny.files.config["encoder"]["layers"]
     for name, layer in layers:
         used, _ = torch.ops.quantized.linear_unpack(layer.packed)
         assert torch.equal(used.int_repr(), stored[f"{name}.weight"])
     table, _ = torch.ops.quantized.linear_unpack(space.decoder.output.packed)
-    own = load_file(tmp_path / "int8" / SPACE_FILES["decoder"])["decoder_frontend.embed.weight"]
+    own = load_file(tmp_path / "int8" / FILES["decoder"])["decoder_frontend.embed.weight"]
     assert torch.equal(table.int_repr(), own)
 
 
@@ -242,7 +238,7 @@ def test_int8_files_lose_nothing_more_in_int8_arithmetic(tiny, tmp_path):
 def test_weights_from_int8_have_the_type_that_is_wanted(tiny, tmp_path, dtype):
     convert("tiny", tmp_path / "int8", "int8")
     config = EncoderConfig(**tiny.files.config["encoder"])
-    path = tmp_path / "int8" / SPACE_FILES["encoder"]
+    path = tmp_path / "int8" / FILES["encoder"]
     network = load_weights(TextEncoder, config, path, torch.device("cpu"), dtype)
     stored = load_file(path)
     for name, weight in network.state_dict().items():
@@ -271,7 +267,7 @@ MATRIX = "encoder.layers.0.ffn.inner_proj.weight"
 def test_a_damaged_space_in_int8(lcm, tmp_path, changed, scales, message):
     """The command says which tensor of which file it is."""
     convert("tiny", tmp_path / "int8", "int8")
-    path = tmp_path / "int8" / SPACE_FILES["encoder"]
+    path = tmp_path / "int8" / FILES["encoder"]
     state = {name: tensor.clone() for name, tensor in load_file(path).items() if name != changed}
     save_file(state if scales is None else state | {changed: scales.half()}, path)
     done = lcm("embed", "-", "--space", tmp_path / "int8", "--json", input=b"The cat sleeps.")
