@@ -84,9 +84,9 @@ def _planned_facts(plan: "PullPlan") -> dict[str, Any]:
 
 
 def _pulled_facts(plan: "PullPlan", pulled: "Pulled") -> dict[str, Any]:
-    from lcm_cli.transfer.plan import version
+    from lcm_cli.transfer.plan import read_version
 
-    revision, commit = version(plan)
+    revision, commit = read_version(plan)
     made_of = {"revision": revision or None, "commit": commit or None}
     return _facts(plan) | {"bytes_fetched": pulled.bytes, **made_of}
 

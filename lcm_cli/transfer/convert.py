@@ -54,9 +54,9 @@ _SENTENCES = (
 class Cost:
     """The effect of storing weights in another number format.
 
-    `relative_error` is the root of the summed squared change of the weights over that of their
-    squares; `cosine` is the mean cosine between the concepts of a few English sentences in a space
-    before and after, None for models and for spaces without English.
+    `relative_error` is the norm of the change of the weights over the norm of the weights; `cosine`
+    is the mean cosine between the concepts of a few English sentences before and after, None for
+    models and for spaces without English.
     """
 
     bytes_before: int
@@ -69,8 +69,8 @@ class Cost:
 class Converted:
     """A converted checkpoint: a space, or a model of an `architecture`; `space` names the space.
 
-    `space` is empty if a model does not name one, `architecture` for a space. `cost` is None unless
-    the numbers were to be stored in another format.
+    `space` is empty if a model does not name one, `architecture` is empty for a space. `cost` is
+    None if no number format was chosen.
     """
 
     kind: Literal["space", "model"]
@@ -91,7 +91,7 @@ def convert(
     checkpoint, would run code, or has numbers that `store` cannot hold, UsageError if `folder`
     already holds a checkpoint.
     """
-    ours = _is_ours(source)
+    ours = _is_own_layout(source)
     if ours and store is None:
         message = f"{source} is already in lcm's layout"
         raise UsageError(message, "choose a number format, as in: --store int8")
@@ -113,7 +113,7 @@ def convert(
         raise IntegrityError(f"{source}: {error.message}", error.hint) from error
 
 
-def _is_ours(source: str) -> bool:
+def _is_own_layout(source: str) -> bool:
     """Return whether `source` is in lcm's own layout. Raises NotFoundError if it does not exist."""
     path = Path(source)
     if not path.exists():
@@ -132,7 +132,7 @@ def _is_ours(source: str) -> bool:
 def _convert_foreign(source: Path, folder: Path, store: Store | None, force: bool) -> Converted:
     config, before = read_model(source)
     write(config, before, folder, store=store, force=force)
-    cost = None if store is None else _cost(before, read_weights(folder / WEIGHTS))
+    cost = None if store is None else _measure_cost(before, read_weights(folder / WEIGHTS))
     return Converted("model", config.architecture, config.concept_dim, config.space.name, cost)
 
 
@@ -141,7 +141,7 @@ def _convert_model(source: str, folder: Path, store: Store | None, force: bool) 
     model, before = open_model(files)
     place, config = files.config.parent, model.config
     licence = files.licence or read_licence(place)
-    names = [*_card(files.config), *([ORIGIN] if licence else []), WEIGHTS, CONFIG]
+    names = [*_readme_beside(files.config), *([ORIGIN] if licence else []), WEIGHTS, CONFIG]
     with atomic_files(folder, names, force=force) as places:
         stored = pieces(before, store, FULL_PRECISION)
         digests = {WEIGHTS: write_safetensors(places[WEIGHTS], stored)}
@@ -151,8 +151,8 @@ def _convert_model(source: str, folder: Path, store: Store | None, force: bool) 
             made_of = read_json(place / ORIGIN).get("source", {})
             about = {"name": files.name, "licence": licence, "source": made_of, "sha256": digests}
             _write_json(places[ORIGIN], about)
-        _copy_card(place, places)
-    cost = _cost(before, read_weights(folder / WEIGHTS))
+        _copy_readme(place, places)
+    cost = _measure_cost(before, read_weights(folder / WEIGHTS))
     return Converted("model", config.architecture, config.concept_dim, config.space.name, cost)
 
 
@@ -162,7 +162,7 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
         "encoder": open_weights(TextEncoder, shapes[0], files.encoder)[1],
         "decoder": open_weights(TextDecoder, shapes[1], files.decoder)[1],
     }
-    names = [*_card(files.encoder), *SPACE_FILES.values(), CONFIG]
+    names = [*_readme_beside(files.encoder), *SPACE_FILES.values(), CONFIG]
     with atomic_files(folder, names, force=force) as places:
         digests = {
             role: write_safetensors(places[SPACE_FILES[role]], pieces(weights, store))
@@ -171,21 +171,21 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
         shutil.copyfile(files.tokenizer, places[SPACE_FILES["tokenizer"]])
         digests["tokenizer"] = sha256(files.tokenizer)
         _write_json(places[CONFIG], {**files.config, "sha256": digests})
-        _copy_card(files.encoder.parent, places)
+        _copy_readme(files.encoder.parent, places)
     after = read_weights(*(folder / SPACE_FILES[role] for role in before))
     space = Space(files, torch.device("cpu"), "float32", None)
-    cosine = _cosine(space, load_space(str(folder), device="cpu", precision="float32"))
-    cost = _cost(before["encoder"] | before["decoder"], after, cosine)
+    cosine = _mean_cosine(space, load_space(str(folder), device="cpu", precision="float32"))
+    cost = _measure_cost(before["encoder"] | before["decoder"], after, cosine)
     return Converted("space", "", space.dim, space.name, cost)
 
 
-def _card(file: Path) -> list[str]:
+def _readme_beside(file: Path) -> list[str]:
     """Return the name of the README.md beside `file`, unless `file` is a bundled one."""
     of_its_own = file.name in (CONFIG, SPACE_FILES["encoder"])  # bundled files have other names
     return [MODEL_CARD] if of_its_own and (file.parent / MODEL_CARD).is_file() else []
 
 
-def _copy_card(place: Path, places: Mapping[str, Path]) -> None:
+def _copy_readme(place: Path, places: Mapping[str, Path]) -> None:
     if MODEL_CARD in places:
         shutil.copyfile(place / MODEL_CARD, places[MODEL_CARD])
 
@@ -194,14 +194,14 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _cost(
+def _measure_cost(
     before: Mapping[str, Weight], after: Mapping[str, Weight], cosine: float | None = None
 ) -> Cost:
     sizes = [sum(weight.nbytes for weight in part.values()) for part in (before, after)]
     return Cost(sizes[0], sizes[1], relative_error(before, after), cosine)
 
 
-def _cosine(before: Space, after: Space) -> float | None:
+def _mean_cosine(before: Space, after: Space) -> float | None:
     """Return the mean cosine between the concepts of a few sentences, None without English."""
     if _LANGUAGE not in before.languages:
         return None

@@ -1,4 +1,4 @@
-"""The files of a planned checkpoint, fetched: from URLs, from the Hub, or found on this machine.
+"""Fetching of the parts of a planned checkpoint: from URLs, the Hub, or this machine.
 
 Downloads stay until the checkpoint is installed, so a killed pull resumes where it stopped.
 """
@@ -25,8 +25,9 @@ from lcm_cli.transfer.plan import Part, PullPlan
 class FetchedPart:
     """The source of one part on this machine: a file, or a folder in some layout.
 
-    `origin` is the record of where it came from, `pins` are those of its files by address, `bytes`
-    counts what was downloaded. `converted` is the sha256 of a part that needs no conversion.
+    `origin` is the record of its source for the config, `pins` are those of its files by address,
+    and `bytes` is the size of the download. `converted` is the sha256 of a part that is taken from
+    another space and needs no conversion, else empty.
     """
 
     path: Path
@@ -39,7 +40,7 @@ class FetchedPart:
 def fetch(
     plan: PullPlan, force: bool, progress: StartJob, notice: Notice
 ) -> dict[str, FetchedPart]:
-    """Fetch what is missing and compare it with its pins, unless `force`; returns it by role.
+    """Fetch the missing parts, compare them with their pins unless `force`, and return all by role.
 
     Raises IntegrityError for wrong bytes, NotFoundError for a missing part when offline, and what
     http.download and snapshot.fetch_snapshot raise.
@@ -47,14 +48,14 @@ def fetch(
     return {part.role: _fetch_part(plan, part, force, progress, notice) for part in plan.parts}
 
 
-def downloads(plan: PullPlan) -> Path:
+def download_folder(plan: PullPlan) -> Path:
     """Return the folder of the files that a plan downloads from URLs."""
     return cache_dir() / "downloads" / plan.path.name
 
 
 @contextmanager
 def naming_source(plan: PullPlan, path: Path, address: str) -> Iterator[None]:
-    """Report errors in the file at `path` under its address.
+    """Replace `path` by its `address` in errors about the file at `path`.
 
     A bad download is deleted, so that the next pull fetches it again.
     """
@@ -62,7 +63,7 @@ def naming_source(plan: PullPlan, path: Path, address: str) -> Iterator[None]:
         yield
     except IntegrityError as error:
         hint = error.hint
-        if path.is_relative_to(downloads(plan)):
+        if path.is_relative_to(download_folder(plan)):
             path.unlink()
         elif path.is_file():
             hint = f"{path} was not downloaded by lcm; to download it again: {plan.command} --force"
@@ -94,7 +95,7 @@ def _fetch_url(plan: PullPlan, part: Part, progress: StartJob, notice: Notice) -
     else:
         wanted = Wanted(part.address, part.source.bytes, part.source.sha256, plan.command)
         digest = hashlib.sha256(part.address.encode()).hexdigest()[:12]
-        path = downloads(plan) / f"{part.role}-{digest}{Path(wanted.name).suffix}"
+        path = download_folder(plan) / f"{part.role}-{digest}{Path(wanted.name).suffix}"
         with progress(f"{part.role} ({wanted.name})", part.bytes) as advance:
             got = download(wanted, path, advance=advance, notice=notice)
         pin = Pin(got.bytes, got.sha256, got.etag)
@@ -107,7 +108,7 @@ def _fetch_repository(plan: PullPlan, part: Part, notice: Notice) -> FetchedPart
     if part.remote is not None:
         label = part.role if part.role in cards.ROLES else plan.name
         notice(f"{label}: fetching {part.remote.repo} through huggingface_hub")
-        pick = partial(plan.choose, part.role)
+        pick = partial(plan.choose_files, part.role)
         folder = snapshot.fetch_snapshot(part.remote, pick, plan.command, notice)
         made_of |= {"revision": part.remote.commit, "asked": part.source.revision}
         if part.role in cards.ROLES:  # the other parts may still fail: this one is complete
@@ -123,6 +124,6 @@ def _fetch_repository(plan: PullPlan, part: Part, notice: Notice) -> FetchedPart
 
 
 def _names(plan: PullPlan, part: Part, folder: Path) -> Sequence[str]:
-    names = plan.choose(part.role, [path.name for path in folder.iterdir()])
+    names = plan.choose_files(part.role, [path.name for path in folder.iterdir()])
     # A README may change without harm to what is made from the other files.
     return names if plan.in_place else [name for name in names if name != MODEL_CARD]

@@ -1,4 +1,4 @@
-"""Parts checkpoints, converted once and put in place.
+"""Installation of fetched checkpoints, which are converted once and moved into place.
 
 A checkpoint is built in a folder beside its place, which is then renamed: it is complete or absent.
 """

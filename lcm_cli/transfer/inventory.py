@@ -66,9 +66,11 @@ class Check:
 
 def list_checkpoints() -> list[Checkpoint]:
     """Return every checkpoint that has a card or is on this machine, without using the network."""
-    carded = {name: _carded(card) for name, card in cards.cards().items()}
-    kept = [_kept(kind, folder) for kind in cards.PARTS for folder in cards.list_pulled(kind)]
-    others = [one for one in (*kept, *_in_hub_cache()) if one.name not in carded]
+    carded = {name: _describe_carded(card) for name, card in cards.cards().items()}
+    kept = [
+        _describe_pulled(kind, name) for kind in cards.PARTS for name in cards.list_pulled(kind)
+    ]
+    others = [one for one in (*kept, *_find_in_hub_cache()) if one.name not in carded]
     return [*carded.values(), *sorted(others, key=lambda one: one.name)]
 
 
@@ -94,8 +96,8 @@ def find_any(source: str) -> Checkpoint:
     for one in known:
         if one.path and one.path.resolve() == folder.resolve():
             return one
-    found = _in_folder(source, detect_layout(folder), "folder", folder)
-    recorded = {name: folder / Path(name).name for name in _recorded(found)}
+    found = _describe_folder(source, detect_layout(folder), "folder", folder)
+    recorded = {name: folder / Path(name).name for name in _recorded_digests(found)}
     return replace(found, files=recorded | found.files)  # missing files included
 
 
@@ -104,7 +106,7 @@ def verify(checkpoint: Checkpoint) -> Iterator[Check]:
 
     Raises NotFoundError if the checkpoint is not on this machine.
     """
-    recorded = _recorded(checkpoint)
+    recorded = _recorded_digests(checkpoint)
     for name, path in checkpoint.files.items():
         if not path.is_file():
             yield Check(path, "missing")
@@ -155,30 +157,30 @@ def find_update(checkpoint: Checkpoint, command: str) -> str:
     """
     if checkpoint.where == "hub":
         repo, revision = locate.split_repository(checkpoint.name)
-        return _moved(repo, revision, checkpoint.revision, command)
+        return _describe_move(repo, revision, checkpoint.revision, command)
     if checkpoint.where != "pulled" or checkpoint.path is None:
         return ""
     made_of = read_origin(checkpoint.path, checkpoint.kind)
-    found = [_newer(part, command) for part in made_of.values() if isinstance(part, dict)]
+    found = [_describe_change(part, command) for part in made_of.values() if isinstance(part, dict)]
     return "; ".join(dict.fromkeys(filter(None, found)))
 
 
-def _newer(part: dict[str, Any], command: str) -> str:
+def _describe_change(part: dict[str, Any], command: str) -> str:
     place = str(part.get("from", ""))
     if "revision" in part:
-        return _moved(place, part.get("asked", "main"), part["revision"], command)
+        return _describe_move(place, part.get("asked", "main"), part["revision"], command)
     size = remote_size(place) if "://" in place else None
     return f"{place} has {size} bytes now" if size not in (None, part.get("bytes")) else ""
 
 
-def _moved(repo: str, revision: str, commit: str, command: str) -> str:
+def _describe_move(repo: str, revision: str, commit: str, command: str) -> str:
     if is_commit(revision):
         return ""
     now = describe_remote(repo, revision, command).commit
     return f"{repo}@{revision} is {now[:12]} now" if now != commit else ""
 
 
-def _carded(card: cards.Card) -> Checkpoint:
+def _describe_carded(card: cards.Card) -> Checkpoint:
     source = ", ".join(dict.fromkeys(s.repo or s.url for s in card.source.values()))
     found = Checkpoint(
         card.name, card.kind, "absent", card.licence, card.summary, source=source, card=card
@@ -186,14 +188,14 @@ def _carded(card: cards.Card) -> Checkpoint:
     if card.files:
         path = cards.card_path(card.name)
         files = {role: path.parent / file.name for role, file in card.files.items()}
-        return _measured(replace(found, where="bundled", path=path, files=files))
+        return _with_sizes(replace(found, where="bundled", path=path, files=files))
     if card.name not in cards.list_pulled(card.kind):
         return found
-    kept = _kept(card.kind, card.name)
+    kept = _describe_pulled(card.kind, card.name)
     return replace(kept, summary=card.summary, source=source, card=card)
 
 
-def _kept(kind: str, name: str) -> Checkpoint:
+def _describe_pulled(kind: str, name: str) -> Checkpoint:
     """Describe a checkpoint in lcm's cache."""
     folder = cards.space_folder(name) if kind == "space" else cards.model_folder(name)
     record: dict[str, Any] = {}
@@ -208,10 +210,10 @@ def _kept(kind: str, name: str) -> Checkpoint:
         source=", ".join(dict.fromkeys(str(part.get("from", "")) for part in made_of)),
         revision=next((str(p["revision"]) for p in made_of if "revision" in p), ""),
     )
-    return _measured(found)
+    return _with_sizes(found)
 
 
-def _in_hub_cache() -> Iterator[Checkpoint]:
+def _find_in_hub_cache() -> Iterator[Checkpoint]:
     """Yield the checkpoints in lcm's own layout in the cache of the Hub's client."""
     for folder in sorted(hub_cache().glob("models--*--*")):
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
@@ -225,34 +227,34 @@ def _in_hub_cache() -> Iterator[Checkpoint]:
             ):
                 continue  # an incomplete pull, or another program's download
             with suppress(LcmError):
-                yield _of_snapshot(repo, revision, snapshot)
+                yield _describe_snapshot(repo, revision, snapshot)
 
 
-def _of_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
+def _describe_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
     layout = detect_layout(folder)
     if layout not in OURS:
         raise NotFoundError(f"{repo} is not in lcm's layout")
     name = repo if revision == "main" else f"{repo}@{revision}"
-    found = _in_folder(name, layout, "hub", folder)
+    found = _describe_folder(name, layout, "hub", folder)
     return replace(found, source=f"https://huggingface.co/{repo}", revision=folder.name)
 
 
-def _in_folder(name: str, layout: Layout, where: Where, folder: Path) -> Checkpoint:
+def _describe_folder(name: str, layout: Layout, where: Where, folder: Path) -> Checkpoint:
     names = needed_files(layout, [path.name for path in folder.iterdir()], name)
     files = {file: folder / file for file in names}
-    return _measured(
+    return _with_sizes(
         Checkpoint(name, layout, where, read_licence(folder), path=folder, files=files)
     )
 
 
-def _measured(found: Checkpoint) -> Checkpoint:
+def _with_sizes(found: Checkpoint) -> Checkpoint:
     states = [path.stat() for path in found.files.values() if path.is_file()]
     used = max((state.st_atime for state in states), default=0.0)
     day = datetime.fromtimestamp(used, UTC).date().isoformat() if states else ""
     return replace(found, bytes=sum(state.st_size for state in states), used=day)
 
 
-def _recorded(checkpoint: Checkpoint) -> dict[str, str]:
+def _recorded_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """Return the recorded sha256 of each file, by its key in `files`."""
     if checkpoint.path is None:
         raise NotFoundError(

@@ -20,9 +20,10 @@ _UNKNOWN = ("", cards.UNKNOWN_LICENCE)
 class Part:
     """One part of a checkpoint and its source.
 
-    `address` is a URL, ORG/REPO (with @COMMIT where no card names it) or a local folder; `bytes`
-    is the size of the download, None if unknown, and `exact` is false for an estimate. `here` is a
-    local file or folder that makes a download unnecessary, `remote` the repository on the Hub.
+    `address` is a URL, a local folder, ORG/REPO for a card's repository, or ORG/REPO@COMMIT for one
+    without a card. `bytes` is the size of the download, None if unknown, and `exact` is false for
+    an estimate. `here` is a local file or folder that makes a download unnecessary, `remote` the
+    repository on the Hub.
     """
 
     role: str
@@ -36,11 +37,11 @@ class Part:
 
 @dataclass(frozen=True)
 class PullPlan:
-    """What pulling one checkpoint involves; if `ready`, it is already on this machine, at `path`.
+    """The steps to pull one checkpoint, none if it is `ready`: already on this machine.
 
-    `path` is where the checkpoint is or will be. `in_place`: a repository in lcm's own layout,
-    which stays in the cache of the Hub's client. `notes` are remarks for the user, such as a tag
-    that has moved.
+    `path` is where the checkpoint is or will be. An `in_place` one is a repository in lcm's own
+    layout, which stays in the cache of the Hub's client. `notes` are warnings for the user, such as
+    a tag that has moved.
     """
 
     name: str
@@ -69,14 +70,14 @@ class PullPlan:
         licence = "unknown licence" if self.licence in _UNKNOWN else self.licence
         return f"{licence} ({self.licence_note})" if self.licence_note else licence
 
-    def choose(self, role: str, names: Sequence[str]) -> list[str]:
+    def choose_files(self, role: str, names: Sequence[str]) -> list[str]:
         """Pick the files that one part needs. Raises NotFoundError if some are missing."""
         if role in cards.ROLES:
-            return choose_port(role, names)
+            return choose_port_files(role, names)
         return needed_files(self.layout, names, self.name)
 
 
-def choose_port(role: str, names: Sequence[str]) -> list[str]:
+def choose_port_files(role: str, names: Sequence[str]) -> list[str]:
     """Pick the files of an M2M-100 repository that one part of a space needs."""
     if role == "tokenizer":
         return [name for name in names if name == PORT_TOKENIZER]
@@ -85,14 +86,14 @@ def choose_port(role: str, names: Sequence[str]) -> list[str]:
 
 
 def read_origin(folder: Path, kind: str) -> dict[str, Any]:
-    """Return what a pulled checkpoint was made from, by part; empty if that is not on record."""
+    """Return the recorded sources of a pulled checkpoint, by part; {} if there is no record."""
     name = "config.json" if kind == "space" else ORIGIN
     found = read_json(folder / name).get("source", {})
     return found if isinstance(found, dict) else {}
 
 
-def version(plan: PullPlan) -> tuple[str, str]:
-    """Return the revision that a pulled checkpoint was asked at and its commit.
+def read_version(plan: PullPlan) -> tuple[str, str]:
+    """Return the revision that was requested for a pulled checkpoint, and its commit.
 
     Both are empty unless it comes from exactly one repository.
     """

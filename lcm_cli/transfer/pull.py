@@ -13,7 +13,7 @@ from lcm_cli.hub import pins, snapshot
 from lcm_cli.hub.http import Notice, locked
 from lcm_cli.paths import cache_dir
 from lcm_cli.progress import StartJob, ignore, no_progress
-from lcm_cli.transfer.fetch import downloads, fetch
+from lcm_cli.transfer.fetch import download_folder, fetch
 from lcm_cli.transfer.install import install, is_installed
 from lcm_cli.transfer.plan import PullPlan
 
@@ -37,10 +37,10 @@ def pull(
     progress: StartJob = no_progress,
     notice: Notice = ignore,
 ) -> Pulled:
-    """Carry out a plan (see resolve); at once if the checkpoint is already on this machine.
+    """Carry out a plan (see resolve), unless the checkpoint is already on this machine.
 
     Raises AuthError if the licence must be accepted and was not, and what `fetch` and `install`
-    raise. On any error, the checkpoint stays as it was.
+    raise. On any error, the installed checkpoint stays unchanged.
     """
     if plan.ready:
         return Pulled(plan.path)
@@ -60,7 +60,7 @@ def pull(
             for planned in plan.parts:
                 if planned.remote:
                     snapshot.record_revision(planned.remote, planned.source.revision)
-            shutil.rmtree(downloads(plan), ignore_errors=True)
+            shutil.rmtree(download_folder(plan), ignore_errors=True)
     except OSError as error:
         raise disk_error(error, plan.path) from error
     return Pulled(plan.path, sum(part.bytes for part in fetched.values()))

@@ -62,7 +62,7 @@ def push(
     """
     if not locate.is_repository(repo) or "@" in repo:
         raise UsageError(f"{repo!r} is not the name of a repository", "use the form ORG/REPO")
-    files, known = _files(source)
+    files, known = _own_files(source)
     config = read_json(files["config.json"])
     folder = files["config.json"].parent
     licence = licence or known
@@ -71,7 +71,7 @@ def push(
         raise UsageError(message, "give its SPDX identifier, as in: --licence CC-BY-4.0")
     card = model_card(repo, config, folder, licence, _languages(config), results)
     if with_state:
-        state = _state(folder)
+        state = _last_state(folder)
         files[state.name] = state
     with (
         _sharded(files, shard, notice) as parts,
@@ -80,7 +80,7 @@ def push(
         return _upload(repo, {**parts, MODEL_CARD: card.encode()}, private, revision)
 
 
-def _files(source: str) -> tuple[dict[str, Path], str]:
+def _own_files(source: str) -> tuple[dict[str, Path], str]:
     """Return the files of a checkpoint by their names in a repository, and its licence if known.
 
     Raises IntegrityError if the weights do not fit the config.
@@ -111,7 +111,7 @@ def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def _state(folder: Path) -> Path:
+def _last_state(folder: Path) -> Path:
     """Return the last state of the training run that a checkpoint belongs to."""
     from lcm_cli.training.states import states
 

@@ -1,7 +1,7 @@
-"""Names of checkpoints, resolved to their sources, and the plan of a pull from each of them.
+"""Resolution of checkpoint names to their sources, and the plan of a pull from each.
 
-The one place that decides what a name stands for: a bundled checkpoint, a card whose files have to
-be pulled, or a repository of the Hugging Face Hub.
+This is the one place that decides what a name stands for: a bundled checkpoint, a card whose files
+have to be pulled, or a repository of the Hugging Face Hub.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from lcm_cli.hub.snapshot import (
     local_snapshot,
     repository_folder,
 )
-from lcm_cli.transfer.plan import PORT_TOKENIZER, Part, PullPlan, choose_port, read_origin
+from lcm_cli.transfer.plan import PORT_TOKENIZER, Part, PullPlan, choose_port_files, read_origin
 
 
 def resolve(name: str, *, revision: str = "") -> "Bundled | Carded | HubRepo":
@@ -76,7 +76,7 @@ class Carded:
     command: str
 
     def plan(self, *, force: bool = False) -> PullPlan:
-        """Find out what is missing, or everything with `force`. Servers are asked for sizes only.
+        """Return a plan to fetch what is missing, or everything with `force`. Fetches no weights.
 
         Raises UsageError if the checkpoint was pulled from other sources than its card names.
         """
@@ -101,7 +101,7 @@ class HubRepo:
     command: str
 
     def plan(self, *, force: bool = False) -> PullPlan:
-        """Find out what is missing, or everything with `force`. Fetches the config, no weights.
+        """Return a plan to fetch what is missing, or everything with `force`. Fetches no weights.
 
         Raises as snapshot.describe_remote does.
         """
@@ -162,7 +162,7 @@ class HubRepo:
 
 
 def _at_revision(card: Card, revision: str) -> Card:
-    """Return a card with its one repository at another revision."""
+    """Return `card` with its only repository at another revision."""
     if not revision:
         return card
     repos = {source.repo for source in card.source.values()}
@@ -174,7 +174,7 @@ def _at_revision(card: Card, revision: str) -> Card:
 
 
 def _check_card(name: str, card: Card) -> None:
-    """Refuse an incomplete card, and one that would replace a card of lcm's own."""
+    """Refuse an incomplete card, and one that would replace a bundled card."""
     known = cards.cards().get(card.name)
     if name.endswith(".toml") and known and cards.card(name) != known:
         message = f"{name}: {card.name!r} is the name of a checkpoint that comes with lcm"
@@ -193,8 +193,8 @@ def _check_origin(plan: PullPlan, card: Card) -> None:
     made_of = read_origin(plan.path, card.kind)
     for role, source in card.source.items():
         before = made_of.get(role, {}).get("from")
-        if before not in (address(source, role), source.url):
-            message = f"{plan.path} was made from {before}, not from {address(source, role)}"
+        if before not in (find_address(source, role), source.url):
+            message = f"{plan.path} was made from {before}, not from {find_address(source, role)}"
             raise UsageError(message, f"replace it: {plan.command} --force")
         asked, got = source.revision, made_of[role].get("asked", "main")
         if source.repo and asked not in (got, made_of[role].get("revision")):
@@ -202,7 +202,7 @@ def _check_origin(plan: PullPlan, card: Card) -> None:
             raise UsageError(message, f"replace it: {plan.command} --force")
 
 
-def address(source: Source, role: str) -> str:
+def find_address(source: Source, role: str) -> str:
     """Return where a part comes from: a repository, or a URL (sonar-space's own takes priority)."""
     from lcm_cli.space import sonar_package  # lazily, like everything that imports torch
 
@@ -216,7 +216,7 @@ def _plan_part(card: Card, role: str, command: str, force: bool) -> Part:
     from lcm_cli.space import sonar_package
 
     source = card.source[role]
-    part = Part(role, address(source, role), source)
+    part = Part(role, find_address(source, role), source)
     if not force and (made := _find_converted(card, role, part.address)):
         return replace(part, here=made)
     if source.repo:
@@ -232,7 +232,7 @@ def _plan_port(part: Part, command: str) -> Part:
     part = _look_up(part, first, command)
     if part.remote is None:
         return part
-    names = choose_port(part.role, [file.name for file in part.remote.files])
+    names = choose_port_files(part.role, [file.name for file in part.remote.files])
     return replace(part, bytes=_missing(part.remote, names))
 
 
@@ -273,7 +273,7 @@ def _missing(remote: Remote, names: Sequence[str]) -> int:
 
 
 def _find_converted(card: Card, role: str, origin: str) -> Path | None:
-    """Find a part in another pulled space with the same source; sonar-robust shares two of them."""
+    """Return the file of a part that another pulled space took from the same source, or None."""
     known = card.source[role].sha256
     for name in cards.list_pulled():
         with suppress(LcmError):  # a damaged space is skipped

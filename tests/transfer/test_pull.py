@@ -16,9 +16,9 @@ from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, U
 from lcm_cli.files import sha256
 from lcm_cli.hub import cards, locate, pins
 from lcm_cli.space import sonar_package as bridge
-from lcm_cli.transfer.plan import choose_port
+from lcm_cli.transfer.plan import choose_port_files
 from lcm_cli.transfer.pull import pull
-from lcm_cli.transfer.resolve import address, resolve
+from lcm_cli.transfer.resolve import find_address, resolve
 
 FILES = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.model"}
 
@@ -155,14 +155,14 @@ def test_files_of_fairseq2_are_used(cache, card, official, server, monkeypatch):
 
 @pytest.mark.skipif(find_spec("sonar") is None, reason="sonar-space is not installed")
 def test_sonar_spaces_card_goes_before_ours(monkeypatch):
-    assert address(cards.card("sonar").source["encoder"], "encoder").startswith("https://dl.")
+    assert find_address(cards.card("sonar").source["encoder"], "encoder").startswith("https://dl.")
     moved = bridge.Asset("x", "https://new/enc.pt", "https://new/spm.model", ("eng_Latn",))
     monkeypatch.setattr(bridge, "asset", lambda name: moved)
     sources = cards.card("sonar").source
-    assert address(sources["encoder"], "encoder") == "https://new/enc.pt"
-    assert address(sources["tokenizer"], "tokenizer") == "https://new/spm.model"
+    assert find_address(sources["encoder"], "encoder") == "https://new/enc.pt"
+    assert find_address(sources["tokenizer"], "tokenizer") == "https://new/spm.model"
     monkeypatch.setattr(bridge, "asset", lambda name: None)
-    assert address(sources["encoder"], "encoder") == sources["encoder"].url
+    assert find_address(sources["encoder"], "encoder") == sources["encoder"].url
 
 
 def test_truncated_weights(cache, card, official, server):
@@ -452,7 +452,7 @@ def test_sharded_weights_are_all_chosen():
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     others = ["config.json", "pytorch_model.bin", "README.md", "tokenizer.json"]
     index = "model.safetensors.index.json"
-    assert choose_port("decoder", [*names, index, *others]) == ["config.json", *names, index]
-    assert choose_port("decoder", others) == ["config.json", "pytorch_model.bin"]
-    assert choose_port("tokenizer", others) == []
-    assert choose_port("encoder", ["README.md"]) == []
+    assert choose_port_files("decoder", [*names, index, *others]) == ["config.json", *names, index]
+    assert choose_port_files("decoder", others) == ["config.json", "pytorch_model.bin"]
+    assert choose_port_files("tokenizer", others) == []
+    assert choose_port_files("encoder", ["README.md"]) == []
