@@ -67,9 +67,8 @@ class Check:
 def list_checkpoints() -> list[Checkpoint]:
     """Return every checkpoint that has a card or is on this machine, without using the network."""
     carded = {name: _describe_carded(card) for name, card in cards.cards().items()}
-    kept = [
-        _describe_pulled(kind, name) for kind in cards.PARTS for name in cards.list_pulled(kind)
-    ]
+    pulled = [(kind, name) for kind in cards.PARTS for name in cards.list_pulled(kind)]
+    kept = [_describe_pulled(kind, name) for kind, name in pulled]
     others = [one for one in (*kept, *_find_in_hub_cache()) if one.name not in carded]
     return [*carded.values(), *sorted(others, key=lambda one: one.name)]
 
