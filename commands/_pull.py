@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lcm_cli.transfer.pull import Pulled
 
 
-def planned(name: str, revision: str = "", force: bool = False) -> "PullPlan":
+def make_plan(name: str, revision: str = "", force: bool = False) -> "PullPlan":
     """Plan the pull of `name`, and describe it on stderr."""
     # huggingface_hub reads these once, when it is imported.
     if not sys.stderr.isatty() or console.is_quiet():
@@ -38,8 +38,8 @@ def pull_planned(
     from lcm_cli.transfer.pull import pull
 
     if not plan.ready:
-        console.info(f"to download: {total(plan)}")
-        accept_licence = accept_licence or (ask and plan.must_be_accepted and _agreed(plan))
+        console.info(f"to download: {download_size(plan)}")
+        accept_licence = accept_licence or (ask and plan.must_be_accepted and _ask_licence(plan))
     return pull(
         plan,
         accept_licence=accept_licence,
@@ -61,7 +61,7 @@ def bring(names: str | Sequence[str] | None) -> None:
         if known is None and (Path(name).exists() or not locate.is_repository(name)):
             continue
         if not _is_present(name, known.kind if known else ""):
-            pull_planned(planned(name))
+            pull_planned(make_plan(name))
 
 
 def _is_present(name: str, kind: str) -> bool:
@@ -77,7 +77,7 @@ def _is_present(name: str, kind: str) -> bool:
     return False
 
 
-def total(plan: "PullPlan") -> str:
+def download_size(plan: "PullPlan") -> str:
     """Return the size of a download, for people."""
     known = sum(part.bytes or 0 for part in plan.parts)
     if plan.parts and all(part.bytes is None for part in plan.parts):
@@ -87,7 +87,7 @@ def total(plan: "PullPlan") -> str:
     return f"about {size}" if unsure else size
 
 
-def _agreed(plan: "PullPlan") -> bool:
+def _ask_licence(plan: "PullPlan") -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     # Not typer.confirm, which writes a space to stdout, where only the path may go.

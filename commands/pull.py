@@ -8,7 +8,7 @@ from lcm_cli import console, settings
 from lcm_cli.errors import UsageError
 
 from ._options import Force, Json
-from ._pull import planned, pull_planned, total
+from ._pull import download_size, make_plan, pull_planned
 
 if TYPE_CHECKING:
     from lcm_cli.transfer.plan import Part, PullPlan
@@ -53,7 +53,7 @@ def main(
 
     Prints only the path on standard output. Files that are already here are not downloaded again.
     """
-    plan = planned(name, revision, force)
+    plan = make_plan(name, revision, force)
     if set_default and plan.kind != "space":
         raise UsageError(f"--set-default: {name} is a {plan.kind}, not a space")
     if dry_run:
@@ -106,7 +106,7 @@ def _show(plan: "PullPlan") -> None:
         return console.info(f"already on this machine: {plan.path}")
     rows = [(part.role, part.address, _bytes(part), part.here or "") for part in plan.parts]
     console.table("", ["part", "from", "bytes", "already here"], rows)
-    console.info(f"to download: {total(plan)}")
+    console.info(f"to download: {download_size(plan)}")
 
 
 def _bytes(part: "Part") -> str:

@@ -1,7 +1,7 @@
 """Output of the commands: results to stdout, everything else to stderr.
 
-Text from files or names may contain control characters; on terminals they are escaped (`\\x1b`), so
-that no file can control the terminal. Pipes get results unchanged.
+Text from files or names may contain control characters. They are escaped (`\\x1b`) in messages and
+on terminals, so that no file can control the terminal; results in pipes stay unchanged.
 """
 
 import json

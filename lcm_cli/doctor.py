@@ -35,8 +35,8 @@ def examine() -> Findings:
         devices = pool.submit(_in_process, "devices")
         sonar = pool.submit(_in_process, "try_sonar")
     versions = {name: _version(name) for name in NEEDED + OPTIONAL}
-    caches = [_cache(what, path) for what, path in _cache_places().items()]
-    spaces, broken_spaces = _checkpoints()
+    caches = [_describe_cache(what, path) for what, path in _cache_places().items()]
+    checkpoints, broken = _list_checkpoints()
     problems = [f"{name} is not installed" for name in NEEDED if versions[name] is None]
     if "error" in devices.result():
         problems.append(f"torch cannot be imported: {devices.result()['error']}")
@@ -52,9 +52,9 @@ def examine() -> Findings:
         "caches": caches,
         "offline": _offline(),
         "config": str(config) if config else None,
-        "checkpoints": spaces,
+        "checkpoints": checkpoints,
         "sonar_space": {"works": "error" not in sonar.result(), **sonar.result()},
-        "problems": problems + broken_spaces,
+        "problems": problems + broken,
     }
 
 
@@ -136,7 +136,7 @@ def _cache_places() -> Mapping[str, Path]:
     return {"lcm": cache_dir(), "hub": hub_cache()}
 
 
-def _cache(what: str, path: Path) -> Findings:
+def _describe_cache(what: str, path: Path) -> Findings:
     """Describe a cache folder, or its nearest existing parent."""
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     writable = there.is_dir() and os.access(there, os.W_OK)
@@ -144,7 +144,7 @@ def _cache(what: str, path: Path) -> Findings:
     return {"what": what, "path": str(path), "writable": writable, "free": free}
 
 
-def _checkpoints() -> tuple[Sequence[Findings], list[str]]:
+def _list_checkpoints() -> tuple[Sequence[Findings], list[str]]:
     """Return the checkpoints that have cards, and the problems of those on this machine."""
     from lcm_cli.hub import cards, locate
 

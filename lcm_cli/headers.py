@@ -21,7 +21,7 @@ Entries = Mapping[str, Mapping[str, Any]]
 
 
 def read_header(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Any]]:
-    """Return the bytes of a safetensors header, with its length, and its entries by name.
+    """Return the bytes of a safetensors header, including its length, and its parsed entries.
 
     Raises IntegrityError if it is truncated or not a JSON object.
     """

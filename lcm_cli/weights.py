@@ -186,8 +186,8 @@ def row_scales(weight_RC: Tensor) -> Tensor:
 
     Rounding is idempotent: the largest number of a rounded row is 127 again, which gives the same
     scale. That holds while float16 rounds the scale by at most 2^-8 (127 / 256 < 1/2), that is down
-    to 2^-17. Below, the scale is the next power of two, and the largest number is at least 64,
-    which gives the same power. A row of zeros gets the least scale, 2^-24.
+    to 2^-17. Below, the scale is rounded up to a power of two, and the largest number is at
+    least 64, which gives the same power again. A row of zeros gets the least scale, 2^-24.
     """
     least_R, most_R = weight_RC.aminmax(dim=1)
     ideal_R = torch.maximum(-least_R, most_R).float() / _MOST

@@ -43,11 +43,11 @@ def test_a_probe_that_hangs(process: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_cache_that_does_not_exist_yet(tmp_path: Path) -> None:
-    found = doctor._cache("lcm", tmp_path / "not" / "yet")
+    found = doctor._describe_cache("lcm", tmp_path / "not" / "yet")
     assert found["writable"]
     assert found["free"] > 0
     (tmp_path / "file").touch()
-    assert not doctor._cache("lcm", tmp_path / "file" / "below")["writable"]
+    assert not doctor._describe_cache("lcm", tmp_path / "file" / "below")["writable"]
 
 
 def test_devices() -> None:
@@ -62,7 +62,7 @@ def test_examine_tries_torch_and_sonar_space_for_real() -> None:
 
 
 def test_models_that_are_not_pulled_are_no_problem(cache: Path) -> None:
-    found, problems = doctor._checkpoints()
+    found, problems = doctor._list_checkpoints()
     assert problems == []
     present = {one["name"]: one["present"] for one in found}
     assert present["tiny"] and not present["sonar-llm-100m"]

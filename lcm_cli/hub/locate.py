@@ -190,7 +190,7 @@ def _model_in(folder: Path, name: str, licence: str = "") -> ModelFiles:
 
 
 def _model_from_hub(source: str) -> ModelFiles:
-    """Find a model in our layout in huggingface_hub's own cache."""
+    """Find a model in lcm's own layout in huggingface_hub's own cache."""
     repo, revision = split_repository(source)
     folder = local_snapshot(repo, revision, [MODEL_FILES["config"]])
     if folder is None:
@@ -200,7 +200,7 @@ def _model_from_hub(source: str) -> ModelFiles:
 
 
 def _from_hub(source: str) -> SpaceFiles:
-    """Find a space in our layout in huggingface_hub's own cache."""
+    """Find a space in lcm's own layout in huggingface_hub's own cache."""
     repo, revision = split_repository(source)
     folder = local_snapshot(repo, revision, ["config.json"])
     if folder is None:
