@@ -1,4 +1,4 @@
-"""What is on this machine, whether it is right, and getting rid of it."""
+"""The inventory of checkpoints: listing, verification, removal, updates."""
 
 import shutil
 
@@ -18,7 +18,7 @@ PARTS = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.mod
 
 @pytest.fixture
 def space(cache, official, tmp_path):
-    """A space that was pulled from a card of the user's own."""
+    """A space that was pulled from the user's own card."""
     urls = {role: {"url": (official.folder / file).as_uri()} for role, file in PARTS.items()}
     card = official.card(tmp_path / "small.toml", urls)
     return pull(resolve(str(card)).plan(), accept_licence=True).path
@@ -26,7 +26,7 @@ def space(cache, official, tmp_path):
 
 @pytest.fixture
 def model(hub_server, tmp_path):
-    """A model that was pulled from the Hub, in our layout."""
+    """A model in lcm's layout that was pulled from the Hub."""
     torch.manual_seed(0)
     save(build(preset("base", "nano", concept_dim=16)), tmp_path / "m")
     files = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
@@ -39,7 +39,7 @@ def statuses(name):
     return {check.status for check in inventory.verify(inventory.find_checkpoint(name))}
 
 
-def test_everything_with_a_card_is_listed(cache):
+def test_every_card_is_listed(cache):
     found = {one.name: one for one in inventory.list_checkpoints()}
     assert found.keys() == cards.cards().keys()
     assert found["tiny"].where == "bundled"
@@ -69,10 +69,10 @@ def test_model_at_a_tag_and_at_a_commit(hub_server, model):
     old = hub_server.repos["org/model"].refs["main"]
     hub_server.publish("org/model", hub_server.repos["org/model"].files("main"))
     pull(resolve("org/model").plan())
-    assert inventory.find_checkpoint(f"org/model@{old}").where == "hub"  # is still there
+    assert inventory.find_checkpoint(f"org/model@{old}").where == "hub"  # still cached
 
 
-def test_bundled_files_are_those_of_their_cards(cache):
+def test_bundled_files_match_their_cards(cache):
     bundled = [one for one in inventory.list_checkpoints() if one.where == "bundled"]
     assert bundled
     for one in bundled:
@@ -97,14 +97,14 @@ def test_verify_finds_one_changed_bit_and_a_missing_file(request, which):
         assert statuses(name) == {"ok", "missing"}
 
 
-def test_verify_what_is_not_here(cache):
+def test_verify_an_absent_checkpoint(cache):
     with pytest.raises(NotFoundError, match="not on this machine") as caught:
         list(inventory.verify(inventory.find_checkpoint("sonar")))
     assert caught.value.hint == "run: lcm pull sonar"
 
 
-def test_repository_that_lcm_did_not_pull(model, cache):
-    shutil.rmtree(cache)  # and with it the record of its digests
+def test_repository_not_pulled_by_lcm(model, cache):
+    shutil.rmtree(cache)  # including the record of its digests
     assert statuses("org/model") == {"no record"}
 
 
@@ -124,7 +124,7 @@ def test_remove_a_model_from_the_cache_of_the_hub(model):
     assert not model.exists()
 
 
-def test_remove_what_cannot_be_removed(cache):
+def test_remove_bundled_and_absent_checkpoints(cache):
     with pytest.raises(UsageError, match="comes with lcm"):
         inventory.remove(inventory.find_checkpoint("tiny"))
     with pytest.raises(NotFoundError, match="not on this machine"):
@@ -139,13 +139,13 @@ def test_update(hub_server, model):
     assert inventory.find_update(inventory.find_checkpoint("tiny"), "it") == ""
 
 
-def test_name_that_nothing_has(cache):
+def test_unknown_name(cache):
     with pytest.raises(NotFoundError, match="'sonr'") as caught:
         inventory.find_checkpoint("sonr")
     assert "sonar" in caught.value.hint
 
 
-def test_damaged_record_is_no_reason_to_list_nothing(space):
+def test_damaged_record_does_not_prevent_listing(space):
     (space / "config.json").write_text("{")
     one = inventory.find_checkpoint("small")
     assert one.where == "pulled" and one.path == space

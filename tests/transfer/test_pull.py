@@ -1,4 +1,4 @@
-"""Pulling: from the official files, their caches and the Hub to a space, whatever goes wrong."""
+"""Pulls of spaces from the official files, their caches and the Hub, including every failure."""
 
 import shutil
 import signal
@@ -25,7 +25,7 @@ FILES = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.mod
 
 @pytest.fixture
 def card(cache, official, server, tmp_path):
-    """A card whose parts lie on the server in the official layout."""
+    """A card with parts on the server in the official layout."""
     for file in FILES.values():
         server.files[f"/{file}"] = (official.folder / file).read_bytes()
     urls = {role: {"url": server.url(f"/{file}")} for role, file in FILES.items()}
@@ -69,7 +69,7 @@ def test_official_layout_over_http(cache, card, official, server):
         assert pins.find_pin(cache, server.url(f"/{file}")).etag
 
 
-def test_second_pull_asks_nobody(card, server):
+def test_second_pull_sends_no_request(card, server):
     run(card)
     server.requests.clear()
     made = resolve(str(card)).plan()
@@ -92,7 +92,7 @@ def test_space_works(card, official):
     assert space.encode(["the cat sleeps"], "eng_Latn").concepts.shape == (1, 16)
 
 
-def test_plan_names_sizes_and_fetches_nothing(card, official, server):
+def test_plan_has_sizes_and_fetches_nothing(card, official, server):
     made = resolve(str(card)).plan()
     sizes = {part.role: part.bytes for part in made.parts}
     assert sizes == {role: (official.folder / file).stat().st_size for role, file in FILES.items()}
@@ -122,7 +122,7 @@ def test_licence_must_be_accepted(card, server):
     assert {method for method, _, _ in server.requests} == {"HEAD"}
 
 
-def test_free_licence_is_not_asked_for(official, card):
+def test_free_licence_needs_no_acceptance(official, card):
     card.write_text(card.read_text().replace("CC-BY-NC-4.0", "MIT"))
     assert locate.read_space(pull(resolve(str(card)).plan()).path).licence == "MIT"
 
@@ -149,7 +149,7 @@ def test_files_of_fairseq2_are_used(cache, card, official, server, monkeypatch):
     assert server.requests == []
     assert (official.folder / "encoder.pt").exists()
     server.requests.clear()
-    run(card, force=True)  # the way out if such a file is bad
+    run(card, force=True)  # needed if such a file is damaged
     assert {path for _, path, _ in server.requests} == {f"/{file}" for file in FILES.values()}
 
 
@@ -197,7 +197,7 @@ def test_source_that_changed_since_the_first_pull(cache, card, official, server)
     space = run(card, force=True)
     assert torch.equal(load_file(space.encoder)["layer_norm.bias"], state["layer_norm.bias"])
     shutil.rmtree(cache / "spaces" / "small")
-    run(card)  # the new bytes are on record now
+    run(card)  # the new bytes are pinned now
 
 
 def test_damaged_record_is_reported(cache, card):
@@ -223,14 +223,14 @@ def test_tokenizer_that_does_not_fit(card):
         run(card)
 
 
-def test_number_of_languages_that_is_not_sonars(card):
+def test_wrong_number_of_languages(card):
     lines = card.read_text().splitlines()
     card.write_text("\n".join("languages = 7" if x.startswith("lang") else x for x in lines))
     with pytest.raises(IntegrityError, match="202 languages, its card says 7"):
         run(card)
 
 
-def test_card_with_the_name_of_a_shipped_one(card):
+def test_card_with_the_name_of_a_bundled_card(card):
     card.write_text(card.read_text().replace('name = "small"', 'name = "sonar"'))
     with pytest.raises(UsageError, match="'sonar' is the name of a checkpoint"):
         resolve(str(card)).plan()
@@ -242,7 +242,7 @@ def test_card_without_a_part(card):
         resolve(str(card)).plan()
 
 
-def test_card_that_names_other_sources_than_those_pulled(card):
+def test_card_with_other_sources_than_the_pulled_space(card):
     run(card)
     card.write_text(card.read_text().replace("/encoder.pt", "/other.pt"))
     with pytest.raises(UsageError, match=r"was made from .*/encoder\.pt") as caught:
@@ -256,7 +256,7 @@ def test_folder_needs_no_pull(card, cache):
         resolve(str(cache / "spaces" / "small")).plan()
 
 
-def test_name_of_a_card_goes_before_a_folder(cache, tmp_path, monkeypatch):
+def test_card_takes_priority_over_a_folder(cache, tmp_path, monkeypatch):
     (tmp_path / "sonar").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -267,14 +267,14 @@ def test_name_of_a_card_goes_before_a_folder(cache, tmp_path, monkeypatch):
         locate.locate_space("./sonar")
 
 
-def test_damaged_neighbour_does_not_matter(cache, card, official):
+def test_damaged_other_space_is_ignored(cache, card, official):
     broken = cache / "spaces" / "broken"
     broken.mkdir(parents=True)
     (broken / "config.json").write_text("{")
     assert is_whole(run(card), official)
 
 
-def test_incomplete_space_says_how_to_mend_it(cache, card, official):
+def test_incomplete_space_has_a_hint_for_repair(cache, card, official):
     run(card).decoder.unlink()
     with pytest.raises(NotFoundError, match=r"decoder\.safetensors is missing") as caught:
         locate.locate_space("small")
@@ -282,7 +282,7 @@ def test_incomplete_space_says_how_to_mend_it(cache, card, official):
     assert is_whole(run(card, force=True), official)
 
 
-def test_no_network_names_file_and_command(cache, official, tmp_path):
+def test_no_network_error_has_file_and_command(cache, official, tmp_path):
     urls = {role: {"url": f"http://127.0.0.1:9/{file}"} for role, file in FILES.items()}
     card = official.card(tmp_path / "small.toml", urls)
     with pytest.raises(LcmError, match=r"no network: .*encoder\.pt") as caught:
@@ -408,7 +408,7 @@ def test_ports_offline_once_the_hub_has_them_cached(cache, port_card, official, 
 
 @pytest.fixture
 def local_ports(cache, official, tmp_path):
-    """A card whose parts are folders in the M2M-100 layout."""
+    """A card with local folders in the M2M-100 layout as parts."""
     for role in ("encoder", "decoder"):
         (tmp_path / role).mkdir()
         for name, body in port_of(official, role, tmp_path).items():
@@ -423,7 +423,7 @@ def test_ports_in_local_folders(local_ports, official):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
-def test_disk_that_is_full_while_converting(cache, local_ports, official):
+def test_full_disk_during_conversion(cache, local_ports, official):
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -448,7 +448,7 @@ def test_part_that_changed_on_its_branch(cache, port_card, official, hub_server,
         run(port_card)
 
 
-def test_sharded_weights_are_all_chosen():
+def test_all_files_of_split_weights_are_chosen():
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     others = ["config.json", "pytorch_model.bin", "README.md", "tokenizer.json"]
     index = "model.safetensors.index.json"

@@ -1,4 +1,4 @@
-"""Publishing: what is uploaded, its card, and that what comes back gives identical numbers."""
+"""Publication: the uploaded files, the model card, and identical numbers after a pull."""
 
 import json
 
@@ -23,7 +23,7 @@ from lcm_cli.transfer.resolve import resolve
 
 @pytest.fixture
 def account(hub_server, monkeypatch):
-    """The Hub, with a token that may write."""
+    """A Hub server and a token with write access."""
     hub_server.token = "secret"
     monkeypatch.setenv("HF_TOKEN", "secret")
     return hub_server
@@ -31,7 +31,7 @@ def account(hub_server, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    """A trained model's folder, with the state of its optimizer beside it."""
+    """The folder of a trained model, in a run with states of the optimizer."""
     torch.manual_seed(0)
     folder = tmp_path / "run" / "model"
     space = SpaceRef("sonar", "0123456789abcdef")
@@ -66,7 +66,7 @@ def test_pushed_and_pulled_gives_identical_numbers(account, model):
 
 @pytest.mark.parametrize("shard", [push.SHARD, 20_000])
 def test_int8_pushed_and_pulled_gives_identical_numbers(account, model, tmp_path, shard):
-    """Also where a matrix and its scales come to lie in different files."""
+    """Even if a matrix and its scales are split into different files."""
     convert(str(model), tmp_path / "int8", "int8")
     push.push(str(tmp_path / "int8"), "org/model", licence="CC-BY-4.0", shard=shard)
     folder = pulled("org/model")
@@ -113,7 +113,7 @@ def test_card(account, model):
     assert "0123456789abcdef" in text
 
 
-def test_own_card_is_kept(account, model):
+def test_existing_card_is_kept(account, model):
     (model / "README.md").write_text("---\nlicense: mit\ntags: [mine]\n---\n# My words\n")
     push.push(str(model), "org/model")
     text = published(account, "org/model")["README.md"].decode()
@@ -122,7 +122,7 @@ def test_own_card_is_kept(account, model):
     assert (found["license"], found["tags"], found["library_name"]) == ("mit", ["mine"], "lcm")
 
 
-def test_state_only_if_asked(account, model):
+def test_state_is_uploaded_only_on_request(account, model):
     push.push(str(model.parent), "org/model", licence="MIT", with_state=True)
     assert published(account, "org/model")["state-000000020.pt"] == b"optimizer" * 100
     for state in model.parent.glob("state-*.pt"):
@@ -131,7 +131,7 @@ def test_state_only_if_asked(account, model):
         push.push(str(model), "org/model", licence="MIT", with_state=True)
 
 
-def test_large_weights_are_cut(account, model):
+def test_large_weights_are_split(account, model):
     push.push(str(model), "org/model", licence="MIT", shard=100_000)
     files = published(account, "org/model")
     shards = [name for name in files if name.startswith("model-")]
@@ -144,7 +144,9 @@ def test_large_weights_are_cut(account, model):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not list(model.glob(".push*"))
-    push.push(str(model), "org/model", licence="MIT")  # in one file again: no shard may stay
+    push.push(
+        str(model), "org/model", licence="MIT"
+    )  # in one file again, without leftovers of the split
     assert [n for n in published(account, "org/model") if "model" in n] == ["model.safetensors"]
 
 
@@ -197,7 +199,7 @@ def test_foreign_layout(account, tmp_path):
 
 
 @pytest.mark.parametrize("repo", ["model", "a/b/c", "org/model@v1", "../x"])
-def test_no_repository(account, model, repo):
+def test_invalid_repository(account, model, repo):
     with pytest.raises(UsageError, match="not the name of a repository"):
         push.push(str(model), repo, licence="MIT")
 
@@ -210,7 +212,7 @@ def test_without_a_token(account, model, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["/upload/", "/commit/", "/preupload/"])
-def test_upload_that_fails_leaves_no_half(account, model, part):
+def test_failed_upload_leaves_nothing_partial(account, model, part):
     push.push(str(model), "org/model", licence="MIT")
     before = published(account, "org/model")
     for method in ("POST", "PUT"):
@@ -240,6 +242,6 @@ def test_results_of_another_form(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["", "---\n", "---\n: [\n---\n", "---\n- a\n---\n", "\xff"])
-def test_metadata_of_a_card_without_any(tmp_path, text):
+def test_card_without_metadata(tmp_path, text):
     (tmp_path / "README.md").write_text(text, encoding="latin-1")
     assert read_metadata(tmp_path / "README.md") == {}
