@@ -128,7 +128,11 @@ def test_card_from_a_path(official, tmp_path):
         ("[source.encoder]", "[source.encodr]", "encodr"),
         ("url =", "from =", "from"),
         ('url = "https://example.org/encoder"', "", "url or repo"),
-        ("[encoder]", '[files]\nconfig = { name = "../c.json" }\n[encoder]', "beside the card"),
+        (
+            "[encoder]",
+            '[files]\nconfig = { name = "../c.json" }\n[encoder]',
+            "in the folder of the card",
+        ),
         ("[encoder]", "[[encoder]", "not valid TOML"),
     ],
 )
