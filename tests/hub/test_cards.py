@@ -131,7 +131,7 @@ def test_card_from_a_path(official, tmp_path):
         (
             "[encoder]",
             '[files]\nconfig = { name = "../c.json" }\n[encoder]',
-            "in the folder of the card",
+            "folder of the card",
         ),
         ("[encoder]", "[[encoder]", "not valid TOML"),
     ],
