@@ -1,4 +1,4 @@
-"""Pulling as people meet it: what and how much, the licence asked about once, progress."""
+"""Pulls from the command line: the plan on stderr, the question about the licence, progress."""
 
 import os
 import sys
@@ -11,33 +11,35 @@ from lcm_cli.errors import AuthError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from lcm_cli.transfer.plan import PullPlan
+    from lcm_cli.transfer.pull import Pulled
 
 
-def planned(name: str, revision: str = "", force: bool = False) -> "PullPlan":
-    """Find out what pulling `name` means, and say it on stderr."""
-    # The client looks at these once, when it is imported.
+def make_plan(name: str, revision: str = "", force: bool = False) -> "PullPlan":
+    """Plan the pull of `name`, and describe it on stderr."""
+    # huggingface_hub reads these once, when it is imported.
     if not sys.stderr.isatty() or console.is_quiet():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if console.is_quiet():
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    from lcm_cli.transfer.plan import make_plan
-    from lcm_cli.transfer.pull import licence_line
+    from lcm_cli.transfer.resolve import resolve
 
-    plan = make_plan(name, revision=revision, force=force)
+    plan = resolve(name, revision=revision).plan(force=force)
     console.info(f"{plan.name}: {plan.summary}")
-    console.info(f"licence: {licence_line(plan)}")
+    console.info(f"licence: {plan.licence_line}")
     for note in plan.notes:
         console.warn(note)
     return plan
 
 
-def pull_planned(plan: "PullPlan", accept_licence: bool = False, force: bool = False) -> Path:
-    """Pull what is planned, after asking about its licence where there is somebody to ask."""
+def pull_planned(
+    plan: "PullPlan", accept_licence: bool = False, force: bool = False, ask: bool = True
+) -> "Pulled":
+    """Carry out a plan; with `ask`, ask at a terminal whether the licence is accepted."""
     from lcm_cli.transfer.pull import pull
 
     if not plan.ready:
-        console.info(f"to download: {total(plan)}")
-        accept_licence = accept_licence or (plan.must_be_accepted and _agreed(plan))
+        console.info(f"to download: {download_size(plan)}")
+        accept_licence = accept_licence or (ask and plan.must_be_accepted and _ask_licence(plan))
     return pull(
         plan,
         accept_licence=accept_licence,
@@ -48,9 +50,9 @@ def pull_planned(plan: "PullPlan", accept_licence: bool = False, force: bool = F
 
 
 def bring(names: str | Sequence[str] | None) -> None:
-    """Pull those checkpoints that a command was given and that are not on this machine.
+    """Pull those of the named checkpoints that are not yet on this machine.
 
-    What is no checkpoint's name (a folder, a misspelling, "auto") is left to the command.
+    Other names (a folder, a misspelling, "auto") are left to the command.
     """
     from lcm_cli.hub import cards, locate
 
@@ -58,11 +60,11 @@ def bring(names: str | Sequence[str] | None) -> None:
         known = cards.cards().get(name)
         if known is None and (Path(name).exists() or not locate.is_repository(name)):
             continue
-        if not _is_here(name, known.kind if known else ""):
-            pull_planned(planned(name))
+        if not _is_present(name, known.kind if known else ""):
+            pull_planned(make_plan(name))
 
 
-def _is_here(name: str, kind: str) -> bool:
+def _is_present(name: str, kind: str) -> bool:
     from lcm_cli.hub import locate
 
     ways = {"space": locate.locate_space, "model": locate.locate_model}
@@ -75,23 +77,21 @@ def _is_here(name: str, kind: str) -> bool:
     return False
 
 
-def total(plan: "PullPlan") -> str:
-    """Return how much has to be transferred, for people."""
+def download_size(plan: "PullPlan") -> str:
+    """Return the size of a download, for people."""
     known = sum(part.bytes or 0 for part in plan.parts)
     if plan.parts and all(part.bytes is None for part in plan.parts):
-        return "how much is not known"
+        return "an unknown amount"
     unsure = any(part.bytes is None or not part.exact for part in plan.parts)
     size = f"{known / 1e9:.2f} GB" if known >= 1e8 else f"{known / 1e6:.1f} MB"
     return f"about {size}" if unsure else size
 
 
-def _agreed(plan: "PullPlan") -> bool:
-    from lcm_cli.transfer.pull import licence_line
-
+def _ask_licence(plan: "PullPlan") -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    # Not typer.confirm, which writes a space to stdout: that is for the path alone.
-    question = f"Use {plan.name} under {licence_line(plan).partition(' (')[0]}? [y/N] "
+    # Not typer.confirm, which writes a space to stdout, where only the path may go.
+    question = f"Use {plan.name} under {plan.licence_line.partition(' (')[0]}? [y/N] "
     sys.stderr.write(console.printable(question))
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

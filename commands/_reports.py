@@ -1,4 +1,4 @@
-"""The tables of `lcm inspect`: what a report says, row by row."""
+"""Rows of the tables of `lcm inspect`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ def rows(report: dict[str, Any]) -> Lines:
 def _documents(report: dict[str, Any]) -> Lines:
     shards = f"{report['shards']:,} shards of " if "shards" in report else ""
     yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
-    yield "size", console.size(report["bytes"]) if report["bytes"] else "not known"
+    yield "size", console.size(report["bytes"]) if report["bytes"] else "unknown"
     yield "documents", f"{report['documents']:,}"
     if report["splits"]:
         yield "splits", _pairs(report["splits"])
@@ -30,8 +30,8 @@ def _documents(report: dict[str, Any]) -> Lines:
     yield "languages", _pairs(report["languages"])
     if report["sentences"]:
         yield "sentences", f"{report['sentences']:,}"
-        yield "characters a sentence", _range(report["sentence_characters"])
-        yield "sentences a document", _range(report["document_sentences"])
+        yield "characters per sentence", _range(report["sentence_characters"])
+        yield "sentences per document", _range(report["document_sentences"])
     if report["concepts"]:
         yield from _concepts(report)
     if report.get("unlisted"):
@@ -44,8 +44,8 @@ def _concepts(report: dict[str, Any]) -> Lines:
     space = report["space"]
     weights = f", weights {space['fingerprint']}" if space["fingerprint"] else ""
     yield "concepts", f"{report['concepts']:,} x {space['dim']} {', '.join(report['dtypes'])}"
-    yield "space", (space["name"] or "not said") + weights
-    yield "licence of the space", report["licence"] or "not known here"
+    yield "space", (space["name"] or "unknown") + weights
+    yield "licence of the space", report["licence"] or "unknown"
     if report["norms"]:
         yield "norm of a concept", _range(report["norms"])
     yield "NaN or infinite", f"{report['non_finite']:,} concepts"
@@ -64,7 +64,7 @@ def _card(report: dict[str, Any]) -> Lines:
         if report[part]:
             yield part, _pairs(report[part])
     if not report.get("present", True):
-        yield "on this machine", f"no; to get it: lcm pull {report['path']}"
+        yield "on this machine", f"no; to download it: lcm pull {report['path']}"
         return
     yield "parameters", _pairs(report["parameters"])
     yield "numbers", numbers_text(report["dtypes"])
@@ -79,7 +79,7 @@ def _model(report: dict[str, Any]) -> Lines:
     if report["licence"]:
         yield "licence", report["licence"]
     weights = f", weights {report['fingerprint']}" if report["fingerprint"] else ""
-    yield "space", (report["space"] or "not said") + weights
+    yield "space", (report["space"] or "unknown") + weights
     yield "width of a concept", f"{report['dim']}"
     if report["max_length"]:
         yield "longest document", f"{report['max_length']:,} concepts"
@@ -110,9 +110,9 @@ def _pairs(numbers: Mapping[str, int]) -> str:
 
 
 def numbers_text(counts: Mapping[str, int]) -> str:
-    """Say how many numbers of a checkpoint have which type, the most first."""
+    """Return how many numbers of a checkpoint have each type, the most common first."""
     named = sorted(counts.items(), key=lambda pair: -pair[1])
-    scaled = {"I8": ", one scale a row:"}
+    scaled = {"I8": ", one scale per row:"}
     return "; ".join(f"{type_name(name)}{scaled.get(name, '')} {n:,}" for name, n in named)
 
 

@@ -1,4 +1,4 @@
-"""lcm checkpoints: the group of commands on checkpoints, each in a module checkpoints_NAME."""
+"""lcm checkpoints: a group of commands, each in a module checkpoints_NAME."""
 
 HELP = "List, check, publish, convert and remove checkpoints."
 SUBCOMMANDS = (  # in the order of the help

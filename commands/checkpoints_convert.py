@@ -1,16 +1,17 @@
-"""lcm checkpoints convert: checkpoints in the layout of lcm, their numbers stored as asked for."""
+"""lcm checkpoints convert: convert a foreign model, or change the number format of weights."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lcm_cli import console
 
-from ._options import Force
+from ._options import Force, Json
 
 if TYPE_CHECKING:
-    from lcm_cli.transfer.convert import Cost
+    from lcm_cli.transfer.convert import Converted, Cost
 
 EPILOG = """\
 lcm checkpoints convert checkpoints/step_250000 -o my-lcm
@@ -37,32 +38,58 @@ def main(
     ],
     store: Annotated[
         Literal["float32", "float16", "int8"] | None,
-        typer.Option(help="How to store the numbers.  [default: as they are]", show_default=False),
+        typer.Option(help="Format of the numbers.  [default: as in SRC]", show_default=False),
     ] = None,
     force: Force = False,
+    json: Json = False,
 ) -> None:
-    """Convert a foreign model, or store numbers in another way.
+    """Convert a foreign model, or change the number format of weights.
 
     Reads checkpoints of facebookresearch/large_concept_model (model.pt or model.safetensors, with
     model_card.yaml or config.json) and folders of SONAR-LLM (config.json, pytorch_model.bin). Only
-    tensors are read; no code in them is run. With --store also any space or model of lcm: int8 has
-    one scale for each row of a matrix, and takes half the bytes of float16. Prints the new folder.
+    tensors are read, and no code is run. With --store, SRC may also be a space or model of lcm:
+    int8 has one scale per row of a matrix and takes half the bytes of float16. Prints the new
+    folder.
     """
     from lcm_cli.transfer.convert import convert
 
     done = convert(source, output, store, force=force)
-    space = done.space or "not known: concepts go in, and concepts come out"
-    console.info(f"{done.what}, concepts of width {done.dim}, space: {space}")
+    space = done.space or "unknown: the model reads and writes concepts only"
+    console.info(f"{done.architecture or done.kind}, concepts of width {done.dim}, space: {space}")
     if done.cost:
-        console.info(_told(done.cost))
-        if done.what == "space" and done.cost.error:
-            console.info("concepts of the space before are not of this one: embed again")
-    console.out(str(output))
+        console.info(_describe(done.cost))
+        if done.kind == "space" and done.cost.relative_error:
+            console.info(
+                "concepts made with the source do not fit this space: embed the texts again"
+            )
+    if json:
+        console.emit(_facts(output, done, store))
+    else:
+        console.out(str(output))
 
 
-def _told(cost: "Cost") -> str:
-    sizes = f"{console.size(cost.before)} of weights before, {console.size(cost.after)} now"
-    if not cost.error:
+def _facts(folder: Path, done: "Converted", store: str | None) -> dict[str, Any]:
+    from lcm_cli.transfer.inventory import count_by_type, find_any
+
+    counts = count_by_type(find_any(str(folder.resolve())))
+    unchanged = {"bytes_before": None, "bytes_after": None, "relative_error": None, "cosine": None}
+    return {
+        "path": str(folder),
+        "kind": done.kind,
+        "architecture": done.architecture or None,
+        "dim": done.dim,
+        "space": done.space or None,
+        "store": store,
+        "parameters": sum(counts.values()),
+        "numbers": counts,
+        **(asdict(done.cost) if done.cost else unchanged),
+    }
+
+
+def _describe(cost: "Cost") -> str:
+    before, after = console.size(cost.bytes_before), console.size(cost.bytes_after)
+    sizes = f"{before} of weights before, {after} now"
+    if not cost.relative_error:
         return f"{sizes}; no number has changed"
-    concepts = "" if cost.cosine is None else f", concepts at a cosine of {cost.cosine:.5f}"
-    return f"{sizes}; they are off by {cost.error:.2%}{concepts}"
+    concepts = "" if cost.cosine is None else f", mean cosine of concepts {cost.cosine:.5f}"
+    return f"{sizes}; relative error {cost.relative_error:.2%}{concepts}"

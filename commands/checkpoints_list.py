@@ -1,4 +1,4 @@
-"""lcm checkpoints list: what can be used, and what of it is on this machine."""
+"""lcm checkpoints list: the known checkpoints, and which of them are on this machine."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,14 +23,14 @@ lcm checkpoints list --updates      # the only form that uses the network
 def main(
     here: Annotated[bool, typer.Option("--here", help="Only those on this machine.")] = False,
     updates: Annotated[
-        bool, typer.Option("--updates", help="Ask where they came from for newer versions.")
+        bool, typer.Option("--updates", help="Ask their sources for newer versions.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the checkpoints: kind, size, numbers, when last used, licence."""
-    from lcm_cli.transfer.inventory import checkpoints
+    """List the checkpoints: kind, size, number format, last use, licence."""
+    from lcm_cli.transfer.inventory import list_checkpoints
 
-    found = [one for one in checkpoints() if one.path or not here]
+    found = [one for one in list_checkpoints() if one.path or not here]
     news = {one.name: _update(one) for one in found} if updates else {}
     if json:
         for one in found:
@@ -43,8 +43,8 @@ def main(
 
 
 def facts(one: "Checkpoint") -> dict[str, Any]:
-    """Return what JSON has of a checkpoint."""
-    from lcm_cli.transfer.inventory import numbers
+    """Return the JSON description of a checkpoint."""
+    from lcm_cli.transfer.inventory import count_by_type
 
     return {
         "name": one.name,
@@ -53,7 +53,7 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
         "where": one.where,
         "path": str(one.path) if one.path else None,
         "bytes": one.bytes,
-        "numbers": numbers(one),
+        "numbers": count_by_type(one),
         "last_used": one.used or None,
         "licence": one.licence,
         "source": one.source or None,
@@ -63,19 +63,19 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
 
 def _row(one: "Checkpoint") -> list[str]:
     from lcm_cli.headers import main_type
-    from lcm_cli.transfer.inventory import numbers
+    from lcm_cli.transfer.inventory import count_by_type
 
     here = {"absent": "no", "hub": "pulled"}.get(one.where, one.where)
     size = console.size(one.bytes) if one.path else ""
-    return [one.name, one.kind, here, size, main_type(numbers(one)), one.used, one.licence]
+    return [one.name, one.kind, here, size, main_type(count_by_type(one)), one.used, one.licence]
 
 
 def _update(one: "Checkpoint") -> str:
     from lcm_cli.errors import LcmError
-    from lcm_cli.transfer.inventory import update
+    from lcm_cli.transfer.inventory import find_update
 
     try:
-        return update(one, "lcm checkpoints list --updates")
+        return find_update(one, "lcm checkpoints list --updates")
     except LcmError as error:
         console.warn(f"{one.name}: {error.message}")
         return "unknown"

@@ -1,4 +1,4 @@
-"""lcm checkpoints show: everything that is known of one checkpoint."""
+"""lcm checkpoints show: the card and the files of one checkpoint."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,11 +25,11 @@ lcm checkpoints show runs/mine/model
 
 def main(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A checkpoint of the list, or a folder.")
+        str, typer.Argument(metavar="NAME", help="The name of a checkpoint, or a folder.")
     ],
     json: Json = False,
 ) -> None:
-    """Show one checkpoint: licence, source, shapes, how it was trained, results."""
+    """Show one checkpoint: licence, source, dimensions, training recipe, results."""
     from lcm_cli.transfer.inventory import find_any
 
     found = find_any(name)
@@ -42,9 +42,9 @@ def main(
 
 
 def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
-    from lcm_cli.transfer.inventory import numbers
+    from lcm_cli.transfer.inventory import count_by_type
 
-    card, counts = found.card, numbers(found)
+    card, counts = found.card, count_by_type(found)
     note = f" ({card.licence_note})" if card and card.licence_note else ""
     lines = [
         ("name", found.name),
@@ -53,7 +53,7 @@ def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
         ("licence", (found.licence or "unknown") + note),
         ("source", found.source),
         ("revision", found.revision),
-        ("here", str(found.path) if found.path else f"no; to get it: lcm pull {found.name}"),
+        ("here", str(found.path) if found.path else f"no; to download it: lcm pull {found.name}"),
         ("size", f"{console.size(found.bytes)} ({found.bytes} bytes)" if found.path else ""),
         ("parameters", f"{sum(counts.values()):,}" if counts else ""),
         ("numbers", numbers_text(counts)),
@@ -71,7 +71,7 @@ def _of_card(card: dict[str, Any]) -> list[tuple[str, str]]:
     return lines + [(key, _pairs(card[key])) for key in nested]
 
 
-_CHECKSUMS = {"card": "in the card", "first pull": "none published: taken at the first pull"}
+_CHECKSUMS = {"card": "in the card", "first pull": "none published: recorded at the first pull"}
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""lcm checkpoints verify: read every byte, and compare it with the card or the record."""
+"""lcm checkpoints verify: compare the digests of files with the card or the record of the pull."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from lcm_cli.errors import IntegrityError
 from ._options import Json
 
 EPILOG = """\
-lcm checkpoints verify            # all that are on this machine
+lcm checkpoints verify            # all checkpoints on this machine
 
 lcm checkpoints verify sonar --json
 
@@ -22,21 +22,21 @@ def main(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="A checkpoint of the list, or a folder.", show_default=False
+            metavar="NAME", help="The name of a checkpoint, or a folder.", show_default=False
         ),
     ] = "",
     json: Json = False,
 ) -> None:
     """Compare the files of checkpoints with the sha256 in their card or the record of their pull.
 
-    Of weights it tells how they are stored. Exit code 5 if one file differs or is missing.
+    Also shows the number format of weights. The exit code is 5 if a file differs or is missing.
     """
     from lcm_cli.headers import main_type
-    from lcm_cli.transfer.inventory import checkpoints, find_any, numbers, verify
+    from lcm_cli.transfer.inventory import count_by_type, find_any, list_checkpoints, verify
 
     known, wrong = 0, []
-    for one in [find_any(name)] if name else [one for one in checkpoints() if one.path]:
-        stored = main_type(numbers(one))
+    for one in [find_any(name)] if name else [one for one in list_checkpoints() if one.path]:
+        stored = main_type(count_by_type(one))
         for check in verify(one):
             kept = stored if check.file.suffix == ".safetensors" else ""
             known += check.status != "no record"
@@ -48,13 +48,13 @@ def main(
             else:
                 console.out(f"{check.status:9}  {one.name}  {check.file}  {kept}".rstrip())
     if name and not known:
-        console.warn(f"no sha256 is on record here; what is in the files: lcm inspect {name}")
+        console.warn(f"no sha256 is recorded here; to examine the files: lcm inspect {name}")
     if wrong:
         again = (
             "copy it again" if one.where == "folder" else f"run: lcm pull {one.name} --force"
             for one, _ in wrong
         )
         raise IntegrityError(
-            f"{len(wrong)} files are not what they should be, the first: {wrong[0][1]}",
+            f"{len(wrong)} files are damaged or missing, the first: {wrong[0][1]}",
             "; ".join(dict.fromkeys(again)),
         )

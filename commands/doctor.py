@@ -1,4 +1,4 @@
-"""lcm doctor: what is installed, what works, and what to do about the rest."""
+"""lcm doctor: check what is installed and what works."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +24,7 @@ def main(json: Json = False) -> None:
     else:
         console.table("", ("what", "found"), _rows(report))
     if report["problems"]:
-        hint = "install lcm again, in the folder that it came in: pip install --force-reinstall ."
+        hint = "reinstall lcm from its source folder: pip install --force-reinstall ."
         raise LcmError("; ".join(report["problems"]), hint)
 
 
@@ -45,13 +45,13 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "config file", report["config"] or "none"
     for checkpoint in report["checkpoints"]:
         name, licence = checkpoint["name"], checkpoint["licence"]
-        here = "here" if checkpoint["present"] else f"not here; to get it: lcm pull {name}"
+        here = "here" if checkpoint["present"] else f"not here; to download it: lcm pull {name}"
         yield checkpoint["kind"], f"{name} ({licence}): {here}"
 
 
 def _sonar(state: dict[str, Any]) -> str:
     works = "can be imported"
-    return works if state["works"] else f"not usable, which lcm can do without: {state['error']}"
+    return works if state["works"] else f"not usable, but optional: {state['error']}"
 
 
 def _device(device: dict[str, Any]) -> str:

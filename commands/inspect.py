@@ -1,4 +1,4 @@
-"""lcm inspect: what is in a file, a data set, a space or a checkpoint."""
+"""lcm inspect: show the contents of a file, a data set or a checkpoint."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ def main(
     ],
     json: Json = False,
 ) -> None:
-    """Show what is in a file, a data set, a space, a model or a checkpoint."""
+    """Show the contents of a file, a data set, a space, a model or another checkpoint."""
     from lcm_cli.inspection import inspect
 
     report = inspect(name)

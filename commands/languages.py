@@ -1,4 +1,4 @@
-"""lcm languages: which languages there are, what they are called, and which spaces have them."""
+"""lcm languages: list languages, their names and codes, and the spaces that have them."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,13 +27,13 @@ def main(
 ) -> None:
     """List the languages: codes, names, script, and the spaces that have them.
 
-    Wherever a language is asked for, any of its names will do: fr, fra, fra_Latn, French,
+    Every option that takes a language accepts any of its names: fr, fra, fra_Latn, French,
     français, fr-CA.
     """
     from lcm_cli.hub.cards import spaces_with
     from lcm_cli.text.languages import find_language, search_languages
 
-    # A word in no name at all: `find_language` says so, and what comes near it.
+    # A query that no name contains: `find_language` raises an error with the nearest names.
     for_each = [
         (one, spaces_with(one.code)) for one in search_languages(query) or [find_language(query)]
     ]
@@ -59,6 +59,6 @@ def _facts(one: "Language") -> dict[str, str]:
 
 def _row(one: "Language", spaces: list[str]) -> tuple[str, ...]:
     codes = " ".join(filter(None, (one.iso639_3, one.iso639_1)))
-    # A table has no room for the variants of a space (sonar-robust), and they have what it has.
+    # The table has no room for variants of a space (sonar-robust), which have the same languages.
     main = [name for name in spaces if not any(name.startswith(f"{other}-") for other in spaces)]
     return one.code, one.name, one.autonym, one.script_name, codes, " ".join(main)

@@ -1,7 +1,6 @@
-"""The program `lcm`: finds the commands by name, and turns what goes wrong into words.
+"""The program `lcm`: dispatch to the commands by name, and reporting of errors.
 
-The commands' modules are imported when they are needed: all of them for the list in `lcm --help`
-and for shell completion, else only the one that was called.
+Only the module of the called command is imported; `lcm --help` and shell completion import all.
 """
 
 import os
@@ -16,7 +15,7 @@ import typer
 from lcm_cli import __version__, console
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
 
-COMMANDS = (  # in the order of the help, where groups come last
+COMMANDS = (  # in the order of the help, which lists groups last
     "summarize",
     "expand",
     "generate",
@@ -33,15 +32,15 @@ COMMANDS = (  # in the order of the help, where groups come last
     "doctor",
     "checkpoints",
 )
-_LOOKS: dict[str, Any] = {
+_STYLE: dict[str, Any] = {
     "rich_markup_mode": None,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-INTERRUPTED = 130  # what a shell reports for a program stopped by Ctrl-C
+INTERRUPTED = 130  # a shell's exit code for a program stopped by Ctrl-C
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run `lcm` with `args`, else with those of the process, and return its exit code."""
+    """Run `lcm` with `args`, by default the process's, and return the exit code."""
     args = list(sys.argv[1:] if args is None else args)
     console.use_utf8()
     try:
@@ -49,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        known = _explained(error)
+        known = _translate(error)
         if os.environ.get("LCM_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
         console.show_error(known)
@@ -59,12 +58,12 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     called = args[:1] if args[:1] and args[0] in COMMANDS else COMMANDS
     app = _build(called)
-    # Not standalone: errors come to us, and what comes back is the code of a typer.Exit or None.
+    # Not standalone, so exceptions propagate; returns the code of a typer.Exit, or None.
     return app(args, prog_name="lcm", standalone_mode=False, obj=COMMANDS) or 0
 
 
 def _build(names: Iterable[str]) -> typer.Typer:
-    app = typer.Typer(pretty_exceptions_enable=False, **_LOOKS)
+    app = typer.Typer(pretty_exceptions_enable=False, **_STYLE)
     app.callback(invoke_without_command=True)(_root)
     for name in names:
         _add(app, name, name)
@@ -72,12 +71,12 @@ def _build(names: Iterable[str]) -> typer.Typer:
 
 
 def _add(app: typer.Typer, name: str, module_name: str) -> None:
-    """Add a command, or a group of those that its module names in SUBCOMMANDS."""
-    # Not imported in the usual way: the core knows its commands by name only.
+    """Add a command, or a group of the commands that its module lists in SUBCOMMANDS."""
+    # Imported by name because commands is a layer above this module.
     module = import_module(f"lcm_cli.commands.{module_name}")
     if hasattr(module, "SUBCOMMANDS"):
-        group = typer.Typer(help=module.HELP, **_LOOKS)
-        group.callback()(lambda: None)  # a group even if it has one command
+        group = typer.Typer(help=module.HELP, **_STYLE)
+        group.callback()(lambda: None)  # without a callback, one command would not make a group
         for subcommand in module.SUBCOMMANDS:
             _add(group, subcommand, f"{module_name}_{subcommand}")
         app.add_typer(group, name=name)
@@ -101,7 +100,7 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    """Language modelling in concept space: a sentence is a vector, a text a path of them.
+    """Language modelling in concept space: a sentence is a vector, a text a path of vectors.
 
     Summarize, translate and embed text in many languages, and train the models that do it.
     """
@@ -112,13 +111,13 @@ def _root(
 
 
 def _examples(epilog: str) -> str:
-    """Put the lines of a command's examples under a heading; the mark keeps them as they are."""
+    """Return a command's examples under a heading; \\b keeps the help from rewrapping them."""
     lines = (f"  {line}" for line in epilog.splitlines() if line.strip())
     return "\n".join(["\b", "Examples:", *lines])
 
 
-def _explained(error: Exception) -> LcmError:
-    """Put any error into words."""
+def _translate(error: Exception) -> LcmError:
+    """Return any exception as an LcmError."""
     if isinstance(error, LcmError):
         return error
     if isinstance(error, typer.TyperException):
@@ -134,7 +133,7 @@ def _explained(error: Exception) -> LcmError:
 
 
 def _usage(error: typer.TyperException) -> LcmError:
-    """Make a parser's complaint one of ours; it says which file or variable a bad value is from."""
+    """Return a parser's error as a UsageError, with the config file that a bad value is from."""
     ctx: Any = getattr(error, "ctx", None)
     param: Any = getattr(error, "param", None)
     message = " ".join(error.format_message().split()).removesuffix(".")

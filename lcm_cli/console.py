@@ -1,7 +1,7 @@
-"""The one place where lcm writes: results to stdout, everything else to stderr.
+"""Output of the commands: results to stdout, everything else to stderr.
 
-Text that comes from files or names may hold control characters; whatever is shown to a person has
-them spelled out (`\\x1b`), so that no file can drive the terminal. A pipe gets results unchanged.
+Text from files or names may contain control characters. They are escaped (`\\x1b`) in messages and
+on terminals, so that no file can control the terminal; results in pipes stay unchanged.
 """
 
 import json
@@ -19,31 +19,31 @@ from lcm_cli.errors import LcmError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-READER_GONE = 141  # what a shell reports for a program stopped by SIGPIPE
+READER_GONE = 141  # a shell's exit code for a program stopped by SIGPIPE
 STATUS_EVERY = 0.2  # seconds
-LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal
+LINE_EVERY = 5.0  # seconds between progress lines without a terminal
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CLEAR_LINE = "\r\x1b[K"
-_status_at = 0.0  # when a status line was drawn; 0: there is none
-_level = 0  # -1 quiet, 0 normal, 1 and more verbose
+_status_at = 0.0  # time of the status line on the screen; 0 for none
+_level = 0  # -1 is quiet, 0 normal, 1 or more verbose
 
 
 class Advance(Protocol):
-    """Say that `n` more of a long job's items are done."""
+    """A callback that reports `n` more finished items of a long job."""
 
     def __call__(self, n: int = 1) -> None: ...
 
 
 def configure(quiet: bool = False, verbose: int = 0) -> None:
-    """Choose what goes to stderr: errors only (`quiet`), or details too (`verbose` >= 1)."""
+    """Choose what goes to stderr: only errors (`quiet`), or details as well (`verbose` >= 1)."""
     global _level
     _level = -1 if quiet else verbose
 
 
 def is_quiet() -> bool:
-    """Return whether only errors are to be shown."""
+    """Return whether only errors are shown."""
     return _level < 0
 
 
@@ -72,7 +72,7 @@ def out_bytes(chunks: Iterable[bytes]) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table to stdout: drawn on a terminal, columns aligned with spaces elsewhere."""
+    """Write a table to stdout: drawn on terminals, with space-aligned columns elsewhere."""
     cells = [[printable(str(cell)).replace("\n", " ") for cell in row] for row in rows]
     if os.environ.get("FORCE_COLOR") or _can_draw(sys.stdout):
         _draw(title, columns, cells)
@@ -85,18 +85,18 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def info(message: str) -> None:
-    """Tell the person at the terminal something (stderr, not with -q)."""
+    """Write a message to stderr, unless quiet."""
     if _level >= 0:
         _note(message)
 
 
 def warn(message: str) -> None:
-    """Tell of something that may be wrong with the result (stderr, not with -q)."""
+    """Write a warning to stderr, unless quiet."""
     info(f"warning: {message}")
 
 
 def detail(message: str) -> None:
-    """Tell how things are done (stderr, with -v only)."""
+    """Write a message to stderr if verbose."""
     if _level >= 1:
         _note(message)
 
@@ -110,9 +110,9 @@ def show_error(error: LcmError) -> None:
 
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Advance]:
-    """Show how far a long job is; yields `advance(n=1)`, to be called as it goes on.
+    """Show the progress of a long job on stderr; yield `advance(n=1)`, to call as items finish.
 
-    On a terminal a bar on stderr, elsewhere a line there every few seconds, with -q nothing.
+    Draws a bar on terminals, prints a line every few seconds elsewhere, and nothing if quiet.
     """
     if _level < 0:
         yield lambda n=1: None
@@ -124,7 +124,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Advance]:
 
 
 def status(message: str) -> None:
-    """Keep one line at the foot of a terminal up to date; elsewhere, and with -q, nothing."""
+    """Update the status line at the bottom of a terminal; do nothing elsewhere or if quiet."""
     global _status_at
     now = time.monotonic()
     if _level < 0 or not _can_draw(sys.stderr) or now - _status_at < STATUS_EVERY:
@@ -135,12 +135,12 @@ def status(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Spell out the control characters in `text`, all but newline and tab."""
+    """Return `text` with its control characters escaped, except newline and tab."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def size(count: float) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes with a unit, for people."""
     step = 0
     while count >= 1024 and step < len(_UNITS) - 1:
         count, step = count / 1024, step + 1
@@ -148,25 +148,25 @@ def size(count: float) -> str:
 
 
 def use_utf8() -> None:
-    """Make both streams take any text, whatever the locale: results are UTF-8 wherever they go.
+    """Make stdout and stderr UTF-8, whatever the locale.
 
-    What UTF-8 cannot hold (half of a surrogate pair) is spelled out, which in JSON is an escape.
+    Lone surrogates, which UTF-8 cannot encode, are written as escapes, which JSON can read.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where a test or a notebook put its own
+        if hasattr(stream, "reconfigure"):  # absent if a test or a notebook replaced the stream
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _write(line: str) -> None:
     try:
-        print(line, flush=True)  # at once: the next program in a pipe may be waiting for it
+        print(line, flush=True)  # the next program in a pipe may be waiting for the line
     except BrokenPipeError:
         _leave()
 
 
 def _leave() -> NoReturn:
-    """End the program because the reader of stdout is gone."""
-    # Python flushes stdout once more at its end; give it a place where that works.
+    """Exit because the reader of stdout is gone."""
+    # Python flushes stdout again at exit, which must not fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(READER_GONE)
 
@@ -176,7 +176,7 @@ def _note(message: str) -> None:
     if _status_at:
         print(_CLEAR_LINE, end="", file=sys.stderr)
         _status_at = 0.0
-    # A line that a file's name breaks off must not pass for one of ours.
+    # Indented, so that a newline in a file's name cannot start what looks like a new message.
     print(printable(message).replace("\n", "\n  "), file=sys.stderr, flush=True)
 
 
@@ -185,7 +185,7 @@ def _can_draw(stream: TextIO) -> bool:
 
 
 def _width(text: str) -> int:
-    """Return how many columns `text` takes on a terminal."""
+    """Return the number of terminal columns of `text`."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
@@ -205,7 +205,7 @@ def _draw(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         drawn.add_column(Text(column), overflow="fold")
     for row in rows:
-        drawn.add_row(*map(Text, row))  # as Text: square brackets in it are no markup
+        drawn.add_row(*map(Text, row))  # Text, so that square brackets are not markup
     _rich(stderr=False).print(drawn)
 
 
@@ -224,7 +224,7 @@ def _bar(description: str, total: int | None) -> Iterator[Advance]:
         *layout,
         console=_rich(stderr=True),
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # else results would end up on stderr
+        redirect_stdout=sys.stdout.isatty(),  # otherwise rich would send results to stderr
     )
     with drawn:
         task = drawn.add_task(escape(printable(description)), total=total)

@@ -1,6 +1,6 @@
-"""What lcm finds on this machine: versions, devices, places, checkpoints, and what is broken.
+"""Examination of an installation: versions, devices, caches, checkpoints, and problems.
 
-torch and sonar-space are tried in processes of their own: a broken one may crash, or take forever.
+torch and sonar-space are imported in separate processes, because a broken one may crash or hang.
 """
 
 import json
@@ -24,19 +24,19 @@ NEEDED = (
     *("pydantic", "typer", "rich"),
 )
 OPTIONAL = ("sonar-space", "fairseq2")
-TIMEOUT = 120.0  # seconds for one import; a cold disk needs most of a minute
+TIMEOUT = 120.0  # seconds for one import, which takes most of a minute from a cold disk
 
 Findings = dict[str, Any]
 
 
 def examine() -> Findings:
-    """Look at everything; `problems` in the report lists what keeps lcm from working."""
+    """Return a report on the installation; `problems` lists what keeps lcm from working."""
     with ThreadPoolExecutor() as pool:
         devices = pool.submit(_in_process, "devices")
         sonar = pool.submit(_in_process, "try_sonar")
     versions = {name: _version(name) for name in NEEDED + OPTIONAL}
-    caches = [_cache(what, path) for what, path in _cache_places().items()]
-    spaces, broken_spaces = _checkpoints()
+    caches = [_describe_cache(what, path) for what, path in _cache_places().items()]
+    checkpoints, broken = _list_checkpoints()
     problems = [f"{name} is not installed" for name in NEEDED if versions[name] is None]
     if "error" in devices.result():
         problems.append(f"torch cannot be imported: {devices.result()['error']}")
@@ -52,14 +52,14 @@ def examine() -> Findings:
         "caches": caches,
         "offline": _offline(),
         "config": str(config) if config else None,
-        "checkpoints": spaces,
+        "checkpoints": checkpoints,
         "sonar_space": {"works": "error" not in sonar.result(), **sonar.result()},
-        "problems": problems + broken_spaces,
+        "problems": problems + broken,
     }
 
 
 def devices() -> Findings:
-    """List what torch can compute on. Memory is in bytes."""
+    """Return the devices that torch can use; memory is in bytes."""
     import torch
 
     found: list[Findings] = [{"device": "cpu", "threads": torch.get_num_threads()}]
@@ -73,7 +73,7 @@ def devices() -> Findings:
 
 
 def try_sonar() -> Findings:
-    """Import sonar-space; {"error": why} if that cannot be done."""
+    """Import sonar-space; return {"error": reason} if that fails."""
     if _version("sonar-space") is None:
         return {"error": "not installed"}
     from lcm_cli.space.sonar_package import import_sonar
@@ -86,7 +86,7 @@ def try_sonar() -> Findings:
 
 
 def _in_process(function: str) -> Mapping[str, Any]:
-    """Run a function of this module in a new Python; {"error": why} if it does not come back."""
+    """Run a function of this module in a new Python; return {"error": reason} if that fails."""
     code = f"import json; from lcm_cli import doctor; print(json.dumps(doctor.{function}()))"
     here = Path(__file__).resolve().parent.parent  # a checkout need not be installed
     try:
@@ -94,7 +94,7 @@ def _in_process(function: str) -> Mapping[str, Any]:
             [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=TIMEOUT
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"no end after {TIMEOUT:.0f} s"}
+        return {"error": f"not finished after {TIMEOUT:.0f} s"}
     if done.returncode < 0:
         return {"error": f"it crashed with signal {-done.returncode}"}
     if done.returncode:
@@ -115,7 +115,7 @@ def _version(package: str) -> str | None:
 
 
 def _memory() -> Mapping[str, int | None]:
-    """Return the machine's memory in bytes, None where the system does not tell."""
+    """Return the machine's total and available memory in bytes, None if unknown."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         total: int | None = page * os.sysconf("SC_PHYS_PAGES")
@@ -136,16 +136,16 @@ def _cache_places() -> Mapping[str, Path]:
     return {"lcm": cache_dir(), "hub": hub_cache()}
 
 
-def _cache(what: str, path: Path) -> Findings:
-    """Describe a folder that need not exist yet: then its nearest parent decides."""
+def _describe_cache(what: str, path: Path) -> Findings:
+    """Describe a cache folder, or its nearest existing parent."""
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     writable = there.is_dir() and os.access(there, os.W_OK)
     free = shutil.disk_usage(there).free
     return {"what": what, "path": str(path), "writable": writable, "free": free}
 
 
-def _checkpoints() -> tuple[Sequence[Findings], list[str]]:
-    """Return the checkpoints that lcm knows, and what is wrong with those that are here."""
+def _list_checkpoints() -> tuple[Sequence[Findings], list[str]]:
+    """Return the checkpoints that have cards, and the problems of those on this machine."""
     from lcm_cli.hub import cards, locate
 
     found, problems = [], []

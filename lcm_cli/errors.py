@@ -1,10 +1,10 @@
-"""The errors a user can meet. Each carries what went wrong, a hint, and an exit code."""
+"""The errors that users can see, each with a message, a hint and an exit code."""
 
 
 class LcmError(Exception):
-    """Something a user can act on: shown as `error: message` and `hint: hint`, never a traceback.
+    """An error that a user can act on, shown as `error: message` and `hint: hint`, no traceback.
 
-    `message` says what happened, with the offending value; `hint` how to go on.
+    `message` states what is wrong, with the offending value; `hint` says how to continue.
     """
 
     exit_code = 1
@@ -16,13 +16,13 @@ class LcmError(Exception):
 
 
 class UsageError(LcmError):
-    """The call itself is wrong: a flag, a combination, an unwritable target."""
+    """A wrong call: an invalid flag or combination, a target that cannot be written."""
 
     exit_code = 2
 
 
 class NotFoundError(LcmError):
-    """A file, checkpoint or language that does not exist here."""
+    """A file, checkpoint or language that does not exist on this machine."""
 
     exit_code = 3
 
@@ -34,6 +34,6 @@ class AuthError(LcmError):
 
 
 class IntegrityError(LcmError):
-    """Bytes that are not what they claim: checksum, shape, width, NaN, unknown config key."""
+    """Invalid content: a wrong checksum, shape or width, NaN, an unknown config key."""
 
     exit_code = 5

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of either."""
+"""Atomic writing of files and folders: readers see the old content or the new, never a mixture."""
 
 import errno
 import hashlib
@@ -14,10 +14,10 @@ from lcm_cli.errors import LcmError, NotFoundError, UsageError
 
 @contextmanager
 def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`.
+    """Yield a temporary path beside `path`; on success, flush it to disk and rename it to `path`.
 
     Raises UsageError if `path` exists and `force` is false, NotFoundError if its folder does not
-    exist, LcmError if the disk is full. On any error `path` stays as it was.
+    exist, LcmError if the disk is full. On any error, `path` stays unchanged.
     """
     if not path.parent.is_dir():
         raise NotFoundError(f"no such folder: {path.parent}", f"create it: mkdir -p {path.parent}")
@@ -29,7 +29,7 @@ def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        # mkstemp makes private files; give the result the permissions of any new file.
+        # mkstemp creates private files; give the result the permissions of any new file.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
@@ -42,16 +42,16 @@ def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
 def atomic_files(
     folder: Path, names: Sequence[str], *, force: bool = False
 ) -> Iterator[dict[str, Path]]:
-    """Yield a temporary path for each of `names`; on success all are renamed, the last name last.
+    """Yield a temporary path for each of `names`; on success, rename them all in order.
 
-    So a file that means that the others are whole comes last. The folder is made if need be, and
-    goes again on an error. Raises as `make_folder` and `atomic_path` do.
+    The last file can thus mark the others as complete. The folder is created if necessary, and then
+    removed on an error. Raises as `make_folder` and `atomic_path` do.
     """
     made = not folder.exists()
     make_folder(folder)
     try:
         with ExitStack() as stack:
-            # A stack unwinds from its end: the first to enter is the last to be renamed.
+            # A stack unwinds in reverse: the first to enter is the last to be renamed.
             yield {
                 name: stack.enter_context(atomic_path(folder / name, force=force))
                 for name in reversed(names)
@@ -64,9 +64,9 @@ def atomic_files(
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, if need be.
+    """Create a folder and its parents, if necessary.
 
-    Raises UsageError if one of them is something else or cannot be made, LcmError for a full disk.
+    Raises UsageError if one of them is not a folder or cannot be created, LcmError for a full disk.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -78,11 +78,11 @@ def make_folder(path: Path) -> None:
 
 
 def not_there(path: Path, what: str = "file") -> NotFoundError:
-    """Return the error of a path that leads nowhere; its hint has what is called like it there."""
+    """Return the error for a path that does not exist, with similar names in its hint."""
     from lcm_cli.schema import nearest
 
     folder = path.parent
-    here = "" if path.is_absolute() else f"paths are from the current folder, {Path.cwd()}"
+    here = "" if path.is_absolute() else f"paths are relative to the current folder, {Path.cwd()}"
     if not folder.is_dir():
         return NotFoundError(f"no such {what}: {path} (there is no folder {folder})", here)
     near = nearest(path.name, (entry.name for entry in folder.iterdir() if entry.exists()))
@@ -92,7 +92,7 @@ def not_there(path: Path, what: str = "file") -> NotFoundError:
 
 
 def disk_error(error: OSError, path: Path) -> LcmError:
-    """Put a failed write into words."""
+    """Return the error for a failed write to `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LcmError(f"no space left while writing {path}", "free some space and run it again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -101,13 +101,13 @@ def disk_error(error: OSError, path: Path) -> LcmError:
 
 
 def sha256(path: Path) -> str:
-    """Return the hex digest of a file's bytes."""
+    """Return the hex SHA-256 digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def swap(new: Path, place: Path) -> None:
-    """Put a folder in its place; what was there is gone."""
+def replace_folder(new: Path, place: Path) -> None:
+    """Move the folder `new` to `place`, replacing what is there."""
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():

@@ -1,4 +1,4 @@
-"""What `lcm inspect` tells: of documents and concepts, spaces, cards, and weights in general."""
+"""Reports on documents, concepts, checkpoints, cards and weights, for `lcm inspect`."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -10,26 +10,25 @@ from lcm_cli.documents.kinds import HEAD, sniff
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.headers import count_numbers, read_entries, read_header
 from lcm_cli.hub.layouts import read_json, weight_parts
+from lcm_cli.hub.locate import checkpoint_in
 from lcm_cli.schema import nearest
 
-# safetensors' names, their size in bytes, and the exponent bits that are all set in NaN and inf
+# safetensors' types: bytes per number, and the exponent bits, all set in NaN and infinity
 _FLOATS = {"F64": (8, 0x7FF << 52), "F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
-_BLOCK = 1 << 24  # numbers looked at in one go
+_BLOCK = 1 << 24  # numbers examined at a time
 
 
 def inspect(target: str) -> dict[str, Any]:
-    """Return what `target` is and holds, as plain data; `kind` says which keys there are.
+    """Return a report on `target` as plain data, whose keys depend on its `kind`.
 
-    `target`: a file or folder of documents or concepts, a data set, the folder of a space, a
+    `target` is a file or folder of documents or concepts, a data set, the folder of a space, a
     model or a training run, the name of a card, or a .safetensors file of weights. Raises
-    NotFoundError if there is nothing of that name, IntegrityError if it is cut off.
+    NotFoundError if it does not exist, IntegrityError if it is truncated.
     """
     path = Path(target)
-    if path.is_dir() and (path / "config.json").is_file():
-        kind = read_json(path / "config.json").get("kind")
-        return _model(target) if kind == "model" else _space(target)
-    if (path / "model" / "config.json").is_file():  # the folder of a training run
-        return _model(target)
+    if (config := checkpoint_in(path) / "config.json").is_file():
+        is_model = read_json(config).get("kind") == "model" or config.parent != path
+        return _model(target) if is_model else _space(target)
     if path.is_file() and path.suffix == ".toml":
         return _card(target)
     if path.is_file() and _is_weights(path):
@@ -41,7 +40,7 @@ def inspect(target: str) -> dict[str, Any]:
 
 
 def _named(name: str, error: NotFoundError) -> dict[str, Any]:
-    """Describe the checkpoint called `name`; `error` says that no file is."""
+    """Describe the checkpoint called `name`; `error` reports that no file has that name."""
     from lcm_cli.hub.cards import cards
 
     known = cards()
@@ -49,11 +48,11 @@ def _named(name: str, error: NotFoundError) -> dict[str, Any]:
         return _card(name)
     near = nearest(name, known)
     hint = f"did you mean {' or '.join(near)}?" if near else error.hint
-    raise NotFoundError(f"{error.message}, and no checkpoint is called so", hint)
+    raise NotFoundError(f"{error.message}, and no checkpoint has that name", hint)
 
 
 def _with_licence(report: dict[str, Any]) -> dict[str, Any]:
-    """Add the licence of the weights that made the concepts, if their space has a card."""
+    """Add the licence of the space that made the concepts, if it has a card."""
     from lcm_cli.hub.cards import card
 
     try:
@@ -141,7 +140,7 @@ def _model(source: str) -> dict[str, Any]:
 
 
 def _is_weights(path: Path) -> bool:
-    """Tell a .safetensors file of weights from one of concepts."""
+    """Return whether a .safetensors file holds weights, not concepts."""
     from lcm_cli.documents.tensors import TENSOR
 
     with path.open("rb") as file:
@@ -152,16 +151,16 @@ def _is_weights(path: Path) -> bool:
 
 
 def _weights(*paths: Path) -> dict[str, Any]:
-    """Describe the tensors of .safetensors files, any that belong together."""
+    """Describe the tensors in the .safetensors files of one checkpoint."""
     metadata: dict[str, str] = {}
     entries: dict[str, dict[str, Any]] = {}
-    broken: dict[str, int] = {}
+    non_finite: dict[str, int] = {}
     for path in paths:
         if not path.is_file():
             hint = "the checkpoint is incomplete: pull it again"
             raise NotFoundError(f"no such file: {path}", hint)
         start, about, part = read_entries(path)
-        broken |= _broken(path, start, part)
+        non_finite |= _count_non_finite(path, start, part)
         metadata |= about
         entries |= part
     counts = count_numbers(entries)
@@ -175,14 +174,14 @@ def _weights(*paths: Path) -> dict[str, Any]:
         "dtypes": counts,
         "metadata": metadata,
         "licence": metadata.get("licence") or metadata.get("license"),
-        "non_finite": broken,
+        "non_finite": non_finite,
     }
 
 
-def _broken(path: Path, start: int, entries: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Return how many numbers of each tensor are NaN or infinite, where any are.
+def _count_non_finite(path: Path, start: int, entries: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Return the number of NaN or infinite values of each tensor that has any.
 
-    `start`: where the data begin. Raises IntegrityError if they are not as long as they should be.
+    `start` is the offset of the data. Raises IntegrityError if the file has a wrong size.
     """
     import numpy as np
 
@@ -199,13 +198,13 @@ def _broken(path: Path, start: int, entries: dict[str, dict[str, Any]]) -> dict[
 
 
 def _non_finite(data: Any, entry: dict[str, Any]) -> int:
-    """Count the values of a tensor that are NaN or infinite: in those all exponent bits are set."""
+    """Count the values of a tensor that are NaN or infinite: all their exponent bits are set."""
     if entry["dtype"] not in _FLOATS:
         return 0
     import numpy as np
 
     size, mask = _FLOATS[entry["dtype"]]
     start, end = entry["data_offsets"]
-    values = data[start:end].view(f"<u{size}")
+    values = data[start:end].view(f"<u{size}")  # the bits: numpy has no bfloat16
     blocks = (values[at : at + _BLOCK] for at in range(0, len(values), _BLOCK))
     return sum(int(np.count_nonzero((block & mask) == mask)) for block in blocks)

@@ -1,4 +1,4 @@
-"""Turning what a file says (TOML, JSON) into frozen dataclasses, with errors to act on."""
+"""Validation of TOML and JSON data as dataclasses, with errors that name key and value."""
 
 import dataclasses
 import json
@@ -16,22 +16,22 @@ T = TypeVar("T")
 
 
 def nearest(word: str, candidates: Iterable[str], n: int = 3) -> list[str]:
-    """Return up to `n` candidates that look like `word`, the closest first; case is ignored."""
+    """Return up to `n` candidates similar to `word`, the closest first; case is ignored."""
     spelled = {candidate.casefold(): candidate for candidate in candidates}
     return [spelled[match] for match in get_close_matches(word.casefold(), spelled, n)]
 
 
 def counted(count: int, noun: str) -> str:
-    """Return "1 document", "2,000 documents"."""
+    """Return a count with its noun: "1 document", "2,000 documents"."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
-    """Make a `cls`, a dataclass (pydantic's or the standard library's), from `data`.
+    """Return `data` as an instance of `cls`, a dataclass (pydantic's or the standard library's).
 
-    Types are checked strictly, as JSON has them: "12" is no number, a whole number is a float.
-    Raises IntegrityError with `source` (a file name), key and value for every key that is unknown,
-    missing or of a wrong type, and what the class itself raises, with `source` before it.
+    Types are checked strictly, as in JSON: "12" is not a number, but an integer is a float. Raises
+    IntegrityError with `source` (a file name), key and value for every key that is unknown, missing
+    or of a wrong type, and the errors of the class itself, prefixed with `source`.
     """
     from pydantic import ValidationError
 
@@ -51,7 +51,7 @@ def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
 def _adapter(cls: Any) -> "TypeAdapter[Any]":
     from pydantic import ConfigDict, TypeAdapter
 
-    # A dataclass takes no config from outside, but inherits that of what it is nested in.
+    # pydantic cannot set the config of a given dataclass, but nested ones inherit the tuple's.
     return TypeAdapter(tuple[cls], config=ConfigDict(extra="forbid"))
 
 
@@ -81,17 +81,17 @@ def _is_unknown(problem: "ErrorDetails") -> bool:
 
 
 def _fields_at(cls: type, path: Sequence[int | str]) -> set[str]:
-    """Return the field names of the dataclasses that can stand at `path` below `cls`."""
+    """Return the field names of the dataclasses that may occur at `path` below `cls`."""
     found = {cls}
     for step in path:
-        # pydantic puts the class name into the path where a union leaves a choice.
+        # For a union, pydantic adds the name of the chosen class to the path.
         named = {kind for kind in found if kind.__name__ == step}
         found = named or {inner for kind in found for inner in _inside(kind, step)}
     return {field.name for kind in found for field in dataclasses.fields(kind)}
 
 
 def _inside(kind: type, step: int | str) -> Iterator[type]:
-    """Yield the dataclasses behind a field; a list's position or a dict's key leads to `kind`."""
+    """Yield the dataclasses in the type of a field, or `kind` for a list index or a dict key."""
     hints = get_type_hints(kind)
     yield from _dataclasses_in(hints.get(str(step), kind))
 

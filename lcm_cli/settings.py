@@ -6,7 +6,7 @@
     [checkpoints.convert]       # of a command in a group
     force = true
 
-Keys are the long option names, with `-` or `_`. A flag and an environment variable go before it.
+Keys are the long option names, with `-` or `_`. Flags and environment variables override the file.
 """
 
 import tomllib
@@ -23,9 +23,9 @@ LOCAL = Path("lcm.toml")
 
 
 def find_settings(chosen: Path | None = None) -> Path | None:
-    """Return the config file that counts: `chosen`, else ./lcm.toml, else the user's, else None.
+    """Return the config file to use: `chosen`, else ./lcm.toml, else the user's, else None.
 
-    Raises NotFoundError if `chosen` is given and is no file.
+    Raises NotFoundError if `chosen` is given and is not a file.
     """
     if chosen is not None and not chosen.is_file():
         raise not_there(chosen, "config file")
@@ -48,11 +48,11 @@ def defaults(
     shared: Collection[str],
     commands: Collection[str],
 ) -> dict[str, Any]:
-    """Return what the file at `path` says for `command`, as {option: value}.
+    """Return the defaults in the file at `path` for the options of `command`.
 
-    `command` is its name, and before it that of its group if it has one. `options` are those of the
-    command, `shared` those that may stand flat in the file; all names have `_` for `-`. Raises
-    IntegrityError for a key that is none of these.
+    `command` is a command's name, after its group's if it has one. `options` are the options of the
+    command, `shared` those allowed as flat keys, `commands` all commands; all with `_` for `-`.
+    Raises IntegrityError for an unknown key.
     """
     data = _underscored(read_settings(path))
     tables = {key for key, value in data.items() if isinstance(value, dict)}
@@ -66,18 +66,17 @@ def defaults(
 
 
 def set_user_default(key: str, value: str) -> Path:
-    """Write `key` = `value` into the user's config file, all else in it kept; returns its path.
+    """Set `key` to `value` in the user's config file and return its path; the rest is kept.
 
-    Raises IntegrityError for a file that cannot be read, or is laid out so that one line cannot be
-    put into it safely.
+    Raises IntegrityError if the file is not TOML, or the line cannot be inserted safely.
     """
     path = user_config_file()
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     expected = (_underscored(read_settings(path)) if old else {}) | {key: value}
     line = f"{key} = {_quoted(value)}"
     text = _with_line(old, key, line)
-    if not _says(text, expected):
-        raise IntegrityError(f"cannot change {path} safely", f"write into it: {line}")
+    if not _parses_to(text, expected):
+        raise IntegrityError(f"cannot change {path} safely", f"add this line yourself: {line}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,7 +87,7 @@ def set_user_default(key: str, value: str) -> Path:
 
 
 def _with_line(text: str, key: str, new: str) -> str:
-    """Put the line `new` for `key` at the old one's place, else before everything else."""
+    """Return `text` with the line `new` in place of the old one for `key`, else as its first."""
     lines = text.splitlines()
     names = [line.partition("=")[0].strip().replace("-", "_") for line in lines]
     table = next((i for i, name in enumerate(names) if name.startswith("[")), len(names))
@@ -99,7 +98,7 @@ def _with_line(text: str, key: str, new: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _says(text: str, expected: Mapping[str, Any]) -> bool:
+def _parses_to(text: str, expected: Mapping[str, Any]) -> bool:
     try:
         return _underscored(tomllib.loads(text)) == expected
     except tomllib.TOMLDecodeError:
@@ -114,7 +113,7 @@ def _check(path: Path, what: str, found: Collection[str], known: Collection[str]
     for key in sorted(set(found) - set(known)):
         near = nearest(key, known)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise IntegrityError(f"{path}: {key!r} is no {what}", hint)
+        raise IntegrityError(f"{path}: {key!r} is not a known {what}", hint)
 
 
 def _quoted(value: str) -> str:

@@ -1,7 +1,7 @@
-"""Weights in safetensors files: read, rounded and written, in whatever way they are stored.
+"""Weights in safetensors files: reading, rounding and writing, in floats or int8.
 
-Floats are stored as they are. A matrix NAME may also be int8 (R, C), with one scale a row in
-NAME.scale, float16 (R,): the weight is the product of the two, computed in float32.
+A matrix NAME may be stored as int8 (R, C) with one float16 scale per row in NAME.scale (R,); its
+weights are the products of the two, computed in float32.
 
 Shapes: R rows, C columns.
 """
@@ -26,16 +26,16 @@ Store = Literal["float32", "float16", "int8"]
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 _BLOCK = 1 << 24  # bytes written, or numbers rounded, at a time
-_MOST = 127  # the greatest of the int8 numbers in use: the range is symmetric
-_TRUSTED = 2.0**-17  # see `row_scales`
+_MOST = 127  # the largest int8 number in use; -128 is left out, so the range is symmetric
+_LEAST_EXACT = 2.0**-17  # the least scale that float16 rounds by at most 2^-8: see `row_scales`
 _LARGEST = torch.finfo(torch.float16).max
-_SAMPLED = 1 << 12  # numbers of a matrix that tell it from others
+_SAMPLED = 1 << 12  # numbers of a matrix that enter its fingerprint
 _DRAWS = frozenset({"normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_"})
 
 
 @dataclass(frozen=True)
 class Int8Matrix:
-    """A matrix as it is stored in int8: `numbers` (R, C), and the `scales` (R,) of its rows."""
+    """A matrix in int8: `numbers` (R, C), and the float16 `scales` (R,) of its rows."""
 
     numbers: Tensor
     scales: Tensor
@@ -47,16 +47,16 @@ class Int8Matrix:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights where none is asked for: that of the vectors beside it."""
+        """The default type of its weights: that of its scales, float16 in files."""
         return self.scales.dtype
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """The size in bytes."""
         return self.numbers.nbytes + self.scales.nbytes
 
     def is_floating_point(self) -> bool:
-        """Return whether its weights are floats, as those of other tensors."""
+        """Return True: its weights are floats, like those of float tensors."""
         return True
 
     def __len__(self) -> int:
@@ -66,9 +66,9 @@ class Int8Matrix:
         return Int8Matrix(self.numbers[rows], self.scales[rows])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-        """Return the weights, (R, C)."""
+        """Return the weights (R, C) in `dtype`."""
         scales = self.scales.to(device, torch.float32)
-        # In float32 the product is exact: 7 bits times 11.
+        # Exact in float32, whose significand of 24 bits holds the product of 7 bits and 11.
         return self.numbers.to(device).float().mul_(scales[:, None]).to(dtype)
 
 
@@ -76,8 +76,8 @@ Weight = Tensor | Int8Matrix
 
 
 @dataclass(frozen=True)
-class Later:
-    """A tensor that is made when its turn to be written comes."""
+class Deferred:
+    """A tensor that is computed when it is written, so that few are in memory at once."""
 
     dtype: torch.dtype
     shape: torch.Size
@@ -85,27 +85,27 @@ class Later:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes it takes."""
+        """The size in bytes."""
         return self.shape.numel() * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
 
 
-Piece = Tensor | Later
+Piece = Tensor | Deferred
 
 
 @contextmanager
 def without_content() -> Iterator[None]:
-    """Build networks whose tensors have shapes but no content, until weights are assigned."""
+    """Build networks whose tensors have shapes but no content until weights are assigned."""
     with torch.device("meta"), _SkipDraws():
         yield
 
 
 class _SkipDraws(TorchFunctionMode):
-    """Skips the drawing of initial values on the meta device.
+    """A mode that skips the drawing of initial values on the meta device.
 
-    It would do nothing there, but its first call imports sympy and half of torch: two seconds.
+    It would have no effect there, but its first call imports sympy, which takes two seconds.
     """
 
     def __torch_function__(
@@ -120,9 +120,9 @@ class _SkipDraws(TorchFunctionMode):
 
 
 def read_weights(*files: Path) -> dict[str, Weight]:
-    """Map the weights of one checkpoint, in all of its `files`, into memory; none are read yet.
+    """Map the weights in the `files` of one checkpoint into memory, without reading them.
 
-    Raises NotFoundError, or IntegrityError for a damaged file, naming it and the tensor.
+    Raises NotFoundError, or IntegrityError with the file and the tensor that are damaged.
     """
     found: dict[str, Tensor] = {}
     places: dict[str, Path] = {}
@@ -134,18 +134,18 @@ def read_weights(*files: Path) -> dict[str, Weight]:
     weights: dict[str, Weight] = {}
     for name, tensor in found.items():
         if name in int8:
-            weights[name] = _rows(name, tensor, found.get(name + SCALE), places[name])
+            weights[name] = _join_int8(name, tensor, found.get(name + SCALE), places[name])
         elif name.endswith(SCALE) and name.removesuffix(SCALE) in found:
             if not is_scale(name, int8):
                 matrix = found[name.removesuffix(SCALE)]
-                raise _unfit(places[name], f"{name} is of a matrix in {matrix.dtype}, not int8")
+                raise _unfit(places[name], f"{name} scales a matrix in {matrix.dtype}, not int8")
         else:
             weights[name] = tensor
     return weights
 
 
 def map_file(file: Path) -> dict[str, Tensor]:
-    """Map the tensors of a safetensors file into memory, as it holds them.
+    """Map the tensors of a safetensors file into memory, int8 numbers and scales apart.
 
     Raises as `read_weights` does.
     """
@@ -158,22 +158,22 @@ def map_file(file: Path) -> dict[str, Tensor]:
         return dict(load_file(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise IntegrityError(
-            f"{file} is damaged: {error}", "it may be cut short: pull or copy it again"
+            f"{file} is damaged: {error}", "it may be truncated: pull or copy it again"
         ) from error
 
 
-def _rows(name: str, numbers: Tensor, scales: Tensor | None, file: Path) -> Int8Matrix:
-    """Put a matrix together with its scales, which are looked at: they are few."""
+def _join_int8(name: str, numbers: Tensor, scales: Tensor | None, file: Path) -> Int8Matrix:
+    """Return an int8 matrix with its scales, which are read and checked: they are few."""
     if scales is None:
-        raise _unfit(file, f"{name} is int8, and has no scales: {name}{SCALE} is missing")
+        raise _unfit(file, f"{name} is int8 but has no scales: {name}{SCALE} is missing")
     if numbers.ndim != 2:
-        raise _unfit(file, f"{name} is int8 of shape {tuple(numbers.shape)}, and no matrix")
+        raise _unfit(file, f"{name} is int8 of shape {tuple(numbers.shape)}, not a matrix")
     if scales.dtype != torch.float16 or scales.shape != numbers.shape[:1]:
         found = f"{scales.dtype} of shape {tuple(scales.shape)}"
         rows = f"float16, one for each of {len(numbers)} rows"
-        raise _unfit(file, f"{name}{SCALE} is {found}, and should be {rows}")
+        raise _unfit(file, f"{name}{SCALE} is {found}, but should be {rows}")
     if bad := int((~(scales.isfinite() & (scales > 0))).sum()):
-        raise _unfit(file, f"{name}{SCALE}: {bad} of its scales are no positive numbers")
+        raise _unfit(file, f"{name}{SCALE}: {bad} of its scales are not positive numbers")
     return Int8Matrix(numbers, scales)
 
 
@@ -182,27 +182,30 @@ def _unfit(file: Path, message: str) -> IntegrityError:
 
 
 def row_scales(weight_RC: Tensor) -> Tensor:
-    """Return the scale of each row of a matrix, (R,) float16: its greatest magnitude over 127.
+    """Return the scale of each row of a matrix, (R,) float16: its largest magnitude over 127.
 
-    Whatever is rounded with it and rounded again stays as it is, because the greatest number of a
-    row is 127 then. Below 2^-17 float16 has too few digits left for that; there the scale is the
-    next power of two, which a row half as great would not get.
+    Rounding is idempotent: the largest number of a rounded row is 127 again, which gives the same
+    scale. That holds while float16 rounds the scale by at most 2^-8 (127 / 256 < 1/2), that is down
+    to 2^-17. Below, the scale is rounded up to a power of two, and the largest number is at
+    least 64, which gives the same power again. A row of zeros gets the least scale, 2^-24.
     """
     least_R, most_R = weight_RC.aminmax(dim=1)
     ideal_R = torch.maximum(-least_R, most_R).float() / _MOST
-    powers = torch.exp2(torch.arange(-24.0, -16.0))  # from the least that float16 has
+    powers = torch.exp2(torch.arange(-24.0, -16.0))  # 2^-24 is the least positive float16
+    # bucketize finds the first power that is not below; the clamp is for rows that need none.
     power_R = powers[torch.bucketize(ideal_R, powers).clamp(max=len(powers) - 1)]
-    return torch.where(ideal_R < _TRUSTED, power_R, ideal_R).half()
+    return torch.where(ideal_R < _LEAST_EXACT, power_R, ideal_R).half()
 
 
 def round_rows(weight_RC: Tensor) -> Int8Matrix:
     """Round a matrix to int8; no weight moves by more than half the scale of its row.
 
-    Numbers that are not finite, or too great for float16, give a scale that is not.
+    A row with numbers that are not finite, or too large for float16, gets a scale that is not
+    finite.
     """
     scales_R = row_scales(weight_RC)
     numbers_RC = torch.empty(weight_RC.shape, dtype=torch.int8)
-    for part in _parts(weight_RC):
+    for part in _row_blocks(weight_RC):
         ratios = weight_RC[part].float() / scales_R[part, None].float()
         numbers_RC[part] = ratios.round_().clamp_(-_MOST, _MOST).to(torch.int8)
     return Int8Matrix(numbers_RC, scales_R)
@@ -211,60 +214,60 @@ def round_rows(weight_RC: Tensor) -> Int8Matrix:
 def pieces(
     weights: Mapping[str, Weight], store: Store | None = None, kept: tuple[str, ...] = ()
 ) -> dict[str, list[Piece]]:
-    """Return what a file has to hold for `weights` to be stored as `store`; None is as they are.
+    """Return the contents of a file that stores `weights` as `store`; None keeps their types.
 
-    Stored as int8, vectors become float16. Tensors whose names begin as one in `kept` stay as they
-    are. What has to be computed for it is when it is written: then IntegrityError is raised for
-    numbers that are not finite or too great.
+    With int8, matrices are rounded and vectors become float16. Tensors whose names start with one
+    of `kept` keep their types. Conversion happens when a tensor is written, and then raises
+    IntegrityError for numbers that are not finite or too large for `store`.
     """
     found: dict[str, list[Piece]] = {}
     for name, weight in weights.items():
-        as_it_is = store is None or name.startswith(kept) or not weight.is_floating_point()
-        if isinstance(weight, Int8Matrix) and (as_it_is or store == "int8"):
+        unchanged = store is None or name.startswith(kept) or not weight.is_floating_point()
+        if isinstance(weight, Int8Matrix) and (unchanged or store == "int8"):
             found |= {name: [weight.numbers], name + SCALE: [weight.scales]}
-        elif as_it_is:
+        elif unchanged:
             found[name] = [cast(Tensor, weight)]
         elif store == "int8" and len(weight.shape) == 2:
-            found |= _rounded(name, cast(Tensor, weight))
+            found |= _round_later(name, cast(Tensor, weight))
         else:
             dtype = torch.float32 if store == "float32" else torch.float16
-            found[name] = [Later(dtype, weight.shape, partial(_cast, name, weight, dtype))]
+            found[name] = [Deferred(dtype, weight.shape, partial(_convert, name, weight, dtype))]
     return found
 
 
-def _rounded(name: str, weight: Tensor) -> dict[str, list[Piece]]:
+def _round_later(name: str, weight: Tensor) -> dict[str, list[Piece]]:
     def scales() -> Tensor:
         found = row_scales(weight)
         if not bool((found.float() * _MOST <= _LARGEST).all()):
-            raise _too_great(name, "int8")
+            raise _out_of_range(name, "int8")
         return found
 
     return {
-        name: [Later(torch.int8, weight.shape, lambda: round_rows(weight).numbers)],
-        name + SCALE: [Later(torch.float16, weight.shape[:1], scales)],
+        name: [Deferred(torch.int8, weight.shape, lambda: round_rows(weight).numbers)],
+        name + SCALE: [Deferred(torch.float16, weight.shape[:1], scales)],
     }
 
 
-def _cast(name: str, weight: Weight, dtype: torch.dtype) -> Tensor:
+def _convert(name: str, weight: Weight, dtype: torch.dtype) -> Tensor:
     found = weight.to("cpu", dtype)
     if not bool(found.isfinite().all()):
-        raise _too_great(name, str(dtype).removeprefix("torch."))
+        raise _out_of_range(name, str(dtype).removeprefix("torch."))
     return found
 
 
-def _too_great(name: str, store: str) -> IntegrityError:
+def _out_of_range(name: str, store: str) -> IntegrityError:
     return IntegrityError(
-        f"{name} cannot be stored as {store}: it has numbers beyond {_LARGEST:,.0f}, or not finite",
-        "lcm inspect tells which are not finite; float32 holds all others",
+        f"{name} cannot be stored as {store}: it has numbers beyond {_LARGEST:,.0f} or not finite",
+        "lcm inspect counts those that are not finite; float32 can store all others",
     )
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Sequence[Piece]]) -> str:
-    """Write tensors, each the concatenation of its pieces along the first axis; returns the sha256.
+    """Write tensors, each the concatenation of its pieces along the first axis; return the sha256.
 
-    The library's own writer wants every tensor in memory at once; this one maps 16 MiB at a time.
+    The safetensors library's writer needs all tensors in memory at once; this one holds one piece.
     """
-    # The widest numbers first, as the library does: so each lies at a multiple of its size.
+    # The widest types first, as in the library's files, so that each number is aligned to its size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1][0].dtype.itemsize, item[0]))
     header: dict[str, Any] = {}
     end = 0
@@ -274,7 +277,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Sequence[Piece]]) -> str
         dtype = _DTYPES[parts[0].dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts aligned, which a memory map needs
+    text += b" " * (-len(text) % 8)  # aligns the data to 8 bytes for memory maps
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for block in _blocks([len(text).to_bytes(8, "little"), text], ordered):
@@ -289,25 +292,25 @@ def _blocks(
     yield from head
     for _, parts in tensors:
         for part in parts:
-            made = part.make() if isinstance(part, Later) else part
+            made = part.make() if isinstance(part, Deferred) else part
             flat = made.contiguous().view(-1).view(torch.uint8)
             for start in range(0, len(flat), _BLOCK):
                 yield flat[start : start + _BLOCK].numpy().data
 
 
 def sampled(weights: Mapping[str, Weight]) -> Iterator[bytes]:
-    """Yield what tells `weights` from others, however they are stored: names, shapes, numbers.
+    """Yield the bytes of a fingerprint of `weights`: names, shapes and float32 numbers.
 
-    The numbers are those of the weights in float32. Of a large matrix evenly spaced rows are read,
-    its first and its last among them: at least 4, and as many as have 4,096 numbers.
+    They do not depend on the stored types as long as the values are equal. Of a large matrix, only
+    evenly spaced rows are read, from the first to the last: at least 4, and about 4,096 numbers.
     """
     for name, weight in sorted(weights.items()):
         yield f"{name} {list(weight.shape)}\n".encode()
-        numbers = _some(weight).to("cpu", torch.float32) + 0.0  # -0 is 0
+        numbers = _sample_rows(weight).to("cpu", torch.float32) + 0.0  # turns -0 into 0
         yield numbers.numpy().astype("<f4").tobytes()
 
 
-def _some(weight: Weight) -> Weight:
+def _sample_rows(weight: Weight) -> Weight:
     if len(weight.shape) != 2:
         return weight
     rows, columns = weight.shape
@@ -318,17 +321,17 @@ def _some(weight: Weight) -> Weight:
 
 
 def relative_error(before: Mapping[str, Weight], after: Mapping[str, Weight]) -> float:
-    """Return how far weights have moved: the root of the sum of squares, over that of `before`."""
+    """Return the root of the summed squared changes, divided by that of the squares of `before`."""
     moved = total = 0.0
     for name, weight in before.items():
-        for part in _parts(weight):
+        for part in _row_blocks(weight):
             old = weight[part].to("cpu", torch.float32)
             moved += float((after[name][part].to("cpu", torch.float32) - old).square().sum())
             total += float(old.square().sum())
     return (moved / total) ** 0.5 if total else 0.0
 
 
-def _parts(weight: Weight) -> Iterator[slice]:
-    """Yield slices of a tensor's first axis that fit into memory."""
+def _row_blocks(weight: Weight) -> Iterator[slice]:
+    """Yield slices of a tensor's first axis with at most 16 Mi numbers, or one row."""
     size = max(1, _BLOCK // max(1, weight.shape[1:].numel()))
     yield from (slice(start, start + size) for start in range(0, len(weight), size))

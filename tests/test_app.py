@@ -68,7 +68,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(args: list[str]) -> None:
 def test_help_is_quick() -> None:
     code = "import time; from lcm_cli.app import main; main(['--help']); print(time.process_time())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # About 0.15 s of processor time; the slack is for machines of any kind, not for new imports.
+    # About 0.15 s of processor time; the slack is for slow machines, not for new imports.
     assert float(done.stdout.splitlines()[-1]) < 1.0
 
 
@@ -89,7 +89,7 @@ def test_without_a_command(lcm: Run, probe: ModuleType, monkeypatch: pytest.Monk
     assert silent.stderr == "error: no command given\nhint: see the commands: lcm --help\n"
 
 
-def test_without_a_command_on_a_terminal_there_is_help(
+def test_without_a_command_a_terminal_gets_help(
     probe: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -97,7 +97,7 @@ def test_without_a_command_on_a_terminal_there_is_help(
     assert capsys.readouterr().out.startswith("Usage: lcm ")
 
 
-def test_examples_stand_in_the_help_line_by_line(lcm: Run, probe: ModuleType) -> None:
+def test_help_has_one_example_per_line(lcm: Run, probe: ModuleType) -> None:
     for flag in ("-h", "--help"):
         shown = lcm("probe", flag)
         assert shown.code == 0
@@ -116,7 +116,7 @@ def test_examples_stand_in_the_help_line_by_line(lcm: Run, probe: ModuleType) ->
         (["--sede"], "no such option: --sede", "lcm --help"),
     ],
 )
-def test_a_wrong_call_is_said_in_two_lines(
+def test_wrong_call_gives_two_lines(
     args: list[str], message: str, hint: str, lcm: Run, probe: ModuleType
 ) -> None:
     done = lcm(*args)
@@ -165,7 +165,7 @@ def test_debug_shows_the_traceback(lcm: Run, probe: ModuleType) -> None:
     assert "Traceback" not in lcm("probe", LCM_DEBUG="0").stderr
 
 
-def test_flag_beats_variable_beats_file_beats_default(
+def test_priority_of_flag_variable_file_and_default(
     lcm: Run, probe: ModuleType, tmp_path: Path
 ) -> None:
     config = tmp_path / "c.toml"
@@ -200,9 +200,9 @@ def test_flag_beats_variable_beats_file_beats_default(
         (
             '[probe]\nsede = "3"',
             5,
-            "c.toml: 'sede' is no option of probe\nhint: did you mean seed?",
+            "c.toml: 'sede' is not a known option of probe\nhint: did you mean seed?",
         ),
-        ("[prob]", 5, "c.toml: 'prob' is no command\nhint: did you mean probe?"),
+        ("[prob]", 5, "c.toml: 'prob' is not a known command\nhint: did you mean probe?"),
     ],
 )
 def test_an_error_in_the_config_file_names_the_file(
@@ -217,7 +217,7 @@ def test_an_error_in_the_config_file_names_the_file(
 def test_common_options(lcm: Run, probe: ModuleType, tmp_path: Path) -> None:
     assert json.loads(lcm("probe", "--offline").stdout)["offline"] == "1"
     assert json.loads(lcm("probe", LCM_OFFLINE="1").stdout)["offline"] == "1"
-    assert os.environ.get("HF_HUB_OFFLINE") != "1"  # what a run sets stays in that run
+    assert os.environ.get("HF_HUB_OFFLINE") != "1"  # settings of one run do not affect the next
     assert lcm("probe").stderr == ""
     assert lcm("probe", "-v").stderr == "a detail\n"
     assert lcm("probe", "--config", tmp_path / "gone.toml").code == 3

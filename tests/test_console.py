@@ -24,7 +24,7 @@ def normal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _on_a_terminal(patch: pytest.MonkeyPatch, stdout: bool = True) -> None:
-    """Let the streams say that they are terminals. pytest changes them after its fixtures."""
+    """Make the streams report that they are terminals; pytest replaces them after its fixtures."""
     patch.setattr(sys.stdout, "isatty", lambda: stdout)
     patch.setattr(sys.stderr, "isatty", lambda: True)
 
@@ -73,7 +73,7 @@ def test_table_in_a_pipe_is_aligned_by_width(capsys: Capture) -> None:
     )
 
 
-def test_table_on_a_terminal_takes_brackets_as_they_are(
+def test_table_on_a_terminal_keeps_brackets(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _on_a_terminal(monkeypatch)
@@ -100,7 +100,7 @@ def test_a_dumb_terminal_gets_plain_tables(
         (True, 1, ""),
     ],
 )
-def test_how_much_is_told(quiet: bool, verbose: int, expected: str, capsys: Capture) -> None:
+def test_verbosity(quiet: bool, verbose: int, expected: str, capsys: Capture) -> None:
     console.configure(quiet, verbose)
     console.info("info")
     console.warn("warn")
@@ -121,7 +121,7 @@ def test_errors_are_shown_with_their_hints_even_when_quiet(
     )
 
 
-def test_progress_off_a_terminal_is_a_line_now_and_then(
+def test_progress_without_a_terminal_is_a_line_every_few_seconds(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 1.0, 6.0, 7.0, 20.0])
@@ -164,7 +164,7 @@ def test_progress_on_a_terminal_is_a_bar_on_stderr(
     assert result == "the result\n"
 
 
-def test_a_reader_that_goes_away_ends_the_program_quietly() -> None:
+def test_closed_pipe_ends_the_program_quietly() -> None:
     code = "from lcm_cli import console\nwhile True: console.out('x' * 100)"
     running = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE

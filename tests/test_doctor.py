@@ -11,7 +11,7 @@ from lcm_cli import doctor
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let a probe run this code in its process, and return what the report would have."""
+    """Run this code as a probe in its own process and return its report."""
 
     def probe(code: str) -> Mapping[str, Any]:
         def run(args: list[str], **options: Any) -> Any:
@@ -24,30 +24,30 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Any:
     return probe
 
 
-def test_a_probe_that_answers(process: Any) -> None:
+def test_probe_succeeds(process: Any) -> None:
     assert process("print('noise'); print('{\"a\": 1}')") == {"a": 1}
 
 
-def test_a_probe_that_fails_says_why(process: Any) -> None:
+def test_probe_fails_with_a_reason(process: Any) -> None:
     assert process("raise ImportError('no libfoo')") == {"error": "ImportError: no libfoo"}
 
 
-def test_a_probe_that_crashes(process: Any) -> None:
+def test_probe_crashes(process: Any) -> None:
     crash = process("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert crash == {"error": "it crashed with signal 9"}
 
 
-def test_a_probe_that_hangs(process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_hangs(process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "TIMEOUT", 0.1)
-    assert process("import time; time.sleep(60)") == {"error": "no end after 0 s"}
+    assert process("import time; time.sleep(60)") == {"error": "not finished after 0 s"}
 
 
 def test_a_cache_that_does_not_exist_yet(tmp_path: Path) -> None:
-    found = doctor._cache("lcm", tmp_path / "not" / "yet")
+    found = doctor._describe_cache("lcm", tmp_path / "not" / "yet")
     assert found["writable"]
     assert found["free"] > 0
     (tmp_path / "file").touch()
-    assert not doctor._cache("lcm", tmp_path / "file" / "below")["writable"]
+    assert not doctor._describe_cache("lcm", tmp_path / "file" / "below")["writable"]
 
 
 def test_devices() -> None:
@@ -61,8 +61,8 @@ def test_examine_tries_torch_and_sonar_space_for_real() -> None:
     assert report["sonar_space"]["works"] or report["sonar_space"]["error"]
 
 
-def test_models_that_are_not_pulled_are_no_problem(cache: Path) -> None:
-    found, problems = doctor._checkpoints()
+def test_absent_models_are_not_a_problem(cache: Path) -> None:
+    found, problems = doctor._list_checkpoints()
     assert problems == []
     present = {one["name"]: one["present"] for one in found}
     assert present["tiny"] and not present["sonar-llm-100m"]

@@ -44,7 +44,7 @@ class Checked:
             raise ValueError("Names must be good")
 
 
-def test_parse_builds_the_dataclass_and_all_inside_it() -> None:
+def test_parse_builds_nested_dataclasses() -> None:
     data = {
         "name": "a",
         "stack": {"layers": 4, "rate": 1},
@@ -75,7 +75,9 @@ def test_parse_builds_the_dataclass_and_all_inside_it() -> None:
         ({"name": "a", "stack": {"layers": 1.5}}, "stack.layers = 1.5", ""),
     ],
 )
-def test_parse_names_file_key_and_value(data: Mapping[str, Any], message: str, hint: str) -> None:
+def test_parse_errors_have_file_key_and_value(
+    data: Mapping[str, Any], message: str, hint: str
+) -> None:
     with pytest.raises(IntegrityError) as caught:
         parse(Recipe, data, "r.toml")
 
@@ -84,24 +86,24 @@ def test_parse_names_file_key_and_value(data: Mapping[str, Any], message: str, h
     assert hint in caught.value.hint
 
 
-def test_parse_puts_the_file_before_what_the_class_itself_objects_to() -> None:
+def test_parse_prefixes_errors_of_the_class_with_the_file() -> None:
     with pytest.raises(NotFoundError, match=r"^r\.toml: no layers: 0$") as caught:
         parse(Stack, {"layers": 0}, "r.toml")
     assert caught.value.hint == "add one"
 
 
-def test_parse_takes_pydantic_dataclasses_as_well() -> None:
+def test_parse_accepts_pydantic_dataclasses() -> None:
     assert parse(Checked, {"name": "good"}, "c.toml").name == "good"
     with pytest.raises(IntegrityError, match=r"c\.toml: names must be good"):
         parse(Checked, {"name": "bad"}, "c.toml")
 
 
-def test_nearest_ignores_case_and_puts_the_closest_first() -> None:
+def test_nearest_ignores_case_and_lists_the_closest_first() -> None:
     assert nearest("FRENSH", ["Finnish", "French", "German"])[0] == "French"
     assert nearest("qqq", ["French"]) == []
     assert nearest("aaaa", ["aaab", "aaac", "aaad", "aaae"], n=2) == ["aaae", "aaad"]
 
 
-def test_numbers_of_things() -> None:
+def test_counted() -> None:
     assert counted(1, "document") == "1 document"
     assert [counted(n, "document") for n in (0, 2000)] == ["0 documents", "2,000 documents"]

@@ -12,7 +12,7 @@ COMMANDS = ("summarize", "embed")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run in an empty folder, with a user's folder of its own; returns the latter."""
+    """Run in an empty folder with its own user folder, and return the latter."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -25,7 +25,7 @@ def _defaults(text: str) -> dict[str, object]:
     return settings.defaults(path, ["summarize"], OPTIONS, SHARED, COMMANDS)
 
 
-def test_find_prefers_what_is_chosen_then_the_folder_then_the_user(home: Path) -> None:
+def test_find_prefers_the_chosen_file_then_the_folder_then_the_user(home: Path) -> None:
     assert settings.find_settings() is None
     home.mkdir(parents=True)
     (home / "lcm.toml").touch()
@@ -55,21 +55,21 @@ def test_defaults_takes_flat_keys_and_the_commands_table() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ('devise = "cpu"', "c.toml: 'devise' is no option", "did you mean device?"),
-        ("length = 3", "c.toml: 'length' is no option", "known: device, to"),
-        ("[summarise]", "c.toml: 'summarise' is no command", "did you mean summarize?"),
-        ("[summarize]\nlenght = 3", "'lenght' is no option of summarize", "mean length?"),
+        ('devise = "cpu"', "c.toml: 'devise' is not a known option", "did you mean device?"),
+        ("length = 3", "c.toml: 'length' is not a known option", "known: device, to"),
+        ("[summarise]", "c.toml: 'summarise' is not a known command", "did you mean summarize?"),
+        ("[summarize]\nlenght = 3", "'lenght' is not a known option of summarize", "mean length?"),
         ("device = ", "c.toml is not valid TOML", ""),
     ],
 )
-def test_defaults_refuses_what_it_does_not_know(text: str, message: str, hint: str) -> None:
+def test_defaults_refuses_unknown_keys(text: str, message: str, hint: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         _defaults(text)
     assert message in caught.value.message
     assert hint in caught.value.hint
 
 
-def test_set_user_default_makes_the_file(home: Path) -> None:
+def test_set_user_default_creates_the_file(home: Path) -> None:
     path = settings.set_user_default("space", 'my "odd" \\ one')
     assert path == home / "lcm.toml"
     assert settings.read_settings(path) == {"space": 'my "odd" \\ one'}
@@ -85,7 +85,7 @@ def test_set_user_default_keeps_everything_else(home: Path) -> None:
     assert path.read_text(encoding="utf-8") == old.replace('"tiny"', '"sonar"')
 
 
-def test_set_user_default_does_not_touch_what_it_might_break(home: Path) -> None:
+def test_set_user_default_refuses_unsafe_changes(home: Path) -> None:
     home.mkdir(parents=True)
     tricky = 'to = """\nspace = "tiny"\n"""\n'
     (home / "lcm.toml").write_text(tricky, encoding="utf-8")
@@ -93,5 +93,5 @@ def test_set_user_default_does_not_touch_what_it_might_break(home: Path) -> None
     with pytest.raises(IntegrityError, match="cannot change") as caught:
         settings.set_user_default("space", "sonar")
 
-    assert caught.value.hint == 'write into it: space = "sonar"'
+    assert caught.value.hint == 'add this line yourself: space = "sonar"'
     assert (home / "lcm.toml").read_text(encoding="utf-8") == tricky

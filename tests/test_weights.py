@@ -1,4 +1,4 @@
-"""Weights as files have them: int8 with one scale a row, what rounding does, what tells them."""
+"""Stored weights: int8 with one scale per row, rounding, damaged files, fingerprints."""
 
 import hashlib
 import struct
@@ -28,14 +28,14 @@ from lcm_cli.weights import (
     write_safetensors,
 )
 
-# Down to below the least that float16 has, up to all that a scale can hold.
+# From below the least positive float16 to the largest weight that a scale can represent.
 MAGNITUDES = st.sampled_from([0.0, 1e-30, 1e-8, 3e-7, 1e-5, 9e-4, 1e-3, 0.02, 1.0, 300.0, 65_000.0])
 CPU = torch.device("cpu")
 
 
 @st.composite
 def matrices(draw: st.DrawFn) -> Tensor:
-    """A matrix of any shape and type, each row of a size of its own; some rows are zero."""
+    """Matrices of any shape and type, with rows of different magnitudes, some of them zero."""
     rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 40))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1 << 30)))
     sizes = draw(st.lists(MAGNITUDES, min_size=rows, max_size=rows))
@@ -69,7 +69,7 @@ def test_no_weight_moves_by_more_than_half_a_scale(weight):
     scales, size = rows.scales.float(), weight.float().abs().amax(1)
     moved = (plain(rows) - weight.float()).abs().amax(1)
     assert bool((moved <= scales * 0.5001).all())
-    # A row's greatest number is about 127; in the smallest rows perhaps half of that.
+    # A row's largest number is about 127, in rows of tiny magnitudes perhaps half of that.
     coarse = torch.where(size < 127 * 2**-17, 2.0, 1.001)
     assert bool((scales <= coarse * size / 127 + 2**-24).all())
 
@@ -83,8 +83,8 @@ def test_rounding_again_changes_nothing(weight):
 
 
 def test_rounding_again_changes_nothing_for_every_scale():
-    """All magnitudes of which float16 has a scale, finely spaced around its own numbers."""
-    scales = torch.arange(1, 0x5C00, dtype=torch.int16).view(torch.float16).float()  # to 256
+    """All magnitudes with a float16 scale, finely spaced around the numbers of float16."""
+    scales = torch.arange(1, 0x5C00, dtype=torch.int16).view(torch.float16).float()  # up to 256
     for factor in (0.5001, 0.9, 1.0, 1.0004, 1.4999):
         size = 127 * scales * factor
         weight = size[:, None] * torch.tensor([1.0, -0.8, 0.503, 0.004, 0.0])
@@ -102,7 +102,7 @@ def test_the_product_is_exact_in_float32(weight):
 
 @given(matrices())
 def test_computing_in_int8_rounds_no_weight_again(weight):
-    """The kernel's own weights are those of the file, if it is given their scales."""
+    """Given the file's scales, the kernel uses the weights of the file."""
     from lcm_cli.space.kernels import Int8Linear
 
     rows = round_rows(weight)
@@ -117,7 +117,7 @@ def test_computing_in_int8_rounds_no_weight_again(weight):
 
 @given(weight=matrices(), data=st.data())
 def test_round_trip(tmp_path_factory, weight, data):
-    """What is written is what was rounded, beside any other tensors, wherever the scales lie."""
+    """Files hold the rounded matrices, beside any other tensors, whatever file has the scales."""
     folder = tmp_path_factory.mktemp("w")
     vector = torch.linspace(-1, 1, data.draw(st.integers(1, 9)))
     cube = torch.randn(2, 3, 2)
@@ -139,8 +139,8 @@ def test_round_trip(tmp_path_factory, weight, data):
 
 
 @given(matrices())
-def test_stored_as_it_is_in_all_three_ways(tmp_path_factory, weight):
-    """int8, then float32, then int8 again: the same numbers, and in the end the same file."""
+def test_conversion_between_formats(tmp_path_factory, weight):
+    """int8 to float32 and back gives the same numbers and the same file."""
     folder = tmp_path_factory.mktemp("w")
     names = [f"{number}.safetensors" for number in range(4)]
     rounded = stored(folder / names[0], {"m": weight}, "int8")
@@ -152,8 +152,8 @@ def test_stored_as_it_is_in_all_three_ways(tmp_path_factory, weight):
     assert len(contents) == 1
 
 
-def test_written_file_is_aligned_and_whole(tmp_path):
-    """Odd sizes of int8 must not push the others off multiples of their own."""
+def test_written_file_is_aligned_and_complete(tmp_path):
+    """Odd sizes of int8 tensors do not misalign the others."""
     tensors = {"a": torch.arange(3.0), "bb": torch.randn(5, 7).T, "c": torch.empty(0, 4)}
     tensors |= {"d": torch.ones(3, 5, dtype=torch.int8), "e": torch.ones(1).half()}
     path = tmp_path / "t.safetensors"
@@ -166,7 +166,7 @@ def test_written_file_is_aligned_and_whole(tmp_path):
     assert struct.unpack("<Q", path.read_bytes()[:8])[0] % 8 == 0
 
 
-def test_matrices_alone_become_int8_and_some_tensors_stay(tmp_path):
+def test_only_matrices_become_int8_and_kept_tensors_stay(tmp_path):
     weights = {
         "m": torch.randn(4, 6),
         "normalizer.scale": torch.rand(6),
@@ -191,7 +191,7 @@ def test_matrices_alone_become_int8_and_some_tensors_stay(tmp_path):
 @pytest.mark.parametrize("store", ["float16", "int8"])
 @pytest.mark.parametrize("value", [1e6, 65_521.0, float("inf"), float("nan")])
 @pytest.mark.parametrize("shape", [(2, 3), (4,)])
-def test_what_float16_cannot_hold_is_refused(tmp_path, store, value, shape):
+def test_numbers_out_of_float16_range_are_refused(tmp_path, store, value, shape):
     weight = torch.ones(shape)
     weight.view(-1)[-1] = -value
     found = store if len(shape) == 2 else "float16"
@@ -200,8 +200,8 @@ def test_what_float16_cannot_hold_is_refused(tmp_path, store, value, shape):
     assert "float32" in caught.value.hint
 
 
-def test_what_float16_holds_is_finite_in_int8(tmp_path):
-    """Also where the weights are used in float16, whatever their scale was rounded to."""
+def test_float16_weights_are_finite_in_int8(tmp_path):
+    """Even if the weights are used in float16, however their scale was rounded."""
     for size in range(64_000, 65_400, 7):
         rows = round_rows(torch.tensor([[float(size), -1.0]]))
         assert bool(rows.to(CPU, torch.float16).isfinite().all())
@@ -216,7 +216,7 @@ def test_relative_error():
 
 
 def damaged(kind: str) -> dict[str, Tensor]:
-    """Return the tensors of a file with a matrix in int8, damaged in one way."""
+    """Return the tensors of a file with an int8 matrix, damaged in the given way."""
     rows = round_rows(torch.randn(4, 6))
     good = {"m.weight": rows.numbers, "m.weight.scale": rows.scales, "b": torch.ones(4).half()}
     scales = rows.scales.clone()
@@ -239,18 +239,18 @@ def damaged(kind: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("no scales", "m.weight is int8, and has no scales: m.weight.scale is missing"),
-        ("too few", r"m.weight.scale is torch.float16 of shape \(3,\), and should be float16, one"),
+        ("no scales", "m.weight is int8 but has no scales: m.weight.scale is missing"),
+        ("too few", r"m.weight.scale is torch.float16 of shape \(3,\), but should be float16, one"),
         ("none", r"m.weight.scale is torch.float16 of shape \(0,\)"),
         ("one", r"m.weight.scale is torch.float16 of shape \(\)"),
         ("square", r"m.weight.scale is torch.float16 of shape \(4, 1\)"),
         ("wide", r"m.weight.scale is torch.float32 of shape \(4,\)"),
-        ("of floats", "m.weight.scale is of a matrix in torch.float32, not int8"),
-        ("vector", r"m.weight is int8 of shape \(6,\), and no matrix"),
+        ("of floats", "m.weight.scale scales a matrix in torch.float32, not int8"),
+        ("vector", r"m.weight is int8 of shape \(6,\), not a matrix"),
         *((value, "m.weight.scale: 1 of its scales are no") for value in ("nan", "inf", "-1", "0")),
     ],
 )
-def test_damage_is_named(tmp_path, kind, message):
+def test_damage_is_described(tmp_path, kind, message):
     path = tmp_path / "w.safetensors"
     save_file(damaged("good"), path)
     assert read_weights(path)["m.weight"].shape == (4, 6)
@@ -259,7 +259,7 @@ def test_damage_is_named(tmp_path, kind, message):
         read_weights(path)
 
 
-def test_files_that_are_not_there_or_not_whole(tmp_path):
+def test_missing_and_truncated_files(tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(NotFoundError, match=r"w\.safetensors"):
         read_weights(path)
@@ -269,7 +269,7 @@ def test_files_that_are_not_there_or_not_whole(tmp_path):
         read_weights(path)
 
 
-# What tells weights from others
+# Fingerprints
 
 
 @given(matrices())
@@ -295,7 +295,7 @@ def test_the_digest_changes_with_any_number_of_a_small_tensor(weight, data):
     assert digest({"m": other}) != digest({"m": weight})
 
 
-def test_the_digest_tells_names_and_shapes():
+def test_the_digest_depends_on_names_and_shapes():
     weight = torch.randn(4, 6)
     found = {
         digest(weights)

@@ -1,1 +1,1 @@
-"""Checkpoints by name: their cards, where their files are, and files of the Hugging Face Hub."""
+"""Cards of checkpoints, their files on this machine, and downloads from URLs and the Hub."""

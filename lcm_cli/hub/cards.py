@@ -1,4 +1,4 @@
-"""The cards of checkpoints: what lcm knows about each one before it is pulled."""
+"""Cards: the TOML files that describe checkpoints before they are pulled."""
 
 import atexit
 import re
@@ -19,16 +19,16 @@ from lcm_cli.text.languages import SONAR
 
 ROLES = ("encoder", "decoder", "tokenizer")
 PARTS = {"space": ROLES, "model": ("model",)}
-UNKNOWN_LICENCE = "NOASSERTION"  # SPDX's word for it
+UNKNOWN_LICENCE = "NOASSERTION"  # in SPDX
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where one part of a checkpoint comes from: an address, or a Hub repository or local folder.
+class Source:
+    """The source of one part of a checkpoint: a URL, or a Hub repository or local folder (`repo`).
 
-    `asset` is the sonar-space card whose address goes before `url` where sonar-space is installed.
-    `bytes` and `sha256` are exact and checked; `about_bytes` is an estimate for people.
+    `asset` is a sonar-space card whose address takes priority over `url` if sonar-space is
+    installed. `bytes` and `sha256` are exact and checked; `about_bytes` is an estimate, only shown.
     """
 
     url: str = ""
@@ -41,12 +41,12 @@ class Origin:
 
     def __post_init__(self) -> None:
         if bool(self.url) == bool(self.repo):
-            raise IntegrityError("a source needs either url or repo")
+            raise IntegrityError("a source needs either url or repo, not both")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that lies beside its card. `make cards` writes `bytes` and `sha256`."""
+    """A file beside its card; `make cards` writes `bytes` and `sha256`."""
 
     name: str
     bytes: int | None = None
@@ -55,15 +55,15 @@ class File:
 
 @dataclass(frozen=True)
 class Card:
-    """What lcm knows of a checkpoint before it is here.
+    """The description of a checkpoint.
 
-    `files` are the parts of a checkpoint that lie beside the card, by role, `source` says where the
-    parts of one that must be pulled come from. `checksums` tells where their digests are: in the
-    card, or taken at the first pull (see pins.py). A space has `encoder` and `decoder`, the shapes
-    that its weights must have, and may name the `model` that summarizes and expands in it; a model
-    has `architecture`, `config` (see lcm_cli.models.config; empty if it is not known before the
-    pull) and `space`, whose concepts it reads. `languages`: their number, or their codes in id
-    order. `recipe` is what it was trained with, `results` what was measured.
+    A bundled checkpoint lists its `files`, which lie beside the card, by role; one that must be
+    pulled lists the `source` of each part. `checksums` says where the digests of these come from:
+    the card, or the first pull (see pins.py). A space has `encoder` and `decoder`, the dimensions
+    of its halves, and may name the `model` that summarizes and expands in it. A model has an
+    `architecture`, a `config` (see lcm_cli.models.config; empty if unknown before the pull) and the
+    `space` of the concepts that it reads. `languages` is their number, or their codes in id order.
+    `recipe` documents the training, `results` the evaluation.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Card:
     model: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
-    source: dict[str, Origin] = field(default_factory=dict)
+    source: dict[str, Source] = field(default_factory=dict)
     encoder: dict[str, int] = field(default_factory=dict)
     decoder: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Card:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise IntegrityError(
-                f"name {self.name!r} is not made of letters, digits, '.', '_', '-'"
+                f"name {self.name!r} has characters other than letters, digits, '.', '_' and '-'"
             )
         if foreign := set(self.source) - set(self.parts):
             raise IntegrityError(
@@ -96,17 +96,17 @@ class Card:
         if outside := [
             file.name for file in self.files.values() if Path(file.name).name != file.name
         ]:
-            raise IntegrityError(f"{outside[0]!r} does not lie beside the card")
+            raise IntegrityError(f"{outside[0]!r} is not in the folder of the card")
         if self.checksums == "card" and (bare := self._without_checksum()):
-            raise IntegrityError(f"{bare[0]} has no bytes and sha256, and checksums = 'card'")
+            raise IntegrityError(f"checksums = 'card', but {bare[0]} lacks bytes or sha256")
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What it consists of."""
+        """The roles of its parts."""
         return PARTS[self.kind]
 
     def _without_checksum(self) -> list[str]:
-        every: dict[str, File | Origin] = {**self.files, **self.source}
+        every: dict[str, File | Source] = {**self.files, **self.source}
         return [role for role, part in every.items() if part.bytes is None or not part.sha256]
 
 
@@ -116,74 +116,77 @@ def is_non_commercial(licence: str) -> bool:
 
 
 def must_be_accepted(licence: str) -> bool:
-    """Return whether people are asked before a pull: the licence forbids much or is not known."""
+    """Return whether a user has to accept a licence: it is non-commercial or unknown."""
     return is_non_commercial(licence) or licence in ("", UNKNOWN_LICENCE, "other", "unknown")
 
 
 def cards() -> dict[str, Card]:
-    """Return every card that comes with lcm, by name."""
+    """Return the cards that come with lcm, by name."""
     return {name: read_card(_folder() / f"{name}.toml") for name in _names()}
 
 
 def card(source: str) -> Card:
-    """Return the card called `source`, or read it from a path that ends in .toml.
+    """Return the card called `source`, or the card in a file whose path ends in .toml.
 
-    Raises NotFoundError (with the nearest names), IntegrityError for a malformed file.
+    Raises NotFoundError, with the nearest names, or IntegrityError for a malformed file.
     """
-    entry = find_card(source)
+    entry = find_card_file(source)
     if entry is None:
-        raise NotFoundError(f"there is no checkpoint called {source!r}", did_you_mean(source))
+        raise NotFoundError(f"there is no checkpoint called {source!r}", suggest_names(source))
     return read_card(entry)
 
 
 @cache
 def space_languages() -> dict[str, tuple[str, ...]]:
-    """Return the codes of every space that has a card, by the name of the space."""
+    """Return the language codes of every space that has a card, by the name of the space."""
     spaces = [card for card in cards().values() if card.kind == "space"]
-    # A card that counts its languages instead of listing them is one of SONAR as published.
+    # A card that has only the number of its languages describes SONAR as published.
     return {c.name: SONAR if isinstance(c.languages, int) else c.languages for c in spaces}
 
 
 def spaces_with(code: str) -> list[str]:
-    """Return the names of the spaces that have this language."""
+    """Return the names of the spaces that have the language `code`."""
     return [name for name, codes in space_languages().items() if code in codes]
 
 
 def card_path(source: str) -> Path:
-    """Return the file of a card; a space that comes with lcm can be named by it."""
-    entry = find_card(source)
-    assert entry is not None  # for names that card() knows
+    """Return the file of a card, by a name that `card` accepts."""
+    entry = find_card_file(source)
+    assert entry is not None
     return _real_path(entry)
 
 
 def space_folder(name: str) -> Path:
-    """Return the cache folder of the space called `name`, whether it exists or not."""
+    """Return the cache folder of the space called `name`, which need not exist."""
     return cache_dir() / "spaces" / name
 
 
 def model_folder(name: str) -> Path:
-    """Return the cache folder of the model called `name`, or ORG/REPO, whether it exists or not."""
+    """Return the cache folder of the model called `name`, or ORG/REPO; it need not exist."""
     return cache_dir() / "models" / name.replace("/", "--").replace("@", "--")
 
 
-def pulled(kind: str = "space") -> list[str]:
-    """Return the names of the spaces, or of the models, in the cache."""
+def list_pulled(kind: str = "space") -> list[str]:
+    """Return the names of the spaces, or of the models, in lcm's cache."""
     configs = (cache_dir() / f"{kind}s").glob("*/config.json")
     return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
 
 
-def did_you_mean(name: str, kind: str = "") -> str:
-    """Return a hint with the names like `name`: of checkpoints of one kind, or of any."""
+def suggest_names(name: str, kind: str = "") -> str:
+    """Return a hint with the checkpoint names closest to `name`, of one kind or of any."""
     own = [known for known, card in cards().items() if kind in ("", card.kind)]
-    here = [name for each in PARTS if kind in ("", each) for name in pulled(each)]
+    here = [name for each in PARTS if kind in ("", each) for name in list_pulled(each)]
     known = sorted({*own, *here})
     near = nearest(name, known)
-    named = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+    named = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
     return f"{named} A folder, a card (.toml) or ORG/REPO works as well"
 
 
-def find_card(source: str) -> Traversable | Path | None:
-    """Return the file of the card called `source`, None if there is none. Raises NotFoundError."""
+def find_card_file(source: str) -> Traversable | Path | None:
+    """Return the file of the card called `source`, None for an unknown name.
+
+    Raises NotFoundError for a path to a .toml file that does not exist.
+    """
     if source.endswith(".toml"):
         if not Path(source).is_file():
             raise not_there(Path(source), "card")
@@ -216,13 +219,13 @@ _unpacked = ExitStack()
 atexit.register(_unpacked.close)
 
 
-def beside(entry: Traversable | Path, name: str) -> Path:
-    """Return the file called `name` that lies beside a card."""
+def file_beside(entry: Traversable | Path, name: str) -> Path:
+    """Return the file called `name` in the folder of a card."""
     return _real_path((entry.parent if isinstance(entry, Path) else _folder()) / name)
 
 
 def _real_path(entry: Traversable | Path) -> Path:
-    """Return a path that can be memory-mapped, also where the package lies in a zip."""
+    """Return a path that can be memory-mapped, even if the package is installed as a zip."""
     if not entry.is_file():
         raise NotFoundError(f"{entry} is missing from this installation of lcm", "reinstall lcm")
     return _unpacked.enter_context(resources.as_file(entry))

@@ -1,9 +1,10 @@
-"""Downloading one file so that it is whole and right, or not there at all.
+"""Downloads of single files, which end up complete and verified, or absent.
 
-Bytes go to `NAME.part` beside the target, under a lock. A cut connection goes on from the last byte
-(Range, with If-Range so that a file that changed meanwhile starts afresh); the size and, where one
-is known, the checksum are compared; only then the file gets its name. The standard library's client
-is used because huggingface_hub brings requests in one version and httpx in the next.
+Bytes go to `NAME.part` beside the target, under a lock. A broken download resumes from the last
+byte (Range, with If-Range so that a file that has changed meanwhile starts afresh). The file gets
+its name only after its size and, where one is known, its checksum have been compared. The client is
+the standard library's because huggingface_hub depends on requests in one version and on httpx in
+the next.
 """
 
 import email.utils
@@ -32,37 +33,36 @@ Notice = Callable[[str], object]
 
 _BLOCK = 1 << 20
 _LONGEST_PAUSE = 30.0
-# A server that asks for more patience than this is reported, not waited for.
-_LONGEST_WAIT = 120.0
+_LONGEST_WAIT = 120.0  # a server that asks for a longer wait is an error
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to put up with a bad connection; times in seconds."""
+    """Limits on retries and waits; times in seconds."""
 
-    tries: int = 5  # failures in a row without a new byte
-    pause: float = 1.0  # before the first retry; doubles
-    timeout: float = 30.0  # of silence
+    tries: int = 5  # consecutive failures without a new byte
+    pause: float = 1.0  # before the first retry; doubles each time
+    timeout: float = 30.0  # without data
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One file to fetch, and what is known of it beforehand."""
+    """A file to download, with its size and checksum if they are known beforehand."""
 
     url: str
     bytes: int | None = None
     sha256: str = ""
-    command: str = "the same command"  # what a user would type to fetch it: for the messages
+    command: str = "the same command"  # which fetches the file, for messages
 
     @property
     def name(self) -> str:
-        """The last part of the address."""
+        """The last component of the URL's path."""
         return urllib.parse.unquote(urllib.parse.urlsplit(self.url).path.rsplit("/", 1)[-1])
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that is here, whole."""
+    """A complete file on this machine."""
 
     path: Path
     bytes: int
@@ -70,8 +70,8 @@ class Fetched:
     etag: str = ""
 
 
-class _Passing(Exception):
-    """A failure that another try may mend. `wait`: how long the server asks for, in seconds."""
+class _Transient(Exception):
+    """A failure that a retry may fix; `wait` is the delay that the server asks for, in seconds."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
@@ -79,7 +79,7 @@ class _Passing(Exception):
 
 
 def offline() -> bool:
-    """Return whether the user forbids the network (HF_HUB_OFFLINE, which --offline sets)."""
+    """Return whether the network is forbidden (HF_HUB_OFFLINE, which --offline sets)."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
@@ -91,12 +91,12 @@ def download(
     notice: Notice = ignore,
     patience: Patience | None = None,
 ) -> Fetched:
-    """Fetch `wanted` (http, https or file) to `target`; return at once if it is there already.
+    """Download `wanted` (http, https or file) to `target`, unless it is already there.
 
-    `advance` gets the number of bytes gained (negative when some had to be given up), `notice` one
+    `advance` receives the number of bytes gained (negative if some had to be discarded), `notice` a
     line about each wait. Raises NotFoundError (404, or offline), AuthError (401, 403),
-    IntegrityError (size or checksum differ), LcmError (no network, disk full, a server that keeps
-    failing). What has arrived stays in `target`.part, and the next call goes on from there.
+    IntegrityError (wrong size or checksum), LcmError (no network, disk full, a server that keeps
+    failing). The bytes received so far stay in `target`.part, from which the next call resumes.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def download(
 
 
 def remote_size(url: str, timeout: float = 10.0) -> int | None:
-    """Ask the server for a file's size in bytes; None if it does not say or cannot be asked."""
+    """Ask the server for a file's size in bytes; None if it gives no answer."""
     if offline() and not url.startswith("file:"):
         return None
     request = urllib.request.Request(url, method="HEAD", headers=_HEADERS)
@@ -123,12 +123,12 @@ def remote_size(url: str, timeout: float = 10.0) -> int | None:
 
 @contextmanager
 def locked(lock: Path, what: str, notice: Notice = ignore) -> Iterator[None]:
-    """Hold the lock file `lock`, saying so if another process has it. It frees itself on a kill."""
+    """Hold the lock file `lock`, after a notice if another process has it; a kill releases it."""
     guard = FileLock(lock)
     try:
         guard.acquire(timeout=0)
     except Timeout:
-        notice(f"waiting for another lcm that is busy with {what}")
+        notice(f"waiting for another lcm process that is working on {what}")
         guard.acquire()
     try:
         yield
@@ -141,7 +141,7 @@ def _locked(target: Path, what: str, notice: Notice) -> Any:
 
 
 def _arrived(wanted: Wanted, target: Path) -> Fetched | None:
-    """Return the file that has its name already, or None if it is not what is wanted."""
+    """Return the file at `target`; None, and delete it, if it is not the one that is wanted."""
     here = Fetched(target, target.stat().st_size, sha256(target))
     if wanted.bytes not in (None, here.bytes) or wanted.sha256 not in ("", here.sha256):
         target.unlink()
@@ -153,7 +153,7 @@ _HEADERS = {"User-Agent": "lcm", "Accept-Encoding": "identity"}
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only where it is as safe as what was asked for."""
+    """Follows redirects to https, or from http to http, only."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -170,7 +170,7 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
             f"cannot download {url}", "an address starts with https://, http:// or file://"
         )
     context = ssl.create_default_context()
-    if not context.get_ca_certs():  # Pythons without the system's certificates: macOS installers
+    if not context.get_ca_certs():  # python.org's macOS builds lack the system's certificates
         with suppress(ImportError):
             import certifi
 
@@ -184,13 +184,13 @@ def _length(headers: Any) -> int | None:
 
 
 def _validator(headers: Any) -> str:
-    """Return what identifies this version of the file in If-Range: a strong etag, else a date."""
+    """Return the If-Range validator of this version of the file: a strong etag, else a date."""
     etag: str = headers.get("ETag") or ""
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
 
 
 def retry_after(headers: Any) -> float | None:
-    """Return how many seconds a server asks to wait (Retry-After), None if it does not say."""
+    """Return how many seconds the server asks to wait (Retry-After), None if it does not."""
     value = headers.get("Retry-After") or ""
     if value.isdecimal():
         return float(value)
@@ -219,7 +219,7 @@ class _Download:
                 f"{self.wanted.name} is not on this machine and lcm is offline ({self.wanted.url})",
                 f"run {self.wanted.command} without --offline and HF_HUB_OFFLINE",
             )
-        self._persist()
+        self._retry()
         fetched = self._verified()
         with self.part.open("rb") as file:
             os.fsync(file.fileno())
@@ -227,19 +227,19 @@ class _Download:
         self.memo.unlink(missing_ok=True)
         return fetched
 
-    def _persist(self) -> None:
+    def _retry(self) -> None:
         failures, furthest = 0, self._have()
         while True:
             try:
                 return self._attempt()
-            except _Passing as error:
+            except _Transient as error:
                 have = self._have()
                 failures = 1 if have > furthest else failures + 1
                 furthest = max(furthest, have)
                 self._pause(error, failures)
 
-    def _pause(self, error: _Passing, failures: int) -> None:
-        again = f"run {self.wanted.command} again: it goes on where it stopped"
+    def _pause(self, error: _Transient, failures: int) -> None:
+        again = f"run {self.wanted.command} again: it resumes where it stopped"
         wait = error.wait
         if wait is None:
             wait = min(self.patience.pause * 2 ** (failures - 1), _LONGEST_PAUSE)
@@ -256,7 +256,7 @@ class _Download:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _attempt(self) -> None:
-        """Make one request and store what it gives; _Passing unless the file is complete then."""
+        """Make one request and store the response; _Transient unless the file is then complete."""
         start, memo = self._resumable()
         headers = dict(_HEADERS)
         if start:
@@ -277,7 +277,7 @@ class _Download:
             self._store(response, start, total)
 
     def _resumable(self) -> tuple[int, dict[str, str]]:
-        """Return how many bytes of this very file are here; none if that cannot be told."""
+        """Return how many bytes can be resumed from, 0 if their version of the file is unknown."""
         with suppress(OSError, ValueError):
             memo = json.loads(self.memo.read_text())
             if memo["url"] == self.wanted.url and memo["validator"]:
@@ -292,9 +292,9 @@ class _Download:
         except urllib.error.URLError as error:
             raise self._unreachable(error.reason) from error
         except TimeoutError as error:
-            raise _Passing(f"no answer within {self.patience.timeout:.0f} s") from error
+            raise _Transient(f"no answer within {self.patience.timeout:.0f} s") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _Passing(f"the connection broke ({type(error).__name__})") from error
+            raise _Transient(f"the connection broke ({type(error).__name__})") from error
 
     def _unreachable(self, reason: object) -> Exception:
         if self.wanted.url.startswith("file:"):
@@ -303,7 +303,7 @@ class _Download:
             message = f"{self.wanted.url}: the server's certificate is not valid: {reason}"
             return LcmError(message, "set SSL_CERT_FILE if your network has its own certificates")
         if self.reported or isinstance(reason, TimeoutError | ConnectionResetError):
-            return _Passing(str(reason))
+            return _Transient(str(reason))
         host = urllib.parse.urlsplit(self.wanted.url).netloc
         return LcmError(
             f"no network: cannot reach {host} for {self.wanted.name} ({reason})",
@@ -311,36 +311,38 @@ class _Download:
         )
 
     def _refused(self, error: urllib.error.HTTPError, start: int) -> None:
-        """Turn an HTTP status into an error; the one that says "you have it all" is none."""
+        """Raise the error of an HTTP status, except for the one that means "already complete"."""
         url, command, code = self.wanted.url, self.wanted.command, error.code
         if code == 416:  # asked for bytes past the end
             if error.headers.get("Content-Range") == f"bytes */{start}":
                 return
             self._forget()
-            raise _Passing("the server has another file now")
+            raise _Transient("the file on the server has changed")
         if code in (404, 410):
-            raise NotFoundError(f"{url} does not exist ({code})", "is there a newer lcm?")
+            raise NotFoundError(
+                f"{url} does not exist ({code})", "a newer lcm may know its new address"
+            )
         if code in (401, 403):
             message = f"{url}: access denied ({code} {error.reason})"
             raise AuthError(message, f"the file may have moved; or run {command} again later")
         if code in (408, 429) or code >= 500:
-            raise _Passing(f"{code} {error.reason}", retry_after(error.headers))
+            raise _Transient(f"{code} {error.reason}", retry_after(error.headers))
         raise LcmError(f"{url}: the server answers {code} {error.reason}")
 
     def _total(self, response: Any, start: int) -> int | None:
-        """Return the length of the whole file, compared with what is known of it."""
+        """Return the length of the whole file. Raises IntegrityError if it is not the known one."""
         length = _length(response.headers)
         if start:
             first, _, whole = response.headers.get("Content-Range", "").partition("/")
             if not first.startswith(f"bytes {start}-") or not whole.isdecimal():
                 self._forget()
-                raise _Passing("the server gives another range than was asked for")
+                raise _Transient("the server sent another range than requested")
             length = int(whole)
         known = self.wanted.bytes
         if length is None and known is None and not getattr(response, "chunked", False):
             raise LcmError(
-                f"{self.wanted.url}: the server does not say how long the file is, "
-                "so a cut download could not be told from a whole one"
+                f"{self.wanted.url}: the server does not announce the length of the file, "
+                "so a truncated download could not be recognised"
             )
         if None not in (length, known) and length != known:
             raise self._wrong(f"{length} bytes on the server", f"{known} bytes")
@@ -355,18 +357,20 @@ class _Download:
                 self._report(len(block))
             have = file.tell()
         if total is not None and have < total:
-            raise _Passing(f"the connection closed after {have} of {total} bytes")
+            raise _Transient(f"the connection closed after {have} of {total} bytes")
         if total is not None and have > total:
             self._forget()
-            raise _Passing(f"the server sent {have} bytes and promised {total}")
+            raise _Transient(f"the server sent {have} bytes after announcing {total}")
 
     def _read(self, response: Any) -> bytes:
         try:
-            block: bytes = response.read1(_BLOCK)  # what has come, not only whole blocks
+            block: bytes = response.read1(
+                _BLOCK
+            )  # returns what has arrived, without waiting for a full block
         except TimeoutError as error:
-            raise _Passing(f"silence for {self.patience.timeout:.0f} s") from error
+            raise _Transient(f"no data for {self.patience.timeout:.0f} s") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _Passing(f"the connection broke ({type(error).__name__})") from error
+            raise _Transient(f"the connection broke ({type(error).__name__})") from error
         return block
 
     def _report(self, gained: int) -> None:
@@ -398,5 +402,5 @@ class _Download:
         self._forget()
         return IntegrityError(
             f"{self.wanted.url} is not the file it should be: {found}, expected {expected}",
-            f"run {self.wanted.command} again; if it repeats, the file has changed at its source",
+            f"run {self.wanted.command} again; if that fails, the file has changed at its source",
         )

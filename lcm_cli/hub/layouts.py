@@ -1,4 +1,4 @@
-"""What a folder or a repository of the Hub holds, told by its file names and its config.json."""
+"""Layouts of checkpoints, detected from the file names and config.json of a folder."""
 
 import json
 import re
@@ -8,12 +8,16 @@ from typing import Any, Literal
 
 from lcm_cli.errors import IntegrityError, NotFoundError
 
-# Our own two, and those that are converted once.
+# lcm's own two, and the foreign ones, which are converted once.
 Layout = Literal["space", "model", "sonar-llm", "official", "m2m-100"]
 OURS: tuple[Layout, ...] = ("space", "model")
 
-SPACE_FILES = ("encoder.safetensors", "decoder.safetensors", "tokenizer.model")
-CARD = "README.md"  # where the Hub has a model's licence, languages and results
+SPACE_FILES = {
+    "encoder": "encoder.safetensors",
+    "decoder": "decoder.safetensors",
+    "tokenizer": "tokenizer.model",
+}
+MODEL_CARD = "README.md"  # its metadata holds the licence, the languages and the results
 OFFICIAL_CARD = "model_card.yaml"  # beside the model.pt of the official trainer
 _OFFICIAL = ("base_lcm", "two_tower_diffusion_lcm")
 _KINDS_OF_WEIGHTS = (
@@ -23,10 +27,10 @@ _KINDS_OF_WEIGHTS = (
 )
 
 
-def layout_of(folder: Path) -> Layout:
+def detect_layout(folder: Path) -> Layout:
     """Return the layout of a checkpoint by its config.json or model_card.yaml.
 
-    Raises NotFoundError if it is none that lcm can read, IntegrityError for a damaged config.
+    Raises NotFoundError if lcm cannot read the layout, IntegrityError for a damaged config.
     """
     config = read_json(folder / "config.json")
     if config.get("kind") in OURS:
@@ -40,29 +44,29 @@ def layout_of(folder: Path) -> Layout:
         return "official"
     raise NotFoundError(
         f"{folder} holds no checkpoint that lcm can read",
-        "it reads its own layout, SONAR-LLM's and the official one: see docs/checkpoints.md",
+        "lcm reads its own layout, SONAR-LLM's and the official one: see docs/checkpoints.md",
     )
 
 
-def needed(layout: Layout, names: Sequence[str], what: str) -> list[str]:
-    """Pick the files of a checkpoint that lcm needs. Raises NotFoundError if some are missing.
+def needed_files(layout: Layout, names: Sequence[str], what: str) -> list[str]:
+    """Return the files of a checkpoint that lcm needs, and its README.md if it has one.
 
-    `what` names the checkpoint in the message.
+    `what` names the checkpoint in messages. Raises NotFoundError if a needed file is missing.
     """
     if layout == "official":
         settings = [name for name in ("config.json", OFFICIAL_CARD) if name in names]
-        wanted = settings + (weight_files(names) or ["model.pt"])
+        wanted = settings + (choose_weights(names) or ["model.pt"])
     elif layout == "space":
-        wanted = ["config.json", *SPACE_FILES]
+        wanted = ["config.json", *SPACE_FILES.values()]
     else:
-        wanted = ["config.json", *(weight_files(names) or ["model.safetensors"])]
+        wanted = ["config.json", *(choose_weights(names) or ["model.safetensors"])]
     if missing := sorted(set(wanted) - set(names)):
-        raise NotFoundError(f"{what} is not a whole {layout}: it has no {', '.join(missing)}")
-    return wanted + [CARD] * (CARD in names)
+        raise NotFoundError(f"{what} is not a complete {layout}: it has no {', '.join(missing)}")
+    return wanted + [MODEL_CARD] * (MODEL_CARD in names)
 
 
-def weight_files(names: Sequence[str]) -> list[str]:
-    """Pick the weights, in one file or several: safetensors if there are any, else pickles."""
+def choose_weights(names: Sequence[str]) -> list[str]:
+    """Return the files that hold weights: safetensors if there are any, else pickles."""
     for kind in _KINDS_OF_WEIGHTS:
         if weights := [name for name in names if re.fullmatch(kind, name)]:
             return weights
@@ -70,31 +74,31 @@ def weight_files(names: Sequence[str]) -> list[str]:
 
 
 def weight_parts(file: Path) -> list[Path]:
-    """Return the files that the weights are in: this one, or those that the index beside it names.
+    """Return the files of weights: `file` itself, or the parts that the index beside it lists.
 
-    Raises IntegrityError for an index that leads elsewhere, or names no files.
+    Raises IntegrityError for an index that is malformed or lists a file in another folder.
     """
     index = file.with_name(f"{file.name}.index.json")
     parts = {} if file.is_file() else read_json(index).get("weight_map", {})
     if not isinstance(parts, dict):
-        raise IntegrityError(f"{index}: weight_map is no object", "pull it again")
+        raise IntegrityError(f"{index}: weight_map is not an object", "pull it again")
     names = sorted(set(map(str, parts.values()))) or [file.name]
     for name in names:
         if Path(name).name != name:
-            raise IntegrityError(f"{index}: a weight file may not lie elsewhere: {name}")
+            raise IntegrityError(f"{index}: a weight file may not lie in another folder: {name}")
     return [file.with_name(name) for name in names]
 
 
-def licence_in(folder: Path) -> str:
-    """Return the licence that a checkpoint's own files name, "" if they name none."""
+def read_licence(folder: Path) -> str:
+    """Return the licence that a checkpoint's own files state, "" if they state none."""
     for name in ("origin.json", "config.json"):
         if licence := read_json(folder / name).get("licence"):
             return str(licence)
-    return str(card_metadata(folder / CARD).get("license") or "")
+    return str(read_metadata(folder / MODEL_CARD).get("license") or "")
 
 
-def card_metadata(path: Path) -> dict[str, Any]:
-    """Return what stands at the head of a model card, between two lines of ---."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the YAML metadata at the head of a model card; {} if there is none."""
     import yaml
 
     if not path.is_file():
@@ -103,13 +107,13 @@ def card_metadata(path: Path) -> dict[str, Any]:
     head = re.match(r"---\r?\n(.*?\n)---\s", text, re.DOTALL)
     try:
         found = yaml.safe_load(head[1]) if head else {}
-    except yaml.YAMLError:  # for people, and for the Hub: nothing that lcm needs
+    except yaml.YAMLError:  # lcm does not need it
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; no file is an empty one. Raises IntegrityError for a damaged one."""
+    """Read a JSON object; {} if there is no file. Raises IntegrityError if it is not JSON."""
     if not path.is_file():
         return {}
     try:

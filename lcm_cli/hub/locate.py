@@ -1,6 +1,6 @@
-"""Where the files of a space or a concept model are on this machine.
+"""The files of spaces and concept models on this machine.
 
-Nothing here downloads (see lcm_cli.transfer): errors name the file that is missing and the command
+Nothing here uses the network (see lcm_cli.transfer): errors name the missing file and the command
 that fetches it.
 """
 
@@ -16,21 +16,17 @@ from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub.cards import (
     ROLES,
     Card,
-    beside,
-    did_you_mean,
-    find_card,
+    file_beside,
+    find_card_file,
+    list_pulled,
     model_folder,
-    pulled,
     read_card,
     space_folder,
+    suggest_names,
 )
+from lcm_cli.hub.layouts import SPACE_FILES
 from lcm_cli.hub.snapshot import local_snapshot
 
-FILES = {
-    "encoder": "encoder.safetensors",
-    "decoder": "decoder.safetensors",
-    "tokenizer": "tokenizer.model",
-}
 MODEL_FILES = {"config": "config.json", "model": "model.safetensors"}
 
 
@@ -48,9 +44,9 @@ class SpaceFiles:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of one concept model on this machine; `licence` is empty if nothing tells it.
+    """The files of one concept model on this machine; `licence` is empty if it is unknown.
 
-    Large weights may lie in several files beside `weights`, with an index.
+    Large weights may be split into several files beside `weights`, with an index.
     """
 
     name: str
@@ -65,62 +61,68 @@ def is_repository(source: str) -> bool:
     return bool(re.fullmatch(form, source)) and ".." not in source and not source.endswith(".toml")
 
 
-def repository(source: str) -> tuple[str, str]:
-    """Return the name and the revision in ORG/REPO or ORG/REPO@REVISION."""
+def split_repository(source: str) -> tuple[str, str]:
+    """Return the repository and the revision in ORG/REPO or ORG/REPO@REVISION."""
     repo, _, revision = source.partition("@")
     return repo, revision or "main"
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """Return the folder of a checkpoint: `folder`, or "model" in it if it is a training run's."""
+    config = MODEL_FILES["config"]
+    of_run = not (folder / config).is_file() and (folder / "model" / config).is_file()
+    return folder / "model" if of_run else folder
 
 
 def locate_space(source: str) -> SpaceFiles:
     """Find the files of a space: a card's name, a card's path, a folder, or ORG/REPO.
 
-    Never uses the network. Raises NotFoundError that names the missing file and the command that
-    fetches it, IntegrityError if config.json is not one of a space.
+    Raises NotFoundError with the missing file and the command that fetches it, IntegrityError if
+    config.json does not describe a space, UsageError for the name of a model.
     """
-    entry = find_card(source)
+    entry = find_card_file(source)
     if entry is not None:
         return _of_card(read_card(entry), entry, source)
     if Path(source).is_dir():
         return read_space(Path(source))
-    if source in pulled():
+    if source in list_pulled():
         return read_space(space_folder(source))
     if is_repository(source):
         return _from_hub(source)
-    raise NotFoundError(f"there is no space called {source!r}", did_you_mean(source, "space"))
+    raise NotFoundError(f"there is no space called {source!r}", suggest_names(source, "space"))
 
 
 def locate_model(source: str) -> ModelFiles:
     """Find the files of a concept model: a card's name, a card's path, a folder, or ORG/REPO.
 
-    Never uses the network. Raises NotFoundError that names the missing file and the command that
-    fetches it, UsageError for the name of a space. What is in the files is looked at when they are
-    loaded.
+    Raises NotFoundError with the missing file and the command that fetches it, UsageError for the
+    name of a space. The contents of the files are not checked.
     """
-    entry = find_card(source)
+    entry = find_card_file(source)
     if entry is not None:
         return _model_of_card(read_card(entry), entry, source)
     if Path(source).is_dir():
         return _model_in(Path(source), Path(source).resolve().name)
-    if model_folder(source).name in pulled("model"):
+    if model_folder(source).name in list_pulled("model"):
         return _model_in(model_folder(source), source)
     if is_repository(source):
         return _model_from_hub(source)
-    raise NotFoundError(f"there is no model called {source!r}", did_you_mean(source, "model"))
+    raise NotFoundError(f"there is no model called {source!r}", suggest_names(source, "model"))
 
 
 def read_space(folder: Path) -> SpaceFiles:
-    """Read a space folder: config.json and the three files it stands for."""
+    """Return the files of the space in a folder; raises as `locate_space` does."""
     config = read_space_config(folder)
-    paths = {role: folder / FILES[role] for role in ROLES}
+    paths = {role: folder / SPACE_FILES[role] for role in ROLES}
     for path in paths.values():
         if not path.is_file():
             again = f"lcm pull {folder.name} --force" if folder == space_folder(folder.name) else ""
-            raise NotFoundError(f"{folder} is not a whole space: {path.name} is missing", again)
+            raise NotFoundError(f"{folder} is not a complete space: {path.name} is missing", again)
     return SpaceFiles(name=config["name"], config=config, licence=config["licence"], **paths)
 
 
 def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """Read a space's config. Raises NotFoundError, or IntegrityError if it is not one."""
+    """Read the config of a space. Raises NotFoundError, or IntegrityError if it is malformed."""
     path = folder / name
     if not path.is_file():
         raise NotFoundError(f"{folder} is not a space: it has no {name}")
@@ -130,9 +132,9 @@ def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]
         raise IntegrityError(f"{path} is not valid JSON: {error}") from error
     if isinstance(config, dict) and config.get("model_type") == "m2m_100":
         raise LcmError(
-            f"{folder} holds weights in the M2M-100 layout, which lcm converts once before use",
-            "run: lcm pull sonar-hub; for other weights copy its card (checkpoints/sonar-hub.toml),"
-            " name the folder or repository of each part in it, and run: lcm pull CARD.toml",
+            f"{folder} holds weights in the M2M-100 layout, which lcm has to convert before use",
+            "run: lcm pull sonar-hub; for other weights, copy its card (checkpoints/sonar-hub.toml)"
+            ", set the folder or repository of each part, and run: lcm pull CARD.toml",
         )
     missing = {"kind", "name", "licence", "languages", "encoder", "decoder"} - set(config)
     if missing or config["kind"] != "space":
@@ -147,15 +149,15 @@ def _of_card(card: Card, entry: Traversable | Path, source: str) -> SpaceFiles:
         raise UsageError(f"{card.name} is a {card.kind}, not a space")
     if card.files:
         return _bundled(card, entry)
-    if card.name in pulled():
+    if card.name in list_pulled():
         return read_space(space_folder(card.name))
-    missing = space_folder(card.name) / FILES["encoder"]
+    missing = space_folder(card.name) / SPACE_FILES["encoder"]
     message = f"{card.name} is not on this machine: no {missing}"
     raise NotFoundError(message, f"run: lcm pull {source}")
 
 
 def _bundled(card: Card, entry: Traversable | Path) -> SpaceFiles:
-    paths = {role: beside(entry, card.files[role].name) for role in ("config", *ROLES)}
+    paths = {role: file_beside(entry, card.files[role].name) for role in ("config", *ROLES)}
     config_path = paths.pop("config")
     config = read_space_config(config_path.parent, config_path.name)
     return SpaceFiles(name=card.name, config=config, licence=card.licence, **paths)
@@ -167,9 +169,9 @@ def _model_of_card(card: Card, entry: Traversable | Path, source: str) -> ModelF
             f"{card.name} is a {card.kind}, not a model", f"use it with: --space {source}"
         )
     if card.files:
-        config, weights = (beside(entry, card.files[role].name) for role in MODEL_FILES)
+        config, weights = (file_beside(entry, card.files[role].name) for role in MODEL_FILES)
         return ModelFiles(card.name, config, weights, card.licence)
-    if card.name in pulled("model"):
+    if card.name in list_pulled("model"):
         return _model_in(model_folder(card.name), card.name, card.licence)
     missing = model_folder(card.name) / MODEL_FILES["model"]
     message = f"{card.name} is not on this machine: no {missing}"
@@ -177,21 +179,19 @@ def _model_of_card(card: Card, entry: Traversable | Path, source: str) -> ModelF
 
 
 def _model_in(folder: Path, name: str, licence: str = "") -> ModelFiles:
+    folder = checkpoint_in(folder)
     config = folder / MODEL_FILES["config"]
-    of_run = folder / "model" / config.name  # what `lcm train` leaves in the folder of a run
-    if not config.is_file() and of_run.is_file():
-        return _model_in(of_run.parent, name, licence)
     if not config.is_file():
         raise NotFoundError(
             f"no model at {folder}: {config.name} is missing",
-            "weights of another program become a model with: lcm checkpoints convert",
+            "convert the weights of another program with: lcm checkpoints convert",
         )
     return ModelFiles(name, config, folder / MODEL_FILES["model"], licence)
 
 
 def _model_from_hub(source: str) -> ModelFiles:
-    """Find a model in our layout in huggingface_hub's own cache."""
-    repo, revision = repository(source)
+    """Find a model in lcm's own layout in huggingface_hub's own cache."""
+    repo, revision = split_repository(source)
     folder = local_snapshot(repo, revision, [MODEL_FILES["config"]])
     if folder is None:
         message = f"{source} is not on this machine: no {MODEL_FILES['config']}"
@@ -200,8 +200,8 @@ def _model_from_hub(source: str) -> ModelFiles:
 
 
 def _from_hub(source: str) -> SpaceFiles:
-    """Find a space in our layout in huggingface_hub's own cache."""
-    repo, revision = repository(source)
+    """Find a space in lcm's own layout in huggingface_hub's own cache."""
+    repo, revision = split_repository(source)
     folder = local_snapshot(repo, revision, ["config.json"])
     if folder is None:
         raise NotFoundError(

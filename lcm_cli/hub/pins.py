@@ -1,7 +1,7 @@
-"""What was pulled from where: size, sha256 and etag of each source file at its first pull.
+"""Pins: size, sha256 and etag of each source file at its first pull.
 
-The publishers of the official weights give no checksums, so the first pull writes down what it got
-(pins.json in the cache) and every later one must get the same bytes.
+The publishers of the official weights give no checksums, so the first pull records those of the
+files that it got (pins.json in the cache), and every later pull must get the same bytes.
 """
 
 import json
@@ -18,7 +18,7 @@ from lcm_cli.hub.http import locked
 
 @dataclass(frozen=True)
 class Pin:
-    """One source file as it was at its first pull."""
+    """The size and digests of one source file at its first pull, on `date`."""
 
     bytes: int
     sha256: str
@@ -26,25 +26,25 @@ class Pin:
     date: str = ""
 
 
-def pinned(cache: Path, address: str) -> Pin | None:
-    """Return what is on record for `address`, or None."""
+def find_pin(cache: Path, address: str) -> Pin | None:
+    """Return the pin of `address`, or None."""
     entry = _read(cache / "pins.json").get(address)
     return Pin(**entry) if entry else None
 
 
-def check(cache: Path, address: str, found: Pin) -> None:
-    """Raise IntegrityError if `address` gave other bytes before."""
-    known = pinned(cache, address)
+def check_pin(cache: Path, address: str, found: Pin) -> None:
+    """Raise IntegrityError if `found` differs from the pin of `address`."""
+    known = find_pin(cache, address)
     if known and (known.bytes, known.sha256) != (found.bytes, found.sha256):
         raise IntegrityError(
             f"{address} is not what it was on {known.date}: {found.bytes} bytes, sha256 "
-            f"{found.sha256}; on record are {known.bytes} bytes, sha256 {known.sha256}",
+            f"{found.sha256}; the record says {known.bytes} bytes, sha256 {known.sha256}",
             "if you trust the new file, pull with --force",
         )
 
 
 def record_pins(cache: Path, found: Mapping[str, Pin]) -> None:
-    """Write down what each address gave; replaces older records."""
+    """Record the pin of each address; replaces older ones."""
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / "pins.json"
     today = datetime.now(UTC).date().isoformat()
@@ -55,9 +55,9 @@ def record_pins(cache: Path, found: Mapping[str, Pin]) -> None:
             temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def of_file(path: Path, etag: str = "") -> Pin:
-    """Return the pin of a file that is here."""
-    return Pin(path.stat().st_size, sha256(path), etag)
+def pin_file(path: Path) -> Pin:
+    """Return the pin of a file on this machine."""
+    return Pin(path.stat().st_size, sha256(path))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

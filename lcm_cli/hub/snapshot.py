@@ -1,8 +1,8 @@
-"""Files of a Hugging Face repository, through huggingface_hub's own cache and client.
+"""Files of Hugging Face repositories, through huggingface_hub's client and cache.
 
-Works with the client's 0.3x line (which sonar-space holds back) and its newest. Every file is
-compared with the digest that the Hub announces for it, and a branch or tag is written down as being
-here only after all of its files are. Errors of the client become ours, each in its own words.
+Works with both the client's 0.3x versions (to which sonar-space is limited) and its newest. Every
+file is compared with the digest that the Hub announces, and a branch or tag is recorded as fetched
+only after all of its files are complete. Errors of the client are translated into lcm's own.
 """
 
 import errno
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 TRIES = 4  # of one request
 PAUSE = 1.0  # seconds before the second try; doubles
-LONGEST_WAIT = 120.0  # a server that asks for more patience is reported, not waited for
-# The client itself asks again after an error of the server in a download, but in nothing else.
+LONGEST_WAIT = 120.0  # a server that asks for a longer wait is an error
+# The client retries after server errors in downloads, but in no other request.
 _BUSY = (408, 416, 429)
 _FAILING = (*_BUSY, 500, 502, 503, 504)
-_PLAIN = re.compile(r"\w[\w.-]*")  # a file at the top of a repository, and nowhere else
+_PLAIN = re.compile(r"\w[\w.-]*")  # a file at the top level of a repository
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -39,7 +39,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class RemoteFile:
     """One file of a repository.
 
-    `sha256` is empty for small files, which git keeps itself: those have git's own digest, `oid`.
+    `sha256` is empty for small files, which lie in git itself: these have git's digest, `oid`.
     """
 
     name: str
@@ -49,13 +49,13 @@ class RemoteFile:
 
     @property
     def etag(self) -> str:
-        """What the Hub calls this version of the file, and the client its blob."""
+        """The Hub's etag of this version of the file, and the name of its blob in the cache."""
         return self.sha256 or self.oid
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What the Hub says of a repository at one revision."""
+    """A repository on the Hub at one commit: its licence and its files."""
 
     repo: str
     commit: str
@@ -68,27 +68,27 @@ class Remote:
 
 
 def hub_cache() -> Path:
-    """Return the folder of huggingface_hub's own downloads."""
+    """Return huggingface_hub's cache folder."""
     return Path(os.environ.get("HF_HUB_CACHE") or hf_home() / "hub").expanduser()
 
 
 def endpoint() -> str | None:
-    """Return the address of the Hub, or of a mirror of it, where one is chosen."""
+    """Return the address of the Hub's mirror (HF_ENDPOINT), None for the Hub itself."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
 def repository_folder(repo: str) -> Path:
-    """Return where huggingface_hub keeps a repository."""
+    """Return the folder of a repository in huggingface_hub's cache."""
     return hub_cache() / f"models--{repo.replace('/', '--')}"
 
 
 def is_commit(revision: str) -> bool:
-    """Return whether a revision is a commit, which cannot move."""
+    """Return whether a revision is a commit hash, which cannot move."""
     return bool(_COMMIT.fullmatch(revision))
 
 
 def local_commit(repo: str, revision: str) -> str:
-    """Return the commit that a branch or tag was when it was last fetched, "" if it never was."""
+    """Return the commit of a branch or tag at its last fetch, "" if it was never fetched."""
     if is_commit(revision):
         return revision
     with suppress(OSError):
@@ -98,9 +98,9 @@ def local_commit(repo: str, revision: str) -> str:
 
 
 def local_snapshot(repo: str, revision: str, names: Sequence[str]) -> Path | None:
-    """Return the folder of huggingface_hub's cache that has all of `names`, or None. No network.
+    """Return the cached folder that has all of `names`, or None. Does not use the network.
 
-    Raises IntegrityError for a file that is a link to somewhere outside the repository's folder.
+    Raises IntegrityError for a file that is a link out of the repository's folder.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -115,22 +115,22 @@ def local_snapshot(repo: str, revision: str, names: Sequence[str]) -> Path | Non
 
 
 def confine(path: Path, folder: Path) -> None:
-    """Raise IntegrityError if `path`, its links followed, does not lie in `folder`."""
+    """Raise IntegrityError if `path`, with links resolved, is not inside `folder`."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise IntegrityError(
             f"{path} is a link to {path.resolve()}, outside {folder}: refused",
-            f"remove it, if you did not make it: rm {path}",
+            f"if you did not create it, remove it: rm {path}",
         )
 
 
 def describe_remote(repo: str, revision: str, command: str, notice: Notice = ignore) -> Remote:
-    """Ask the Hub what is in a repository. Raises as `fetch` does."""
+    """Ask the Hub for the contents of a repository. Raises as `fetch_snapshot` does."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint(), library_name="lcm")
-    asked = _Asked(repo, revision, command, notice)
-    info = asked.until_answered(
-        lambda: api.model_info(repo, revision=revision, files_metadata=True), passing=_FAILING
+    retries = _Retries(repo, revision, command, notice)
+    info = retries.run(
+        lambda: api.model_info(repo, revision=revision, files_metadata=True), transient=_FAILING
     )
     files = tuple(
         RemoteFile(s.rfilename, s.size, s.lfs.sha256 if s.lfs else "", s.blob_id or "")
@@ -140,28 +140,28 @@ def describe_remote(repo: str, revision: str, command: str, notice: Notice = ign
     return Remote(repo, info.sha or revision, str(licence), files)
 
 
-def fetch(remote: Remote, choose: Choose, command: str, notice: Notice = ignore) -> Path:
-    """Bring the files that `choose` picks by name, and compare each with the Hub's digest.
+def fetch_snapshot(remote: Remote, choose: Choose, command: str, notice: Notice = ignore) -> Path:
+    """Fetch the files that `choose` picks by name; return their folder in the cache.
 
-    Files are asked for by commit, so that a branch that moves meanwhile cannot mix two versions;
-    what is here already is not fetched again. Returns their folder: `keep` makes it the one of the
-    branch. Raises NotFoundError (no such repository or file, or offline), AuthError (gated or
-    private), IntegrityError (other bytes than the Hub announces), LcmError (no network, a Hub that
-    keeps failing, disk full).
+    Files are requested by commit, so that a branch that moves meanwhile cannot mix two versions,
+    and compared with the Hub's digests. Cached files are not fetched again. Call `record_revision`
+    once they have been checked. Raises NotFoundError (no such repository or file, or offline),
+    AuthError (gated or private), IntegrityError (bytes that differ from the Hub's digest), LcmError
+    (no network, a Hub that keeps failing, disk full).
     """
-    asked = _Asked(remote.repo, remote.commit, command, notice)
+    retries = _Retries(remote.repo, remote.commit, command, notice)
     folder = Path()
     for name in choose([file.name for file in remote.files if _PLAIN.fullmatch(file.name)]):
         expected = remote.file(name)
-        assert expected is not None  # `choose` picks from what it is given
-        folder = _fetch_file(remote, expected, asked).parent
+        assert expected is not None  # `choose` picks from these names
+        folder = _fetch_file(remote, expected, retries).parent
     return folder
 
 
-def keep(remote: Remote, revision: str) -> None:
-    """Write down, where the client looks for it, which commit a branch or tag is.
+def record_revision(remote: Remote, revision: str) -> None:
+    """Record in the client's cache that a branch or tag is at the commit of `remote`.
 
-    To be called when all files of the commit that are wanted are here, and are right.
+    Only to be called once all needed files of the commit are complete and verified.
     """
     if is_commit(revision):
         return
@@ -172,7 +172,7 @@ def keep(remote: Remote, revision: str) -> None:
         temporary.write_text(remote.commit, encoding="utf-8")
 
 
-def _fetch_file(remote: Remote, expected: RemoteFile, asked: "_Asked") -> Path:
+def _fetch_file(remote: Remote, expected: RemoteFile, retries: "_Retries") -> Path:
     from huggingface_hub import hf_hub_download
 
     blob = repository_folder(remote.repo) / "blobs" / expected.etag
@@ -190,14 +190,14 @@ def _fetch_file(remote: Remote, expected: RemoteFile, asked: "_Asked") -> Path:
         return Path(path)
 
     here = _local_file(remote, expected.name)
-    if here is not None and not matches(here, expected):  # damaged since it was fetched
+    if here is not None and not matches(here, expected):  # damaged since its download
         _forget(here)
-    path = asked.until_answered(download)
+    path = retries.run(download)
     confine(path, repository_folder(remote.repo))
     if not matches(path, expected):
         _forget(path)
-        message = f"{remote.repo}: {expected.name} has not the sha256 that the Hub announces"
-        raise IntegrityError(message, f"it was removed; run {asked.command} again")
+        message = f"{remote.repo}: {expected.name} differs from the digest that the Hub announces"
+        raise IntegrityError(message, f"it was deleted; run {retries.command} again")
     return path
 
 
@@ -207,7 +207,7 @@ def _local_file(remote: Remote, name: str) -> Path | None:
 
 
 def _forget(path: Path) -> None:
-    path.resolve().unlink(missing_ok=True)  # the cache has a link to a blob: neither may stay
+    path.resolve().unlink(missing_ok=True)  # the link's target, a blob
     path.unlink(missing_ok=True)
 
 
@@ -221,37 +221,37 @@ def matches(path: Path, expected: RemoteFile) -> bool:
 
 
 def git_oid(content: bytes) -> str:
-    """Return the digest that git has for a file."""
+    """Return git's digest of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _drop_overlong(incomplete: Path, expected: RemoteFile) -> None:
-    """Remove the remains of a download that has too many bytes: it could never be completed."""
+    """Delete a partial download with more bytes than the file, which could never be completed."""
     with suppress(FileNotFoundError):
         if expected.bytes is not None and incomplete.stat().st_size > expected.bytes:
             incomplete.unlink()
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is asked of the Hub: for messages, and to ask again where that may help."""
+class _Retries:
+    """Requests to the Hub about one repository, repeated after transient failures."""
 
     repo: str
     revision: str
     command: str
     notice: Notice
 
-    def until_answered(self, request: Callable[[], T], passing: Container[int] = _BUSY) -> T:
-        """Return what `request` returns, trying again while that may help; raises our errors.
+    def run(self, request: Callable[[], T], transient: Container[int] = _BUSY) -> T:
+        """Return the result of `request`, with retries; raises lcm's errors.
 
-        `passing`: the HTTP statuses that may go away.
+        `transient` are the HTTP statuses after which a retry may help.
         """
         for left in reversed(range(TRIES)):
             try:
                 with translated(self.repo, self.revision, self.command):
                     return request()
             except LcmError as error:
-                wait = _wait(error.__cause__, TRIES - left, passing)
+                wait = _wait(error.__cause__, TRIES - left, transient)
                 if wait is None or not left:
                     raise
                 self.notice(f"{error.message}; next try in {wait:.0f} s")
@@ -259,18 +259,18 @@ class _Asked:
         raise AssertionError("the last try returns or raises")
 
 
-def _wait(error: BaseException | None, tries: int, passing: Container[int]) -> float | None:
-    """Return how long to wait before another try, None if none would help."""
+def _wait(error: BaseException | None, tries: int, transient: Container[int]) -> float | None:
+    """Return how many seconds to wait before a retry, None if a retry would not help."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     pause = PAUSE * 2.0 ** (tries - 1)
-    if status in passing:
+    if status in transient:
         asked = retry_after(response.headers) if response is not None else None
         wait = pause if asked is None else asked
         return wait if wait <= LONGEST_WAIT else None
     if status is not None or getattr(error, "errno", None) is not None:
         return None
-    # A connection that broke in the middle of a file, or a length that was a lie.
+    # The connection broke in the middle of a file, or the announced length was wrong.
     broken = ("ChunkedEncodingError", "RemoteProtocolError", "ReadError", "ReadTimeout")
     names = {kind.__name__ for kind in type(error).__mro__} if error else set()
     told = any(words in str(error) for words in ("Connection aborted", "Consistency check"))
@@ -279,7 +279,7 @@ def _wait(error: BaseException | None, tries: int, passing: Container[int]) -> f
 
 @contextmanager
 def translated(repo: str, revision: str, command: str) -> Iterator[None]:
-    """Turn what the client raises into our errors. Its base classes differ between versions."""
+    """Translate the client's exceptions into lcm's errors. Raises NotFoundError when offline."""
     if offline():
         message = f"{repo} is not on this machine and lcm is offline"
         raise NotFoundError(message, f"run {command} without --offline and HF_HUB_OFFLINE")
@@ -287,13 +287,13 @@ def translated(repo: str, revision: str, command: str) -> Iterator[None]:
         yield
     except LcmError:
         raise
-    except Exception as error:
+    except Exception as error:  # the base classes differ between versions of the client
         cause = _cause(error)
-        raise _ours(cause, repo, revision, command) from cause
+        raise _translate(cause, repo, revision, command) from cause
 
 
 def _cause(error: Exception) -> Exception:
-    """Look behind the client's "not in the cache, and the Hub cannot be asked"."""
+    """Return the error behind the client's "not in the cache, and the Hub cannot be reached"."""
     from huggingface_hub import errors
 
     cause = error.__cause__
@@ -302,7 +302,7 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _ours(error: Exception, repo: str, revision: str, command: str) -> LcmError:
+def _translate(error: Exception, repo: str, revision: str, command: str) -> LcmError:
     from huggingface_hub import errors
 
     response = getattr(error, "response", None)
@@ -322,9 +322,9 @@ def _ours(error: Exception, repo: str, revision: str, command: str) -> LcmError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_error(error, hub_cache())
     if status is not None:
-        return _answered(status, response, error, repo, command)
+        return _status_error(status, response, error, repo, command)
     if "Consistency check" in str(error):
-        message = f"{repo}: the file that came has another length than the Hub announces"
+        message = f"{repo}: the received file differs in length from what the Hub announces"
         return IntegrityError(message, f"run {command} again")
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         return LcmError(f"{repo}: {' '.join(str(error).split())}")
@@ -332,8 +332,10 @@ def _ours(error: Exception, repo: str, revision: str, command: str) -> LcmError:
     return LcmError(message, f"run {command} when there is a connection")
 
 
-def _answered(status: int, response: Any, error: Exception, repo: str, command: str) -> LcmError:
-    """Put an HTTP status into words."""
+def _status_error(
+    status: int, response: Any, error: Exception, repo: str, command: str
+) -> LcmError:
+    """Return the error of an HTTP status."""
     if status in (401, 403):
         return AuthError(f"{repo}: access denied ({status})", "log in first: hf auth login")
     if status == 429:

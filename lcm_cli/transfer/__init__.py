@@ -1,1 +1,1 @@
-"""Checkpoints on the move: pulled, converted, listed, verified and pushed."""
+"""Commands on checkpoints: pull, convert, list, verify, remove and push."""

@@ -1,19 +1,19 @@
-"""Checkpoints converted: those of other programs to our layout, ours to another way of storing."""
+"""Conversion of checkpoints: from other programs' layouts, or to another number format."""
 
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_files, sha256
-from lcm_cli.hub.layouts import CARD, OURS, licence_in, read_json
-from lcm_cli.hub.locate import FILES, SpaceFiles, locate_model, locate_space
+from lcm_cli.hub.layouts import MODEL_CARD, OURS, SPACE_FILES, read_json, read_licence
+from lcm_cli.hub.locate import SpaceFiles, checkpoint_in, locate_model, locate_space
 from lcm_cli.models.checkpoint import (
     CONFIG,
     FULL_PRECISION,
@@ -38,7 +38,7 @@ from lcm_cli.weights import (
     write_safetensors,
 )
 
-# What a space is tried with: everyday English, of lengths as in most text.
+# Everyday English sentences of common lengths, to measure how far rounding moves concepts.
 _LANGUAGE = "eng_Latn"
 _SENTENCES = (
     "She was very happy.",
@@ -52,27 +52,29 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What it means for weights to be stored otherwise.
+    """The effect of storing weights in another number format.
 
-    `before` and `after` are bytes; `error` is how far the weights have moved, against their size
-    (root mean squares); `cosine` that between concepts of the space before and after, the mean
-    over a few English sentences, where it has English.
+    `relative_error` is the norm of the change of the weights over the norm of the weights; `cosine`
+    is the mean cosine between the concepts of a few English sentences before and after, None for
+    models and for spaces without English.
     """
 
-    before: int
-    after: int
-    error: float
+    bytes_before: int
+    bytes_after: int
+    relative_error: float
     cosine: float | None = None
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: a "space", or the architecture of a model, and the space of its concepts.
+    """A converted checkpoint: a space, or a model of an `architecture`; `space` names the space.
 
-    `cost` is there if numbers were to be stored otherwise.
+    `space` is empty if a model does not name one, `architecture` is empty for a space. `cost` is
+    None if no number format was chosen.
     """
 
-    what: str
+    kind: Literal["space", "model"]
+    architecture: str
     dim: int
     space: str
     cost: Cost | None = None
@@ -81,26 +83,27 @@ class Converted:
 def convert(
     source: str, folder: Path, store: Store | None = None, *, force: bool = False
 ) -> Converted:
-    """Write the checkpoint `source` to `folder` in our layout, its numbers stored as `store`.
+    """Write the checkpoint `source` to `folder` in lcm's layout, with numbers stored as `store`.
 
-    `source` is a model of another program (see converters.foreign), stored as it is without
-    `store`, or a space or model of lcm, by name or folder. Nothing is written unless every tensor
-    fits. Raises NotFoundError if it is not there, IntegrityError if it is damaged, no checkpoint,
-    would run code, or has numbers that cannot be stored so, UsageError if `folder` is taken.
+    `source` is a model of another program (see converters.foreign), whose numbers keep their type
+    without `store`, or a space or model of lcm, by name or folder. Nothing is written unless every
+    tensor fits. Raises NotFoundError for an unknown source, IntegrityError if it is damaged, not a
+    checkpoint, would run code, or has numbers that `store` cannot hold, UsageError if `folder`
+    already holds a checkpoint.
     """
-    ours = _is_ours(source)
+    ours = _is_own_layout(source)
     if ours and store is None:
-        message = f"{source} is in the layout of lcm already"
-        raise UsageError(message, "say how to store its numbers: --store int8")
+        message = f"{source} is already in lcm's layout"
+        raise UsageError(message, "choose a number format, as in: --store int8")
     if (folder / CONFIG).exists() and not force:
-        message = f"{folder} holds a checkpoint already"
+        message = f"{folder} already holds a checkpoint"
         raise UsageError(message, "choose another folder, or add --force")
     try:
         if not ours:
             return _convert_foreign(Path(source), folder, store, force)
         found = find_any(source)
         if found.path is not None and found.path.resolve() == folder.resolve():
-            raise UsageError(f"{folder} is what is to be converted", "choose another folder")
+            raise UsageError(f"{folder} is the source itself", "choose another folder")
         if found.kind == "space":
             return _convert_space(locate_space(source), folder, store, force)
         return _convert_model(source, folder, store, force)
@@ -110,45 +113,47 @@ def convert(
         raise IntegrityError(f"{source}: {error.message}", error.hint) from error
 
 
-def _is_ours(source: str) -> bool:
-    """Return whether `source` is a checkpoint in our layout. Raises NotFoundError for nothing."""
+def _is_own_layout(source: str) -> bool:
+    """Return whether `source` is in lcm's own layout. Raises NotFoundError if it does not exist."""
     path = Path(source)
     if not path.exists():
         try:
             find_any(source)
         except NotFoundError as error:
-            message = f"no such file or folder: {source}, and no checkpoint is called so"
+            message = f"no file, folder or checkpoint is called {source}"
             raise NotFoundError(message, error.hint) from error
         return True
-    of_run = (path / "model" / CONFIG).is_file() and not (path / CONFIG).is_file()
-    return path.is_dir() and (of_run or read_json(path / CONFIG).get("kind") in OURS)
+    if not path.is_dir():
+        return False
+    folder = checkpoint_in(path)
+    return folder != path or read_json(folder / CONFIG).get("kind") in OURS
 
 
 def _convert_foreign(source: Path, folder: Path, store: Store | None, force: bool) -> Converted:
     config, before = read_model(source)
     write(config, before, folder, store=store, force=force)
-    cost = None if store is None else _cost(before, read_weights(folder / WEIGHTS))
-    return Converted(config.architecture, config.concept_dim, config.space.name, cost)
+    cost = None if store is None else _measure_cost(before, read_weights(folder / WEIGHTS))
+    return Converted("model", config.architecture, config.concept_dim, config.space.name, cost)
 
 
 def _convert_model(source: str, folder: Path, store: Store | None, force: bool) -> Converted:
     files = locate_model(source)
     model, before = open_model(files)
     place, config = files.config.parent, model.config
-    licence = files.licence or licence_in(place)
-    names = [*_card(files.config), *([ORIGIN] if licence else []), WEIGHTS, CONFIG]
+    licence = files.licence or read_licence(place)
+    names = [*_readme_beside(files.config), *([ORIGIN] if licence else []), WEIGHTS, CONFIG]
     with atomic_files(folder, names, force=force) as places:
         stored = pieces(before, store, FULL_PRECISION)
         digests = {WEIGHTS: write_safetensors(places[WEIGHTS], stored)}
         places[CONFIG].write_text(config_text(config), encoding="utf-8")
         digests[CONFIG] = sha256(places[CONFIG])
-        if licence:  # a config does not say it
+        if licence:  # a config has no place for it
             made_of = read_json(place / ORIGIN).get("source", {})
             about = {"name": files.name, "licence": licence, "source": made_of, "sha256": digests}
             _write_json(places[ORIGIN], about)
-        _copy_card(place, places)
-    cost = _cost(before, read_weights(folder / WEIGHTS))
-    return Converted(config.architecture, config.concept_dim, config.space.name, cost)
+        _copy_readme(place, places)
+    cost = _measure_cost(before, read_weights(folder / WEIGHTS))
+    return Converted("model", config.architecture, config.concept_dim, config.space.name, cost)
 
 
 def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: bool) -> Converted:
@@ -157,47 +162,47 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
         "encoder": open_weights(TextEncoder, shapes[0], files.encoder)[1],
         "decoder": open_weights(TextDecoder, shapes[1], files.decoder)[1],
     }
-    names = [*_card(files.encoder), *FILES.values(), CONFIG]
+    names = [*_readme_beside(files.encoder), *SPACE_FILES.values(), CONFIG]
     with atomic_files(folder, names, force=force) as places:
         digests = {
-            role: write_safetensors(places[FILES[role]], pieces(weights, store))
+            role: write_safetensors(places[SPACE_FILES[role]], pieces(weights, store))
             for role, weights in before.items()
         }
-        shutil.copyfile(files.tokenizer, places[FILES["tokenizer"]])
+        shutil.copyfile(files.tokenizer, places[SPACE_FILES["tokenizer"]])
         digests["tokenizer"] = sha256(files.tokenizer)
         _write_json(places[CONFIG], {**files.config, "sha256": digests})
-        _copy_card(files.encoder.parent, places)
-    after = read_weights(*(folder / FILES[role] for role in before))
+        _copy_readme(files.encoder.parent, places)
+    after = read_weights(*(folder / SPACE_FILES[role] for role in before))
     space = Space(files, torch.device("cpu"), "float32", None)
-    cosine = _cosine(space, load_space(str(folder), device="cpu", precision="float32"))
-    cost = _cost(before["encoder"] | before["decoder"], after, cosine)
-    return Converted("space", space.dim, space.name, cost)
+    cosine = _mean_cosine(space, load_space(str(folder), device="cpu", precision="float32"))
+    cost = _measure_cost(before["encoder"] | before["decoder"], after, cosine)
+    return Converted("space", "", space.dim, space.name, cost)
 
 
-def _card(file: Path) -> list[str]:
-    """Return the name of the README.md beside a file, if it is one of a checkpoint's own folder."""
-    of_its_own = file.name in (CONFIG, FILES["encoder"])  # bundled files are called otherwise
-    return [CARD] if of_its_own and (file.parent / CARD).is_file() else []
+def _readme_beside(file: Path) -> list[str]:
+    """Return the name of the README.md beside `file`, unless `file` is a bundled one."""
+    of_its_own = file.name in (CONFIG, SPACE_FILES["encoder"])  # bundled files have other names
+    return [MODEL_CARD] if of_its_own and (file.parent / MODEL_CARD).is_file() else []
 
 
-def _copy_card(place: Path, places: Mapping[str, Path]) -> None:
-    if CARD in places:
-        shutil.copyfile(place / CARD, places[CARD])
+def _copy_readme(place: Path, places: Mapping[str, Path]) -> None:
+    if MODEL_CARD in places:
+        shutil.copyfile(place / MODEL_CARD, places[MODEL_CARD])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _cost(
+def _measure_cost(
     before: Mapping[str, Weight], after: Mapping[str, Weight], cosine: float | None = None
 ) -> Cost:
     sizes = [sum(weight.nbytes for weight in part.values()) for part in (before, after)]
     return Cost(sizes[0], sizes[1], relative_error(before, after), cosine)
 
 
-def _cosine(before: Space, after: Space) -> float | None:
-    """Return the mean cosine between concepts of a few sentences, None without English."""
+def _mean_cosine(before: Space, after: Space) -> float | None:
+    """Return the mean cosine between the concepts of a few sentences, None without English."""
     if _LANGUAGE not in before.languages:
         return None
     found = [space.encode(_SENTENCES, _LANGUAGE).concepts for space in (before, after)]

@@ -1,4 +1,4 @@
-"""Which checkpoints there are, what is on this machine, and whether every byte of it is right."""
+"""The checkpoints that lcm knows or has on this machine: list, verify, remove and update them."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,12 +13,20 @@ from lcm_cli.files import sha256
 from lcm_cli.headers import count_numbers, read_entries
 from lcm_cli.hub import cards, locate, pins
 from lcm_cli.hub.http import Notice, locked, remote_size
-from lcm_cli.hub.layouts import OURS, Layout, layout_of, licence_in, needed, read_json
+from lcm_cli.hub.layouts import (
+    OURS,
+    SPACE_FILES,
+    Layout,
+    detect_layout,
+    needed_files,
+    read_json,
+    read_licence,
+)
 from lcm_cli.hub.snapshot import describe_remote, hub_cache, is_commit
 from lcm_cli.paths import cache_dir
 from lcm_cli.progress import ignore
 from lcm_cli.schema import nearest
-from lcm_cli.transfer.plan import ORIGIN, origin
+from lcm_cli.transfer.plan import ORIGIN, read_origin
 
 Where = Literal["bundled", "pulled", "hub", "folder", "absent"]
 Status = Literal["ok", "differs", "missing", "no record"]
@@ -26,11 +34,12 @@ Status = Literal["ok", "differs", "missing", "no record"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint. `where`: with lcm, in its cache, in that of the Hub's client, in a folder of
-    the user's, or not here.
+    """A checkpoint, and its files if it is on this machine.
 
-    `files` are its files by the name that the record of digests has for them. `used` is the day on
-    which they were last read, as far as the file system tells.
+    `where` is "bundled" for one that comes with lcm, "pulled" for one in lcm's cache, "hub" for one
+    in the cache of the Hub's client, "folder" for a folder of the user's, or "absent". `files` are
+    keyed by their names in the record of digests. `used` is the day on which they were last read,
+    according to the file system.
     """
 
     name: str
@@ -49,23 +58,24 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Check:
-    """Whether one file is what it was when it was made or pulled."""
+    """The result of comparing one file with the record of its digest."""
 
     file: Path
     status: Status
 
 
-def checkpoints() -> list[Checkpoint]:
-    """Return every checkpoint that has a card or is on this machine. No network."""
-    carded = {name: _carded(card) for name, card in cards.cards().items()}
-    kept = [_kept(kind, folder) for kind in cards.PARTS for folder in cards.pulled(kind)]
-    others = [one for one in (*kept, *_in_hub_cache()) if one.name not in carded]
+def list_checkpoints() -> list[Checkpoint]:
+    """Return every checkpoint that has a card or is on this machine, without using the network."""
+    carded = {name: _describe_carded(card) for name, card in cards.cards().items()}
+    pulled = [(kind, name) for kind in cards.PARTS for name in cards.list_pulled(kind)]
+    kept = [_describe_pulled(kind, name) for kind, name in pulled]
+    others = [one for one in (*kept, *_find_in_hub_cache()) if one.name not in carded]
     return [*carded.values(), *sorted(others, key=lambda one: one.name)]
 
 
 def find_checkpoint(name: str) -> Checkpoint:
     """Return the checkpoint called `name`. Raises NotFoundError with the nearest names."""
-    known = {one.name: one for one in checkpoints()}
+    known = {one.name: one for one in list_checkpoints()}
     if name not in known:
         near = nearest(name, known)
         hint = f"did you mean {' or '.join(near)}?" if near else "see: lcm checkpoints list"
@@ -74,23 +84,28 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 
 def find_any(source: str) -> Checkpoint:
-    """Return the checkpoint called `source`, or the one in that folder. Raises NotFoundError."""
-    known, folder = checkpoints(), Path(source)
+    """Return the checkpoint called `source`, or else the one in that folder.
+
+    Raises NotFoundError if there is none.
+    """
+    known, folder = list_checkpoints(), Path(source)
     if not folder.is_dir() or any(one.name == source for one in known):
         return find_checkpoint(source)
-    if (folder / "model" / "config.json").is_file():  # the folder of a training run
-        folder /= "model"
+    folder = locate.checkpoint_in(folder)
     for one in known:
         if one.path and one.path.resolve() == folder.resolve():
             return one
-    found = _in_folder(source, layout_of(folder), "folder", folder)
-    recorded = {name: folder / Path(name).name for name in _recorded(found)}
-    return replace(found, files=recorded | found.files)  # also what is not there any more
+    found = _describe_folder(source, detect_layout(folder), "folder", folder)
+    recorded = {name: folder / Path(name).name for name in _recorded_digests(found)}
+    return replace(found, files=recorded | found.files)  # missing files included
 
 
 def verify(checkpoint: Checkpoint) -> Iterator[Check]:
-    """Read every byte of a checkpoint and compare it with its card or the record of its pull."""
-    recorded = _recorded(checkpoint)
+    """Compare the sha256 of each file with the card or the record of the pull.
+
+    Raises NotFoundError if the checkpoint is not on this machine.
+    """
+    recorded = _recorded_digests(checkpoint)
     for name, path in checkpoint.files.items():
         if not path.is_file():
             yield Check(path, "missing")
@@ -100,71 +115,71 @@ def verify(checkpoint: Checkpoint) -> Iterator[Check]:
             yield Check(path, "ok" if sha256(path) == recorded[name] else "differs")
 
 
-def numbers(checkpoint: Checkpoint) -> dict[str, int]:
-    """Return how many numbers of each type its weights have, by safetensors' names.
+def count_by_type(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return how many numbers of each type the weights have, by safetensors' type names.
 
-    Only headers are read. What is not here, or cannot be read, has none: verify says what is wrong.
+    Only headers are read. Files that are missing or damaged are skipped; `verify` reports those.
     """
     entries: dict[str, Any] = {}
     for path in checkpoint.files.values():
         if path.suffix == ".safetensors":
             with suppress(LcmError, OSError):
-                entries |= read_entries(path)[2]  # the halves of a space share no names
+                entries |= read_entries(path)[2]  # encoder and decoder share no names
     return count_numbers(entries)
 
 
 def remove(checkpoint: Checkpoint, notice: Notice = ignore) -> int:
-    """Delete a pulled checkpoint; returns how many bytes that frees.
+    """Delete a pulled checkpoint and return the number of bytes freed.
 
-    Raises UsageError for one that comes with lcm, NotFoundError for one that is not here. What is
-    on record of its files stays, so that pulling it again must give the same.
+    Its pins stay, so pulling it again must give the same files. Raises UsageError for a bundled
+    checkpoint, NotFoundError for one that is not on this machine.
     """
     if checkpoint.where == "bundled":
         raise UsageError(f"{checkpoint.name} comes with lcm and cannot be removed")
     if checkpoint.path is None:
-        raise NotFoundError(f"{checkpoint.name} is not on this machine", "there is nothing to do")
+        raise NotFoundError(f"{checkpoint.name} is not on this machine", "nothing to remove")
     if checkpoint.where == "hub":
         return _remove_from_hub_cache(checkpoint.revision)
     place = checkpoint.path
     with locked(place.with_name(f".{place.name}.lock"), checkpoint.name, notice):
         gone = place.with_name(f".{place.name}.old")
         shutil.rmtree(gone, ignore_errors=True)
-        place.rename(gone)  # at once: half a checkpoint must not be found under its name
+        place.rename(gone)  # atomic: a half-deleted checkpoint must not be found under its name
         shutil.rmtree(gone)
     return checkpoint.bytes
 
 
-def update(checkpoint: Checkpoint, command: str) -> str:
-    """Ask whether there is another version; returns what is known of it, "" if there is none.
+def find_update(checkpoint: Checkpoint, command: str) -> str:
+    """Ask the checkpoint's sources for a newer version; return its description, "" if none.
 
-    Raises what snapshot.describe raises.
+    Raises as snapshot.describe_remote does.
     """
     if checkpoint.where == "hub":
-        repo, revision = locate.repository(checkpoint.name)
-        return _moved(repo, revision, checkpoint.revision, command)
+        repo, revision = locate.split_repository(checkpoint.name)
+        return _describe_move(repo, revision, checkpoint.revision, command)
     if checkpoint.where != "pulled" or checkpoint.path is None:
         return ""
-    made_of = origin(checkpoint.path, checkpoint.kind)
-    found = [_newer(part, command) for part in made_of.values() if isinstance(part, dict)]
+    made_of = read_origin(checkpoint.path, checkpoint.kind)
+    found = [_describe_change(part, command) for part in made_of.values() if isinstance(part, dict)]
     return "; ".join(dict.fromkeys(filter(None, found)))
 
 
-def _newer(part: dict[str, Any], command: str) -> str:
+def _describe_change(part: dict[str, Any], command: str) -> str:
     place = str(part.get("from", ""))
     if "revision" in part:
-        return _moved(place, part.get("asked", "main"), part["revision"], command)
+        return _describe_move(place, part.get("asked", "main"), part["revision"], command)
     size = remote_size(place) if "://" in place else None
     return f"{place} has {size} bytes now" if size not in (None, part.get("bytes")) else ""
 
 
-def _moved(repo: str, revision: str, commit: str, command: str) -> str:
+def _describe_move(repo: str, revision: str, commit: str, command: str) -> str:
     if is_commit(revision):
         return ""
     now = describe_remote(repo, revision, command).commit
     return f"{repo}@{revision} is {now[:12]} now" if now != commit else ""
 
 
-def _carded(card: cards.Card) -> Checkpoint:
+def _describe_carded(card: cards.Card) -> Checkpoint:
     source = ", ".join(dict.fromkeys(s.repo or s.url for s in card.source.values()))
     found = Checkpoint(
         card.name, card.kind, "absent", card.licence, card.summary, source=source, card=card
@@ -172,21 +187,21 @@ def _carded(card: cards.Card) -> Checkpoint:
     if card.files:
         path = cards.card_path(card.name)
         files = {role: path.parent / file.name for role, file in card.files.items()}
-        return _measured(replace(found, where="bundled", path=path, files=files))
-    if card.name not in cards.pulled(card.kind):
+        return _with_sizes(replace(found, where="bundled", path=path, files=files))
+    if card.name not in cards.list_pulled(card.kind):
         return found
-    kept = _kept(card.kind, card.name)
+    kept = _describe_pulled(card.kind, card.name)
     return replace(kept, summary=card.summary, source=source, card=card)
 
 
-def _kept(kind: str, name: str) -> Checkpoint:
-    """Describe a folder of lcm's cache."""
+def _describe_pulled(kind: str, name: str) -> Checkpoint:
+    """Describe a checkpoint in lcm's cache."""
     folder = cards.space_folder(name) if kind == "space" else cards.model_folder(name)
     record: dict[str, Any] = {}
-    with suppress(LcmError):  # a damaged one is listed, too: verify says what is wrong with it
+    with suppress(LcmError):  # damaged checkpoints are listed too; `verify` reports the damage
         record = read_json(folder / ("config.json" if kind == "space" else ORIGIN))
     made_of = [part for part in record.get("source", {}).values() if isinstance(part, dict)]
-    names = locate.FILES.values() if kind == "space" else record.get("sha256", {})
+    names = SPACE_FILES.values() if kind == "space" else record.get("sha256", {})
     found = Checkpoint(
         *(str(record.get("name", name)), kind, "pulled", str(record.get("licence", ""))),
         path=folder,
@@ -194,11 +209,11 @@ def _kept(kind: str, name: str) -> Checkpoint:
         source=", ".join(dict.fromkeys(str(part.get("from", "")) for part in made_of)),
         revision=next((str(p["revision"]) for p in made_of if "revision" in p), ""),
     )
-    return _measured(found)
+    return _with_sizes(found)
 
 
-def _in_hub_cache() -> Iterator[Checkpoint]:
-    """Yield the checkpoints in our layout in the cache of the Hub's client."""
+def _find_in_hub_cache() -> Iterator[Checkpoint]:
+    """Yield the checkpoints in lcm's own layout in the cache of the Hub's client."""
     for folder in sorted(hub_cache().glob("models--*--*")):
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
         references = (path for path in (folder / "refs").rglob("*") if path.is_file())
@@ -206,36 +221,40 @@ def _in_hub_cache() -> Iterator[Checkpoint]:
         for snapshot in (folder / "snapshots").glob("*"):
             ref = names.get(snapshot.name)
             revision = ref.relative_to(folder / "refs").as_posix() if ref else snapshot.name
-            if ref is None and not pins.pinned(cache_dir(), f"{repo}@{snapshot.name}/config.json"):
-                continue  # the remains of a pull, or somebody else's
+            if ref is None and not pins.find_pin(
+                cache_dir(), f"{repo}@{snapshot.name}/config.json"
+            ):
+                continue  # an incomplete pull, or another program's download
             with suppress(LcmError):
-                yield _of_snapshot(repo, revision, snapshot)
+                yield _describe_snapshot(repo, revision, snapshot)
 
 
-def _of_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
-    layout = layout_of(folder)
+def _describe_snapshot(repo: str, revision: str, folder: Path) -> Checkpoint:
+    layout = detect_layout(folder)
     if layout not in OURS:
-        raise NotFoundError(f"{repo} is used in its converted form")
+        raise NotFoundError(f"{repo} is not in lcm's layout")
     name = repo if revision == "main" else f"{repo}@{revision}"
-    found = _in_folder(name, layout, "hub", folder)
+    found = _describe_folder(name, layout, "hub", folder)
     return replace(found, source=f"https://huggingface.co/{repo}", revision=folder.name)
 
 
-def _in_folder(name: str, layout: Layout, where: Where, folder: Path) -> Checkpoint:
-    names = needed(layout, [path.name for path in folder.iterdir()], name)
+def _describe_folder(name: str, layout: Layout, where: Where, folder: Path) -> Checkpoint:
+    names = needed_files(layout, [path.name for path in folder.iterdir()], name)
     files = {file: folder / file for file in names}
-    return _measured(Checkpoint(name, layout, where, licence_in(folder), path=folder, files=files))
+    return _with_sizes(
+        Checkpoint(name, layout, where, read_licence(folder), path=folder, files=files)
+    )
 
 
-def _measured(found: Checkpoint) -> Checkpoint:
+def _with_sizes(found: Checkpoint) -> Checkpoint:
     states = [path.stat() for path in found.files.values() if path.is_file()]
     used = max((state.st_atime for state in states), default=0.0)
     day = datetime.fromtimestamp(used, UTC).date().isoformat() if states else ""
     return replace(found, bytes=sum(state.st_size for state in states), used=day)
 
 
-def _recorded(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the sha256 that each file should have, by the names in `files`."""
+def _recorded_digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the recorded sha256 of each file, by its key in `files`."""
     if checkpoint.path is None:
         raise NotFoundError(
             f"{checkpoint.name} is not on this machine", f"run: lcm pull {checkpoint.name}"
@@ -246,9 +265,9 @@ def _recorded(checkpoint: Checkpoint) -> dict[str, str]:
         name = "config.json" if checkpoint.kind == "space" else ORIGIN
         recorded = read_json(checkpoint.path / name).get("sha256")
         known: dict[str, str] = recorded if isinstance(recorded, dict) else {}
-        return {locate.FILES.get(role, role): digest for role, digest in known.items()}
-    address = f"{locate.repository(checkpoint.name)[0]}@{checkpoint.revision}"
-    found = {name: pins.pinned(cache_dir(), f"{address}/{name}") for name in checkpoint.files}
+        return {SPACE_FILES.get(role, role): digest for role, digest in known.items()}
+    address = f"{locate.split_repository(checkpoint.name)[0]}@{checkpoint.revision}"
+    found = {name: pins.find_pin(cache_dir(), f"{address}/{name}") for name in checkpoint.files}
     return {name: pin.sha256 for name, pin in found.items() if pin}
 
 

@@ -1,6 +1,6 @@
-"""The card that a checkpoint has on the Hub: README.md, with the metadata that the Hub reads.
+"""Model cards for the Hub: README.md with the metadata that the Hub reads.
 
-An author's own README.md is kept as it is; only metadata that it lacks is added.
+An author's own README.md is kept; only missing metadata is added.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lcm_cli.hub.layouts import CARD, card_metadata
+from lcm_cli.hub.layouts import MODEL_CARD, read_metadata
 from lcm_cli.text.languages import language
 
 _TEXT = """
@@ -40,11 +40,11 @@ def model_card(
 
     `languages`: SONAR's codes. `results`: {"dataset": name, "metrics": {name: number}}.
     """
-    own = folder / CARD
+    own = folder / MODEL_CARD
     text = own.read_text(encoding="utf-8") if own.is_file() else ""
     body = re.sub(r"\A---\r?\n.*?\n---[^\S\n]*\n", "", text, flags=re.DOTALL)
     ours = metadata(repo, config, licence, languages, results)
-    head = ours | card_metadata(own) | {"license": ours["license"]}
+    head = ours | read_metadata(own) | {"license": ours["license"]}
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n{body or _body(repo, config)}"
 
@@ -56,7 +56,7 @@ def metadata(
     languages: Sequence[str] = (),
     results: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what the Hub is told of a checkpoint. See `model_card`."""
+    """Return the metadata of a checkpoint for the Hub; the parameters are those of `model_card`."""
     kind = config["kind"]
     space = (config.get("space") or {}).get("name", "") if kind == "model" else config["name"]
     words = ["concept-model", str(config.get("architecture"))]

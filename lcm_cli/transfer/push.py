@@ -1,8 +1,9 @@
-"""Publishing a checkpoint on the Hugging Face Hub: config, weights and card, in one commit."""
+"""Publication of checkpoints on the Hugging Face Hub: config, weights and card in one commit."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,16 +12,34 @@ from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import not_there
 from lcm_cli.hub import cards, locate
 from lcm_cli.hub.http import Notice
-from lcm_cli.hub.layouts import CARD, OURS, layout_of, licence_in, needed, read_json, weight_files
+from lcm_cli.hub.layouts import (
+    MODEL_CARD,
+    OURS,
+    SPACE_FILES,
+    choose_weights,
+    detect_layout,
+    needed_files,
+    read_json,
+    read_licence,
+)
 from lcm_cli.hub.snapshot import endpoint, translated
 from lcm_cli.progress import ignore
+from lcm_cli.transfer.install import check_model
 from lcm_cli.transfer.inventory import find_checkpoint
 from lcm_cli.transfer.model_card import model_card
-from lcm_cli.transfer.pull_model import check_model
 
-SHARD = 5_000_000_000  # bytes of weights in one file, at most
-_SPACE_FILES = {"config": "config.json", **locate.FILES}
+SHARD = 5_000_000_000  # the most bytes of weights in one file
+_SPACE_FILES = {"config": "config.json", **SPACE_FILES}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A commit on the Hub: its address, its hash and the names of the uploaded files."""
+
+    url: str
+    commit: str
+    files: list[str]
 
 
 def push(
@@ -34,37 +53,37 @@ def push(
     with_state: bool = False,
     shard: int = SHARD,
     notice: Notice = ignore,
-) -> str:
+) -> Pushed:
     """Upload the checkpoint `source`, a folder or a name, to the repository ORG/REPO.
 
-    The repository is made if it does not exist. Returns the address of the commit. Raises
-    UsageError if no licence is known or `source` is in a foreign layout, NotFoundError,
-    IntegrityError if its weights do not fit its config, AuthError without a token that may write.
+    The repository is created if it does not exist. Raises UsageError if no licence is known or
+    `source` is in a foreign layout, NotFoundError, IntegrityError if the weights do not fit the
+    config, AuthError without a token that may write.
     """
     if not locate.is_repository(repo) or "@" in repo:
-        raise UsageError(f"{repo!r} is not the name of a repository", "it has the form ORG/REPO")
-    files, known = _files(source)
+        raise UsageError(f"{repo!r} is not the name of a repository", "use the form ORG/REPO")
+    files, known = _own_files(source)
     config = read_json(files["config.json"])
     folder = files["config.json"].parent
     licence = licence or known
     if not licence or licence == cards.UNKNOWN_LICENCE:
-        message = f"nothing says under which licence {source} is"
-        raise UsageError(message, "name it, by its SPDX identifier: --licence CC-BY-4.0")
+        message = f"the licence of {source} is unknown"
+        raise UsageError(message, "give its SPDX identifier, as in: --licence CC-BY-4.0")
     card = model_card(repo, config, folder, licence, _languages(config), results)
     if with_state:
-        state = _state(folder)
+        state = _last_state(folder)
         files[state.name] = state
     with (
         _sharded(files, shard, notice) as parts,
         translated(repo, revision, f"lcm checkpoints push {source} {repo}"),
     ):
-        return _upload(repo, {**parts, CARD: card.encode()}, private, revision)
+        return _upload(repo, {**parts, MODEL_CARD: card.encode()}, private, revision)
 
 
-def _files(source: str) -> tuple[dict[str, Path], str]:
+def _own_files(source: str) -> tuple[dict[str, Path], str]:
     """Return the files of a checkpoint by their names in a repository, and its licence if known.
 
-    They are looked at first: what does not fit its config is not published.
+    Raises IntegrityError if the weights do not fit the config.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -75,39 +94,38 @@ def _files(source: str) -> tuple[dict[str, Path], str]:
             names = locate.MODEL_FILES if found.kind == "model" else _SPACE_FILES
             return {names[role]: path for role, path in found.files.items()}, found.licence
         folder = found.path
-    if (folder / "model" / "config.json").is_file():  # the folder of a training run
-        folder /= "model"
-    layout = layout_of(folder)
+    folder = locate.checkpoint_in(folder)
+    layout = detect_layout(folder)
     if layout not in OURS:
-        message = f"{source} is in the layout of {layout}, not in that of lcm"
+        message = f"{source} is in the layout of {layout}, not in lcm's"
         raise UsageError(message, f"convert it first: lcm checkpoints convert {source} -o DIR")
     if layout == "space":
         locate.read_space(folder)
     else:
         check_model(folder)
-    files = [name for name in needed(layout, _names(folder), source) if name != CARD]
-    return {name: folder / name for name in files}, licence_in(folder)
+    files = [name for name in needed_files(layout, _names(folder), source) if name != MODEL_CARD]
+    return {name: folder / name for name in files}, read_licence(folder)
 
 
 def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def _state(folder: Path) -> Path:
-    """Find the last state in the training run that a checkpoint lies in."""
+def _last_state(folder: Path) -> Path:
+    """Return the last state of the training run that a checkpoint belongs to."""
     from lcm_cli.training.states import states
 
-    # One that several processes wrote in parts is a folder, and goes on with as many machines only.
+    # A state that several processes wrote is a folder, and resumes with as many processes only.
     if whole := [path for path in states(folder.parent) if path.is_file()]:
         return whole[-1]
     raise NotFoundError(
-        f"there is no state-*.pt beside {folder}",
+        f"no state-*.pt beside {folder}",
         "push the folder of a run, or leave out --with-state",
     )
 
 
 def _languages(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the languages of a space, or of the space that a model reads, if that is known."""
+    """Return the languages of a space, or of a model's space if they are known."""
     from lcm_cli.hub.cards import space_languages
 
     if config["kind"] == "space":
@@ -118,18 +136,18 @@ def _languages(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 @contextmanager
 def _sharded(files: Mapping[str, Path], most: int, notice: Notice) -> Iterator[dict[str, Path]]:
-    """Yield the files with weights of more than `most` bytes cut into several, for as long."""
+    """Yield the files, with weights of more than `most` bytes split into temporary files."""
     weights = files.get(WEIGHTS)
     if weights is None or weights.stat().st_size <= most:
         yield dict(files)
         return
-    notice(f"cutting {WEIGHTS} into files of at most {most / 1e9:.1f} GB")
+    notice(f"splitting {WEIGHTS} into files of at most {most / 1e9:.1f} GB")
     with TemporaryDirectory(dir=weights.parent, prefix=".push.") as place:
         rest = {name: path for name, path in files.items() if name != WEIGHTS}
-        yield rest | _cut(weights, Path(place), most)
+        yield rest | _split(weights, Path(place), most)
 
 
-def _cut(weights: Path, place: Path, most: int) -> dict[str, Path]:
+def _split(weights: Path, place: Path, most: int) -> dict[str, Path]:
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import load_file, save_file
 
@@ -145,7 +163,7 @@ def _cut(weights: Path, place: Path, most: int) -> dict[str, Path]:
     return {path.name: path for path in sorted(place.iterdir())}
 
 
-def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revision: str) -> str:
+def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revision: str) -> Pushed:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(endpoint=endpoint(), library_name="lcm")
@@ -153,8 +171,10 @@ def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revisio
     if revision != "main":
         api.create_branch(repo, branch=revision, exist_ok=True)
     before = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or ()]
-    # Weights of an earlier push that was cut differently must not lie beside the new ones.
-    old = [name for name in (*weight_files(before), INDEX) if name in before and name not in files]
+    # Weights of an earlier push with another split must not stay beside the new ones.
+    old = [
+        name for name in (*choose_weights(before), INDEX) if name in before and name not in files
+    ]
     kept = [CommitOperationAdd(name, content) for name, content in files.items()]
     gone = [CommitOperationDelete(name) for name in dict.fromkeys(old)]
     done = api.create_commit(
@@ -163,13 +183,13 @@ def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revisio
         commit_message=f"Upload {repo.partition('/')[2]} with lcm",
         revision=revision,
     )
-    return str(done.commit_url)
+    return Pushed(str(done.commit_url), done.oid, sorted(files))
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what was measured: {"dataset": name, "metrics": {name: number}}.
+    """Read evaluation results from JSON: {"dataset": name, "metrics": {name: number}}.
 
-    Raises NotFoundError, IntegrityError if it is not of this form.
+    Raises NotFoundError, or IntegrityError for another form.
     """
     if not path.is_file():
         raise not_there(path)

@@ -1,4 +1,4 @@
-"""lcm checkpoints, as a user meets it."""
+"""The commands of lcm checkpoints."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_list_json_has_stable_keys(published, capsys):
     assert "sonar" not in found
 
 
-def test_list_asks_for_updates_only_if_told(published, capsys):
+def test_list_asks_for_updates_only_on_request(published, capsys):
     main(["pull", "org/model"])
     published.publish("org/model", published.repos["org/model"].files("main"))
     published.requests.clear()
@@ -85,14 +85,14 @@ def test_show(cache, capsys):
     assert main(["checkpoints", "show", "sonar-llm-100m"]) == 0
     shown = capsys.readouterr().out
     assert "raxtemur/sonar-llm-100m" in shown
-    assert "no; to get it: lcm pull sonar-llm-100m" in shown
-    assert "none published: taken at the first pull" in shown
+    assert "no; to download it: lcm pull sonar-llm-100m" in shown
+    assert "none published: recorded at the first pull" in shown
     assert main(["checkpoints", "show", "tiny", "--json"]) == 0
     (found,) = lines(capsys)
     assert found["card"]["files"]["encoder"]["sha256"]
 
 
-def test_show_spells_out_escapes(published, capsys):
+def test_show_escapes_control_characters(published, capsys):
     readme = b'---\nlicense: "mit\\e[31m"\n---\n'
     files = published.repos["org/model"].files("main") | {"README.md": readme}
     published.publish("org/model", files)
@@ -101,7 +101,7 @@ def test_show_spells_out_escapes(published, capsys):
         capsys.readouterr()
         assert main(["checkpoints", *command]) == 0
         shown = capsys.readouterr()
-        if command != ["show", "org/model"]:  # to a pipe results go unchanged
+        if command != ["show", "org/model"]:  # results in pipes stay unchanged
             assert "\x1b" not in shown.out
         assert "\x1b" not in shown.err
 
@@ -122,8 +122,8 @@ def test_verify(published, capsys):
     assert main(["checkpoints", "verify", "org/model"]) == 0
 
 
-def test_folders_of_the_users_own(cache, random_space, model, capsys):
-    """The folder of a model, of a training run, of a space; a record of digests or none."""
+def test_user_folders(cache, random_space, model, capsys):
+    """Folders of a model, a training run and a space, with and without a record of digests."""
     run = Path("run")
     run.mkdir()
     shutil.copytree(model, run / "model")
@@ -144,12 +144,12 @@ def test_folders_of_the_users_own(cache, random_space, model, capsys):
     assert main(["checkpoints", "verify", str(model)]) == 5
     shown = capsys.readouterr()
     assert f"missing    {model}  {model / 'part'}" in shown.out
-    assert "2 files are not what they should be" in shown.err
+    assert "2 files are damaged or missing" in shown.err
     assert "hint: copy it again" in shown.err
 
 
-def test_how_numbers_are_stored(cache, random_space, model, capsys):
-    """Each command that names a checkpoint says it; scales are not among its parameters."""
+def test_number_format_is_shown(cache, random_space, model, capsys):
+    """Every command shows the number format; scales do not count as parameters."""
     for source, total in ((random_space, None), (model, None)):
         counts = {}
         for store, name in (("float32", "F32"), ("float16", "F16"), ("int8", "I8")):
@@ -164,7 +164,7 @@ def test_how_numbers_are_stored(cache, random_space, model, capsys):
             assert main(["checkpoints", "show", folder]) == 0
             shown = capsys.readouterr().out
             assert f"parameters  {total:,}\n" in shown
-            scaled = ", one scale a row:" if store == "int8" else ""
+            scaled = ", one scale per row:" if store == "int8" else ""
             assert f"numbers     {store}{scaled} " in shown
             assert main(["checkpoints", "verify", folder, "--json"]) == 0
             kept = {Path(one["file"]).suffix: one["numbers"] for one in lines(capsys)}
@@ -181,7 +181,7 @@ def test_how_numbers_are_stored(cache, random_space, model, capsys):
         assert counts["int8"]["F16"] < counts["int8"]["I8"]
 
 
-def test_headers_that_cannot_be_read_are_no_reason_to_list_nothing(cache, model, capsys):
+def test_damaged_headers_do_not_prevent_listing(cache, model, capsys):
     weights = model / "model.safetensors"
     for content in (b"", b"\x02" + bytes(7) + b"[]", b"\x08" + bytes(7) + b'{"a":{}}'):
         weights.write_bytes(content)
@@ -192,7 +192,7 @@ def test_headers_that_cannot_be_read_are_no_reason_to_list_nothing(cache, model,
         assert "damaged or cut off" in capsys.readouterr().err
 
 
-def test_a_pulled_folder_is_the_checkpoint_itself(published, capsys):
+def test_folder_of_a_pulled_checkpoint_is_recognised(published, capsys):
     main(["pull", "org/model"])
     folder = capsys.readouterr().out.strip()
     main(["checkpoints", "show", "org/model"])
@@ -201,14 +201,14 @@ def test_a_pulled_folder_is_the_checkpoint_itself(published, capsys):
     assert capsys.readouterr().out == by_name
 
 
-def test_folders_that_hold_no_checkpoint(cache, model, capsys):
+def test_folders_without_a_checkpoint(cache, model, capsys):
     Path("empty").mkdir()
     for command in ("show", "verify"):
         assert main(["checkpoints", command, "empty"]) == 3
         assert "empty holds no checkpoint" in capsys.readouterr().err
         assert main(["checkpoints", command, "nosuch"]) == 3
         assert "there is no checkpoint called 'nosuch'" in capsys.readouterr().err
-    assert main(["checkpoints", "remove", str(model)]) == 3  # only what was pulled
+    assert main(["checkpoints", "remove", str(model)]) == 3  # only pulled checkpoints
     assert model.is_dir()
 
 
@@ -228,12 +228,44 @@ def test_push_pull_remove(hub_server, model, monkeypatch, capsys):
     assert capsys.readouterr().out == folder
 
 
+def test_push_pull_and_remove_print_json(hub_server, model, monkeypatch, capsys):
+    hub_server.token = "secret"
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    command = ["checkpoints", "push", str(model), "me/model", "--licence", "MIT", "--json"]
+    assert main(command) == 0
+    (pushed,) = lines(capsys)
+    commit = hub_server.repos["me/model"].refs["main"]
+    assert pushed["url"].endswith(f"/me/model/commit/{commit}")
+    assert (pushed["repo"], pushed["revision"], pushed["commit"]) == ("me/model", "main", commit)
+    assert pushed["files"] == ["README.md", "config.json", "model.safetensors"]
+    assert main(["checkpoints", "pull", "me/model", "--json"]) == 0
+    (pulled,) = lines(capsys)
+    folder = Path(pulled["path"])
+    size = sum((folder / name).stat().st_size for name in ("README.md", "model.safetensors"))
+    assert pulled == {
+        "name": "me/model",
+        "kind": "model",
+        "path": str(folder),
+        "already_present": False,
+        "licence": "mit",
+        "bytes_fetched": size,  # the config was fetched for the plan
+        "revision": "main",
+        "commit": commit,
+    }
+    assert main(["pull", "me/model", "--json"]) == 0
+    assert lines(capsys) == [pulled | {"already_present": True, "bytes_fetched": 0}]
+    assert main(["checkpoints", "remove", "me/model", "--json"]) == 0
+    (removed,) = lines(capsys)
+    assert removed["name"] == "me/model" and removed["bytes_freed"] > size
+    assert not folder.exists()
+
+
 def test_push_without_a_licence(hub_server, model, capsys):
     assert main(["checkpoints", "push", str(model), "me/model"]) == 2
     assert "--licence CC-BY-4.0" in capsys.readouterr().err
 
 
-def test_pull_of_what_does_not_exist(hub_server, capsys):
+def test_pull_of_a_missing_repository(hub_server, capsys):
     assert main(["pull", "no/such-repo"]) == 3
     assert "there is no repository no/such-repo on the Hub" in capsys.readouterr().err
 
@@ -250,7 +282,7 @@ def test_dry_run_of_the_bundled_space(cache, capsys):
     assert main(["pull", "tiny", "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "on this machine already" in shown.err
+    assert "already on this machine" in shown.err
 
 
 def test_bundled_cannot_be_removed(cache, capsys):

@@ -1,4 +1,4 @@
-"""Models of other programs, through the command: official checkpoints and SONAR-LLM's folders."""
+"""lcm checkpoints convert: official checkpoints, SONAR-LLM's folders, number formats."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
-    """A checkpoint as the official trainer leaves it: model.pt and model_card.yaml."""
+    """A checkpoint of the official trainer: model.pt and model_card.yaml."""
     folder = tmp_path / "step_8"
     folder.mkdir()
     state = {f"module.{key}": value for key, value in _golden("base_model").items()}
@@ -41,7 +41,7 @@ def official(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sonar_llm(tmp_path: Path) -> Path:
-    """A SONAR-LLM folder as it lies on the Hub."""
+    """A SONAR-LLM folder in the Hub's layout."""
     folder = tmp_path / "sonar-llm"
     folder.mkdir()
     golden = _golden("sonar_llm")
@@ -64,10 +64,10 @@ def _facts(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "kind"), [("base_model", "base"), ("two_tower_model", "two_tower")]
 )
-def test_golden_fixtures_as_they_lie(lcm: Run, tmp_path: Path, name: str, kind: str) -> None:
+def test_golden_files(lcm: Run, tmp_path: Path, name: str, kind: str) -> None:
     done = lcm("checkpoints", "convert", GOLDEN / f"{name}.safetensors", "-o", tmp_path / "x")
     assert (done.code, done.stdout) == (0, f"{tmp_path / 'x'}\n")
-    assert f"{kind}, concepts of width 32, space: not known" in done.stderr
+    assert f"{kind}, concepts of width 32, space: unknown" in done.stderr
     theirs, ours = _golden(name), load_model(tmp_path / "x").state_dict()
     assert len(theirs) == len(ours)
     assert torch.equal(ours["normalizer.scale"], next(v for k, v in theirs.items() if "scale" in k))
@@ -78,9 +78,7 @@ def test_golden_fixtures_as_they_lie(lcm: Run, tmp_path: Path, name: str, kind: 
 
 
 @pytest.mark.parametrize("source", [".", "model.pt"])
-def test_what_the_official_trainer_leaves(
-    lcm: Run, official: Path, tmp_path: Path, source: str
-) -> None:
+def test_official_checkpoint(lcm: Run, official: Path, tmp_path: Path, source: str) -> None:
     done = lcm("checkpoints", "convert", official / source, "-o", tmp_path / "x")
     assert done.code == 0, done.stderr
     same, _ = read_model(GOLDEN / "base_model.safetensors")
@@ -95,7 +93,7 @@ def test_sonar_llm(lcm: Run, sonar_llm: Path, tmp_path: Path) -> None:
 
 
 def test_a_card_that_names_its_architecture(tmp_path: Path) -> None:
-    """The weights are not those of 1.6 billion parameters: what is missing is listed."""
+    """The weights lack most of the 1.6 billion parameters: missing tensors are listed."""
     (tmp_path / "m").mkdir()
     card = {"model_family": "base_lcm", "model_arch": "base_lcm_1_6B"}
     (tmp_path / "m" / "model_card.yaml").write_text(yaml.dump(card))
@@ -108,7 +106,7 @@ def test_a_card_that_names_its_architecture(tmp_path: Path) -> None:
 def test_a_hostile_pickle_runs_nothing(
     lcm: Run, official: Path, tmp_path: Path, framed: bool
 ) -> None:
-    """A pickle that would make a file, plain and in the frame that torch.save makes."""
+    """A pickle that would create a folder, plain and in the zip format of torch.save."""
     target = tmp_path / "owned"
 
     class Hostile:
@@ -151,13 +149,13 @@ def test_tensors_that_do_not_fit_are_listed(lcm: Run, official: Path, tmp_path: 
     [
         ({"lcm": None}, "does not describe a concept model"),
         ({"model_dim": "64"}, "does not describe a concept model"),
-        ({"model_type": "other"}, "model_type 'other' is no official concept model"),
+        ({"model_type": "other"}, "model_type 'other' is not an official concept model"),
         ({"max_seq_len": 64.5}, "max_length = 64.5"),
         ({"max_seq_len": -1}, "max_length must be positive, not -1"),
         ({"lcm": {}}, "lacks the key"),
     ],
 )
-def test_a_config_that_is_not_one(
+def test_invalid_config(
     lcm: Run, official: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     config = _facts("base_model")["config"] | change
@@ -168,7 +166,7 @@ def test_a_config_that_is_not_one(
     assert "config.json" in done.stderr
 
 
-def test_what_is_not_a_model(lcm: Run, official: Path, tmp_path: Path) -> None:
+def test_invalid_model(lcm: Run, official: Path, tmp_path: Path) -> None:
     def convert(source: Path) -> Any:
         return lcm("checkpoints", "convert", source, "-o", tmp_path / "x")
 
@@ -188,14 +186,14 @@ def test_what_is_not_a_model(lcm: Run, official: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_the_place_of_the_result(lcm: Run, official: Path, tmp_path: Path) -> None:
+def test_output_folder(lcm: Run, official: Path, tmp_path: Path) -> None:
     def convert(target: Path, *flags: str) -> Any:
         return lcm("checkpoints", "convert", official, "-o", target, *flags)
 
     assert convert(tmp_path / "x").code == 0
     again = convert(tmp_path / "x")
     assert again.code == 2
-    assert "holds a checkpoint already" in again.stderr
+    assert "already holds a checkpoint" in again.stderr
     assert convert(tmp_path / "x", "--force").code == 0
     taken = tmp_path / "file"
     taken.write_text("")
@@ -203,17 +201,17 @@ def test_the_place_of_the_result(lcm: Run, official: Path, tmp_path: Path) -> No
     shutil.copytree(tmp_path / "x", tmp_path / "ours")
     ours = lcm("checkpoints", "convert", tmp_path / "ours", "-o", tmp_path / "y")
     assert ours.code == 2
-    assert "in the layout of lcm already" in ours.stderr
-    assert "hint: say how to store its numbers: --store int8" in ours.stderr
+    assert "is already in lcm's layout" in ours.stderr
+    assert "hint: choose a number format, as in: --store int8" in ours.stderr
 
 
-# How numbers are stored
+# Number formats
 
 
-def test_a_foreign_model_is_rounded_on_the_way(lcm: Run, official: Path, tmp_path: Path) -> None:
+def test_foreign_model_to_int8(lcm: Run, official: Path, tmp_path: Path) -> None:
     done = lcm("checkpoints", "convert", official, "-o", tmp_path / "x", "--store", "int8")
     assert done.code == 0, done.stderr
-    assert " of weights before, " in done.stderr and "they are off by 0." in done.stderr
+    assert " of weights before, " in done.stderr and "relative error 0." in done.stderr
     raw = load_file(tmp_path / "x" / "model.safetensors")
     assert raw["postnet.fc.weight"].dtype == torch.int8
     assert raw["normalizer.scale"].dtype == torch.float32
@@ -223,18 +221,18 @@ def test_a_foreign_model_is_rounded_on_the_way(lcm: Run, official: Path, tmp_pat
         assert moved <= exact[name].abs().max() / 250, name
 
 
-def test_what_rounding_a_space_costs(lcm: Run, random_space: Path, tmp_path: Path) -> None:
+def test_cost_of_rounding_a_space(lcm: Run, random_space: Path, tmp_path: Path) -> None:
     def convert(source: Path, store: str) -> Any:
         return lcm("checkpoints", "convert", source, "-o", tmp_path / store, "--store", store)
 
     done = convert(random_space, "int8")
     assert (done.code, done.stdout) == (0, f"{tmp_path / 'int8'}\n")
-    told = re.search(r"off by (0\.\d\d)%, concepts at a cosine of (\d\.\d{5})", done.stderr)
+    told = re.search(r"relative error (0\.\d\d)%, mean cosine of concepts (\d\.\d{5})", done.stderr)
     assert told and 0.1 < float(told[1]) < 1 and 0.9 < float(told[2]) <= 1
-    assert "concepts of the space before are not of this one" in done.stderr
+    assert "embed the texts again" in done.stderr
     again = convert(tmp_path / "int8", "float32")
     assert again.code == 0 and "no number has changed" in again.stderr
-    assert "are not of this one" not in again.stderr
+    assert "embed the texts again" not in again.stderr
     folders = random_space, tmp_path / "int8"
     before, after = (json.loads((path / "config.json").read_text()) for path in folders)
     digests = after.pop("sha256")
@@ -249,7 +247,27 @@ def test_a_space_without_english_has_no_cosine(random_space: Path, tmp_path: Pat
     config["languages"][0] = "ita_Latn"
     (tmp_path / "s" / "config.json").write_text(json.dumps(config))
     cost = convert(str(tmp_path / "s"), tmp_path / "x", "int8").cost
-    assert cost is not None and cost.cosine is None and cost.error > 0
+    assert cost is not None and cost.cosine is None and cost.relative_error > 0
+
+
+def test_json(lcm: Run, official: Path, random_space: Path, tmp_path: Path) -> None:
+    def convert(source: Path, *more: str) -> Any:
+        done = lcm("checkpoints", "convert", source, "-o", tmp_path / "x", "--json", *more)
+        assert done.code == 0, done.stderr
+        (line,) = done.stdout.splitlines()
+        return json.loads(line)
+
+    found = convert(random_space, "--store", "int8")
+    assert (found["path"], found["kind"], found["store"]) == (str(tmp_path / "x"), "space", "int8")
+    assert (found["architecture"], found["dim"], found["space"]) == (None, 32, "random")
+    assert 0 < found["relative_error"] < 0.01 < 0.9 < found["cosine"] <= 1
+    assert found["bytes_after"] < found["bytes_before"]
+    assert found["parameters"] == sum(found["numbers"].values())
+    found = convert(official, "--force")
+    assert (found["kind"], found["architecture"], found["store"]) == ("model", "base", None)
+    assert found["space"] is found["relative_error"] is found["bytes_before"] is None
+    state = torch.load(official / "model.pt", weights_only=True)["model"]
+    assert found["parameters"] == sum(tensor.numel() for tensor in state.values())
 
 
 @pytest.mark.parametrize("name", ["tiny-base", "tiny-two-tower"])
@@ -272,10 +290,8 @@ def test_a_readme_and_the_folder_of_a_run(lcm: Run, official: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [1e9, float("nan")])
-def test_numbers_that_cannot_be_stored_so(
-    lcm: Run, random_space: Path, tmp_path: Path, value: float
-) -> None:
-    """Nothing is left of what was begun, and what was there stays."""
+def test_numbers_out_of_range(lcm: Run, random_space: Path, tmp_path: Path, value: float) -> None:
+    """No partial output is left, and existing files stay."""
     shutil.copytree(random_space, tmp_path / "s")
     state = load_file(random_space / "decoder.safetensors")
     state["decoder.layers.1.ffn.output_proj.weight"][3, 5] = value
@@ -291,7 +307,7 @@ def test_numbers_that_cannot_be_stored_so(
         assert (tmp_path / "x" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_what_is_not_here_or_in_its_own_place(lcm: Run, random_space: Path, tmp_path: Path) -> None:
+def test_missing_source_and_source_as_output(lcm: Run, random_space: Path, tmp_path: Path) -> None:
     def convert(source: Any, *more: Any) -> Any:
         return lcm("checkpoints", "convert", source, "-o", tmp_path / "x", "--store", "int8", *more)
 
@@ -312,4 +328,4 @@ def test_defaults_from_the_config_file(lcm: Run, official: Path, tmp_path: Path)
     config.write_text("[checkpoints.convert]\nforec = true\n")
     done = lcm("checkpoints", "convert", official, "-o", tmp_path / "y", "--config", config)
     assert done.code == 5
-    assert "'forec' is no option of checkpoints convert" in done.stderr
+    assert "'forec' is not a known option of checkpoints convert" in done.stderr

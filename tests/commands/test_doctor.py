@@ -64,7 +64,7 @@ def test_report_for_people(lcm: Run) -> None:
     found = [tuple(line.split(maxsplit=1)) for line in lines]
     assert ("lcm", __version__) in found
     assert ("device", "cpu, 2 threads") in found
-    assert ("space", "sonar (CC-BY-NC-4.0): not here; to get it: lcm pull sonar") in found
+    assert ("space", "sonar (CC-BY-NC-4.0): not here; to download it: lcm pull sonar") in found
 
 
 def test_a_broken_torch_is_a_problem_but_sonar_space_is_not(
@@ -75,7 +75,7 @@ def test_a_broken_torch_is_a_problem_but_sonar_space_is_not(
     assert found["works"] is False
     assert "no wheel" in found["error"]
     done = lcm("doctor")
-    assert "which lcm can do without" in done.stdout and "no wheel" in done.stdout
+    assert "not usable, but optional" in done.stdout and "no wheel" in done.stdout
     assert "no wheel" not in done.stderr
 
     packages(torch="import os, signal; os.kill(os.getpid(), signal.SIGKILL)", sonar="")

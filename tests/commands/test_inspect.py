@@ -1,4 +1,4 @@
-"""lcm inspect, from files to spaces."""
+"""The command lcm inspect."""
 
 import json
 
@@ -11,7 +11,7 @@ from lcm_cli.documents import Document, SpaceInfo, open_writer
 
 @pytest.fixture
 def report(lcm):
-    """Run lcm inspect --json; return what it says."""
+    """Run lcm inspect --json and return its report."""
 
     def run(target):
         result = lcm("inspect", target, "--json")
@@ -22,7 +22,7 @@ def report(lcm):
 
 
 def rows(result):
-    """The table's rows as a dict."""
+    """Return the rows of the table by their first cell."""
     pairs = (line.split("  ", 1) for line in result.stdout.splitlines())
     return {what: found.strip() for what, found in pairs}
 
@@ -64,7 +64,7 @@ def test_splits_targets_and_plans(lcm, report, tmp_path):
     assert (told["targets"], told["plans"], told["splits"]) == (2, 1, {"train": 2, "dev": 1})
 
 
-def test_a_space_that_nobody_knows_has_no_licence(report, tmp_path):
+def test_unknown_space_has_no_licence(report, tmp_path):
     assert report(embed(tmp_path / "a.parquet", name="mine"))["licence"] is None
 
 
@@ -92,7 +92,7 @@ def test_the_bundled_space(lcm, report):
     assert rows(lcm("inspect", "tiny"))["fingerprint"] == found["fingerprint"]
 
 
-def test_a_card_whose_files_are_elsewhere(lcm, report):
+def test_card_of_an_absent_checkpoint(lcm, report):
     found = report("sonar")
     assert (found["present"], found["languages"]) == (False, 202)
     assert found["licence"] == "CC-BY-NC-4.0"
@@ -140,18 +140,21 @@ def test_cut_off(lcm, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("tinny", "did you mean tiny?"), ("nosuch.parquet", "paths are from the current folder, /")],
+    [
+        ("tinny", "did you mean tiny?"),
+        ("nosuch.parquet", "paths are relative to the current folder, /"),
+    ],
 )
-def test_nothing_of_that_name(lcm, tmp_path, monkeypatch, name, hint):
+def test_unknown_name(lcm, tmp_path, monkeypatch, name, hint):
     monkeypatch.chdir(tmp_path)
     result = lcm("inspect", name)
     assert result.code == 3
-    assert f"no such file: {name}, and no checkpoint is called so" in result.stderr
+    assert f"no such file: {name}, and no checkpoint has that name" in result.stderr
     assert f"hint: {hint}" in result.stderr
 
 
 def test_model(lcm, tmp_path):
-    """A folder of a model: what it is, and which space its concepts are of."""
+    """The folder of a model: its architecture and the space of its concepts."""
     from lcm_cli.models.checkpoint import build, save
     from lcm_cli.models.config import SpaceRef, preset
 
@@ -195,7 +198,7 @@ def test_a_model_in_several_files(lcm, report, tmp_path):
     parts = report(tmp_path / "m")
     sizes = [path.stat().st_size for path in weights.parent.glob("*.safetensors")]
     assert (parts.pop("bytes"), len(sizes)) == (sum(sizes), 2)
-    del whole["bytes"]  # of one header instead of two
+    del whole["bytes"]  # one header instead of two
     assert parts == whole
     weights.with_name("model-00002-of-00002.safetensors").unlink()
     lacking = lcm("inspect", tmp_path / "m")

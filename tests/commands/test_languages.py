@@ -1,4 +1,4 @@
-"""lcm languages, as a user meets it."""
+"""The command lcm languages."""
 
 import json
 

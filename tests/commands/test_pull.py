@@ -1,6 +1,7 @@
-"""lcm pull, as a user meets it."""
+"""The command lcm pull."""
 
 import io
+import json
 import tomllib
 
 import pytest
@@ -24,7 +25,7 @@ def card(cache, official, tmp_path):
 
 
 def terminal(monkeypatch, answer):
-    """Make standard input and error look like a terminal at which somebody types `answer`."""
+    """Make standard input and error look like a terminal where a user types `answer`."""
     typed = io.StringIO(f"{answer}\n")
     typed.isatty = lambda: True
     shown = io.StringIO()
@@ -35,13 +36,13 @@ def terminal(monkeypatch, answer):
     return shown
 
 
-def test_prints_the_path_alone(cache, card, capsys):
+def test_prints_only_the_path(cache, card, capsys):
     assert main(["pull", str(card), "--accept-licence"]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{cache / 'spaces' / 'small'}\n"
     assert "licence: CC-BY-NC-4.0 (not for sale)" in shown.err
     assert "to download: 0.3 MB" in shown.err
-    assert main(["pull", str(card)]) == 0  # it is there: nothing to accept any more
+    assert main(["pull", str(card)]) == 0  # already present: no licence to accept
     assert capsys.readouterr().out == shown.out
 
 
@@ -66,7 +67,7 @@ def test_asks_at_a_terminal(cache, card, capsys, monkeypatch):
     assert capsys.readouterr().out == f"{cache / 'spaces' / 'small'}\n"
 
 
-def test_no_is_an_answer(cache, card, monkeypatch):
+def test_licence_is_refused(cache, card, monkeypatch):
     shown = terminal(monkeypatch, "n")
     assert main(["pull", str(card)]) == 4
     assert "was not accepted" in shown.getvalue()
@@ -91,6 +92,36 @@ def test_dry_run_of_the_official_space(cache, capsys):
     assert "about 3064365056" in shown.out
     assert "to download: about 6.53 GB" in shown.err
     assert "not for commercial" in shown.err
+
+
+def test_json(cache, card, official, capsys):
+    command = ["pull", str(card), "--json"]
+    assert main([*command, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    sizes = {role: (official.folder / file).stat().st_size for role, file in FILES.items()}
+    assert {part["role"]: part["bytes"] for part in planned.pop("parts")} == sizes
+    assert planned == {
+        "name": "small",
+        "kind": "space",
+        "path": str(cache / "spaces" / "small"),
+        "already_present": False,
+        "licence": "CC-BY-NC-4.0",
+    }
+    made_of = {"revision": None, "commit": None}
+    assert main([*command, "--accept-licence"]) == 0
+    fetched = {"bytes_fetched": sum(sizes.values())}
+    assert json.loads(capsys.readouterr().out) == planned | fetched | made_of
+    assert main(command) == 0
+    present = {"already_present": True, "bytes_fetched": 0}
+    assert json.loads(capsys.readouterr().out) == planned | present | made_of
+
+
+def test_json_asks_nothing(cache, card, capsys, monkeypatch):
+    shown = terminal(monkeypatch, "y")
+    assert main(["pull", str(card), "--json"]) == 4
+    assert "[y/N]" not in shown.getvalue()
+    assert "--accept-licence" in shown.getvalue()
+    assert capsys.readouterr().out == ""
 
 
 def test_set_default(card, config_home):
@@ -124,10 +155,10 @@ def test_broken_weights(cache, card, official, tmp_path, capsys):
     cut = (tmp_path / "cut.pt").as_uri()
     card.write_text(card.read_text().replace((official.folder / "decoder.pt").as_uri(), cut))
     assert main(["pull", str(card), "--accept-licence"]) == 5
-    assert f"{cut} is not a whole torch file" in capsys.readouterr().err
+    assert f"{cut} is not a complete torch file" in capsys.readouterr().err
 
 
-def test_name_that_would_write_elsewhere(card, capsys):
+def test_name_with_a_path(card, capsys):
     card.write_text(card.read_text().replace('name = "small"', 'name = "../../x"'))
     assert main(["pull", str(card), "--accept-licence"]) == 5
     assert "Traceback" not in capsys.readouterr().err
@@ -145,17 +176,17 @@ def test_command_pulls_what_it_needs(hub_server, random_space, tmp_path, capsys)
     assert "to download:" in shown.err
     hub_server.requests.clear()
     assert main([*command, "--pull"]) == 0
-    assert hub_server.requests == []  # what is here is not asked about
+    assert hub_server.requests == []  # present checkpoints need no request
     assert capsys.readouterr().out == shown.out
 
 
-def test_pulling_on_the_way_wants_the_licence_accepted(cache, capsys, monkeypatch):
+def test_pull_option_needs_the_licence_accepted(cache, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["translate", "text.txt", "--to", "fr", "--space", "sonar", "--pull"]) == 4
     assert "if you agree, run: lcm pull sonar --accept-licence" in capsys.readouterr().err
 
 
-def test_pull_is_an_option_only_where_checkpoints_are_named(cache, capsys):
+def test_pull_option_exists_only_with_checkpoint_options(cache, capsys):
     assert main(["languages", "--pull"]) == 2
 
 

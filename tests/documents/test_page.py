@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lcm_cli.documents import Document, SpaceInfo, open_writer
-from lcm_cli.hub.locate import FILES
+from lcm_cli.hub.layouts import SPACE_FILES as FILES
 from lcm_cli.transfer.convert import convert
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -154,7 +154,7 @@ def test_missing_file_offers_the_nearest(tmp_path):
     assert "no folder" in caught([tmp_path / "nowhere" / "a.txt"]).message
     assert caught([tmp_path / "else"]).hint == f"see: ls {tmp_path}"
     for name in ("else", "nowhere/a.txt"):
-        assert caught([name]).hint == f"paths are from the current folder, {Path.cwd()}"
+        assert caught([name]).hint == f"paths are relative to the current folder, {Path.cwd()}"
 
 
 def test_missing_file_is_found_before_anything_is_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Cards, and finding a space's files: by name, card, folder and repository, without a network."""
+"""Cards, and locating files by name, card, folder and repository without a network."""
 
 import json
 
@@ -8,7 +8,7 @@ from packaging.licenses import canonicalize_license_expression
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import sha256
-from lcm_cli.hub import cards, locate
+from lcm_cli.hub import cards, layouts, locate
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import from_dict, read_model_config
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
@@ -18,7 +18,7 @@ URLS = {role: {"url": f"https://example.org/{role}"} for role in cards.ROLES}
 
 
 def make_space(folder, official, name="mine"):
-    """Write a folder that has all that a space has, as far as its place is concerned."""
+    """Write a folder with the files of a space and no valid weights."""
     folder.mkdir(parents=True)
     config = {
         "kind": "space",
@@ -28,7 +28,7 @@ def make_space(folder, official, name="mine"):
     }
     config |= {"encoder": official.encoder, "decoder": official.decoder}
     (folder / "config.json").write_text(json.dumps(config))
-    for file in locate.FILES.values():
+    for file in layouts.SPACE_FILES.values():
         (folder / file).write_bytes(b"weights")
     return folder
 
@@ -43,7 +43,7 @@ def test_every_card_that_comes_with_lcm():
         assert bool(card.files) != bool(card.source)
         assert (cards._folder() / f"{name}.md").is_file()
         text = (cards._folder() / f"{name}.toml").read_text(encoding="utf-8")
-        assert "checksums =" in text  # said, not left to the default
+        assert "checksums =" in text  # explicit, not the default
         assert card.checksums == ("card" if card.files else "first pull")
 
 
@@ -54,13 +54,13 @@ def test_licence_of_every_card(name):
         assert "what its repository names" in cards.card(name).licence_note
         assert cards.must_be_accepted(licence)
         return
-    assert canonicalize_license_expression(licence) == licence  # an identifier of SPDX
+    assert canonicalize_license_expression(licence) == licence  # an SPDX identifier
     assert cards.card(name).licence_note
 
 
 @pytest.mark.parametrize("name", cards.cards())
 def test_architecture_of_every_card(name):
-    """What a card says of its weights can be built; on torch's meta device that costs nothing."""
+    """The described networks can be built, on torch's meta device at no cost."""
     card = cards.card(name)
     with torch.device("meta"):
         if card.kind == "space":
@@ -71,7 +71,7 @@ def test_architecture_of_every_card(name):
             config = {"kind": "model", "architecture": card.architecture, **card.config}
             build(from_dict(config, name) if card.config else bundled_config(name))
         else:
-            assert name == "sonar-llm-1.3b"  # of which only the width is known
+            assert name == "sonar-llm-1.3b"  # only the width is known
 
 
 def bundled_config(name):
@@ -84,12 +84,12 @@ def test_sizes_of_the_models_are_those_of_their_names(name, size):
     config = {"kind": "model", "architecture": card.architecture, **card.config}
     with torch.device("meta"):
         model = build(from_dict(config, name))
-    tokens = 128_256 * card.config["model_dim"]  # Llama 3's table, unused and not part of ours
+    tokens = 128_256 * card.config["model_dim"]  # Llama 3's token table, which is not converted
     found = tokens + sum(parameter.numel() for parameter in model.parameters())
     assert found == pytest.approx(size, rel=0.02)
 
 
-def test_official_cards_promise_no_checksum_and_show_the_licence():
+def test_official_cards_have_no_checksums_but_a_licence_note():
     for name in ("sonar", "sonar-robust", "sonar-hub"):
         card = cards.card(name)
         assert cards.is_non_commercial(card.licence)
@@ -105,7 +105,7 @@ def test_non_commercial(licence, expected):
     assert cards.is_non_commercial(licence) is expected
 
 
-def test_unknown_name_offers_the_nearest():
+def test_unknown_name_suggests_the_nearest():
     with pytest.raises(NotFoundError, match="'sonr'") as caught:
         cards.card("sonr")
     assert "did you mean sonar" in caught.value.hint
@@ -128,7 +128,11 @@ def test_card_from_a_path(official, tmp_path):
         ("[source.encoder]", "[source.encodr]", "encodr"),
         ("url =", "from =", "from"),
         ('url = "https://example.org/encoder"', "", "url or repo"),
-        ("[encoder]", '[files]\nconfig = { name = "../c.json" }\n[encoder]', "beside the card"),
+        (
+            "[encoder]",
+            '[files]\nconfig = { name = "../c.json" }\n[encoder]',
+            "folder of the card",
+        ),
         ("[encoder]", "[[encoder]", "not valid TOML"),
     ],
 )
@@ -155,7 +159,7 @@ def test_card_that_is_not_pulled_names_file_and_command(cache):
 def test_pulled_space_is_found_by_name_and_by_card(cache, official, tmp_path):
     folder = make_space(cache / "spaces" / "small", official)
     card = official.card(tmp_path / "c.toml", URLS)
-    assert cards.pulled() == ["small"]
+    assert cards.list_pulled() == ["small"]
     for source in ("small", str(card)):
         space = locate.locate_space(source)
         assert space.encoder == folder / "encoder.safetensors"
@@ -165,9 +169,9 @@ def test_pulled_space_is_found_by_name_and_by_card(cache, official, tmp_path):
     assert "small" in caught.value.hint
 
 
-def test_half_made_folder_is_no_space(cache, official):
+def test_incomplete_folder_is_not_a_space(cache, official):
     make_space(cache / "spaces" / ".small.77.new", official)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
 
 
 def test_folder(official, tmp_path):
@@ -176,7 +180,7 @@ def test_folder(official, tmp_path):
     assert space.tokenizer == tmp_path / "mine" / "tokenizer.model"
 
 
-@pytest.mark.parametrize("file", ["config.json", *locate.FILES.values()])
+@pytest.mark.parametrize("file", ["config.json", *layouts.SPACE_FILES.values()])
 def test_folder_that_lacks_a_file(official, tmp_path, file):
     (make_space(tmp_path / "mine", official) / file).unlink()
     with pytest.raises(NotFoundError, match=file):
@@ -184,7 +188,7 @@ def test_folder_that_lacks_a_file(official, tmp_path, file):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "model"}'])
-def test_config_of_something_else(official, tmp_path, text):
+def test_other_config(official, tmp_path, text):
     (make_space(tmp_path / "mine", official) / "config.json").write_text(text)
     with pytest.raises(IntegrityError, match=r"config\.json"):
         locate.locate_space(str(tmp_path / "mine"))
@@ -198,9 +202,9 @@ def test_port_says_how_to_convert_it(official, tmp_path):
 
 
 def test_card_with_its_files_beside_it(official, tmp_path):
-    """As the bundled space has them; the package itself may lie in a zip."""
+    """As in the bundled space, even if the package is installed as a zip."""
     folder = make_space(tmp_path / "flat", official, "flat")
-    files = {"config": "config.json", **locate.FILES}
+    files = {"config": "config.json", **layouts.SPACE_FILES}
     for role, file in files.items():
         (folder / file).rename(folder / f"flat.{role}")
     card = official.card(folder / "flat.toml", {}, name="flat", licence="MIT")
@@ -214,7 +218,7 @@ def test_card_with_its_files_beside_it(official, tmp_path):
         locate.locate_space(str(card))
 
 
-def test_model_is_no_space(official, tmp_path):
+def test_model_is_not_a_space(official, tmp_path):
     card = official.card(tmp_path / "c.toml", {"model": {"repo": "org/model"}})
     card.write_text(card.read_text().replace('kind = "space"', 'kind = "model"'))
     with pytest.raises(UsageError, match="is a model"):
@@ -237,12 +241,12 @@ def test_repository_from_the_hubs_own_cache(cache, official):
     ("source", "expected"),
     [("org/space", True), ("a/b/c", False), ("./x", False), ("x", False), ("d/c.toml", False)],
 )
-def test_what_a_repository_looks_like(source, expected):
+def test_form_of_a_repository_name(source, expected):
     assert locate.is_repository(source) is expected
 
 
 def make_model(folder):
-    """Write a folder that has all that a model has, as far as its place is concerned."""
+    """Write a folder with the files of a model and no valid weights."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"kind": "model"}')
     (folder / "model.safetensors").write_bytes(b"weights")
@@ -286,7 +290,7 @@ def test_model_that_was_pulled(cache, tmp_path):
         locate.locate_model(str(card))
     assert caught.value.hint == f"run: lcm pull {card}"
     make_model(cards.model_folder("small-model"))
-    assert cards.pulled("model") == ["small-model"]
+    assert cards.list_pulled("model") == ["small-model"]
     assert locate.locate_model(str(card)).licence == "MIT"
     assert locate.locate_model("small-model").weights.parent == cards.model_folder("small-model")
 
@@ -302,7 +306,7 @@ def test_model_in_the_hubs_cache(cache):
     assert locate.locate_model("org/repo").weights.read_bytes() == b"weights"
 
 
-def test_names_that_are_no_model(cache, official, tmp_path):
+def test_unknown_models(cache, official, tmp_path):
     with pytest.raises(UsageError, match="tiny is a space, not a model") as used:
         locate.locate_model("tiny")
     assert used.value.hint == "use it with: --space tiny"

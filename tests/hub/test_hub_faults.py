@@ -17,7 +17,7 @@ from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError
 from lcm_cli.hub import snapshot
 
 REPO = "org/files"
-BIG = bytes(range(256)) * 1200  # 300 KB: an LFS file of many blocks
+BIG = bytes(range(256)) * 1200  # 300 KB: an LFS file with many blocks
 FILES = {"config.json": b'{"kind": "nothing"}', "model.safetensors": BIG, "README.md": b"text"}
 CHUNK = 1000
 LFS = "/lfs/"
@@ -27,7 +27,7 @@ CONFIG = "/config.json"
 @pytest.fixture
 def hub(hub_server, monkeypatch):
     hub_server.publish(REPO, FILES)
-    # The client keeps whole blocks of what has come, of 10 MB: too large for these files.
+    # The client's blocks of 10 MB are larger than these files.
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK)
     return hub_server
 
@@ -35,8 +35,10 @@ def hub(hub_server, monkeypatch):
 def fetch(said=None, names=("config.json", "model.safetensors")):
     notice = (lambda _: None) if said is None else said.append
     remote = snapshot.describe_remote(REPO, "main", "lcm pull it", notice)
-    folder = snapshot.fetch(remote, lambda known: [n for n in known if n in names], "lcm pull it")
-    snapshot.keep(remote, "main")
+    folder = snapshot.fetch_snapshot(
+        remote, lambda known: [n for n in known if n in names], "lcm pull it"
+    )
+    snapshot.record_revision(remote, "main")
     return folder
 
 
@@ -45,7 +47,7 @@ def is_right(folder):
 
 
 def nothing_wrong_is_here():
-    """No file that the client would hand out differs from what the Hub published."""
+    """Return True; fail if a cached file differs from the published one."""
     for path in snapshot.hub_cache().glob("*/snapshots/*/*"):
         assert path.read_bytes() == FILES[path.name]
     return True
@@ -77,19 +79,19 @@ def test_only_what_is_missing_is_fetched_again(hub):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4095, 16_384, 100_001, len(BIG) - 1])
-def test_cut_once(hub, cut):
+def test_one_break(hub, cut):
     hub.fail(LFS, Fault(cut=cut))
     assert is_right(fetch())
-    assert hub.sent(LFS) < len(BIG) + CHUNK  # it went on where it was
+    assert hub.sent(LFS) < len(BIG) + CHUNK  # it resumed
 
 
-def test_cut_again_and_again(hub):
+def test_repeated_breaks(hub):
     hub.fail(LFS, *[Fault(cut=n) for n in (10_000, 0, 50_000)])
     assert is_right(fetch())
     assert hub.sent(LFS) < len(BIG) + 3 * CHUNK
 
 
-def test_cut_for_good(hub):
+def test_permanent_break(hub):
     hub.fail(LFS, *[Fault(cut=0)] * 60)
     with pytest.raises(LcmError, match="cannot reach the Hub for org/files") as caught:
         fetch()
@@ -99,7 +101,7 @@ def test_cut_for_good(hub):
     assert is_right(fetch())
 
 
-def test_cut_description(hub):
+def test_break_in_the_description(hub):
     hub.fail("/api/models", Fault(cut=20))
     said = []
     assert is_right(fetch(said))
@@ -124,7 +126,7 @@ def test_server_error_that_stays(hub, part):
     assert nothing_wrong_is_here()
 
 
-def test_too_many_requests_then_go_on(hub, monkeypatch):
+def test_too_many_requests_then_success(hub, monkeypatch):
     hub.fail("/api/models", Fault(status=429, headers={"Retry-After": "7"}))
     waits = []
     monkeypatch.setattr("time.sleep", waits.append)
@@ -132,7 +134,7 @@ def test_too_many_requests_then_go_on(hub, monkeypatch):
     assert 7 in waits
 
 
-def test_too_many_requests_for_longer_than_anybody_waits(hub):
+def test_too_many_requests_for_too_long(hub):
     hub.fail("/api/models", Fault(status=429, headers={"Retry-After": "3600"}))
     with pytest.raises(LcmError, match=r"slow down \(429, retry after 3600\)") as caught:
         fetch()
@@ -154,7 +156,7 @@ def test_refused(hub, status, code, kind, words):
     hub.fail("/api/models", Fault(status=status, headers={"X-Error-Code": code}))
     with pytest.raises(kind, match=words):
         fetch()
-    assert len(hub.requests) == 1  # asking again would not help
+    assert len(hub.requests) == 1  # a retry would not help
 
 
 def test_access_that_ends_between_two_files(hub):
@@ -165,7 +167,7 @@ def test_access_that_ends_between_two_files(hub):
 
 
 @pytest.mark.parametrize("length", [10, 1 << 20])
-def test_length_that_is_a_lie(hub, length):
+def test_wrong_announced_length(hub, length):
     hub.fail(LFS, Fault(length=length))
     assert is_right(fetch())
 
@@ -182,37 +184,37 @@ def test_file_of_another_length(hub, body):
 
 def test_file_of_another_length_every_time(hub):
     hub.fail(LFS, *[Fault(body=BIG + b"more")] * 60)
-    with pytest.raises(IntegrityError, match="another length than the Hub announces"):
+    with pytest.raises(IntegrityError, match="differs in length from what the Hub announces"):
         fetch()
     assert nothing_wrong_is_here()
 
 
 def test_other_bytes_of_the_same_length(hub):
     hub.fail(LFS, Fault(body=b"x" * len(BIG)))
-    with pytest.raises(IntegrityError, match=r"model\.safetensors has not the sha256") as caught:
+    with pytest.raises(IntegrityError, match=r"differs from the digest") as caught:
         fetch()
-    assert "it was removed" in caught.value.hint
+    assert "it was deleted" in caught.value.hint
     assert nothing_wrong_is_here()
     assert is_right(fetch())
 
 
 def test_other_bytes_of_a_file_that_git_keeps(hub):
     hub.fail(CONFIG, Fault(body=b'{"kind": "another"}'))
-    with pytest.raises(IntegrityError, match=r"config\.json has not the sha256"):
+    with pytest.raises(IntegrityError, match=r"config\.json differs from the digest"):
         fetch()
     assert nothing_wrong_is_here()
     assert is_right(fetch())
 
 
 def test_etag_of_another_file(hub):
-    """The client files it under the wrong name; what counts is that the bytes are right."""
+    """The client stores it under the wrong name, but the bytes are right."""
     other = {"ETag": f'"{git_oid(b"another")}"'}
     hub.fail(CONFIG, Fault(headers=other), method="HEAD")
     assert is_right(fetch())
 
 
 @pytest.mark.parametrize("body", [b"x" + BIG[1:], BIG[:-1], b""])
-def test_file_that_was_damaged_here(hub, body):
+def test_damaged_cached_file_is_replaced(hub, body):
     path = (fetch() / "model.safetensors").resolve()
     path.write_bytes(body)
     hub.requests.clear()
@@ -232,10 +234,12 @@ def test_slow(hub):
 
 
 def test_branch_that_moves_meanwhile(hub):
-    """Files are asked for by commit: those of two versions never stand together."""
+    """Files are requested by commit, so two versions are never mixed."""
     remote = snapshot.describe_remote(REPO, "main", "lcm pull it")
     hub.publish(REPO, {name: body + b" " for name, body in FILES.items()})
-    folder = snapshot.fetch(remote, lambda _: ["config.json", "model.safetensors"], "lcm pull it")
+    folder = snapshot.fetch_snapshot(
+        remote, lambda _: ["config.json", "model.safetensors"], "lcm pull it"
+    )
     assert is_right(folder)
 
 
@@ -249,8 +253,8 @@ CHILD = """
 from lcm_cli.hub import snapshot
 remote = snapshot.describe_remote("org/files", "main", "lcm pull it")
 names = ["config.json", "model.safetensors"]
-print(snapshot.fetch(remote, lambda _: names, "lcm pull it"))
-snapshot.keep(remote, "main")
+print(snapshot.fetch_snapshot(remote, lambda _: names, "lcm pull it"))
+snapshot.record_revision(remote, "main")
 """
 
 
@@ -267,7 +271,7 @@ def child():
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix does")
 @pytest.mark.parametrize("after", [1, 23 << 20])
 def test_killed(hub, monkeypatch, after):
-    """What was written before the kill is not fetched again: whole blocks of 10 MB."""
+    """Blocks of 10 MB written before the kill are not fetched again."""
     large = os.urandom(1 << 20) * 25
     monkeypatch.setitem(FILES, "model.safetensors", large)
     hub.publish(REPO, FILES)
@@ -279,7 +283,9 @@ def test_killed(hub, monkeypatch, after):
     time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert snapshot.local_snapshot(REPO, "main", ["config.json"]) is None  # nothing claims to be
+    assert (
+        snapshot.local_snapshot(REPO, "main", ["config.json"]) is None
+    )  # nothing is recorded as fetched
     assert nothing_wrong_is_here()
     kept = sum(path.stat().st_size for path in snapshot.hub_cache().glob("*/blobs/*.incomplete"))
     hub.requests.clear()

@@ -19,8 +19,8 @@ from lcm_cli.space import DecodeOptions, load_space
 from lcm_cli.space import sonar_package as bridge
 from lcm_cli.text.languages import SONAR
 from lcm_cli.transfer.converters.sonar import tensor_shapes
-from lcm_cli.transfer.plan import make_plan
 from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import resolve
 
 pytestmark = [
     pytest.mark.slow,
@@ -143,10 +143,10 @@ def theirs(sonar_text, role: str, path: Path) -> torch.nn.Module:
 
 
 def test_official_route_at_full_size(downloads):
-    plan = make_plan("sonar")
+    plan = resolve("sonar").plan()
     assert [part.here for part in plan.parts] == list(downloads.values())
     before = own_memory()
-    files = locate.read_space(pull(plan, accept_licence=True))
+    files = locate.read_space(pull(plan, accept_licence=True).path)
     assert own_memory() - before < GIGABYTE / 2
     assert files.config["languages"] == list(SONAR)
     assert files.encoder.stat().st_size > 3 * GIGABYTE

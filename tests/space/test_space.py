@@ -14,7 +14,7 @@ from rounding import additions, assert_near
 from safetensors.torch import load_file, save_file
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.hub.locate import FILES
+from lcm_cli.hub.layouts import SPACE_FILES as FILES
 from lcm_cli.space import DecodeOptions, Space, Text, load_space
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.kernels import Int8Linear
@@ -254,14 +254,14 @@ MATRIX = "encoder.layers.0.ffn.inner_proj.weight"
 @pytest.mark.parametrize(
     ("changed", "scales", "message"),
     [
-        (f"{MATRIX}.scale", None, f"{MATRIX} is int8, and has no scales"),
+        (f"{MATRIX}.scale", None, f"{MATRIX} is int8 but has no scales"),
         (
             f"{MATRIX}.scale",
             torch.full((1536,), -1.0),
             f"{MATRIX}.scale: 1536 of its scales are no",
         ),
         (MATRIX, None, f"lacks {MATRIX}"),
-        ("layer_norm.weight.scale", torch.ones(384), "layer_norm.weight.scale is of a matrix in"),
+        ("layer_norm.weight.scale", torch.ones(384), "layer_norm.weight.scale scales a matrix in"),
     ],
 )
 def test_a_damaged_space_in_int8(lcm, tmp_path, changed, scales, message):

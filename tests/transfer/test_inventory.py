@@ -1,4 +1,4 @@
-"""What is on this machine, whether it is right, and getting rid of it."""
+"""The inventory of checkpoints: listing, verification, removal, updates."""
 
 import shutil
 
@@ -6,39 +6,41 @@ import pytest
 import torch
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.hub import cards, locate, snapshot
+from lcm_cli.hub import cards, layouts, snapshot
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import preset
-from lcm_cli.transfer import inventory, plan, pull
+from lcm_cli.transfer import inventory
+from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import resolve
 
 PARTS = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.model"}
 
 
 @pytest.fixture
 def space(cache, official, tmp_path):
-    """A space that was pulled from a card of the user's own."""
+    """A space that was pulled from the user's own card."""
     urls = {role: {"url": (official.folder / file).as_uri()} for role, file in PARTS.items()}
     card = official.card(tmp_path / "small.toml", urls)
-    return pull.pull(plan.make_plan(str(card)), accept_licence=True)
+    return pull(resolve(str(card)).plan(), accept_licence=True).path
 
 
 @pytest.fixture
 def model(hub_server, tmp_path):
-    """A model that was pulled from the Hub, in our layout."""
+    """A model in lcm's layout that was pulled from the Hub."""
     torch.manual_seed(0)
     save(build(preset("base", "nano", concept_dim=16)), tmp_path / "m")
     files = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
     files["README.md"] = b"---\nlicense: mit\n---\n"
     hub_server.publish("org/model", files)
-    return pull.pull(plan.make_plan("org/model"))
+    return pull(resolve("org/model").plan()).path
 
 
 def statuses(name):
     return {check.status for check in inventory.verify(inventory.find_checkpoint(name))}
 
 
-def test_everything_with_a_card_is_listed(cache):
-    found = {one.name: one for one in inventory.checkpoints()}
+def test_every_card_is_listed(cache):
+    found = {one.name: one for one in inventory.list_checkpoints()}
     assert found.keys() == cards.cards().keys()
     assert found["tiny"].where == "bundled"
     assert found["tiny"].bytes > 10_000_000
@@ -50,7 +52,7 @@ def test_pulled_space(space):
     one = inventory.find_checkpoint("small")
     assert (one.kind, one.where, one.path) == ("space", "pulled", space)
     assert one.licence == "CC-BY-NC-4.0"
-    assert one.bytes == sum((space / name).stat().st_size for name in locate.FILES.values())
+    assert one.bytes == sum((space / name).stat().st_size for name in layouts.SPACE_FILES.values())
     assert len(one.used) == len("2025-01-01")
 
 
@@ -62,16 +64,16 @@ def test_model_in_the_cache_of_the_hub(model):
 
 def test_model_at_a_tag_and_at_a_commit(hub_server, model):
     commit = hub_server.publish("org/model", hub_server.repos["org/model"].files("main"), "v1")
-    pull.pull(plan.make_plan("org/model@v1"))
+    pull(resolve("org/model@v1").plan())
     assert inventory.find_checkpoint("org/model@v1").revision == commit
     old = hub_server.repos["org/model"].refs["main"]
     hub_server.publish("org/model", hub_server.repos["org/model"].files("main"))
-    pull.pull(plan.make_plan("org/model"))
-    assert inventory.find_checkpoint(f"org/model@{old}").where == "hub"  # is still there
+    pull(resolve("org/model").plan())
+    assert inventory.find_checkpoint(f"org/model@{old}").where == "hub"  # still cached
 
 
-def test_bundled_files_are_those_of_their_cards(cache):
-    bundled = [one for one in inventory.checkpoints() if one.where == "bundled"]
+def test_bundled_files_match_their_cards(cache):
+    bundled = [one for one in inventory.list_checkpoints() if one.where == "bundled"]
     assert bundled
     for one in bundled:
         assert statuses(one.name) == {"ok"}, f"{one.name}: run make cards"
@@ -95,14 +97,14 @@ def test_verify_finds_one_changed_bit_and_a_missing_file(request, which):
         assert statuses(name) == {"ok", "missing"}
 
 
-def test_verify_what_is_not_here(cache):
+def test_verify_an_absent_checkpoint(cache):
     with pytest.raises(NotFoundError, match="not on this machine") as caught:
         list(inventory.verify(inventory.find_checkpoint("sonar")))
     assert caught.value.hint == "run: lcm pull sonar"
 
 
-def test_repository_that_lcm_did_not_pull(model, cache):
-    shutil.rmtree(cache)  # and with it the record of its digests
+def test_repository_not_pulled_by_lcm(model, cache):
+    shutil.rmtree(cache)  # including the record of its digests
     assert statuses("org/model") == {"no record"}
 
 
@@ -122,7 +124,7 @@ def test_remove_a_model_from_the_cache_of_the_hub(model):
     assert not model.exists()
 
 
-def test_remove_what_cannot_be_removed(cache):
+def test_remove_bundled_and_absent_checkpoints(cache):
     with pytest.raises(UsageError, match="comes with lcm"):
         inventory.remove(inventory.find_checkpoint("tiny"))
     with pytest.raises(NotFoundError, match="not on this machine"):
@@ -131,19 +133,19 @@ def test_remove_what_cannot_be_removed(cache):
 
 def test_update(hub_server, model):
     one = inventory.find_checkpoint("org/model")
-    assert inventory.update(one, "it") == ""
+    assert inventory.find_update(one, "it") == ""
     now = hub_server.publish("org/model", hub_server.repos["org/model"].files("main"))
-    assert inventory.update(one, "it") == f"org/model@main is {now[:12]} now"
-    assert inventory.update(inventory.find_checkpoint("tiny"), "it") == ""
+    assert inventory.find_update(one, "it") == f"org/model@main is {now[:12]} now"
+    assert inventory.find_update(inventory.find_checkpoint("tiny"), "it") == ""
 
 
-def test_name_that_nothing_has(cache):
+def test_unknown_name(cache):
     with pytest.raises(NotFoundError, match="'sonr'") as caught:
         inventory.find_checkpoint("sonr")
     assert "sonar" in caught.value.hint
 
 
-def test_damaged_record_is_no_reason_to_list_nothing(space):
+def test_damaged_record_does_not_prevent_listing(space):
     (space / "config.json").write_text("{")
     one = inventory.find_checkpoint("small")
     assert one.where == "pulled" and one.path == space

@@ -1,4 +1,4 @@
-"""Pulling: from the official files, their caches and the Hub to a space, whatever goes wrong."""
+"""Pulls of spaces from the official files, their caches and the Hub, including every failure."""
 
 import hashlib
 import shutil
@@ -15,14 +15,16 @@ from safetensors.torch import load_file, save_file
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import sha256
 from lcm_cli.hub import cards, locate, pins
-from lcm_cli.transfer import plan, pull
+from lcm_cli.transfer.plan import choose_port_files
+from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import find_address, resolve
 
 FILES = {"encoder": "encoder.pt", "decoder": "decoder.pt", "tokenizer": "spm.model"}
 
 
 @pytest.fixture
 def card(cache, official, server, tmp_path):
-    """A card whose parts lie on the server in the official layout."""
+    """A card with parts on the server in the official layout."""
     for file in FILES.values():
         server.files[f"/{file}"] = (official.folder / file).read_bytes()
     urls = {role: {"url": server.url(f"/{file}")} for role, file in FILES.items()}
@@ -30,8 +32,8 @@ def card(cache, official, server, tmp_path):
 
 
 def run(card, **options):
-    made = plan.make_plan(str(card), force=options.get("force", False))
-    return locate.read_space(pull.pull(made, accept_licence=True, **options))
+    made = resolve(str(card)).plan(force=options.get("force", False))
+    return locate.read_space(pull(made, accept_licence=True, **options).path)
 
 
 def is_whole(space, official):
@@ -62,18 +64,16 @@ def test_official_layout_over_http(cache, card, official, server):
         assert config["source"][role]["from"] == server.url(f"/{file}")
         assert config["source"][role]["sha256"] == sha256(official.folder / file)
         assert config["sha256"][role] == sha256(getattr(space, role))
-        assert pins.pinned(cache, server.url(f"/{file}")).sha256 == sha256(official.folder / file)
-        assert pins.pinned(cache, server.url(f"/{file}")).etag
+        assert pins.find_pin(cache, server.url(f"/{file}")).sha256 == sha256(official.folder / file)
+        assert pins.find_pin(cache, server.url(f"/{file}")).etag
 
 
-def test_second_pull_asks_nobody(card, server):
+def test_second_pull_sends_no_request(card, server):
     run(card)
     server.requests.clear()
-    made = plan.make_plan(str(card))
+    made = resolve(str(card)).plan()
     assert made.ready
-    assert pull.pull(made) == cards.space_folder(
-        "small"
-    )  # nothing is fetched, so no licence is asked for
+    assert pull(made).path == cards.space_folder("small")  # nothing to fetch: no licence to accept
     assert server.requests == []
 
 
@@ -91,8 +91,8 @@ def test_space_works(card, official):
     assert space.encode(["the cat sleeps"], "eng_Latn").concepts.shape == (1, 16)
 
 
-def test_plan_names_sizes_and_fetches_nothing(card, official, server):
-    made = plan.make_plan(str(card))
+def test_plan_has_sizes_and_fetches_nothing(card, official, server):
+    made = resolve(str(card)).plan()
     sizes = {part.role: part.bytes for part in made.parts}
     assert sizes == {role: (official.folder / file).stat().st_size for role, file in FILES.items()}
     assert all(part.exact for part in made.parts)
@@ -102,28 +102,28 @@ def test_plan_names_sizes_and_fetches_nothing(card, official, server):
 
 def test_plan_without_a_network_estimates(cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made = plan.make_plan("sonar")
+    made = resolve("sonar").plan()
     assert [(part.bytes, part.exact) for part in made.parts] == [
         (3_064_365_056, False),
         (3_467_608_064, False),
         (None, False),
     ]
     with pytest.raises(NotFoundError, match=r"sonar_text_encoder\.pt") as caught:
-        pull.pull(made, accept_licence=True)
+        pull(made, accept_licence=True)
     assert "lcm pull sonar" in caught.value.hint
 
 
 def test_licence_must_be_accepted(card, server):
-    made = plan.make_plan(str(card))
+    made = resolve(str(card)).plan()
     with pytest.raises(AuthError, match=r"CC-BY-NC-4\.0 \(not for sale\)") as caught:
-        pull.pull(made)
+        pull(made)
     assert "--accept-licence" in caught.value.hint
     assert {method for method, _, _ in server.requests} == {"HEAD"}
 
 
-def test_free_licence_is_not_asked_for(official, card):
+def test_free_licence_needs_no_acceptance(official, card):
     card.write_text(card.read_text().replace("CC-BY-NC-4.0", "MIT"))
-    assert locate.read_space(pull.pull(plan.make_plan(str(card)))).licence == "MIT"
+    assert locate.read_space(pull(resolve(str(card)).plan()).path).licence == "MIT"
 
 
 def test_parts_are_shared_between_spaces(cache, card, official, server, tmp_path):
@@ -151,27 +151,27 @@ def test_files_of_fairseq2_are_used(cache, card, official, server, tmp_path):
     assert server.requests == []
     assert (official.folder / "encoder.pt").exists()
     server.requests.clear()
-    run(card, force=True)  # the way out if such a file is bad
+    run(card, force=True)  # needed if such a file is damaged
     assert {path for _, path, _ in server.requests} == {f"/{file}" for file in FILES.values()}
 
 
 def test_sonar_spaces_card_goes_before_ours(sonar_cards):
     sources = cards.card("sonar").source
-    assert plan.address(sources["encoder"], "encoder") == sources["encoder"].url
+    assert find_address(sources["encoder"], "encoder") == sources["encoder"].url
     (sonar_cards / f"{sources['encoder'].asset}.yaml").write_text(
         "checkpoint: https://new/enc.pt\ntokenizer: https://new/spm.model\nmodel_arch: basic\n"
         "tokenizer_config: {_set_: {langs: [eng_Latn]}}\n"
     )
-    assert plan.address(sources["encoder"], "encoder") == "https://new/enc.pt"
-    assert plan.address(sources["tokenizer"], "tokenizer") == "https://new/spm.model"
+    assert find_address(sources["encoder"], "encoder") == "https://new/enc.pt"
+    assert find_address(sources["tokenizer"], "tokenizer") == "https://new/spm.model"
 
 
 def test_truncated_weights(cache, card, official, server):
     whole = server.files["/decoder.pt"]
     server.files["/decoder.pt"] = whole[: len(whole) // 2]
-    with pytest.raises(IntegrityError, match="not a whole torch file"):
+    with pytest.raises(IntegrityError, match="not a complete torch file"):
         run(card)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
     server.files["/decoder.pt"] = whole
     server.requests.clear()
     assert is_whole(run(card), official)
@@ -183,7 +183,7 @@ def test_wrong_checksum_in_the_card(card, official, tmp_path):
     card.write_text(text)
     with pytest.raises(IntegrityError, match="not the file it should be: sha256"):
         run(card)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
 
 
 def test_source_that_changed_since_the_first_pull(cache, card, official, server):
@@ -198,7 +198,7 @@ def test_source_that_changed_since_the_first_pull(cache, card, official, server)
     space = run(card, force=True)
     assert torch.equal(load_file(space.encoder)["layer_norm.bias"], state["layer_norm.bias"])
     shutil.rmtree(cache / "spaces" / "small")
-    run(card)  # the new bytes are on record now
+    run(card)  # the new bytes are pinned now
 
 
 def test_damaged_record_is_reported(cache, card):
@@ -215,7 +215,7 @@ def test_weights_of_another_shape(card):
         match=r"/encoder\.pt is not this encoder: shape \(32, 16\) instead of \(64, 16\)",
     ):
         run(card)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
 
 
 def test_tokenizer_that_does_not_fit(card):
@@ -224,58 +224,58 @@ def test_tokenizer_that_does_not_fit(card):
         run(card)
 
 
-def test_number_of_languages_that_is_not_sonars(card):
+def test_wrong_number_of_languages(card):
     lines = card.read_text().splitlines()
     card.write_text("\n".join("languages = 7" if x.startswith("lang") else x for x in lines))
     with pytest.raises(IntegrityError, match="202 languages, its card says 7"):
         run(card)
 
 
-def test_card_with_the_name_of_a_shipped_one(card):
+def test_card_with_the_name_of_a_bundled_card(card):
     card.write_text(card.read_text().replace('name = "small"', 'name = "sonar"'))
     with pytest.raises(UsageError, match="'sonar' is the name of a checkpoint"):
-        plan.make_plan(str(card))
+        resolve(str(card)).plan()
 
 
 def test_card_without_a_part(card):
     card.write_text(card.read_text().partition("[source.tokenizer]")[0])
     with pytest.raises(IntegrityError, match="where to get: tokenizer"):
-        plan.make_plan(str(card))
+        resolve(str(card)).plan()
 
 
-def test_card_that_names_other_sources_than_those_pulled(card):
+def test_card_with_other_sources_than_the_pulled_space(card):
     run(card)
     card.write_text(card.read_text().replace("/encoder.pt", "/other.pt"))
     with pytest.raises(UsageError, match=r"was made from .*/encoder\.pt") as caught:
-        plan.make_plan(str(card))
+        resolve(str(card)).plan()
     assert "--force" in caught.value.hint
 
 
 def test_folder_needs_no_pull(card, cache):
     run(card)
-    with pytest.raises(UsageError, match="is here already"):
-        plan.make_plan(str(cache / "spaces" / "small"))
+    with pytest.raises(UsageError, match="is already on this machine"):
+        resolve(str(cache / "spaces" / "small")).plan()
 
 
-def test_name_of_a_card_goes_before_a_folder(cache, tmp_path, monkeypatch):
+def test_card_takes_priority_over_a_folder(cache, tmp_path, monkeypatch):
     (tmp_path / "sonar").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not plan.make_plan("sonar").ready
+    assert not resolve("sonar").plan().ready
     with pytest.raises(NotFoundError, match="sonar is not on this machine"):
         locate.locate_space("sonar")
     with pytest.raises(NotFoundError, match=r"it has no config\.json"):
         locate.locate_space("./sonar")
 
 
-def test_damaged_neighbour_does_not_matter(cache, card, official):
+def test_damaged_other_space_is_ignored(cache, card, official):
     broken = cache / "spaces" / "broken"
     broken.mkdir(parents=True)
     (broken / "config.json").write_text("{")
     assert is_whole(run(card), official)
 
 
-def test_incomplete_space_says_how_to_mend_it(cache, card, official):
+def test_incomplete_space_has_a_hint_for_repair(cache, card, official):
     run(card).decoder.unlink()
     with pytest.raises(NotFoundError, match=r"decoder\.safetensors is missing") as caught:
         locate.locate_space("small")
@@ -283,7 +283,7 @@ def test_incomplete_space_says_how_to_mend_it(cache, card, official):
     assert is_whole(run(card, force=True), official)
 
 
-def test_no_network_names_file_and_command(cache, official, tmp_path):
+def test_no_network_error_has_file_and_command(cache, official, tmp_path):
     urls = {role: {"url": f"http://127.0.0.1:9/{file}"} for role, file in FILES.items()}
     card = official.card(tmp_path / "small.toml", urls)
     with pytest.raises(LcmError, match=r"no network: .*encoder\.pt") as caught:
@@ -293,9 +293,9 @@ def test_no_network_names_file_and_command(cache, official, tmp_path):
 
 CHILD = """
 import sys
-from lcm_cli.transfer.plan import make_plan
 from lcm_cli.transfer.pull import pull
-print(pull(make_plan(sys.argv[1]), accept_licence=True))
+from lcm_cli.transfer.resolve import resolve
+print(pull(resolve(sys.argv[1]).plan(), accept_licence=True).path)
 """
 
 
@@ -319,7 +319,7 @@ def test_killed_pull_fetches_only_what_is_missing(cache, card, official, server)
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
     (kept,) = [path.stat().st_size for path in folder.glob("decoder-*.part")]
     assert 0 < kept < whole
     server.requests.clear()
@@ -385,13 +385,13 @@ def port_card(cache, official, hub_server, tmp_path):
 
 
 def test_ports_from_the_hub(cache, port_card, official, hub_server):
-    made = plan.make_plan(str(port_card))
+    made = resolve(str(port_card)).plan()
     assert all(part.bytes > 100 for part in made.parts)
-    space = locate.read_space(pull.pull(made, accept_licence=True))
+    space = locate.read_space(pull(made, accept_licence=True).path)
     assert is_whole(space, official)
     commit = hub_server.repos["org/dec"].refs["main"]
     assert space.config["source"]["decoder"]["revision"] == commit
-    assert pins.pinned(cache, "org/enc/model.safetensors").sha256
+    assert pins.find_pin(cache, "org/enc/model.safetensors").sha256
     fetched = {one.path for one in hub_server.requests if one.method == "GET"}
     assert not any(path.endswith((".bin", "README.md")) for path in fetched)
 
@@ -409,7 +409,7 @@ def test_ports_offline_once_the_hub_has_them_cached(cache, port_card, official, 
 
 @pytest.fixture
 def local_ports(cache, official, tmp_path):
-    """A card whose parts are folders in the M2M-100 layout."""
+    """A card with local folders in the M2M-100 layout as parts."""
     for role in ("encoder", "decoder"):
         (tmp_path / role).mkdir()
         for name, body in port_of(official, role, tmp_path).items():
@@ -424,7 +424,7 @@ def test_ports_in_local_folders(local_ports, official):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as Unix does")
-def test_disk_that_is_full_while_converting(cache, local_ports, official):
+def test_full_disk_during_conversion(cache, local_ports, official):
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -434,7 +434,7 @@ def test_disk_that_is_full_while_converting(cache, local_ports, official):
             run(local_ports)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert cards.pulled() == []
+    assert cards.list_pulled() == []
     assert [path.name for path in (cache / "spaces").iterdir()] == [".small.lock"]
     assert is_whole(run(local_ports), official)
 
@@ -449,11 +449,11 @@ def test_part_that_changed_on_its_branch(cache, port_card, official, hub_server,
         run(port_card)
 
 
-def test_sharded_weights_are_all_chosen():
+def test_all_files_of_split_weights_are_chosen():
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     others = ["config.json", "pytorch_model.bin", "README.md", "tokenizer.json"]
     index = "model.safetensors.index.json"
-    assert plan.choose_port("decoder", [*names, index, *others]) == ["config.json", *names, index]
-    assert plan.choose_port("decoder", others) == ["config.json", "pytorch_model.bin"]
-    assert plan.choose_port("tokenizer", others) == []
-    assert plan.choose_port("encoder", ["README.md"]) == []
+    assert choose_port_files("decoder", [*names, index, *others]) == ["config.json", *names, index]
+    assert choose_port_files("decoder", others) == ["config.json", "pytorch_model.bin"]
+    assert choose_port_files("tokenizer", others) == []
+    assert choose_port_files("encoder", ["README.md"]) == []

@@ -1,4 +1,4 @@
-"""Publishing: what is uploaded, its card, and that what comes back gives identical numbers."""
+"""Publication: the uploaded files, the model card, and identical numbers after a pull."""
 
 import json
 
@@ -10,18 +10,20 @@ from safetensors.torch import load_file
 
 from lcm_cli import inspection
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
-from lcm_cli.hub import locate
-from lcm_cli.hub.layouts import card_metadata
+from lcm_cli.hub import layouts, locate
+from lcm_cli.hub.layouts import read_metadata
 from lcm_cli.models.checkpoint import build, load_model, save
 from lcm_cli.models.config import SpaceRef, preset
 from lcm_cli.space import load_space
-from lcm_cli.transfer import inventory, plan, pull, push
+from lcm_cli.transfer import inventory, push
 from lcm_cli.transfer.convert import convert
+from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import resolve
 
 
 @pytest.fixture
 def account(hub_server, monkeypatch):
-    """The Hub, with a token that may write."""
+    """A Hub server and a token with write access."""
     hub_server.token = "secret"
     monkeypatch.setenv("HF_TOKEN", "secret")
     return hub_server
@@ -29,7 +31,7 @@ def account(hub_server, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
-    """A trained model's folder, with the state of its optimizer beside it."""
+    """The folder of a trained model, in a run with states of the optimizer."""
     torch.manual_seed(0)
     folder = tmp_path / "run" / "model"
     space = SpaceRef("sonar", "0123456789abcdef")
@@ -41,7 +43,7 @@ def model(tmp_path):
 
 
 def pulled(repo):
-    return pull.pull(plan.make_plan(repo, force=True), accept_licence=True)
+    return pull(resolve(repo).plan(force=True), accept_licence=True).path
 
 
 def published(account, repo):
@@ -50,8 +52,8 @@ def published(account, repo):
 
 
 def test_pushed_and_pulled_gives_identical_numbers(account, model):
-    address = push.push(str(model), "org/model", licence="CC-BY-4.0")
-    assert address.startswith(f"{account.url}/org/model/commit/")
+    pushed = push.push(str(model), "org/model", licence="CC-BY-4.0")
+    assert pushed.url.startswith(f"{account.url}/org/model/commit/")
     assert set(published(account, "org/model")) == {
         *(".gitattributes", "README.md", "config.json", "model.safetensors"),
     }
@@ -59,12 +61,12 @@ def test_pushed_and_pulled_gives_identical_numbers(account, model):
     here, back = load_model(model), load_model(pulled("org/model"))
     assert torch.equal(here(x_BSD), back(x_BSD))
     assert here.config == back.config
-    assert plan.make_plan("org/model").licence == "cc-by-4.0"
+    assert resolve("org/model").plan().licence == "cc-by-4.0"
 
 
 @pytest.mark.parametrize("shard", [push.SHARD, 20_000])
 def test_int8_pushed_and_pulled_gives_identical_numbers(account, model, tmp_path, shard):
-    """Also where a matrix and its scales come to lie in different files."""
+    """Even if a matrix and its scales are split into different files."""
     convert(str(model), tmp_path / "int8", "int8")
     push.push(str(tmp_path / "int8"), "org/model", licence="CC-BY-4.0", shard=shard)
     folder = pulled("org/model")
@@ -111,7 +113,7 @@ def test_card(account, model):
     assert "0123456789abcdef" in text
 
 
-def test_own_card_is_kept(account, model):
+def test_existing_card_is_kept(account, model):
     (model / "README.md").write_text("---\nlicense: mit\ntags: [mine]\n---\n# My words\n")
     push.push(str(model), "org/model")
     text = published(account, "org/model")["README.md"].decode()
@@ -120,7 +122,7 @@ def test_own_card_is_kept(account, model):
     assert (found["license"], found["tags"], found["library_name"]) == ("mit", ["mine"], "lcm")
 
 
-def test_state_only_if_asked(account, model):
+def test_state_is_uploaded_only_on_request(account, model):
     push.push(str(model.parent), "org/model", licence="MIT", with_state=True)
     assert published(account, "org/model")["state-000000020.pt"] == b"optimizer" * 100
     for state in model.parent.glob("state-*.pt"):
@@ -129,7 +131,7 @@ def test_state_only_if_asked(account, model):
         push.push(str(model), "org/model", licence="MIT", with_state=True)
 
 
-def test_large_weights_are_cut(account, model):
+def test_large_weights_are_split(account, model):
     push.push(str(model), "org/model", licence="MIT", shard=100_000)
     files = published(account, "org/model")
     shards = [name for name in files if name.startswith("model-")]
@@ -142,7 +144,9 @@ def test_large_weights_are_cut(account, model):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not list(model.glob(".push*"))
-    push.push(str(model), "org/model", licence="MIT")  # in one file again: no shard may stay
+    push.push(
+        str(model), "org/model", licence="MIT"
+    )  # in one file again, without leftovers of the split
     assert [n for n in published(account, "org/model") if "model" in n] == ["model.safetensors"]
 
 
@@ -150,7 +154,7 @@ def test_space_and_its_languages(account, random_space):
     push.push(str(random_space), "org/space")
     assert card_metadata_of(account, "org/space")["language"] == ["en", "de", "fr", "es", "nl"]
     folder = pulled("org/space")
-    for name in locate.FILES.values():
+    for name in layouts.SPACE_FILES.values():
         assert (folder / name).read_bytes() == (random_space / name).read_bytes()
     assert locate.locate_space("org/space").licence == "MIT"
 
@@ -163,7 +167,7 @@ def test_bundled_space_under_another_name(account):
     push.push("tiny", "org/small")
     assert card_metadata_of(account, "org/small")["license"] == "cc-by-4.0"
     folder, tiny = pulled("org/small"), locate.locate_space("tiny")
-    for role, name in locate.FILES.items():
+    for role, name in layouts.SPACE_FILES.items():
         assert (folder / name).read_bytes() == getattr(tiny, role).read_bytes()
 
 
@@ -173,7 +177,7 @@ def test_private_and_branch(account, model):
 
 
 def test_no_licence(account, model):
-    with pytest.raises(UsageError, match="nothing says under which licence") as caught:
+    with pytest.raises(UsageError, match=r"the licence of .* is unknown") as caught:
         push.push(str(model), "org/model")
     assert "--licence" in caught.value.hint
     assert account.repos == {}
@@ -195,7 +199,7 @@ def test_foreign_layout(account, tmp_path):
 
 
 @pytest.mark.parametrize("repo", ["model", "a/b/c", "org/model@v1", "../x"])
-def test_no_repository(account, model, repo):
+def test_invalid_repository(account, model, repo):
     with pytest.raises(UsageError, match="not the name of a repository"):
         push.push(str(model), repo, licence="MIT")
 
@@ -208,7 +212,7 @@ def test_without_a_token(account, model, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["/upload/", "/commit/", "/preupload/"])
-def test_upload_that_fails_leaves_no_half(account, model, part):
+def test_failed_upload_leaves_nothing_partial(account, model, part):
     push.push(str(model), "org/model", licence="MIT")
     before = published(account, "org/model")
     for method in ("POST", "PUT"):
@@ -238,6 +242,6 @@ def test_results_of_another_form(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["", "---\n", "---\n: [\n---\n", "---\n- a\n---\n", "\xff"])
-def test_metadata_of_a_card_without_any(tmp_path, text):
+def test_card_without_metadata(tmp_path, text):
     (tmp_path / "README.md").write_text(text, encoding="latin-1")
-    assert card_metadata(tmp_path / "README.md") == {}
+    assert read_metadata(tmp_path / "README.md") == {}

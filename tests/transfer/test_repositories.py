@@ -1,4 +1,4 @@
-"""ORG/REPO and the models' cards: revisions, layouts, licences, pins, and files that attack."""
+"""Pulls of repositories and carded models: revisions, layouts, licences, pins, hostile files."""
 
 import errno
 import io
@@ -18,21 +18,21 @@ from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, U
 from lcm_cli.hub import cards, locate, pins, snapshot
 from lcm_cli.models.checkpoint import build, load_from, save
 from lcm_cli.models.config import preset
-from lcm_cli.transfer import plan, pull
+from lcm_cli.transfer.pull import pull
+from lcm_cli.transfer.resolve import resolve
 
 README = b"---\nlicense: mit\n---\n# A model\n"
 
 
 def run(source, **options):
-    made = plan.make_plan(
-        source, **{k: v for k, v in options.items() if k in ("revision", "force")}
-    )
-    return pull.pull(made, accept_licence=True, force=options.get("force", False))
+    force = options.get("force", False)
+    plan = resolve(source, revision=options.get("revision", "")).plan(force=force)
+    return pull(plan, accept_licence=True, force=force).path
 
 
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory):
-    """The files of a small model in our layout."""
+    """The files of a small model in lcm's layout."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     save(build(preset("base", "nano", concept_dim=16)), folder)
@@ -66,22 +66,22 @@ def golden_file():
     return read
 
 
-def test_model_in_our_layout(hub_server, model_files, cache):
+def test_model_in_own_layout(hub_server, model_files, cache):
     commit = hub_server.publish("org/model", model_files)
-    made = plan.make_plan("org/model")
+    made = resolve("org/model").plan()
     assert (made.kind, made.licence, made.must_be_accepted) == ("model", "mit", False)
     assert made.parts[0].bytes == len(model_files["model.safetensors"]) + len(README)
-    folder = pull.pull(made)
+    folder = pull(made).path
     assert folder == snapshot.repository_folder("org/model") / "snapshots" / commit
     assert sorted(path.name for path in folder.iterdir()) == [
         *("README.md", "config.json", "model.safetensors"),
     ]
-    assert pins.pinned(cache, f"org/model@{commit}/model.safetensors").bytes
-    again = plan.make_plan("org/model")
+    assert pins.find_pin(cache, f"org/model@{commit}/model.safetensors").bytes
+    again = resolve("org/model").plan()
     assert again.ready and again.path == folder and again.licence == "mit"
 
 
-def test_model_offline_once_it_is_here(hub_server, model_files, monkeypatch):
+def test_cached_model_offline(hub_server, model_files, monkeypatch):
     hub_server.publish("org/model", model_files)
     folder = run("org/model")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -95,23 +95,23 @@ def test_branch_that_moved_is_reported_and_pulled(hub_server, model_files):
     first = hub_server.publish("org/model", model_files)
     run("org/model")
     second = hub_server.publish("org/model", model_files | {"README.md": README + b"More."})
-    made = plan.make_plan("org/model")
+    made = resolve("org/model").plan()
     assert made.notes == (
         f"org/model@main has moved: it was {first[:12]} and is {second[:12]} now",
     )
     assert made.parts[0].bytes == len(README) + 5  # the weights are the same
-    assert pull.pull(made).name == second
-    assert plan.make_plan("org/model").notes == ()
+    assert pull(made).path.name == second
+    assert resolve("org/model").plan().notes == ()
 
 
 def test_tag_that_moved_is_reported(hub_server, model_files):
     hub_server.publish("org/model", model_files, "v1")
     run("org/model@v1")
     hub_server.publish("org/model", model_files | {"README.md": README + b"x"}, "v1")
-    assert "org/model@v1 has moved" in plan.make_plan("org/model", revision="v1").notes[0]
+    assert "org/model@v1 has moved" in resolve("org/model", revision="v1").plan().notes[0]
 
 
-def test_commit_asks_nobody_the_second_time(hub_server, model_files):
+def test_second_pull_of_a_commit_sends_no_request(hub_server, model_files):
     commit = hub_server.publish("org/model", model_files)
     hub_server.publish("org/model", model_files | {"README.md": b"newer"})
     assert run("org/model", revision=commit).name == commit
@@ -126,10 +126,10 @@ def test_revision_that_does_not_exist(hub_server, model_files):
         run("org/model@v9")
 
 
-def test_licence_that_is_not_known_must_be_accepted(hub_server, model_files):
+def test_unknown_licence_must_be_accepted(hub_server, model_files):
     hub_server.publish("org/model", model_files | {"README.md": b"no metadata"})
     with pytest.raises(AuthError, match="unknown licence") as caught:
-        pull.pull(plan.make_plan("org/model"))
+        pull(resolve("org/model").plan())
     assert caught.value.hint == "if you agree, run: lcm pull org/model --accept-licence"
     assert hub_server.sent(".safetensors") == hub_server.sent("/lfs/") == 0
 
@@ -155,14 +155,14 @@ def test_sharded_weights(hub_server, model_files, tmp_path):
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
-# SONAR-LLM, which is converted
+# Foreign models, which are converted
 
 
 def test_card_of_a_foreign_model(hub_server, sonar_llm, cache, monkeypatch, golden_file):
     commit = hub_server.publish("raxtemur/sonar-llm-100m", sonar_llm)
-    made = plan.make_plan("sonar-llm-100m")
-    assert made.licence == "apache-2.0"  # what the repository says goes before "not known"
-    folder = pull.pull(made)
+    made = resolve("sonar-llm-100m").plan()
+    assert made.licence == "apache-2.0"  # the repository's licence replaces an unknown one
+    folder = pull(made).path
     assert folder == cache / "models" / "sonar-llm-100m"
     assert sorted(path.name for path in folder.iterdir()) == [
         *("config.json", "model.safetensors", "origin.json"),
@@ -170,26 +170,26 @@ def test_card_of_a_foreign_model(hub_server, sonar_llm, cache, monkeypatch, gold
     record = json.loads((folder / "origin.json").read_text())
     assert record["source"]["model"]["revision"] == commit
     assert record["licence"] == "apache-2.0"
-    assert pins.pinned(cache, "raxtemur/sonar-llm-100m/pytorch_model.bin").sha256
+    assert pins.find_pin(cache, "raxtemur/sonar-llm-100m/pytorch_model.bin").sha256
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["sonar-llm-100m"]
     hub_server.requests.clear()
     assert run("sonar-llm-100m") == folder
     assert hub_server.requests == []
 
 
-def test_foreign_model_by_the_name_of_its_repository(hub_server, sonar_llm, cache):
+def test_foreign_model_by_repository(hub_server, sonar_llm, cache):
     hub_server.publish("org/llm", sonar_llm)
     folder = run("org/llm")
     assert folder == cache / "models" / "org--llm"
-    assert plan.make_plan("org/llm").ready
+    assert resolve("org/llm").plan().ready
     hub_server.publish("org/llm", sonar_llm | {"README.md": b"---\nlicense: mit\n---\n"})
-    made = plan.make_plan("org/llm")
+    made = resolve("org/llm").plan()
     assert not made.ready and "has moved" in made.notes[0]
-    pull.pull(made)
+    pull(made)
     assert json.loads((folder / "origin.json").read_text())["licence"] == "mit"
 
 
-def test_carded_weights_that_changed(hub_server, sonar_llm, cache):
+def test_changed_weights_of_a_carded_model(hub_server, sonar_llm, cache):
     hub_server.publish("raxtemur/sonar-llm-100m", sonar_llm)
     folder = run("sonar-llm-100m")
     shutil.rmtree(folder)
@@ -210,7 +210,7 @@ def test_card_at_another_revision(hub_server, sonar_llm):
     with pytest.raises(UsageError, match=r"was made from .* at v2, not at main"):
         run("sonar-llm-100m")
     with pytest.raises(UsageError, match="does not come from one repository"):
-        plan.make_plan("sonar", revision="v2")
+        resolve("sonar", revision="v2")
 
 
 def test_official_layout(hub_server, cache):
@@ -226,10 +226,10 @@ def test_official_layout(hub_server, cache):
     assert folder == cache / "models" / "org--official"
     assert load_from(locate.locate_model("org/official")).config.architecture == "base"
     assert not any("trainer" in one.path for one in hub_server.requests)
-    assert plan.make_plan("org/official").ready
+    assert resolve("org/official").plan().ready
 
 
-# Files that attack
+# Hostile files
 
 
 class Hostile:
@@ -255,9 +255,9 @@ def zip_bomb():
     [
         (hostile_pickle(), "holds more than tensors; it was not loaded"),
         (zip_bomb(), "compressed, which torch files are not: refused"),
-        (pickle.dumps({"a": 1}), "not a whole torch file"),
-        (b"", "not a whole torch file"),
-        (b"PK\x03\x04" + b"x" * 100, "not a whole torch file"),
+        (pickle.dumps({"a": 1}), "not a complete torch file"),
+        (b"", "not a complete torch file"),
+        (b"PK\x03\x04" + b"x" * 100, "not a complete torch file"),
     ],
     ids=["pickle", "bomb", "old", "empty", "cut"],
 )
@@ -266,7 +266,7 @@ def test_hostile_weights(hub_server, sonar_llm, cache, tmp_path, monkeypatch, we
     hub_server.publish("org/llm", sonar_llm | {"pytorch_model.bin": weights})
     with pytest.raises(IntegrityError, match=words) as caught:
         run("org/llm")
-    assert str(cache) not in caught.value.message  # it names where the file came from
+    assert str(cache) not in caught.value.message  # it names the source of the file
     assert not (tmp_path / "was-run").exists()
     assert not cards.model_folder("org/llm").exists()
 
@@ -292,7 +292,7 @@ def test_hostile_safetensors(hub_server, model_files, weights):
     hub_server.publish("org/model", model_files | {"model.safetensors": weights})
     with pytest.raises(IntegrityError, match=r"model\.safetensors is damaged"):
         run("org/model")
-    assert snapshot.local_commit("org/model", "main") == ""  # it does not count as being here
+    assert snapshot.local_commit("org/model", "main") == ""  # not recorded as fetched
 
 
 @pytest.mark.parametrize(
@@ -316,25 +316,25 @@ def test_weights_that_do_not_fit_the_config(hub_server, model_files, tmp_path, c
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000])
-def test_config_of_nothing(hub_server, model_files, body):
+def test_invalid_config(hub_server, model_files, body):
     hub_server.publish("org/model", model_files | {"config.json": body})
     with pytest.raises((NotFoundError, IntegrityError)):
         run("org/model")
 
 
 @pytest.mark.parametrize("name", ["../../../x.safetensors", "/etc/x", "a/../../x", "..\\..\\x"])
-def test_names_that_lead_elsewhere_are_never_fetched(hub_server, model_files, tmp_path, name):
+def test_names_outside_the_folder_are_never_fetched(hub_server, model_files, tmp_path, name):
     hub_server.publish("org/model", model_files | {name: b"x" * 5000})
     run("org/model")
     assert not any(name in one.path for one in hub_server.requests)
 
 
-def test_index_that_leads_elsewhere(hub_server, model_files):
+def test_index_with_a_path_outside_the_folder(hub_server, model_files):
     files = {name: body for name, body in model_files.items() if name != "model.safetensors"}
     index = {"weight_map": {"a": "../../../../x.safetensors"}}
     files["model.safetensors.index.json"] = json.dumps(index).encode()
     hub_server.publish("org/model", files)
-    with pytest.raises(IntegrityError, match="may not lie elsewhere"):
+    with pytest.raises(IntegrityError, match="may not lie in another folder"):
         run("org/model")
 
 
@@ -349,11 +349,11 @@ def test_link_out_of_the_cache(hub_server, model_files, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["a/..", "../b", "a/b@../x", "a/b@", "@v1", "a/b@v1@v2/.."])
-def test_names_that_are_no_repository(cache, source):
+def test_invalid_repository_names(cache, source):
     assert not locate.is_repository(source)
 
 
-def test_escapes_in_what_the_hub_says(hub_server, model_files, capsys):
+def test_control_characters_from_the_hub_are_escaped(hub_server, model_files, capsys):
     from lcm_cli.app import main
 
     readme = b'---\nlicense: "mit\\e]0;owned\\a"\n---\n'
@@ -364,14 +364,14 @@ def test_escapes_in_what_the_hub_says(hub_server, model_files, capsys):
     assert "mit\\x1b]0;owned\\x07" in shown.err
 
 
-def test_disk_that_is_full(hub_server, model_files, monkeypatch):
+def test_full_disk(hub_server, model_files, monkeypatch):
     hub_server.publish("org/model", model_files)
-    made = plan.make_plan("org/model")
+    made = resolve("org/model").plan()
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     with pytest.raises(LcmError, match="no space left while writing") as caught:
-        pull.pull(made)
+        pull(made)
     assert caught.value.exit_code == 1

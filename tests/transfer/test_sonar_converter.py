@@ -1,4 +1,4 @@
-"""Conversion: exactly the right tensors under our names, from every layout, or a refusal."""
+"""Conversion of spaces from every layout: exactly the right tensors, or a refusal."""
 
 import json
 import pickle
@@ -64,7 +64,7 @@ FAIRSEQ = {
 
 
 def to_fairseq(role, state, prefix=""):
-    """Rename our tensors as fairseq and the Hub ports do, their special tokens in that order."""
+    """Rename lcm's tensors and reorder special tokens as in fairseq and the Hub ports."""
     out = {}
     for name, tensor in state.items():
         if name == f"{role}_frontend.embed.weight":
@@ -99,7 +99,7 @@ def port(folder: Path, state, **settings):
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_port_layout(official, tmp_path, role, prefix):
     half = to_fairseq(role, expected(official, role), f"{prefix}{role}." if prefix else "")
-    if prefix:  # an encoder-decoder has one embedding for both, and the other half beside
+    if prefix:  # an encoder-decoder shares one embedding and contains the other half too
         half["model.shared.weight"] = half.pop(f"model.{role}.embed_tokens.weight")
         other = ROLES[role == "encoder"]
         half |= to_fairseq(other, expected(official, other), f"model.{other}.")
@@ -125,17 +125,17 @@ def test_port_may_not_reach_outside(official, tmp_path):
     (source / "model.safetensors").unlink()
     index = {"weight_map": {"a": "../../secret.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(IntegrityError, match="may not lie elsewhere"):
+    with pytest.raises(IntegrityError, match="may not lie in another folder"):
         convert(official, "encoder", source, tmp_path)
     (source / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
-    with pytest.raises(IntegrityError, match="weight_map is no object"):
+    with pytest.raises(IntegrityError, match="weight_map is not an object"):
         convert(official, "encoder", source, tmp_path)
 
 
 @pytest.mark.parametrize(
     "setting", [{"activation_function": "gelu"}, {"scale_embedding": False}, {"model_type": "bart"}]
 )
-def test_port_that_computes_something_else(official, tmp_path, setting):
+def test_port_with_other_settings(official, tmp_path, setting):
     half = to_fairseq("encoder", expected(official, "encoder"))
     source = port(tmp_path / "port", half, **setting)
     with pytest.raises(IntegrityError, match=next(iter(setting))):
@@ -143,7 +143,7 @@ def test_port_that_computes_something_else(official, tmp_path, setting):
 
 
 def test_transformers_models_and_tokenizer(official, tmp_path):
-    """The real classes, as a Hub port holds them: their saved weights, their ids, their numbers."""
+    """Weights, token ids and outputs match the real classes of a Hub port."""
     transformers = pytest.importorskip("transformers")
     config = transformers.M2M100Config(
         vocab_size=official.encoder["vocabulary"], d_model=16, encoder_layers=2, decoder_layers=2,
@@ -185,7 +185,7 @@ def test_transformers_models_and_tokenizer(official, tmp_path):
 
 
 def test_languages_of_a_port_in_another_order(official, tmp_path):
-    """Each half may number the languages as it likes: ours follow the order that is asked for."""
+    """Each half may order the languages differently; the converted space has the given order."""
     embed = "encoder_frontend.embed.weight"
     source = port(tmp_path / "port", to_fairseq("encoder", expected(official, "encoder")))
     first = official.encoder["vocabulary"] - 3 - len(official.languages)
@@ -206,7 +206,7 @@ def test_languages_of_a_port_in_another_order(official, tmp_path):
         {"eng_Latn": 1, "fra_Latn": 31, "deu_Latn": 32, "jpn_Jpan": 33},
     ],
 )
-def test_port_whose_ids_do_not_fit(official, tmp_path, ids):
+def test_port_with_invalid_ids(official, tmp_path, ids):
     source = port(tmp_path / "port", to_fairseq("encoder", expected(official, "encoder")))
     (source / "added_tokens.json").write_text(json.dumps(ids))
     with pytest.raises(IntegrityError, match="tokenizer"):
@@ -230,7 +230,7 @@ def test_hostile_pickle_is_not_run(official, tmp_path):
         convert(official, "encoder", tmp_path / "e.pt", tmp_path)
     plain = tmp_path / "plain.pt"
     plain.write_bytes(pickle.dumps(Bomb(tmp_path / "run")))
-    with pytest.raises(IntegrityError, match="not a whole torch file"):
+    with pytest.raises(IntegrityError, match="not a complete torch file"):
         convert(official, "encoder", plain, tmp_path)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "encoder.safetensors").exists()
@@ -240,7 +240,7 @@ def test_hostile_pickle_is_not_run(official, tmp_path):
 def test_truncated_file(official, tmp_path, share):
     whole = (official.folder / "encoder.pt").read_bytes()
     (tmp_path / "e.pt").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(IntegrityError, match=r"e\.pt is not a whole torch file"):
+    with pytest.raises(IntegrityError, match=r"e\.pt is not a complete torch file"):
         convert(official, "encoder", tmp_path / "e.pt", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["e.pt"]
 
@@ -279,7 +279,7 @@ def test_wrong_tensors_are_named(official, tmp_path, kind):
     assert not (tmp_path / "encoder.safetensors").exists()
 
 
-def test_encoder_is_no_decoder(official, tmp_path):
+def test_encoder_instead_of_a_decoder(official, tmp_path):
     with pytest.raises(IntegrityError, match="is not this decoder: it lacks"):
         convert(official, "decoder", official.folder / "encoder.pt", tmp_path)
 
@@ -294,7 +294,7 @@ def test_output_projection_must_be_the_embedding(official, tmp_path):
 
 def test_no_state_dict(official, tmp_path):
     torch.save([1, 2], tmp_path / "e.pt")
-    with pytest.raises(IntegrityError, match="no state dict"):
+    with pytest.raises(IntegrityError, match="does not hold a state dict"):
         convert(official, "encoder", tmp_path / "e.pt", tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Readers of the checkpoints of other programs."""
+"""Readers of other programs' checkpoints."""

@@ -1,8 +1,8 @@
-"""Models of other programs, brought into our layout: their files are read as data, never as code.
+"""Models of other programs, read as data and never as code.
 
-Two are known: checkpoints of facebookresearch/large_concept_model (weights and a yaml card, or a
-config in JSON) and folders of SONAR-LLM (config.json and pytorch_model.bin). What their tensors and
-settings are called here is `official`'s affair.
+Two formats are known: checkpoints of facebookresearch/large_concept_model (weights and a YAML card,
+or a config in JSON) and folders of SONAR-LLM (config.json and pytorch_model.bin). Their tensors and
+settings are renamed in `official`.
 """
 
 import json
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.files import not_there
+from lcm_cli.hub.layouts import OFFICIAL_CARD
 from lcm_cli.models.checkpoint import CONFIG, build, check_state
 from lcm_cli.models.config import AnyConfig, SpaceRef, from_dict, preset, to_dict
 from lcm_cli.transfer.converters.official import official_config, official_state, sonar_llm
 from lcm_cli.transfer.converters.sonar import read_folder, read_pickle
 from lcm_cli.weights import map_file, without_content
 
-CARD = "model_card.yaml"  # what the official trainer writes beside its checkpoints
-SONAR = SpaceRef("sonar")  # the space of every foreign model whose concepts are as wide
+SONAR = SpaceRef("sonar")  # the space of every foreign model with concepts of SONAR's width
 SONAR_DIM = 1024
-# Named in a card in place of a config.
+# Official cards may name one of these instead of a config.
 _ARCHITECTURES = {
     "base_lcm_1_6B": ("base", "1.6B"),
     "two_tower_diffusion_lcm_1_6B": ("two_tower", "1.6B"),
@@ -33,12 +33,12 @@ _ARCHITECTURES = {
 
 
 def read_model(source: Path) -> tuple[AnyConfig, dict[str, Tensor]]:
-    """Return the config and the tensors of a foreign model, under our names.
+    """Return the config of a foreign model, and its tensors under lcm's names.
 
     `source` is a folder, or a file of weights (.pt, .bin or .safetensors) with its config beside it
     (the same name ending in .json or .yaml, config.json, or model_card.yaml). The tensors stay
-    mapped to the file. Raises NotFoundError if it is not there, IntegrityError if it is no such
-    model, is damaged, does not fit its config, or would run code.
+    mapped to the file. Raises NotFoundError if `source` does not exist, IntegrityError if it is not
+    such a model, is damaged, does not fit its config, or would run code.
     """
     if not source.exists():
         raise not_there(source, "file or folder")
@@ -59,34 +59,34 @@ def read_model(source: Path) -> tuple[AnyConfig, dict[str, Tensor]]:
 
 
 def _config_file(source: Path) -> Path:
-    """Find the file that says what the weights at `source` are."""
+    """Return the file that describes the weights at `source`."""
     if source.is_dir():
-        places = [source / CONFIG, source / CARD, *sorted(source.glob("*.yaml"))]
+        places = [source / CONFIG, source / OFFICIAL_CARD, *sorted(source.glob("*.yaml"))]
     else:
         beside = [source.with_suffix(suffix) for suffix in (".json", ".yaml")]
-        places = [*beside, source.parent / CONFIG, source.parent / CARD]
+        places = [*beside, source.parent / CONFIG, source.parent / OFFICIAL_CARD]
     for place in places:
         if place.is_file() and place != source:
             return place
     raise IntegrityError(
-        f"{source} is not a model: there is no {CONFIG} and no {CARD} with it",
+        f"{source} is not a model: there is no {CONFIG} and no {OFFICIAL_CARD} with it",
         "put the config of the weights beside them, under one of these names",
     )
 
 
 def _settings(place: Path) -> dict[str, Any]:
-    """Read a config: a JSON object, perhaps below "config", or a fairseq2 card."""
+    """Read a config: a JSON object, perhaps under the key "config", or a fairseq2 card."""
     try:
         text = place.read_text(encoding="utf-8")
         data = json.loads(text) if place.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:  # what runs code is an error of safe_load, too
+    except (ValueError, yaml.YAMLError) as error:  # safe_load refuses what would run code
         reason = str(error).splitlines()[0]
         raise IntegrityError(f"{place} cannot be read as plain data: {reason}") from error
     if not isinstance(data, dict):
         raise IntegrityError(f"{place} does not describe a concept model")
     if data.get("kind") in ("model", "space"):
-        message = f"{place.parent} is a {data['kind']} in the layout of lcm already"
-        raise UsageError(message, "to store its numbers in another way: its folder and --store")
+        message = f"{place.parent} is a {data['kind']} already in lcm's layout"
+        raise UsageError(message, "to change its number format, convert its folder with --store")
     if isinstance(data.get("config"), dict):
         return dict(data["config"])
     if isinstance(data.get("model_config"), dict):
@@ -104,7 +104,7 @@ def _tensors(source: Path) -> dict[str, Tensor]:
     for key, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             what = getattr(value, "dtype", type(value).__name__)
-            raise IntegrityError(f"{source}: {key} is {what}, where a model has floats")
+            raise IntegrityError(f"{source}: {key} is {what}, not a tensor of floats")
     return state
 
 
@@ -120,8 +120,8 @@ def _translated(
     name = str(about.get("model_arch"))
     if name not in _ARCHITECTURES:
         raise IntegrityError(
-            "neither a config of an official concept model nor one of SONAR-LLM",
-            f"a card without model_config names one of: {', '.join(_ARCHITECTURES)}",
+            "the config is neither an official concept model's nor SONAR-LLM's",
+            f"a card without model_config must name one of: {', '.join(_ARCHITECTURES)}",
         )
     return preset(*_ARCHITECTURES[name], space=SONAR), official_state(state)
 
@@ -131,7 +131,7 @@ def _space(width: object) -> SpaceRef:
 
 
 def _validated(config: AnyConfig) -> AnyConfig:
-    """Return `config`, all of its types checked: what came from outside was taken as it was."""
+    """Return `config` after checking the types of its fields, which come from a foreign file."""
     checked = from_dict(to_dict(config), "its settings")
     assert isinstance(checked, type(config))
     return checked

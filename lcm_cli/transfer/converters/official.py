@@ -1,6 +1,6 @@
-"""Reading what other projects wrote: their configs and state dicts, turned into ours.
+"""Configs and state dicts of other projects, translated into lcm's.
 
-Only dictionaries come in and go out; finding and opening files is `converters.sonar`'s affair.
+These functions only map dictionaries to dictionaries; files are opened in `converters.foreign`.
 Module names of Base-LCM and the Two-Tower follow facebookresearch/large_concept_model, so only the
 normalizer moves. SONAR-LLM's Llama blocks are renamed, and their rotary channels reordered.
 """
@@ -28,7 +28,7 @@ Json = Mapping[str, Any]
 StateDict = dict[str, Tensor]
 _NAMES = {"squaredcos_cap_v2": "cosine"}
 _PREDICTIONS = {"sample": "x0", "epsilon": "epsilon", "v_prediction": "v"}
-# Fields that would change the result and that nothing here can express: their only known values.
+# Fields that change the result and have no counterpart in lcm, with the only supported values.
 _FIXED: dict[str, Json] = {
     "frontend": {"pre_linear_bias": True},
     "encoder_frontend": {"pre_linear_bias": True, "weight_normalization": False},
@@ -39,7 +39,7 @@ _FIXED: dict[str, Json] = {
 
 
 def official_config(data: Json, **changes: Any) -> AnyConfig:
-    """Read the config of an official Base-LCM or Two-Tower model; `changes` are our own fields.
+    """Translate the config of an official Base-LCM or Two-Tower; `changes` replace lcm's fields.
 
     Raises IntegrityError for another model type, a missing key, or a setting without counterpart.
     """
@@ -50,7 +50,7 @@ def official_config(data: Json, **changes: Any) -> AnyConfig:
     kind = str(data.get("model_type"))
     if kind not in builders:
         raise IntegrityError(
-            f"model_type {kind!r} is no official concept model", f"known: {', '.join(builders)}"
+            f"model_type {kind!r} is not an official concept model", f"known: {', '.join(builders)}"
         )
     try:
         return replace(builders[kind](data), **changes)
@@ -59,7 +59,7 @@ def official_config(data: Json, **changes: Any) -> AnyConfig:
 
 
 def official_state(state: Mapping[str, Tensor]) -> StateDict:
-    """Rename an official state dict: the normalizer stands at the top of all our models."""
+    """Rename an official state dict: in lcm, the normalizer is at the top level of every model."""
     return {_official_name(key): tensor for key, tensor in state.items()}
 
 
@@ -70,7 +70,7 @@ def _official_name(key: str) -> str:
 
 def _common(data: Json) -> dict[str, Any]:
     name = data["sonar_normalizer_name"] or ""
-    if "fft" in name:  # weights do not show it, and would be read wrongly
+    if "fft" in name:  # the weights would load, but give another function
         raise IntegrityError(f"sonar_normalizer_name {name!r}: Fourier normalizers cannot be read")
     method = "gaussian_robust" if name else "none"
     return {
@@ -116,7 +116,7 @@ def _two_tower(data: Json) -> TwoTowerConfig:
 
 
 def official_schedule(data: Json) -> ScheduleConfig:
-    """Read a DDIM scheduler's config; its sampling options are not part of a model."""
+    """Translate a DDIM scheduler's config, without its options for sampling."""
     return ScheduleConfig(
         steps=data["num_diffusion_train_steps"],
         name=_NAMES.get(data["beta_schedule"], data["beta_schedule"]),  # type: ignore[arg-type]
@@ -186,10 +186,10 @@ _UNUSED = re.compile(r"^(llama_model\.(model\.)?(embed_tokens|rotary_emb|lm_head
 def sonar_llm(
     config: Json, state: Mapping[str, Tensor], **changes: Any
 ) -> tuple[SonarLLMConfig, StateDict]:
-    """Read a SONAR-LLM checkpoint: its config.json and its state dict.
+    """Translate the config.json and the state dict of a SONAR-LLM checkpoint.
 
-    Widths come from the tensors; heads, rotations and lengths, which no shape shows, from
-    `llama_config`. Raises IntegrityError where either is missing something.
+    Widths come from the tensors; heads, rotations and lengths, which shapes do not show, come from
+    `llama_config`. Raises IntegrityError if either lacks something.
     """
     named = {_llama_name(key): tensor for key, tensor in state.items() if not _UNUSED.match(key)}
     try:
@@ -252,6 +252,7 @@ def _rope_scaling(data: Json | None) -> RopeScaling | None:
 
 
 def _neighbours(weight: Tensor, heads: int) -> Tensor:
-    """Bring the two channels that turn together from half a head apart to next to each other."""
+    """Reorder rotary channels: the two of a pair move from half a head apart to adjacent."""
+    # transformers turns channel i with i + width / 2 of a head; lcm turns 2i with 2i + 1.
     outputs, inputs = weight.shape
     return weight.view(heads, 2, -1, inputs).transpose(1, 2).reshape(outputs, inputs)

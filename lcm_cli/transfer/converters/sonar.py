@@ -1,16 +1,16 @@
-"""Foreign checkpoints to a space folder: config.json, two .safetensors and the tokenizer.
+"""Conversion of foreign SONAR encoders and decoders to the files of a space.
 
-Three layouts are read, by their keys:
-- sonar: what sonar-space publishes, {"model": state dict} with our own key names;
-- fairseq: the older {"state_dict": ...} that sonar-space's converters still know;
-- M2M-100: the Hub ports, whose key names descend from fairseq's.
-The last two have their embedding rows in another order. Their special tokens are <s> <pad> </s>
-<unk> where SONAR's tokenizer has <pad> <unk> <s> </s>. A piece is sentencepiece id + 1 in both. The
-languages follow in the same order, as a rule: a port's tokenizer adds a <mask>, which the published
-files put after the languages and newly made ones before, so where its files list the ids, those
-decide (`_rows`).
+Three layouts are recognised by their keys:
+- sonar: published by sonar-space, {"model": state dict} with the same key names as lcm's;
+- fairseq: the older {"state_dict": ...} that sonar-space's converters still support;
+- M2M-100: the Hub ports, whose key names derive from fairseq's.
+The last two order the rows of the embedding differently. Their special tokens are <s> <pad> </s>
+<unk>, SONAR's are <pad> <unk> <s> </s>. Both give a piece its sentencepiece id + 1. The languages
+usually follow in the same order, but a port's tokenizer adds a <mask>, after the languages in the
+published files and before them in newly created ones; so ids listed in its files take priority
+(`_rows`).
 
-Weights are memory-mapped and written piece by piece; a pickle is read as tensors only or refused.
+Weights are memory-mapped and written piece by piece; pickles are read as tensors only, or refused.
 """
 
 import json
@@ -28,9 +28,9 @@ from lcm_cli.hub.layouts import weight_parts
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The rows of SONAR's first four tokens in an embedding in fairseq's order.
+# SONAR's first four tokens, and their rows in an embedding in fairseq's order.
 _SPECIAL = {"<pad>": 1, "<unk>": 3, "<s>": 0, "</s>": 2}
-_TAGS = 3  # the last rows: training tags that SONAR never uses
+_TAGS = 3  # the last rows: training tags, which SONAR does not use
 
 _RENAMED = (
     (r"^layers\.", r"{role}.layers."),
@@ -44,7 +44,7 @@ _RENAMED = (
     (r"^embed_tokens\.", "{role}_frontend.embed."),
     (r"^(output_projection|lm_head)\.", "final_proj."),
 )
-# Neither weights nor needed: fairseq's version stamp, position tables that are computed.
+# Not weights: fairseq's version stamp, and position tables, which are computed.
 _NOT_WEIGHTS = re.compile(r"(^|\.)(version|embed_positions\.\w+|final_logits_bias)$")
 
 _FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16")
@@ -52,9 +52,9 @@ _FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16")
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one half of a space under our names.
+    """The tensors of an encoder or decoder under lcm's names.
 
-    `reordered`: its embedding is in fairseq's order, but for what `ids` (token to row) says.
+    If `reordered`, its embedding is in fairseq's order, except for the rows in `ids` (by token).
     """
 
     tensors: Mapping[str, "Tensor"]
@@ -65,11 +65,11 @@ class Weights:
 def convert_half(
     role: str, source: Path, target: Path, shapes: Mapping[str, int], languages: Sequence[str]
 ) -> str:
-    """Write the encoder or decoder in `source` (.pt file, or M2M-100 folder) to `target`.
+    """Convert the encoder or decoder in `source` (.pt file, or M2M-100 folder) to `target`.
 
-    `role` is "encoder" or "decoder", `shapes` that half's entry in config.json, `languages` the
-    codes in the order their ids shall have. Returns the sha256 of the new file. Raises
-    IntegrityError, naming file and tensor, for anything but exactly the right tensors.
+    `role` is "encoder" or "decoder", `shapes` its entry in config.json, `languages` the codes in
+    the order of their new ids. Returns the sha256 of the new file. Raises IntegrityError, with file
+    and tensor, if a tensor is missing, unknown, or of a wrong type or shape.
     """
     from lcm_cli.weights import write_safetensors
 
@@ -85,7 +85,7 @@ def convert_half(
 
 
 def tensor_shapes(role: str, config: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every tensor that an encoder or decoder of `config` has."""
+    """Return the names and shapes of the tensors of an encoder or decoder with this `config`."""
     dim, inner = config["model_dim"], config["ffn_dim"]
     shapes: dict[str, tuple[int, ...]] = {
         f"{role}_frontend.embed.weight": (config["vocabulary"], dim)
@@ -101,7 +101,7 @@ def tensor_shapes(role: str, config: Mapping[str, int]) -> dict[str, tuple[int, 
 
 
 def check_tokenizer(path: Path, vocabulary: int, languages: int) -> None:
-    """Raise IntegrityError unless `path` is SONAR's kind of sentencepiece model, of this size."""
+    """Raise IntegrityError unless `path` is a sentencepiece model like SONAR's, of this size."""
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -136,7 +136,7 @@ def _norm(name: str, dim: int) -> dict[str, tuple[int, ...]]:
 
 
 def _read(role: str, source: Path) -> Weights:
-    """Read one half in any of the layouts, under our names."""
+    """Read an encoder or decoder in any of the layouts, under lcm's names."""
     if source.is_dir():
         _check_port(source)
         state = read_folder(source)
@@ -152,7 +152,7 @@ def _read(role: str, source: Path) -> Weights:
 def _rows(
     source: Path, vocabulary: int, languages: Sequence[str], ids: Mapping[str, int]
 ) -> list[int]:
-    """Return, for each of our token ids, its row in a port's embedding."""
+    """Return, for each of lcm's token ids, its row in a port's embedding."""
     first = vocabulary - _TAGS - len(languages)
     usual = _SPECIAL | {code: first + i for i, code in enumerate(languages)}
     listed = any(code in ids for code in languages)
@@ -170,7 +170,7 @@ def _rows(
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield [start, end) for each run of consecutive numbers: few slices for a long list."""
+    """Yield [start, end) of each run of consecutive numbers, so that few slices are needed."""
     start = previous = rows[0]
     for row in [*rows[1:], -1]:
         if row != previous + 1:
@@ -190,7 +190,7 @@ def _port_ids(source: Path) -> dict[str, int]:
 
 
 def _half(role: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick one half of an encoder-decoder and strip its prefix; the embedding may be shared."""
+    """Return one half of an encoder-decoder without its prefix; the embedding may be shared."""
     prefixes = (f"model.{role}.", f"{role}.", "")
     prefix = next((p for p in prefixes if any(k.startswith(f"{p}layers.") for k in state)), "")
     half = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -212,7 +212,7 @@ def _rename(role: str, name: str) -> str:
 
 
 def _without_tied(source: Path, role: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what is not weights, and the output projection if it is the embedding (it must be)."""
+    """Return the weights without the output projection, which must equal the embedding."""
     import torch
 
     kept = {k: v for k, v in state.items() if not _NOT_WEIGHTS.search(k)}
@@ -237,7 +237,7 @@ def _check(
     if missing := shapes.keys() - tensors.keys():
         complain("it lacks", missing)
     if foreign := tensors.keys() - shapes.keys():
-        complain("it has a foreign", foreign)
+        complain("it has an unknown", foreign)
     for name, shape in shapes.items():
         tensor = tensors[name]
         if not isinstance(tensor, torch.Tensor) or str(tensor.dtype) not in _FLOATS:
@@ -249,7 +249,7 @@ def _check(
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Map the state dict of a torch file: tensors only, whatever else it may hold.
+    """Map the state dict of a torch file into memory; only tensors are loaded.
 
     Raises IntegrityError for a file that is damaged, compressed, or would run code.
     """
@@ -262,23 +262,23 @@ def read_pickle(path: Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise IntegrityError(
             f"{path} is broken or holds more than tensors; it was not loaded: {reason[0]}",
-            "pull it again; if it repeats, do not trust where it came from",
+            "pull it again; if that fails, do not trust its source",
         ) from error
     for level in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(level), dict):
             content = content[level]
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise IntegrityError(f"{path} holds no state dict")
+        raise IntegrityError(f"{path} does not hold a state dict")
     return content
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse a file that was cut, and one that would unpack to more than it is."""
+    """Refuse a truncated file, and one that would unpack to more than its size."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError) as error:
-        message = f"{path} is not a whole torch file: {error}"
+        message = f"{path} is not a complete torch file: {error}"
         raise IntegrityError(message, "pull it again") from error
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
@@ -286,9 +286,9 @@ def _check_zip(path: Path) -> None:
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """Map all weights of a folder as it lies on the Hub, in one file or several.
+    """Map all weights in a folder of the Hub's layout into memory, from one file or several.
 
-    Raises IntegrityError for a file that is damaged, holds more than tensors, or lies elsewhere.
+    Raises IntegrityError if a file is damaged, holds more than tensors, or is in another folder.
     """
     from lcm_cli.weights import map_file
 
@@ -308,7 +308,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_port(folder: Path) -> None:
-    """Refuse an M2M-100 whose settings make it another function of the same tensors."""
+    """Refuse an M2M-100 with settings that make it another function of the same tensors."""
     usual = {"activation_function": "relu", "scale_embedding": True}
     config = usual | _json(folder / "config.json")
     for key, value in {"model_type": "m2m_100", **usual}.items():
@@ -318,7 +318,7 @@ def _check_port(folder: Path) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an absent file is an empty one."""
+    """Read a JSON object; {} if there is no file."""
     if not path.is_file():
         return {}
     try:
