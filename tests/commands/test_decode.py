@@ -105,7 +105,7 @@ def test_from_files_and_from_standard_input(road: Run, concepts: Path, tmp_path:
         (["--to", "fr", "--top-k", "3"], 2, "--top-k is for sampling"),
         (["--to", "fr", "--sample", "--beam", "3"], 2, "--beam and --sample"),
         (["--to", "fr", "--sample", "--top-p", "2"], 2, "top-p"),
-        (["--to", "fr", "--beam", "2", "--n-best", "3"], 2, "3 best of 2"),
+        (["--to", "fr", "--beam", "2", "--n-best", "3"], 2, "n_best 3 exceeds the beam of 2"),
     ],
 )
 def test_errors(road: Run, concepts: Path, arguments: list[str], code: int, message: str) -> None:
