@@ -19,9 +19,9 @@ from lcm_cli.hub import cards, locate
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.space import Space, load_space
-from lcm_cli.training.data.batches import prompt_of
 from lcm_cli.training.data.filters import Filter
 from lcm_cli.training.data.index import files_of
+from lcm_cli.training.data.packing import prompt_of
 from lcm_cli.training.data_options import DataOptions, as_data_set
 from lcm_cli.training.prepare import load_start, make_trainer, model_config
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe

@@ -31,7 +31,8 @@ from lcm_cli.models.quant_lcm import QuantLCM, fit_quantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.progress import Progress, StartJob, no_progress
 from lcm_cli.space import Space, load_space
-from lcm_cli.training.data.token_ids import Tokenize, Tokens
+from lcm_cli.training.data.columns import Tokenize
+from lcm_cli.training.data.row_groups import Tokens
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
 from lcm_cli.training.parallel import World, join

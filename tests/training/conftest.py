@@ -18,7 +18,7 @@ from torch import Tensor
 from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.models.interface import Batch
 from lcm_cli.space import load_space
-from lcm_cli.training.parallel import Portion, Share
+from lcm_cli.training.parallel import MicroBatches, Share
 from lcm_cli.training.prepare import make_trainer
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
 from lcm_cli.training.trainers.concept_model import ModelTrainer
@@ -68,10 +68,10 @@ class Memory:
             batch.concepts_BSD[0, 0, 0] = torch.nan
         return batch
 
-    def portion(self, number: int, share: Share) -> Portion:
+    def micro_batches(self, number: int, share: Share) -> MicroBatches:
         batch = self.batch(number)
         own = [batch.rows(rows) for rows in share.rows(batch.lengths_B.tolist())]
-        return Portion(own, batch.lengths_B)
+        return MicroBatches(own, batch.lengths_B)
 
     @property
     def summary(self) -> str:

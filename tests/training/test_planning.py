@@ -19,6 +19,7 @@ from lcm_cli.text import paragraphs
 from lcm_cli.training.data.batches import ConceptData
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Run
+from lcm_cli.training.parallel import deal
 from lcm_cli.training.prepare import make_trainer
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
 
@@ -121,7 +122,7 @@ def test_the_batch_tells_what_is_woven_in(tmp_path: Path) -> None:
         options = DataOptions((path,), (path,), plan=True, **more)
         with ConceptData(options, dim=DIM, max_length=64, seed=0, encode=encode) as data:
             whole, held = data.batch(0), data.validation()
-        hands = [hand for hand in whole.deal(2) if hand]
+        hands = [hand for hand in deal(whole.lengths_B.tolist(), 2) if hand]
         for batch in (whole, *map(whole.rows, hands), *held, whole.to("cpu")):
             assert batch.woven_BS is not None
             first_BS = batch.concepts_BSD[..., 0]

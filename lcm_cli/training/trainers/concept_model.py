@@ -27,7 +27,15 @@ from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
 from lcm_cli.training.optim import average_decay, model_optimizers
-from lcm_cli.training.parallel import Portion, Share, World, alone, gathered, load_sharded, share
+from lcm_cli.training.parallel import (
+    MicroBatches,
+    Share,
+    World,
+    distribute,
+    gathered,
+    gradient_sync,
+    load_sharded,
+)
 from lcm_cli.training.recipe import Training
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.schedules import rate
@@ -53,8 +61,8 @@ class TrainingData(Protocol):
     def batch(self, number: int) -> Batch:
         """Return the batch of a step."""
 
-    def portion(self, number: int, share: Share) -> Portion:
-        """Return what a process computes of the batch of a step."""
+    def micro_batches(self, number: int, share: Share) -> MicroBatches:
+        """Return one process's share of the batch of a step."""
 
     def validation(self, limit: int) -> list[Batch]:
         """Return at most `limit` held-out documents."""
@@ -91,7 +99,7 @@ class ModelTrainer:
         speed_up(model, options)
         model.train()
         self._weights = matrix_weights(model)
-        self.shared = share(model, objective, options, self.world)
+        self.loss_module = distribute(model, objective, options, self.world)
         self.sharded = options.parallel == "fsdp" and self.world.size > 1
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -121,14 +129,14 @@ class ModelTrainer:
         batches are to be skipped.
         """
         o, share = self.options, self.world.share(self.options.accumulate)
-        portion = self.data.portion(self.step, share)
-        concepts = max(int(portion.lengths_B.sum()), 1)
+        batches = self.data.micro_batches(self.step, share)
+        concepts = max(int(batches.lengths_B.sum()), 1)
         total, targets, levels = 0.0, 0, _Levels()
-        for number, batch in zip(share.numbers, portion.parts, strict=True):
+        for number, batch in zip(share.numbers, batches.own, strict=True):
             seed_everything(o.seed, self.step, number)
-            with alone(self.shared, last=number == share.numbers[-1]):
+            with gradient_sync(self.loss_module, last=number == share.numbers[-1]):
                 with self.autocast():
-                    loss: Loss = self.shared(batch.to(self.device))
+                    loss: Loss = self.loss_module(batch.to(self.device))
                 # The number of targets is known when all parts are done; this one is near it.
                 self.scaler.scale(loss.value / concepts).backward()
             total, targets = total + float(loss.value.detach()), targets + loss.targets
@@ -137,14 +145,14 @@ class ModelTrainer:
         mean, learning_rate = total / max(targets, 1), rate(self.step, o)
         # Gradients of several processes were averaged, not summed.
         norm = self._clip(concepts / max(targets, 1) * self.world.size)
-        if self._accept(mean, norm, portion):
+        if self._accept(mean, norm, batches):
             self._update(learning_rate)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         metrics = {"loss": mean, "lr": learning_rate, "grad_norm": norm, **levels.means()}
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        return finite | self._sizes(portion.lengths_B)
+        return finite | self._sizes(batches.lengths_B)
 
     def _gather(self, total: float, targets: int, levels: "_Levels") -> tuple[float, int]:
         """Sum what all processes found."""
@@ -173,7 +181,7 @@ class ModelTrainer:
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
 
-    def _accept(self, loss: float, norm: float, portion: Portion) -> bool:
+    def _accept(self, loss: float, norm: float, batches: MicroBatches) -> bool:
         """Return whether a loss is to be learned from; raises LcmError if that is to be an end."""
         exploded = self._settled >= SETTLING and loss > EXPLODED * self._usual
         finite = math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())
@@ -185,11 +193,11 @@ class ModelTrainer:
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
         if self.options.on_nan == "skip" and self._in_a_row <= MOST_SKIPPED:
             return False
-        raise self._diverged(loss, norm, portion)
+        raise self._diverged(loss, norm, batches)
 
-    def _diverged(self, loss: float, norm: float, portion: Portion) -> LcmError:
-        rows, concepts = len(portion.lengths_B), int(portion.lengths_B.sum())
-        finite = all(bool(torch.isfinite(part.concepts_BSD).all()) for part in portion.parts)
+    def _diverged(self, loss: float, norm: float, batches: MicroBatches) -> LcmError:
+        rows, concepts = len(batches.lengths_B), int(batches.lengths_B.sum())
+        finite = all(bool(torch.isfinite(part.concepts_BSD).all()) for part in batches.own)
         cause = ", not all of them finite" if self.world.any(not finite) else ""
         usual = f" (usually {self._usual:.4g})" if math.isfinite(loss) else ""
         return LcmError(
@@ -230,7 +238,7 @@ class ModelTrainer:
         """Return the tensors that are cut among processes, None where each has them all."""
         if not self.sharded:
             return None
-        model, optimizers = get_state_dict(self.shared, self.optimizers)
+        model, optimizers = get_state_dict(self.loss_module, self.optimizers)
         average = dict(zip(self.names, self.average, strict=False))
         return {"model": model, "optimizers": optimizers, "average": average}
 
@@ -272,7 +280,7 @@ class ModelTrainer:
         assert state is not None
         load_sharded(state, shards)
         set_state_dict(
-            self.shared,
+            self.loss_module,
             self.optimizers,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizers"],

@@ -21,7 +21,7 @@ from lcm_cli.space import Space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.loading import load_weights
 from lcm_cli.space.tokenizer import EOS
-from lcm_cli.training.data.token_ids import Tokens
+from lcm_cli.training.data.row_groups import Tokens
 
 TOGETHER = 4096  # tokens that are decoded at once: some 6 GB of activations with SONAR's decoder
 

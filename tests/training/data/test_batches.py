@@ -19,9 +19,9 @@ from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.models.interface import Batch
 from lcm_cli.schema import parse
 from lcm_cli.training.data.batches import ConceptData
-from lcm_cli.training.data.packing import Item, cut_evenly, share_rows
+from lcm_cli.training.data.packing import Piece, cut_evenly, pack
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
-from lcm_cli.training.parallel import Share
+from lcm_cli.training.parallel import Share, deal
 
 DIM = 4
 SENTENCES = {"End of text.": -1.0, "Go.": -2.0, "Short:": -3.0}
@@ -101,9 +101,14 @@ def same(a: Batch, b: Batch) -> bool:
     parts = [
         (getattr(a, field.name), getattr(b, field.name))
         for field in dataclasses.fields(Batch)
-        if field.name != "tokens"
+        if field.name != "columns"
     ]
     return all((x is None and y is None) or torch.equal(x, y) for x, y in parts)
+
+
+def part_of(batch: Batch, number: int, count: int) -> Batch:
+    """One of `count` micro-batches."""
+    return batch.rows(deal(batch.lengths_B.tolist(), count)[number])
 
 
 LENGTHS = [5, 1, 9, 30, 2, 7, 3, 3, 12, 4, 41, 6, 8, 1]
@@ -155,11 +160,13 @@ def test_the_same_numbers_whatever_the_workers_and_the_order(corpus: str) -> Non
         assert not all(same(data.batch(number), expected[number]) for number in range(3))
 
 
-def test_windows_smaller_than_the_data(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffle_buffers_smaller_than_the_data(
+    corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lcm_cli.training.data import batches
 
-    monkeypatch.setattr(batches, "WINDOW_BYTES", 0)
-    monkeypatch.setattr(batches, "WINDOW_BATCHES", 2)
+    monkeypatch.setattr(batches, "BUFFER_BYTES", 0)
+    monkeypatch.setattr(batches, "BUFFER_BATCHES", 2)
     with open_data(corpus, batch_concepts=20, wrap=16) as data:
         assert len(data._epoch(0)) > 2
         everything = {(n, s): 1 for n, length in enumerate(LENGTHS) for s in range(length)}
@@ -237,11 +244,11 @@ def test_a_process_makes_its_rows_of_the_batch(
         share = Share(rank, size, parts)
         with open_data(path, **settings) as data:
             for number, batch in enumerate(batches):
-                portion = data.portion(number, share)
-                assert portion.lengths_B.tolist() == batch.lengths_B.tolist()
-                wanted = [batch.shard(part, parts) for part in share.numbers]
-                assert len(portion.parts) == len(wanted) == parts // size
-                assert all(map(same, portion.parts, wanted))
+                found = data.micro_batches(number, share)
+                assert found.lengths_B.tolist() == batch.lengths_B.tolist()
+                wanted = [part_of(batch, part, parts) for part in share.numbers]
+                assert len(found.own) == len(wanted) == parts // size
+                assert all(map(same, found.own, wanted))
 
 
 def test_a_process_has_what_its_rows_say(tmp_path: Path) -> None:
@@ -256,8 +263,8 @@ def test_a_process_has_what_its_rows_say(tmp_path: Path) -> None:
     for rank in range(5):
         with open_data(path, batch_concepts=40, wrap=16, tokenize=tokenize) as data:
             for number in range(4):
-                (part,) = data.portion(number, Share(rank, 5, 5)).parts
-                wanted = data.batch(number).shard(rank, 5)
+                (part,) = data.micro_batches(number, Share(rank, 5, 5)).own
+                wanted = part_of(data.batch(number), rank, 5)
                 assert [[x.tolist() for x in row] for row in part.tokens or ()] == [
                     [x.tolist() for x in row] for row in wanted.tokens or ()
                 ]
@@ -265,22 +272,24 @@ def test_a_process_has_what_its_rows_say(tmp_path: Path) -> None:
 
 
 def test_a_process_keeps_what_its_rows_need(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcm_cli.training.data.index import Index
+    from lcm_cli.training.data.index import DocumentIndex
 
     read: list[int] = []
-    whole = Index.read
+    whole = DocumentIndex.read
     monkeypatch.setattr(
-        Index, "read", lambda self, group, dim: read.append(group) or whole(self, group, dim)
+        DocumentIndex,
+        "read",
+        lambda self, group, dim: read.append(group) or whole(self, group, dim),
     )
     kept = groups = 0
     for rank in range(7):
         with open_data(corpus, batch_concepts=40, suffix=()) as data:
-            data.portion(0, Share(rank, 7, 7))
-            window = data._window(0, 0, Share(rank, 7, 7)).result()
-        kept += sum(len(rows.flat_ND) for read in window.groups.values() for rows in read)
-        groups += len(window.groups)
+            data.micro_batches(0, Share(rank, 7, 7))
+            buffer = data._load_ahead(0, 0, Share(rank, 7, 7)).result()
+        kept += sum(len(each.flat) for lists in buffer.groups.values() for each in lists)
+        groups += len(buffer.groups)
     assert kept == sum(LENGTHS)  # each concept in one process
-    assert groups < 7 * 5 and len(read) < 2 * 7 * 5  # two windows, epochs: of five groups each
+    assert groups < 7 * 5 and len(read) < 2 * 7 * 5  # two buffers, epochs: of five groups each
 
 
 def test_a_target_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
@@ -447,7 +456,7 @@ def test_other_widths(tmp_path: Path, corpus: str) -> None:
     lists = pa.array([[[1.0] * 4, [1.0] * 4], [[1.0] * 4, [1.0] * 3]])
     pq.write_table(pa.table({"concepts": lists}), tmp_path / "b.parquet")
     with (
-        pytest.raises(IntegrityError, match=r"b\.parquet row 1 has a concept that has not 4 dim"),
+        pytest.raises(IntegrityError, match=r"row 1 has a concept that does not have 4 dim"),
         open_data(str(tmp_path / "b.parquet")) as data,
     ):
         data.batch(0)
@@ -532,11 +541,11 @@ def test_cut(sizes: list[int], parts: int) -> None:
 
 @given(st.lists(st.integers(1, 16), max_size=40))
 def test_pack(lengths: list[int]) -> None:
-    items = [Item((0, 0), row, 0, length) for row, length in enumerate(lengths)]
-    items.append(Item((0, 0), 99, 0, 30, source=5))
-    rows = share_rows(items, 16)
-    assert sorted(item.row for row in rows for item in row) == [*range(len(lengths)), 99]
-    assert all(sum(item.length for item in row) <= 16 or row == [items[-1]] for row in rows)
+    pieces = [Piece((0, 0), number, 0, length) for number, length in enumerate(lengths)]
+    pieces.append(Piece((0, 0), 99, 0, 30, source=5))
+    rows = pack(pieces, 16)
+    assert sorted(piece.document for row in rows for piece in row) == [*range(len(lengths)), 99]
+    assert all(sum(piece.length for piece in row) <= 16 or row == [pieces[-1]] for row in rows)
     assert len(rows) - 1 <= 2 * sum(lengths) / 16 + 1
 
 
