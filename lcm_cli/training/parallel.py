@@ -1,8 +1,8 @@
-"""Several processes that train one model: what torchrun started joins, shares out, agrees.
+"""Data-parallel training of one model by several processes, as started by torchrun.
 
-"ddp" keeps the whole model in every process and averages gradients. "fsdp" cuts weights, gradients
-and optimizer among them (torch's fully_shard): Transformer blocks are gathered one at a time, all
-else at the beginning of a step. A run of one process goes through the same code.
+"ddp" keeps the whole model in every process and averages gradients. "fsdp" shards weights,
+gradients and optimizer states (torch's fully_shard): Transformer blocks are gathered one at a time,
+everything else at the beginning of a step. A run of one process takes the same code path.
 """
 
 import os
@@ -72,7 +72,7 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this process writes files and output for all."""
         return self.rank == 0
 
     def share(self, count: int) -> Share:
@@ -98,7 +98,7 @@ class World:
 
 
 def join() -> World:
-    """Join the processes that torchrun started; alone where there are none."""
+    """Join the processes that torchrun started; without torchrun, return a world of one process."""
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if not dist.is_initialized():
@@ -155,6 +155,7 @@ def distribute(
     policy = MixedPrecisionPolicy()
     if options.precision == "bfloat16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    # Inner modules first: what is left over belongs to the outer one.
     for block in [part for part in model.modules() if isinstance(part, Block)]:
         fully_shard(block, mp_policy=policy)
     fully_shard(module, mp_policy=policy)
@@ -162,19 +163,19 @@ def distribute(
 
 
 def gradient_sync(module: nn.Module, last: bool) -> Any:
-    """Return a context that averages gradients over processes only after the `last` micro-batch."""
+    """Return a context that averages gradients over processes only in the `last` micro-batch."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be cut among processes in one piece; all of them have to ask."""
+    """Return a possibly sharded tensor as a whole. A collective: all processes must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def save_sharded(state: dict[str, Any], folder: Path) -> None:
-    """Write a state of which each process holds a part, with torch.distributed.checkpoint."""
+    """Write a state that is sharded over the processes, with torch.distributed.checkpoint."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with _quietly():
@@ -182,7 +183,7 @@ def save_sharded(state: dict[str, Any], folder: Path) -> None:
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> None:
-    """Fill the tensors of `state` from what any number of processes wrote."""
+    """Fill the tensors of `state` from shards written by any number of processes."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with _quietly():

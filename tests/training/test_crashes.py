@@ -75,7 +75,7 @@ def test_a_signal_finishes_the_step_and_saves(run, write_recipe, tmp_path):
     log = tmp_path / "run" / "metrics.jsonl"  # it exists when steps are being done
     code = run(*common, *forever, errors=errors, seconds=0.2, how="SIGTERM", after=log)
     assert code == 0, errors.read_text()
-    assert "go on with: lcm train" in errors.read_text()
+    assert "continue with: lcm train" in errors.read_text()
     step = read_state(tmp_path / "run")[0]["trainer"]["step"]
     assert step > 0 and load_model(tmp_path / "run" / "model")
     again = ("--set", f"train.steps={step + 3}", "--resume")

@@ -152,7 +152,7 @@ def test_a_dry_run_of_what_is_fitted_is_refused(kind, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["sonar.toml", "sonar-llm-100m.toml"])
 def test_cards_of_what_others_trained_are_no_recipes(name):
-    with pytest.raises(IntegrityError, match="is a card, and holds no recipe"):
+    with pytest.raises(IntegrityError, match="is a card without a recipe"):
         load_recipe(ROOT / "checkpoints" / name)
 
 

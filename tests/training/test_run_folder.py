@@ -41,7 +41,7 @@ def test_the_command_to_go_on_with_has_the_changes(
     common = ("train", write_recipe("base"), "--device", "cpu", "-o", run)
     stopped = lcm(*common, *changed, "--max-minutes", "0")
     assert stopped.code == 0, stopped.stderr
-    command = shlex.split(stopped.stderr.partition("go on with: ")[2])
+    command = shlex.split(stopped.stderr.partition("continue with: ")[2])
     assert command[0] == "lcm"
     done = lcm(*command[1:], "--device", "cpu")
     assert done.code == 0, done.stderr
@@ -67,7 +67,7 @@ def test_two_runs_in_a_folder_are_refused(lcm: Run, write_recipe: Run, tmp_path:
     with hold(tmp_path / "run"):
         refused = lcm("train", write_recipe("base"), "-o", tmp_path / "run", *FEW)
     assert refused.code == 1
-    assert "another run is at work" in refused.stderr
+    assert "another run is using" in refused.stderr
     with hold(tmp_path / "run"), pytest.raises(LcmError), hold(tmp_path / "run"):
         pass
 
@@ -113,5 +113,5 @@ def test_a_damaged_recipe_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("[1]")
     recipes = Path(__file__).parent.parent.parent / "examples" / "recipes"
     assert changes(tmp_path, load_recipe(recipes / "sonar-llm.toml")) == []
-    with pytest.raises(IntegrityError, match="no recipe"):
+    with pytest.raises(IntegrityError, match="not a recipe"):
         load_recipe(tmp_path)

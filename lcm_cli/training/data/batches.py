@@ -407,7 +407,7 @@ class _AffixEncoder:
     def _encoded(self, sentences: list[str]) -> NDArray[np.float32]:
         if self._encode is None:
             raise UsageError(
-                f"without a space {sentences[0]!r} has no concept",
+                f"without a space, {sentences[0]!r} cannot be encoded",
                 "name a space, or set [data] suffix = []",
             )
         concepts: NDArray[np.float32] = self._encode(sentences).detach().float().cpu().numpy()
@@ -481,7 +481,7 @@ def _all_planned(document_sets: Sequence[DocumentSet]) -> bool:
     planned = sum(int(each.planned.sum()) for each in documents)
     if planned not in (0, plain):
         raise IntegrityError(
-            f"{planned:,} of {plain:,} documents have plans: all of them must have some, or none",
+            f"{planned:,} of {plain:,} documents have plans: all must have plans, or none",
             'leave the others out: filter = "len(plans) >= 1"',
         )
     return planned > 0

@@ -1,4 +1,4 @@
-"""The documents of data sets in Parquet files: which there are, where they are, how long they are.
+"""The index of a data set in Parquet files: where its documents are, and how long.
 
 Scanning reads the sentences to count them (a twentieth of the size of the concepts); the concepts
 themselves are read one row group at a time, when training comes to them.
@@ -258,9 +258,9 @@ class _FileScanner:
     def _woven(
         self, table: pa.Table, group: RowGroup, rows: Ints, lengths: Ints
     ) -> tuple[Ints, NDArray[np.bool_]]:
-        """Return how many breaks and plans come into each row, and whether it has plans.
+        """Return the number of breaks and plans to insert per document, and whether it has plans.
 
-        `lengths` is 0 for rows that are left as they are.
+        `lengths` is 0 for documents that get none.
         """
         woven, planned = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
         if not self._weave:
@@ -293,7 +293,7 @@ class _FileScanner:
         return name
 
     def _read(self, number: int) -> pa.Table:
-        """Read what tells of the rows, without the concepts if the sentences can tell."""
+        """Read the columns needed for scanning; concepts only without sentences to count."""
         names = {self._sentences or self._concepts, SPLIT}
         if self._targets is not None:
             names.add(self._target_sentences or self._targets)
@@ -307,7 +307,7 @@ class _FileScanner:
     def _lengths(
         self, table: pa.Table, sentences: str | None, concepts: str | None, number: int
     ) -> Ints:
-        """Return how many sentences each row has, or concepts where it has no sentences, (R,)."""
+        """Return the number of sentences per row, or of concepts without sentences, (R,)."""
         found = list_lengths(table[sentences or concepts])
         if sentences is not None and (found < 0).any():
             assert concepts is not None
@@ -316,27 +316,27 @@ class _FileScanner:
         return found
 
     def _named(self, table: pa.Table, count: int) -> dict[str, pa.Array]:
-        """Return the columns as the filter names them."""
+        """Return the columns under the names that the filter uses."""
         assert self._wanted is not None
         columns = {}
         for name in self._wanted.columns:
             held = self._aliases.get(name) or name
             if held in table.column_names:
                 columns[name] = whole(table[held])
-            else:  # only the partition is not a column
+            else:  # the split is named by the folder, not by a column
                 columns[name] = pa.array([self._partition] * count)
         return columns
 
 
 def files_of(path: str) -> list[Path]:
-    """Return the Parquet files that an entry's path stands for.
+    """Return the Parquet files of a data set's path.
 
-    Raises NotFoundError if there are none, UsageError for what is not Parquet.
+    Raises NotFoundError if there are none, UsageError for files other than Parquet.
     """
 
     def fail(error: LcmError) -> None:
         if isinstance(error, NotFoundError) and not error.hint:
-            error.hint = f"make a data set of text there: lcm embed TEXT -o {path}"
+            error.hint = f"embed text to make the data set: lcm embed TEXT -o {path}"
         raise error
 
     sources = list(expand_paths([path], fail))
@@ -346,8 +346,8 @@ def files_of(path: str) -> list[Path]:
 def _parquet(source: Source) -> Path:
     if source.kind != "parquet" or source.path is None:
         raise UsageError(
-            f"{source.name} is not Parquet, which training reads",
-            f"make a data set of it: lcm embed {source.name} -o DATASET/",
+            f"{source.name} is not Parquet, which training needs",
+            f"embed it to make a data set: lcm embed {source.name} -o DATASET/",
         )
     return source.path
 
@@ -362,12 +362,12 @@ def _common_space(
 
 
 def check_same_space(one: SpaceInfo, other: SpaceInfo, where: str) -> None:
-    """Raise IntegrityError if concepts of two files are of two spaces."""
+    """Raise IntegrityError if the concepts of two files are of different spaces."""
     if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
         raise IntegrityError(
-            f"{where}: some concepts are of {one.name} ({one.fingerprint[:12]}), some of"
+            f"{where}: some concepts are of {one.name} ({one.fingerprint[:12]}), others of"
             f" {other.name} ({other.fingerprint[:12]})",
-            "embed the text of one of them again",
+            "embed the text of one of them again, with the other's space",
         )
 
 
@@ -376,14 +376,14 @@ def _nothing(data_set: DataSet, splits: set[str], filtered: int) -> LcmError:
         there = ", ".join(sorted(splits)) or "none"
         return NotFoundError(
             f"{data_set.path} has no split {data_set.split!r}; its splits: {there}",
-            "the column `split`, or a folder split=NAME/, says of which split a document is",
+            "a document's split is named by the column `split`, or by a folder split=NAME/",
         )
     if filtered:
         return IntegrityError(
-            f"{data_set.path}: the filter leaves none of {filtered} documents",
+            f"{data_set.path}: the filter excludes all {filtered} documents",
             "check [data] filter",
         )
-    return IntegrityError(f"{data_set.path} has no documents in it")
+    return IntegrityError(f"{data_set.path} contains no documents")
 
 
 def _check_type(kind: pa.DataType, path: str, name: str, dim: int) -> None:
@@ -395,7 +395,7 @@ def _check_type(kind: pa.DataType, path: str, name: str, dim: int) -> None:
         )
     if pa.types.is_fixed_size_list(inner) and inner.list_size != dim:
         raise IntegrityError(
-            f"{path}: its concepts have {inner.list_size} dimensions, and the model {dim}",
+            f"{path}: its concepts have {inner.list_size} dimensions, the model's {dim}",
             "embed the text in the model's space",
         )
 

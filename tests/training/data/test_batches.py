@@ -333,7 +333,7 @@ def test_filters_and_limits(tmp_path: Path) -> None:
         assert data.summary == f"2 documents, 16 concepts an epoch; {ends}"
     with open_data(path, max_sentences=5, filter="len(concepts) != 2") as data:
         assert {n for n, _ in seen(data, [0])} == {0, 3, 5}
-    with pytest.raises(IntegrityError, match="leaves none of 6"):
+    with pytest.raises(IntegrityError, match="excludes all 6"):
         open_data(path, filter="stars > 99")
     with pytest.raises(IntegrityError, match=r"no document is left.*6 with too few"):
         open_data(path, min_sentences=40)
@@ -451,7 +451,7 @@ def test_what_is_broken_is_named(
 
 
 def test_other_widths(tmp_path: Path, corpus: str) -> None:
-    with pytest.raises(IntegrityError, match="have 4 dimensions, and the model 5"):
+    with pytest.raises(IntegrityError, match="have 4 dimensions, the model's 5"):
         open_data(corpus, dim=5, suffix=())
     lists = pa.array([[[1.0] * 4, [1.0] * 4], [[1.0] * 4, [1.0] * 3]])
     pq.write_table(pa.table({"concepts": lists}), tmp_path / "b.parquet")
@@ -483,7 +483,7 @@ def test_what_is_no_data(tmp_path: Path, corpus: str) -> None:
 
 
 def test_sentences_need_a_space(corpus: str) -> None:
-    with pytest.raises(UsageError, match=r"without a space 'End of text\.'"):
+    with pytest.raises(UsageError, match=r"without a space, 'End of text\.'"):
         open_data(corpus, encode=None)
     with open_data(corpus, encode=None, suffix=()) as data:
         assert data.concepts == sum(LENGTHS)

@@ -297,7 +297,7 @@ def test_a_student_to_finetune_needs_the_teachers_numbers(lesson, teacher, tmp_p
     model = load_model(teacher("base"), device="cpu")
     model.normalizer.scale += 1
     save(model, tmp_path / "other")
-    with pytest.raises(IntegrityError, match="another normalizer"):
+    with pytest.raises(IntegrityError, match="the normalizer of"):
         lesson(f'start="{tmp_path / "other"}"', "model.model_dim=64",
                "model.transformer.layers=2").student()  # fmt: skip
 
