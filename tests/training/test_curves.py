@@ -44,7 +44,7 @@ def test_runs_are_drawn_side_by_side(run, tmp_path, suffix):
 
 
 def test_what_cannot_be_drawn(run, tmp_path):
-    with pytest.raises(UsageError, match="no picture"):
+    with pytest.raises(UsageError, match="not a supported image"):
         plot([run], tmp_path / "curves.txt")
     with pytest.raises(NotFoundError, match="nowhere"):
         plot([tmp_path / "nowhere"], tmp_path / "a.png")

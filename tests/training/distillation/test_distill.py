@@ -21,7 +21,7 @@ from lcm_cli.training.loop import Run
 from lcm_cli.training.recipe import Distillation
 from lcm_cli.training.trainers.concept_model import seed_everything
 
-from .conftest import Memory
+from ..conftest import Memory
 
 CPU = torch.device("cpu")
 SMALLER = {
