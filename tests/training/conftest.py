@@ -1,4 +1,4 @@
-"""Shared by the tests of training: data in memory, models that train in seconds."""
+"""Fixtures of the training tests: data in memory, models that train in seconds."""
 
 import json
 import os
@@ -42,7 +42,7 @@ eval_every = 12
 
 @dataclass
 class Memory:
-    """Documents that walk in a circle: what comes next can be learned."""
+    """Data whose documents walk in a circle, so that the next concept can be learned."""
 
     dim: int = 384
     rows: int = 8
@@ -100,7 +100,7 @@ def model_recipe(tmp_path: Path) -> Callable[..., ModelRecipe]:
     def make(*changes: str, architecture: str = "base") -> ModelRecipe:
         path = tmp_path / "micro.toml"
         path.write_text(RECIPE.format(architecture=architecture))
-        if architecture == "sonar_llm":  # what is in memory says nothing
+        if architecture == "sonar_llm":  # data in memory have no sentences
             changes = ('model.loss="squared"', *changes)
         recipe = load_recipe(path, changes)
         assert isinstance(recipe, ModelRecipe)
@@ -140,7 +140,7 @@ for line in sys.stdin:
     for rank in range(call["processes"]):
         child = os.fork()
         if not child:
-            if call["processes"] > 1:  # what torchrun would say
+            if call["processes"] > 1:  # the variables that torchrun sets
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 os.environ |= {"WORLD_SIZE": str(call["processes"])}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(call["port"])}
@@ -181,7 +181,7 @@ ema = 0.9
 
 @pytest.fixture(scope="session")
 def run() -> Iterator[Callable[..., int]]:
-    """Call `lcm` in a forked process; returns its exit code."""
+    """Call `lcm` in a forked process; return its exit code."""
     helper = subprocess.Popen(
         [sys.executable, "-c", HELPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, going on with another one, two at once, what a kill left."""
+"""The folder of a run: its recipe, resuming with another one, locking, files of killed runs."""
 
 import json
 import shlex
@@ -58,7 +58,9 @@ def test_going_on_with_another_recipe_is_said(lcm: Run, write_recipe: Run, tmp_p
     other = lcm(*common, *FEW, "--set", "model.model_dim=32", "--resume")
     assert other.code == 5
     assert "model.model_dim was not set and is 32" in other.stderr
-    kept = json.loads((tmp_path / "run" / "recipe.json").read_text())  # still that of the states
+    kept = json.loads(
+        (tmp_path / "run" / "recipe.json").read_text()
+    )  # still the recipe of the states
     assert kept["train"]["steps"] == 4 and "model_dim" not in kept["model"]
     assert "wrong shapes" in other.stderr and len(other.stderr) < 2000
 
@@ -72,7 +74,7 @@ def test_two_runs_in_a_folder_are_refused(lcm: Run, write_recipe: Run, tmp_path:
         pass
 
 
-def test_halves_of_files_go_when_a_run_goes_on(tmp_path: Path) -> None:
+def test_unfinished_files_are_removed_on_resuming(tmp_path: Path) -> None:
     halves = [
         tmp_path / ".state-000000002.pt.x1.part",
         tmp_path / "model" / ".model.safetensors.x1.part",
@@ -89,7 +91,7 @@ def test_halves_of_files_go_when_a_run_goes_on(tmp_path: Path) -> None:
         assert all(path.exists() for path in others)
 
 
-def test_what_is_no_folder(tmp_path: Path) -> None:
+def test_paths_that_are_not_folders(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").symlink_to(tmp_path / "nowhere")
     for name, wrong in (("a", "a"), ("a/run", "a"), ("b", "b"), ("b/run", "b")):

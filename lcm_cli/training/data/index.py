@@ -1,7 +1,7 @@
 """The index of a data set in Parquet files: where its documents are, and how long.
 
 Scanning reads the sentences to count them (a twentieth of the size of the concepts); the concepts
-themselves are read one row group at a time, when training comes to them.
+themselves are read one row group at a time, when training needs them.
 
 Shapes: R rows of a row group, one document each.
 """

@@ -1,4 +1,4 @@
-"""Batches of concepts: nothing lost or doubled, the same whatever the threads, errors that help."""
+"""Batches of concepts: complete, independent of threads and processes, with helpful errors."""
 
 import dataclasses
 from collections import Counter
@@ -34,7 +34,7 @@ def encode(sentences: Sequence[str]) -> torch.Tensor:
 
 
 def concepts(number: int, length: int) -> np.ndarray:
-    """Concepts that tell of which document they are, and which of its sentences."""
+    """Concepts that encode the number of their document and of their sentence in it."""
     places = np.arange(length)
     return np.stack([np.full(length, number), places, places % 2, places % 3], 1).astype(np.float16)
 
@@ -76,7 +76,7 @@ FIELDS = {field.name for field in dataclasses.fields(DataOptions)}
 
 
 def rows_of(batch: Batch) -> list[list[list[float]]]:
-    """The documents or pieces in a batch, without their padding."""
+    """Return the documents or pieces in a batch, without padding."""
     found = []
     for row, length in enumerate(batch.lengths_B.tolist()):
         x = batch.concepts_BSD[row, :length]
@@ -89,7 +89,7 @@ def rows_of(batch: Batch) -> list[list[list[float]]]:
 
 
 def seen(data: ConceptData, numbers: Sequence[int]) -> Counter[tuple[int, int]]:
-    """How often each (document, sentence) came."""
+    """Count how often each (document, sentence) occurs."""
     pairs: Counter[tuple[int, int]] = Counter()
     for number in numbers:
         for row in rows_of(data.batch(number)):
@@ -107,7 +107,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 def part_of(batch: Batch, number: int, count: int) -> Batch:
-    """One of `count` micro-batches."""
+    """Return one of `count` micro-batches."""
     return batch.rows(deal(batch.lengths_B.tolist(), count)[number])
 
 
@@ -132,7 +132,7 @@ def test_an_epoch_has_every_concept_once(corpus: str, packing: bool) -> None:
 
 
 def test_packed_rows_longer_than_a_batch(corpus: str) -> None:
-    """A batch has a whole row at the least, however few concepts are asked for."""
+    """A batch has at least one whole row, however small batch_concepts is."""
     with open_data(corpus, packing=True, wrap=40, batch_concepts=10) as data:
         found = seen(data, range(data.batches_per_epoch))
         assert sum(found.values()) == sum(LENGTHS)
@@ -145,9 +145,11 @@ def test_documents_end_with_the_end_and_pieces_do_not(corpus: str) -> None:
     lasts = [row for row in rows if row[-1][0] == -1]
     assert len(firsts) == len(lasts) == len(LENGTHS)
     assert sum(x[0] < 0 for row in rows for x in row) == 2 * len(LENGTHS)
-    pieces = [row for row in rows if any(x[0] == 10 for x in row)]  # of the one of 41 sentences
+    pieces = [
+        row for row in rows if any(x[0] == 10 for x in row)
+    ]  # of the document of 41 sentences
     assert sorted(map(len, pieces)) == [8, 8, 9, 9, 9]
-    assert min(map(len, rows)) == 3  # so none of the end alone
+    assert min(map(len, rows)) == 3  # so no piece consists of the end alone
 
 
 def test_the_same_numbers_whatever_the_workers_and_the_order(corpus: str) -> None:
@@ -184,7 +186,7 @@ def test_batches_are_about_as_large_as_asked_for(tmp_path: Path) -> None:
     sizes = [int(batch.lengths_B.sum()) for batch in batches]
     assert max(sizes) <= 250 and min(sizes) >= 150
     padded = sum(batch.concepts_BSD[..., 0].numel() for batch in batches)
-    assert padded <= 1.1 * sum(sizes)  # documents of like length share a batch
+    assert padded <= 1.1 * sum(sizes)  # documents of similar length share a batch
 
 
 @pytest.mark.parametrize("weight", [2.0, 0.5, 1.5])
@@ -251,7 +253,7 @@ def test_a_process_makes_its_rows_of_the_batch(
                 assert all(map(same, found.own, wanted))
 
 
-def test_a_process_has_what_its_rows_say(tmp_path: Path) -> None:
+def test_a_process_has_the_tokens_of_its_rows(tmp_path: Path) -> None:
     rows = [row | {"lang": "eng_Latn"} for row in plain(LENGTHS)]
     for row in rows:
         row["sentences"] = [f"{row['id']}.{place}" for place in range(len(row["concepts"]))]
@@ -289,7 +291,9 @@ def test_a_process_keeps_what_its_rows_need(corpus: str, monkeypatch: pytest.Mon
         kept += sum(len(each.flat) for lists in buffer.groups.values() for each in lists)
         groups += len(buffer.groups)
     assert kept == sum(LENGTHS)  # each concept in one process
-    assert groups < 7 * 5 and len(read) < 2 * 7 * 5  # two buffers, epochs: of five groups each
+    assert (
+        groups < 7 * 5 and len(read) < 2 * 7 * 5
+    )  # two buffers, one per epoch, of five groups each
 
 
 def test_a_target_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
@@ -357,7 +361,7 @@ def test_folders_named_after_splits(tmp_path: Path) -> None:
         assert {n for n, _ in seen(data, [0])} == {1}
     with open_data(f"{tmp_path}/wiki", filter='split == "train"') as data:
         assert {n for n, _ in seen(data, [0])} == {0}
-    with open_data(f"{tmp_path}/wiki/split=dev") as data:  # a folder that exists is that folder
+    with open_data(f"{tmp_path}/wiki/split=dev") as data:  # an existing folder is taken whole
         assert {n for n, _ in seen(data, [0])} == {1}
     with pytest.raises(NotFoundError, match="its splits: dev, train"):
         open_data(f"{tmp_path}/wiki=test")
@@ -442,7 +446,7 @@ def put(row: int, value: float) -> Callable[[Rows], None]:
         ),
     ],
 )  # fmt: skip
-def test_what_is_broken_is_named(
+def test_broken_documents_are_named(
     change: Callable[[Rows], None], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(IntegrityError, match=message), open_data(broken(change, tmp_path)) as data:
@@ -462,7 +466,7 @@ def test_other_widths(tmp_path: Path, corpus: str) -> None:
         data.batch(0)
 
 
-def test_what_is_no_data(tmp_path: Path, corpus: str) -> None:
+def test_paths_without_usable_data(tmp_path: Path, corpus: str) -> None:
     text = tmp_path / "a.txt"
     text.write_text("Once upon a time.")
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "words.parquet")
@@ -549,7 +553,7 @@ def test_pack(lengths: list[int]) -> None:
     assert len(rows) - 1 <= 2 * sum(lengths) / 16 + 1
 
 
-def test_a_context_in_which_nothing_follows_anything(tmp_path):
+def test_a_context_of_one_concept(tmp_path):
     path = write(tmp_path / "a.parquet", plain([3, 4]))
     with pytest.raises(IntegrityError, match="leaves nothing to predict"):
         open_data(path, max_length=1)

@@ -1,4 +1,4 @@
-"""Conditions on columns: what they mean, and what is refused, with the place."""
+"""Conditions on columns: their meaning, and errors with positions."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ COLUMNS: dict[str, pa.Array] = {
     ("text", "expected"),
     [
         ('lang == "fra"', [1, 0, 0, 0]),
-        ('lang != "fra"', [0, 1, 0, 1]),  # what is missing is neither
+        ('lang != "fra"', [0, 1, 0, 1]),  # a missing value is neither equal nor unequal
         ('not lang == "fra"', [0, 1, 0, 1]),
         ('lang in ["fra", "deu"]', [1, 0, 0, 1]),
         ('lang not in ("fra", "deu")', [0, 1, 0, 0]),
@@ -68,7 +68,7 @@ def test_conditions(text: str, expected: list[int]) -> None:
         ("None == lang", "is not allowed"),
     ],
 )
-def test_what_is_not_understood(text: str, message: str) -> None:
+def test_what_is_not_allowed(text: str, message: str) -> None:
     with pytest.raises(IntegrityError, match=message):
         Filter(text)
 
