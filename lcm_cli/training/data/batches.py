@@ -151,28 +151,18 @@ class ConceptData:
         prefix = options.prefix
         if prefix is None:
             prefix = (begin_text,) if begin_text else ()
-        encoder = _AffixEncoder(encode, dim)
-        encoder.concepts([*prefix, *suffix])  # fails before files are scanned
+        encoder = _AffixEncoder(encode, dim, prefix, suffix, prompts or {})
 
         def document_sets(
             entries: Sequence[str | DataSet], columns: list[Column]
         ) -> list[DocumentSet]:
-            data_sets = [as_data_set(entry) for entry in entries]
             ends = encoder.paragraph_break(break_text, columns) if options.plan else None
-            found = [scan(each, dim, options.filter, ends, columns) for each in data_sets]
-            affixes = [
-                Affixes(
-                    *(
-                        encoder.sentences(texts, columns)
-                        for texts in (prefix, prompt_of(each, prompts or {}), suffix)
-                    )
-                )
-                for each in data_sets
-            ]
-            return [
-                DocumentSet(*each, options, max_length)
-                for each in zip(data_sets, found, affixes, strict=True)
-            ]
+            found = []
+            for each in map(as_data_set, entries):
+                index = scan(each, dim, options.filter, ends, columns)
+                affixes = encoder.affixes(each, columns)
+                found.append(DocumentSet(each, index, affixes, options, max_length))
+            return found
 
         self._columns = wanted_columns(tokenize=tokenize, woven=options.plan, fragility=fragility)
         # Held-out losses are not weighted by fragility.
@@ -380,24 +370,37 @@ class ConceptData:
 class _AffixEncoder:
     """Encodes the sentences put before, between and after documents, each of them once."""
 
-    def __init__(self, encode: Encode | None, dim: int) -> None:
+    def __init__(
+        self,
+        encode: Encode | None,
+        dim: int,
+        prefix: Sequence[str],
+        suffix: Sequence[str],
+        prompts: Mapping[str, str],
+    ) -> None:
         self._encode, self._dim = encode, dim
+        self._prefix, self._suffix, self._prompts = prefix, suffix, prompts
         self._known: dict[str, NDArray[np.float32]] = {}
+        self._concepts([*prefix, *suffix])  # fails without a space before files are scanned
 
-    def sentences(self, texts: Sequence[str], columns: Sequence[Column]) -> Sentences:
-        """Return affix sentences with their columns."""
-        return Sentences(
-            self.concepts(texts), {column.name: column.of_texts(texts) for column in columns}
-        )
+    def affixes(self, data_set: DataSet, columns: Sequence[Column]) -> Affixes:
+        """Return the affixes of a data set's documents, with columns."""
+        prompt = prompt_of(data_set, self._prompts)
+        parts = [
+            Sentences(
+                self._concepts(texts), {column.name: column.of_texts(texts) for column in columns}
+            )
+            for texts in (self._prefix, prompt, self._suffix)
+        ]
+        return Affixes(*parts)
 
     def paragraph_break(self, text: str, columns: Sequence[Column]) -> Sentences:
-        """Return the paragraph break, one sentence, with its columns."""
+        """Return the paragraph break, one sentence, with columns."""
         return Sentences(
-            self.concepts([text]), {column.name: column.of_break(text) for column in columns}
+            self._concepts([text]), {column.name: column.of_break(text) for column in columns}
         )
 
-    def concepts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        """Return the concepts (P, D) of sentences; raises UsageError without a space."""
+    def _concepts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         new = [text for text in dict.fromkeys(sentences) if text not in self._known]
         if new:
             self._known |= zip(new, self._encoded(new), strict=True)

@@ -38,7 +38,7 @@ Tokenize = Callable[[Sequence[str], str], list[Tokens]]
 
 LANG = "lang"
 _SENTENCES = {"source": SENTENCES, "target": TARGET_SENTENCES, "plan": PLANS}
-_UNTOLD = np.zeros(0, np.int32)  # tokens of a concept whose sentence is not read
+_NO_TOKENS = np.zeros(0, np.int32)  # of a concept whose sentence is not read
 _SQUARED = 'embed the text again, or learn without it: --set model.loss="squared"'
 _SCORED = "make the scores: lcm embed TEXT -o DATASET/ --fragility"
 
@@ -47,14 +47,14 @@ class Column(ABC):
     """A column of values, one per concept, called `name` in sentences and batches."""
 
     name: str
-    files: tuple[str, ...] = ()  # columns of the file that `check` looks at
+    checked: tuple[str, ...] = ()  # columns of the file that `check` needs
 
     def check(  # noqa: B027 - most columns need no check
         self, table: pa.Table, group: RowGroup, rows: Ints, counts: Sequence[Ints]
     ) -> None:
-        """Raise IntegrityError if the `files` columns in `table` do not suit the documents `rows`.
+        """Raise IntegrityError if the `checked` columns in `table` do not suit documents `rows`.
 
-        `counts` are the learned concepts of each of them in its source and in its target.
+        `counts` are the numbers of learned concepts of each, in its source and in its target.
         """
 
     @abstractmethod
@@ -63,13 +63,13 @@ class Column(ABC):
     ) -> Values:
         """Read the values of all N concepts; those of document r are at ends[r] : ends[r + 1].
 
-        Only `documents` need values, and only those of `learned` may decide about the loss; others
-        may get a neutral one. Raises IntegrityError, naming the document, for unusable values.
+        Only `documents` are used, and only the concepts of `learned` are learned; all others may
+        get a neutral value. Raises IntegrityError, naming the document, for unusable values.
         """
 
     @abstractmethod
     def of_texts(self, texts: Sequence[str]) -> Values:
-        """Return the values of sentences that are put around documents."""
+        """Return the values of affix sentences (prefix, prompt, suffix)."""
 
     def of_break(self, text: str) -> Values:
         """Return the value of the paragraph break."""
@@ -77,7 +77,7 @@ class Column(ABC):
 
     @abstractmethod
     def pad(self, rows: Sequence[Values], longest: int) -> interface.Column:
-        """Return the values of the rows of a batch."""
+        """Return the values of a batch; those of numbers are padded to `longest` concepts."""
 
 
 class NumberColumn(Column):
@@ -110,7 +110,7 @@ class WovenColumn(NumberColumn):
         return np.full(int(ends[-1]), part == "plan")
 
     def of_break(self, text: str) -> Values:
-        """Return that it is one."""
+        """Return true: it is a break."""
         return np.ones(1, np.bool_)
 
 
@@ -121,7 +121,7 @@ class FragilityColumn(NumberColumn):
     """
 
     name, neutral, dtype = interface.FRAGILITY, np.nan, np.float32
-    files = FRAGILITY
+    checked = FRAGILITY
 
     def check(self, table: pa.Table, group: RowGroup, rows: Ints, counts: Sequence[Ints]) -> None:
         """Raise IntegrityError unless there is one score per learned concept."""
@@ -165,7 +165,7 @@ class TokenColumn(Column):
         Raises IntegrityError for missing sentences, another number of them than of concepts, and a
         language that the space does not know.
         """
-        tokens = [_UNTOLD] * int(ends[-1])
+        tokens = [_NO_TOKENS] * int(ends[-1])
         column = next((name for name in _SENTENCES[part] if name in group.names), None)
         rows = [row for row in documents.tolist() if ends[row] < ends[row + 1]]
         if column is None and not rows:

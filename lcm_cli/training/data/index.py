@@ -298,7 +298,7 @@ class _FileScanner:
         if self._targets is not None:
             names.add(self._target_sentences or self._targets)
         names |= {self._paragraphs, self._plans or self._plan_concepts}
-        names |= {name for column in self._columns for name in column.files}
+        names |= {name for column in self._columns for name in column.checked}
         if self._wanted is not None:
             names |= {self._aliases.get(name) or name for name in self._wanted.columns}
         present = [name for name in self._layout.names if name in names]

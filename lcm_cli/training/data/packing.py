@@ -125,7 +125,8 @@ class DocumentSet:
 
     def sentences(self, piece: Piece, lists: Sequence[ConceptLists]) -> list[Sentences]:
         """Return the parts of a piece, as views; `lists` are the concepts of its row group."""
-        prefix, prompt, suffix = vars(self._affixes).values()
+        affixes = self._affixes
+        prefix, prompt, suffix = affixes.prefix, affixes.prompt, affixes.suffix
         own = [each.document(piece.document) for each in lists]
         if piece.source:
             kept = piece.source - len(prefix) - len(prompt)
