@@ -128,10 +128,11 @@ import contextlib, json, os, resource, signal, sys, time
 import torch
 from lcm_cli.app import main
 from lcm_cli.space import load_space
-from lcm_cli.training import concept_data, fitting, loop, prepare
+from lcm_cli.training import fitting, loop, prepare
+from lcm_cli.training.data import batches
 
 torch.set_num_threads(1)
-load_space("tiny", device="cpu").encode(["So that all is imported."], "eng_Latn")
+load_space("tiny", device="cpu").encode(["Imports all modules."], "eng_Latn")
 with contextlib.suppress(ImportError):
     import torch.utils.tensorboard
 for line in sys.stdin:
