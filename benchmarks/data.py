@@ -72,7 +72,7 @@ def measure(path: Path, name: str, workers: int, share: Share, **more: Any) -> N
         opened = time.perf_counter()
         cpu = time.process_time()
         concepts = sum(
-            int(data.portion(number, share).lengths_B.sum())
+            int(data.micro_batches(number, share).lengths_B.sum())
             for number in range(data.batches_per_epoch)
         )
         seconds = time.perf_counter() - opened

@@ -1,4 +1,4 @@
-"""What `lcm train` and its kin show while they run, and how they are stopped."""
+"""Options, output and signal handling shared by `lcm train` and `lcm distill`."""
 
 import os
 import shlex
@@ -22,14 +22,16 @@ RunFolder = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME]"),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue where the run stopped.")]
 MaxMinutes = Annotated[
     float,
-    typer.Option("--max-minutes", min=0, metavar="M", help="Stop, saved, after so many minutes."),
+    typer.Option(
+        "--max-minutes", min=0, metavar="M", help="Save and stop after this many minutes."
+    ),
 ]
 Report = Callable[[dict[str, Any]], None]
 
-# What a log record shows, in this order: key, words around the number, its format.
+# What the line of a log record shows, in this order: key, and format.
 _SHOWN = (
     ("loss", "loss {:.4g}"),
     ("align", "align {:.3f}"),
@@ -42,7 +44,7 @@ _SHOWN = (
 
 
 def line(record: dict[str, Any]) -> str:
-    """Return a log record as one line."""
+    """Format a log record as one line."""
     parts = [f"step {record['step']}"]
     parts += [words.format(record[key]) for key, words in _SHOWN if key in record]
     if record.get("skipped"):
@@ -58,7 +60,7 @@ def line(record: dict[str, Any]) -> str:
 
 
 def duration(minutes: float) -> str:
-    """Return a span of time in words."""
+    """Format a time span, in the unit that suits it."""
     if minutes < 1:
         return f"{60 * minutes:.0f} s"
     if minutes < 120:
@@ -67,7 +69,7 @@ def duration(minutes: float) -> str:
 
 
 def show(record: dict[str, Any]) -> None:
-    """Write a record of the log, or what was fitted, on stderr."""
+    """Write a log record, or the result of a fit, to stderr."""
     if "sample" in record:
         for name, sentences in record["sample"].items():
             console.info(f"step {record['step']}, {name}: {' '.join(sentences)}")
@@ -88,7 +90,7 @@ def _show_fit(record: dict[str, Any]) -> None:
 
 
 def show_estimate(record: dict[str, Any]) -> None:
-    """Write what `--dry-run` found, a line each, on stdout."""
+    """Write the estimates of `--dry-run` to stdout, one per line."""
     if record["parameters"] is not None:
         frozen = record["parameters"] - record["trained"]
         more = f", {frozen:,} frozen" if frozen else ""
@@ -122,13 +124,13 @@ def _size(count: float) -> str:
 
 
 def check_run_folder(folder: Path, resume: bool, kind: str) -> None:
-    """Raise UsageError for a run that is there already, or to resume one that is not."""
+    """Raise UsageError for an existing run without `resume`, or a missing one with it."""
     from lcm_cli.training.states import states
 
     begun = bool(states(folder)) or (folder / kind).exists()
     if begun and not resume:
         other = "choose another folder with -o"
-        hint = f"go on with --resume, or {other}" if states(folder) else other
+        hint = f"continue with --resume, or {other}" if states(folder) else other
         raise UsageError(f"there is a run in {folder}", hint)
     if resume and not states(folder):
         raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")
@@ -136,7 +138,7 @@ def check_run_folder(folder: Path, resume: bool, kind: str) -> None:
 
 @contextmanager
 def at_work(folder: Path, recipe: Any, resume: bool) -> Iterator[None]:
-    """Hold the folder of a run, and keep the recipe there; warn if it is not that of the run."""
+    """Lock the folder of a run and write the recipe there; warn if the recipe has changed."""
     from lcm_cli.training.run_folder import changes, hold, keeping, leads
 
     with hold(folder):
@@ -144,13 +146,13 @@ def at_work(folder: Path, recipe: Any, resume: bool) -> Iterator[None]:
             yield
             return
         if resume and (found := changes(folder, recipe)):
-            console.warn(f"the recipe is not that of the run so far: {'; '.join(found)}")
+            console.warn(f"the recipe has changed since the run began: {'; '.join(found)}")
         with keeping(folder, recipe):
             yield
 
 
 def resume_command(name: str, recipe: Path, folder: Path, changes: Sequence[str]) -> str:
-    """Return the command that goes on with a run, with what was changed in the recipe."""
+    """Return the command that resumes a run, with the changes to its recipe."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     start = ["lcm"]
     if processes != "1":
@@ -160,7 +162,7 @@ def resume_command(name: str, recipe: Path, folder: Path, changes: Sequence[str]
 
 
 def own_device(device: str) -> str:
-    """Return the device of this process: where torchrun started several, each has its own GPU."""
+    """Return the device of this process; each process that torchrun started has its own GPU."""
     local = os.environ.get("LOCAL_RANK")
     if local is None or device not in ("auto", "cuda"):
         return device
@@ -170,7 +172,7 @@ def own_device(device: str) -> str:
 
 
 def together(reports: Sequence[Report | None]) -> Report:
-    """Return a report that tells all of `reports` (None: nobody)."""
+    """Return a report that passes records on to all of `reports` but None."""
 
     def tell(record: dict[str, Any]) -> None:
         for report in reports:
@@ -181,12 +183,12 @@ def together(reports: Sequence[Report | None]) -> Report:
 
 
 def show_step(record: dict[str, Any]) -> None:
-    """Keep the last line of the terminal up to date."""
+    """Show a record in the status line of the terminal."""
     console.status(line(record))
 
 
 def stop_on_signal(run: Any) -> None:
-    """Let SIGTERM and Ctrl-C finish the step in hand; a second one stops at once."""
+    """Let SIGTERM and Ctrl-C stop the run after the current step; a second one stops at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         run.stop = True

@@ -1,4 +1,4 @@
-"""lcm distill: train a small model to do what a large one does."""
+"""lcm distill: train a small model to imitate a large one."""
 
 import time
 from pathlib import Path
@@ -37,21 +37,21 @@ def main(
     max_minutes: shared.MaxMinutes = float("inf"),
     capture: Annotated[
         bool,
-        typer.Option("--capture", help="Only write the teacher's predictions: distill.capture."),
+        typer.Option("--capture", help="Only write the teacher's predictions, to distill.capture."),
     ] = False,
     force: Force = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train a small model to do what a large one does, and compare the two.
+    """Train a small model to imitate a large one, and compare the two.
 
-    The student's twin that learns without a teacher is trained too, for comparison.
+    For comparison, the same small model is also trained without a teacher.
     """
     from lcm_cli.training.recipe import ModelRecipe, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
     if not isinstance(loaded, ModelRecipe):
-        raise UsageError(f'{recipe} is of kind "{loaded.kind}": only models have teachers')
+        raise UsageError(f'{recipe} is of kind "{loaded.kind}": only models can be distilled')
     folder = output or Path("runs") / loaded.name
     if not capture:
         check_run_folder(folder, resume, loaded.kind)
@@ -62,10 +62,10 @@ def main(
 
     chosen = pick_device(own_device(device))
     lesson = Lesson(loaded, chosen)
-    if not lesson.world.leads:  # the others keep quiet, all but errors
+    if not lesson.world.leads:  # other processes report only errors
         console.configure(quiet=True)
     if capture:
-        if not lesson.world.leads:  # nor do they have a part in this
+        if not lesson.world.leads:  # the first process captures alone
             return
         path, count = lesson.capture(force=force, progress=console.progress)
         console.info(f"predictions for {counted(count, 'document')}")
@@ -81,7 +81,7 @@ def main(
             trainer = make()
             console.info(f"{name}: {trainer.summary}, on {lesson.world.size} x {chosen}")
             if not _train(name, trainer, place, (ends - time.monotonic()) / 60, resume, json):
-                console.info(f"{name} stopped at step {trainer.step}; go on with: {command}")
+                console.info(f"{name} stopped at step {trainer.step}; continue with: {command}")
                 return
         if not lesson.world.leads:
             return

@@ -22,12 +22,12 @@ def main(
     ],
     output: Annotated[
         Path,
-        typer.Option(*("-o", "--output"), metavar="FILE", help="The picture: .png, .svg or .pdf."),
+        typer.Option(*("-o", "--output"), metavar="FILE", help="The image: .png, .svg or .pdf."),
     ],
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Draw the curves of training runs: losses, rates, scores, compared run by run."""
+    """Draw the curves of training runs (losses, rates, scores), with all runs in each panel."""
     from lcm_cli.training.curves import plot
 
     panels = plot(runs, output, force=force)

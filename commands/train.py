@@ -1,4 +1,4 @@
-"""lcm train: train or finetune what a recipe describes."""
+"""lcm train: train or finetune a model, a space, a normalizer or a quantizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,7 +48,10 @@ def main(
     resume: shared.Resume = False,
     max_minutes: shared.MaxMinutes = float("inf"),
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell memory, disk and time, by a few steps.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Only estimate memory, disk and time, by doing a few steps."
+        ),
     ] = False,
     device: Device = "auto",
     json: Json = False,
@@ -58,7 +61,7 @@ def main(
 
     loaded = load_recipe(recipe, changes or ())
     if isinstance(loaded, ModelRecipe) and loaded.distill is not None:
-        raise UsageError(f"{recipe} names a teacher", f"learn from it: lcm distill {recipe}")
+        raise UsageError(f"{recipe} names a teacher", f"use lcm distill {recipe}")
     folder = output or (recipe if resume and recipe.is_dir() else Path("runs") / loaded.name)
 
     from lcm_cli.space import pick_device
@@ -66,7 +69,7 @@ def main(
     chosen = pick_device(own_device(device))
     if dry:
         if not isinstance(loaded, ModelRecipe | SpaceRecipe):
-            hint = f"leave it out: fitting a {loaded.kind} is done in one go"
+            hint = f"leave it out: fitting a {loaded.kind} has no steps to measure"
             raise UsageError(f"--dry-run is for models and spaces, not for a {loaded.kind}", hint)
         from lcm_cli.training.dry_run import dry_run
 
@@ -99,7 +102,7 @@ def _train(
 
     trainer = prepare_run(recipe, folder, device, console.progress)
     world, shown = trainer.world, []
-    if world.leads:  # the others keep quiet, all but errors
+    if world.leads:  # other processes report only errors
         console.info(f"{trainer.summary}, on {world.size} x {device}")
         shown = [console.emit if json else show, tensorboard(folder)]
     else:
@@ -112,6 +115,6 @@ def _train(
     if run.train():
         console.info(f"done: {result}")
     else:
-        console.info(f"stopped at step {trainer.step} of {trainer.steps}; go on with: {command}")
+        console.info(f"stopped at step {trainer.step} of {trainer.steps}; continue with: {command}")
     if not json and world.leads:
         console.out(str(result))

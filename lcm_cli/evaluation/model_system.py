@@ -22,7 +22,7 @@ from lcm_cli.hub.layouts import weight_parts
 from lcm_cli.hub.locate import locate_model
 from lcm_cli.models.checkpoint import check_model_space, load_model
 from lcm_cli.models.config import SpaceRef, read_model_config
-from lcm_cli.models.interface import Batch, Noise
+from lcm_cli.models.interface import WOVEN, Batch, Noise
 from lcm_cli.space.similarity import cosines
 from lcm_cli.text.length import Length, count_words, taken
 from lcm_cli.text.paragraphs import parts
@@ -104,7 +104,7 @@ class ConceptSystem(System):
         marks_BS = nn.utils.rnn.pad_sequence(
             [torch.from_numpy(mark_S) for _, mark_S in woven], batch_first=True
         )
-        return Batch(batch.concepts_BSD, batch.lengths_B, woven_BS=marks_BS)
+        return Batch(batch.concepts_BSD, batch.lengths_B, columns={WOVEN: marks_BS})
 
     def predict(self, batch: Batch, seeds: Sequence[int]) -> Tensor:
         """Predict every concept, after filling in each plan by the model's own prediction of it.

@@ -4,10 +4,9 @@ Shapes: B documents, S concepts, D concept dim, N positions that are predicted.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from heapq import heapreplace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,26 +17,43 @@ from lcm_cli.models.config import AnyConfig
 from lcm_cli.models.layers import standing
 from lcm_cli.models.normalizer import Normalizer
 
-PADDING = -1  # the segment number of the padding behind a row's last document
+PADDING = -1  # the segment of positions after a row's end
+
+# Names of columns in `Batch.columns`.
+TOKENS, WOVEN, FRAGILITY = "tokens", "woven", "fragility"
+
+# A value per concept: a tensor (B, S), padded on the right, or a sequence of token ids per concept.
+Column = Tensor | Sequence[Sequence[NDArray[np.int32]]]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Documents of raw concepts, padded on the right.
 
-    A row is one document, or several, one behind the other, that see nothing of each other: then
-    `segments_BS` numbers them. `woven_BS` tells the breaks and plans of planning models from
-    sentences: they are learned like these, and no scores are theirs.
+    A row is one document, or several packed documents that do not attend to each other: then
+    `segments_BS` numbers them. `columns` hold further values per concept, by name.
     """
 
     concepts_BSD: Tensor
     lengths_B: Tensor
     sources_B: Tensor | None = None  # how many concepts of each row are given, not learned
     segments_BS: Tensor | None = None  # which of its row's documents a concept is of
-    # What each concept of each row says, as token ids: [language] x </s>.
-    tokens: Sequence[Sequence[NDArray[np.int32]]] | None = None
-    woven_BS: Tensor | None = None  # which concepts are breaks or plans
-    fragility_BS: Tensor | None = None  # how little noise each concept bears; NaN: not known
+    columns: Mapping[str, Column] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> Sequence[Sequence[NDArray[np.int32]]] | None:
+        """The token ids of each concept's sentence, [language] x </s>, if the data have them."""
+        return cast(Sequence[Sequence[NDArray[np.int32]]] | None, self.columns.get(TOKENS))
+
+    @property
+    def woven_BS(self) -> Tensor | None:
+        """Which concepts are paragraph breaks or plans: learned like sentences, but not scored."""
+        return cast(Tensor | None, self.columns.get(WOVEN))
+
+    @property
+    def fragility_BS(self) -> Tensor | None:
+        """How little noise each concept bears; NaN where unknown."""
+        return cast(Tensor | None, self.columns.get(FRAGILITY))
 
     @classmethod
     def of(cls, documents: Sequence[Tensor], sources: Sequence[int] | None = None) -> "Batch":
@@ -66,28 +82,41 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on `device`."""
         parts = {key: part for key, part in vars(self).items() if isinstance(part, Tensor)}
-        return replace(self, **{key: part.to(device) for key, part in parts.items()})  # type: ignore[arg-type]
+        moved: dict[str, Any] = {key: part.to(device) for key, part in parts.items()}
+        columns = {
+            name: column.to(device) if isinstance(column, Tensor) else column
+            for name, column in self.columns.items()
+        }
+        return replace(self, columns=columns, **moved)
 
     def rows(self, numbers: Sequence[int]) -> "Batch":
-        """Return some rows, in this order, without the padding that none of them needs.
+        """Return some rows, in this order, without padding that none of them needs.
 
-        No row at all becomes one of length 0, of which there is nothing to learn.
+        For no rows at all, return one row of length 0, which has nothing to learn.
         """
         if not numbers:
-            nothing = None if self.tokens is None else [self.tokens[0][:0]]
-            return Batch(self.concepts_BSD[:1, :1] * 0, self.lengths_B[:1] * 0, tokens=nothing)
+            empty = {
+                name: [column[0][:0]]
+                for name, column in self.columns.items()
+                if not isinstance(column, Tensor)
+            }
+            return Batch(self.concepts_BSD[:1, :1] * 0, self.lengths_B[:1] * 0, columns=empty)
         chosen = torch.tensor(list(numbers), device=self.lengths_B.device)
         lengths_B = self.lengths_B[chosen]
         longest = int(lengths_B.max())
-        sources_B = None if self.sources_B is None else self.sources_B[chosen]
-        tokens = None if self.tokens is None else [self.tokens[number] for number in numbers]
-        marks = {
-            name: mark[chosen, :longest]
-            for name in ("segments_BS", "woven_BS", "fragility_BS")
-            if (mark := getattr(self, name)) is not None
+        columns = {
+            name: column[chosen, :longest]
+            if isinstance(column, Tensor)
+            else [column[number] for number in numbers]
+            for name, column in self.columns.items()
         }
-        concepts_BSD = self.concepts_BSD[chosen, :longest]
-        return Batch(concepts_BSD, lengths_B, sources_B, tokens=tokens, **marks)
+        return Batch(
+            self.concepts_BSD[chosen, :longest],
+            lengths_B,
+            None if self.sources_B is None else self.sources_B[chosen],
+            None if self.segments_BS is None else self.segments_BS[chosen, :longest],
+            columns,
+        )
 
     def sentences(self) -> "tuple[Batch, Tensor]":
         """Return the batch without breaks and plans, and where its concepts stand here, (B, S)."""
@@ -102,14 +131,6 @@ class Batch:
         segments_BS = None if self.segments_BS is None else self.segments_BS[rows_B1, places_BS]
         kept_BSD = self.concepts_BSD[rows_B1, places_BS]
         return Batch(kept_BSD, lengths_B, self.sources_B, segments_BS), places_BS
-
-    def deal(self, world: int) -> list[list[int]]:
-        """Deal the rows to `world` processes; see the function `deal`."""
-        return deal(self.lengths_B.tolist(), world)
-
-    def shard(self, rank: int, world: int) -> "Batch":
-        """Return the rows that process `rank` of `world` computes; see `deal`."""
-        return self if world == 1 else self.rows(self.deal(world)[rank])
 
     def positions(self) -> Tensor:
         """Return 0, 1, ... S - 1."""
@@ -149,21 +170,6 @@ class Batch:
         rows_B1 = torch.arange(len(x_BSD), device=x_BSD.device)[:, None]
         steps_S = self.positions()[: places_BS.shape[1]]
         return x_BSD[rows_B1, places_BS], steps_S < (self.lengths_B - self.sources_B)[:, None]
-
-
-def deal(lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Distribute rows of these lengths over `world` processes, balancing the number of concepts.
-
-    Returns the row numbers of each process, in ascending order; every row has one process.
-    """
-    hands: list[list[int]] = [[] for _ in range(world)]
-    # Greedy: the longest remaining row goes to the process with the fewest concepts so far.
-    loads = [(0, hand) for hand in range(world)]  # a heap, the lightest load first
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        load, lightest = loads[0]
-        hands[lightest].append(row)
-        heapreplace(loads, (load + lengths[row], lightest))
-    return [sorted(hand) for hand in hands]
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Training spaces and concept models."""
+"""Training of spaces and concept models."""

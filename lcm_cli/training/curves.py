@@ -1,4 +1,4 @@
-"""The curves of runs: read from their logs, drawn side by side, or handed to TensorBoard."""
+"""The curves of runs: read from logs, drawn side by side, or written for TensorBoard."""
 
 import json
 import warnings
@@ -13,7 +13,7 @@ from lcm_cli.training.run_folder import RECIPE
 LOG = "metrics.jsonl"
 LOG_EVERY = 20  # steps
 SUFFIXES = (".png", ".svg", ".pdf")
-FIRST = ("loss", "eval.loss")  # the panels that come first; the others follow by name
+FIRST = ("loss", "eval.loss")  # the first panels; the others follow by name
 LEFT_OUT = ("minutes", "concepts", "sentences", "skipped", "eta_minutes", "eval.targets")
 
 Curve = tuple[list[int], list[float]]  # steps and values
@@ -22,21 +22,21 @@ Curve = tuple[list[int], list[float]]  # steps and values
 def read_curves(run: Path) -> dict[str, Curve]:
     """Return every number in a run's log as a curve: "loss", "lr", "eval.l2" ...
 
-    Raises NotFoundError if there is no run, IntegrityError if it has no record.
+    Raises NotFoundError if there is no run, IntegrityError if its log is empty.
     """
     path = run / LOG if run.is_dir() else run
     if (run / RECIPE).is_file() and not path.is_file():
         raise _nothing_yet(run)
     if not path.is_file():
         raise NotFoundError(
-            f"no run at {run}: {path} is missing", "a run is what lcm train -o made"
+            f"no run at {run}: {path} is missing", "name the folder of a run: the -o of lcm train"
         )
     curves: dict[str, Curve] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except ValueError:
-            continue  # the run is writing this line, or was killed over it
+            continue  # a line that is being written, or was when the run was killed
         for key, value in flat(record).items():
             steps, values = curves.setdefault(key, ([], []))
             steps.append(int(record["step"]))
@@ -48,13 +48,13 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 def _nothing_yet(run: Path) -> IntegrityError:
     return IntegrityError(
-        f"the run {run} has no record yet",
-        f"there is one after each {LOG_EVERY} steps, and after each evaluation",
+        f"the run {run} has no log records yet",
+        f"one is written every {LOG_EVERY} steps, and after each evaluation",
     )
 
 
 def flat(record: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a record of the log: those of its tables as "eval.l2"."""
+    """Return the numbers in a log record; those of tables are named like "eval.l2"."""
     numbers: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, dict):
@@ -65,14 +65,16 @@ def flat(record: dict[str, Any]) -> dict[str, float]:
 
 
 def plot(runs: Sequence[Path], target: Path, *, force: bool = False) -> list[str]:
-    """Draw the curves of `runs`, one panel for each kind of number; returns the panels' names.
+    """Draw the curves of `runs`, one panel per metric; return the panels' names.
 
     Raises UsageError for a file type that cannot be drawn or an existing file, LcmError without
     matplotlib, and what `read_curves` raises.
     """
     if target.suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
-        raise UsageError(f"{target} is no picture", f"choose a name that ends in one of: {known}")
+        raise UsageError(
+            f"{target} is not a supported image file", f"choose a name that ends in one of: {known}"
+        )
     found = {str(run): read_curves(run) for run in runs}
     names = {name for curves in found.values() for name in curves if name not in LEFT_OUT}
     levels = {name for name in names if name.rpartition("loss_")[2].isdigit()}
@@ -99,10 +101,10 @@ def plot(runs: Sequence[Path], target: Path, *, force: bool = False) -> list[str
 
 
 def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None] | None:
-    """Return what writes records to `folder`/tensorboard; None where TensorBoard is not there."""
+    """Return a function that writes records to `folder`/tensorboard; None without TensorBoard."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own dependencies
+            warnings.simplefilter("ignore")  # about its own dependencies
             from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None

@@ -1,4 +1,4 @@
-"""The [data] table of a concept model's recipe: which data sets, and what is made of them."""
+"""The [data] table of a concept model's recipe: data sets, and how documents become batches."""
 
 import math
 import re
@@ -14,11 +14,11 @@ _ENTRY = re.compile(r"(?P<path>.+?)(=(?P<split>[^=:/]+))?(:(?P<weight>\d+(\.\d+)
 class DataSet:
     """One entry of `train` or `validation`.
 
-    `path`: a data set, a folder of Parquet files, one such file, or a glob. `split`: take only
-    the rows of this split. `weight`: how often each document comes in an epoch; 0.5 is every other
-    epoch. `task`: which of the model's prompts stands between a source and its target. `concepts`
-    and `target` name the columns of the source's and the target's concepts where they are called
-    otherwise than docs/data.md says.
+    `path`: a data set, a folder of Parquet files, one such file, or a glob. `split`: use only the
+    documents of this split. `weight`: how often an epoch uses each document; 0.5 means every other
+    epoch. `task`: the model's prompt to put between a source and its target. `concepts` and
+    `target` name the columns of the source's and the target's concepts, if they differ from those
+    in docs/data.md.
     """
 
     path: str
@@ -29,7 +29,7 @@ class DataSet:
     target: str = ""
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError for a weight that is no share."""
+        """Raise IntegrityError unless the weight is a positive number."""
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise IntegrityError(f"{self.path}: weight {self.weight} must be above 0")
 
@@ -39,14 +39,14 @@ class DataOptions:
     """The data of a concept model.
 
     An entry of `train` and `validation` is PATH[=SPLIT][:WEIGHT], or a table with the keys of
-    `DataSet`. `batch_concepts` counts the concepts of a batch, over all processes. Documents longer
-    than `wrap` are cut into pieces of about equal length; `packing` puts several short ones into
-    one row. Documents with fewer than `min_sentences` or more than `max_sentences` are left out, as
-    are those for which `filter`, a condition on their columns, is not true. `prefix` and `suffix`
-    are sentences put before and after each document: unless they are given, what opens the model's
-    prompts, if anything does (SONAR-LLM), and its end of text. `plan` puts a break after each
-    paragraph of a plain document and, where the documents have plans, the plan of each paragraph
-    before it.
+    `DataSet`. `batch_concepts` is the number of concepts in a batch, over all processes. Documents
+    longer than `wrap` concepts are cut into pieces of about equal length; `packing` packs several
+    short ones into a row. Documents with fewer than `min_sentences` or more than `max_sentences`
+    are left out, as are those for which `filter`, a condition on their columns, is not true.
+    `prefix` and `suffix` are sentences put before and after each document; the defaults are the
+    text that opens the model's prompts, if it has one (SONAR-LLM), and the model's end of text.
+    `plan` puts a break after each paragraph of a plain document and, if the documents have plans,
+    its plan before each paragraph.
     """
 
     train: tuple[str | DataSet, ...]
@@ -62,7 +62,7 @@ class DataOptions:
     plan: bool = False
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError for values that cannot be."""
+        """Raise IntegrityError for invalid values."""
         if not self.train:
             raise IntegrityError("train names no data", 'train = ["corpus/=train"]')
         for name, least in (("batch_concepts", 1), ("wrap", 2), ("min_sentences", 1)):
@@ -76,9 +76,9 @@ class DataOptions:
 
 
 def as_data_set(entry: str | DataSet) -> DataSet:
-    """Return what an entry stands for: "wiki/=train:4" is the split train of wiki/, four times.
+    """Parse an entry: "wiki/=train:4" is the split train of wiki/, four times per epoch.
 
-    What exists under the whole name is that file or folder, whatever is in its name.
+    An entry that is the name of an existing file or folder is taken whole, even with "=" or ":".
     """
     if isinstance(entry, DataSet):
         return entry
@@ -87,6 +87,6 @@ def as_data_set(entry: str | DataSet) -> DataSet:
     if Path(entry).exists():
         return DataSet(entry)
     found = _ENTRY.fullmatch(entry)
-    if found is None:  # line breaks
+    if found is None:  # the entry contains line breaks
         return DataSet(entry)
     return DataSet(found["path"], found["split"] or "", float(found["weight"] or 1))

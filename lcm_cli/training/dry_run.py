@@ -1,6 +1,7 @@
-"""What a run will cost, before it begins: memory, disk, and time by doing a few steps.
+"""Estimate what a run will cost: memory and disk by arithmetic, time by doing a few steps.
 
-A model's size needs neither weights nor data: what depends on those that are not here is left out.
+The size of a model is known without weights or data. Estimates that need a missing space, start or
+data set are left out.
 """
 
 import os
@@ -19,35 +20,35 @@ from lcm_cli.hub import cards, locate
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.space import Space, load_space
-from lcm_cli.training.data.batches import prompt_of
 from lcm_cli.training.data.filters import Filter
 from lcm_cli.training.data.index import files_of
+from lcm_cli.training.data.packing import prompt_of
 from lcm_cli.training.data_options import DataOptions, as_data_set
 from lcm_cli.training.prepare import load_start, make_trainer, model_config
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
 from lcm_cli.training.trainers.concept_model import ModelTrainer, freeze
 from lcm_cli.weights import without_content
 
-FLOAT = 4  # bytes of a weight in training, whatever the precision of the computation
-MEASURED = 4  # steps; the first one, which warms up, does not count
-MEASURES = "time, peak memory, epochs"  # what a few steps tell
+FLOAT = 4  # bytes per weight in training, whatever the precision of the computation
+MEASURED = 4  # steps; the first, which warms up, does not count
+MEASURES = "time, peak memory, epochs"  # known only after a few steps
 _UNKNOWN = (
     *("parameters", "trained", "state_bytes", "disk_bytes", "memory_bytes"),
     *("steps", "epochs", "per_step", "unit", "seconds_per_step", "minutes"),
 )
-ROOM = 0.8  # share of the free memory that weights, gradients and optimizer may take
+ROOM = 0.8  # fraction of the free memory for weights, gradients and optimizer states
 
 
 def dry_run(recipe: ModelRecipe | SpaceRecipe, device: torch.device) -> dict[str, Any]:
-    """Return what the recipe will need; nothing is kept on the disk.
+    """Return the estimated costs of a recipe; nothing is kept on disk.
 
-    `state_bytes` are weights, gradients, optimizer and average, `memory_bytes` the most that was
-    seen in the steps measured, `disk_bytes` the states and checkpoints of a run, `per_step` the
-    `unit`s in a step: counted, or what the recipe says. What is not known is None: where the state
-    would not fit into memory, or space, data or the model to start from are not on this machine;
-    `not_known` says for each reason what that is, and what to do.
+    `state_bytes` are weights, gradients, optimizer states and average, `memory_bytes` the peak in
+    the measured steps, `disk_bytes` the states and checkpoints of a run, and `per_step` the number
+    of `unit`s in a step: counted, or from the recipe. Unknown values are None: if the state would
+    not fit into memory, or if space, data or the model to start from are not on this machine. Each
+    line of `not_known` gives a reason, the values concerned, and what to do.
 
-    Raises LcmErrors for what is wrong with the recipe, as far as it shows without these.
+    Raises LcmErrors for an invalid recipe, as far as that shows without what is missing.
     """
     if isinstance(recipe, SpaceRecipe):
         from lcm_cli.training.trainers import text_space
@@ -71,9 +72,10 @@ def dry_run(recipe: ModelRecipe | SpaceRecipe, device: torch.device) -> dict[str
 
 
 def parameters(config: AnyConfig, frozen: tuple[str, ...] = ()) -> tuple[int, int]:
-    """Return how many parameters a model of `config` has, and how many of them are trained.
+    """Return the numbers of parameters of a model of `config`: all, and those trained.
 
-    It is not built. Raises IntegrityError for names in `frozen` that it has not.
+    No memory is allocated for them. Raises IntegrityError for a pattern in `frozen` that matches
+    none.
     """
     with without_content():
         model = checkpoint.build(config)
@@ -83,9 +85,9 @@ def parameters(config: AnyConfig, frozen: tuple[str, ...] = ()) -> tuple[int, in
 
 
 def _config(recipe: ModelRecipe, not_known: list[str]) -> AnyConfig | None:
-    """Return the config of the recipe's model, None if that it starts from is not here.
+    """Return the config of the recipe's model, or None if the model to start from is missing.
 
-    Adds to `not_known` what cannot be told without the space and the start, where they are absent.
+    Adds to `not_known` what is unknown without the space or the start.
     """
     start = None
     space, absent = _space(recipe.space)
@@ -98,15 +100,17 @@ def _config(recipe: ModelRecipe, not_known: list[str]) -> AnyConfig | None:
                 raise
             not_known.append(_line(f"parameters, state, disk, {MEASURES}", error))
             return None
-    if isinstance(space, SpaceInfo) and start is not None:  # it says which weights the space has
+    if (
+        isinstance(space, SpaceInfo) and start is not None
+    ):  # the start names the fingerprint of its space
         space = replace(space, fingerprint=start.config.space.fingerprint)
     return model_config(recipe, space, start)
 
 
 def _space(source: str) -> tuple[Space | SpaceInfo, LcmError | None]:
-    """Return a space, or what its card says of one that is not here and the error that tells so.
+    """Return a space, or the facts from the card of a missing one and the error that reports it.
 
-    Raises NotFoundError for a name without a card.
+    Raises NotFoundError for a missing space without a card.
     """
     try:
         return load_space(source, device="cpu"), None
@@ -122,14 +126,14 @@ def _is_card(source: str) -> bool:
 
 
 def _may_come(start: str) -> bool:
-    """Return whether a model that is not here may be made, or pulled; others are misspelt."""
+    """Return whether a missing model can be trained or pulled; otherwise its name is misspelt."""
     return start.startswith("runs/") or start in cards.cards() or locate.is_repository(start)
 
 
 def _without_data(options: DataOptions, config: AnyConfig | None) -> Iterator[str]:
-    """Yield what is not known for each part of the data that is not here.
+    """Yield a line for each missing data set, on what is unknown without it.
 
-    Raises IntegrityError for what is wrong with [data] before there is anything to look through.
+    Raises IntegrityError for errors in [data] that show without the data.
     """
     if options.filter:
         Filter(options.filter)
@@ -142,7 +146,7 @@ def _without_data(options: DataOptions, config: AnyConfig | None) -> Iterator[st
         except NotFoundError as error:
             absent[entry.path] = error.message
     for path, message in absent.items():
-        yield f"{MEASURES}: {message}; make a data set of text: lcm embed TEXT -o {path}"
+        yield f"{MEASURES}: {message}; embed text to make it: lcm embed TEXT -o {path}"
 
 
 def _line(what: str, error: LcmError) -> str:
@@ -156,14 +160,14 @@ def _report(
     if sizes is None:
         return found
     size, trained = sizes
-    # AdamW has two numbers a weight, Muon one: the estimate is that of AdamW.
+    # AdamW keeps two numbers per weight, Muon one; the estimate assumes AdamW.
     saved = FLOAT * (size + 2 * trained + (trained if ema else 0))
     keep = recipe.train.keep if isinstance(recipe, ModelRecipe) else 2
     return found | {
         "parameters": size,
         "trained": trained,
         "state_bytes": saved + FLOAT * trained,
-        # One state more than is kept: the old ones go when the new one is whole.
+        # One state more than are kept: an old one is removed only after the new one is written.
         "disk_bytes": (keep + 1) * saved + 2 * FLOAT * size,
     }
 
@@ -178,7 +182,7 @@ def _measured(trainer: Any, device: torch.device) -> dict[str, Any]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.monotonic() - begun)
-    # Batches differ in size: time goes by what is in them.
+    # Batches differ in size, so scale the time by the number of concepts or sentences.
     some = slice(1, None) if len(seconds) > 1 else slice(None)
     per_step = sum(counts) / len(counts)
     step = per_step * sum(seconds[some]) / max(sum(counts[some]), 1)
@@ -195,20 +199,20 @@ def _measured(trainer: Any, device: torch.device) -> dict[str, Any]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return how many bytes of memory are free where the model will be."""
+    """Return the number of free bytes of memory on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if not hasattr(os, "sysconf") or "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return 1 << 40  # not known: try
+        return 1 << 40  # unknown: assume enough
     meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():  # what is only cached counts as free
+    if meminfo.is_file():  # MemAvailable counts the page cache as free
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) << 10
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes that were in use so far: of the GPU's, else of this process."""
+    """Return the peak number of bytes used so far, on the GPU or else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,4 +1,4 @@
-"""What training will cost, told before it begins: arithmetic, memory, disk, time."""
+"""FLOPs of a training step, and the peak FLOP/s of GPUs."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from torch import nn
 
 from lcm_cli.models.config import AnyConfig, TransformerConfig
 
-# Dense bfloat16 or float16 FLOP/s by the makers' data sheets; float32 is not told, since it depends
-# on whether TF32 is allowed.
+# Dense bfloat16 or float16 FLOP/s from the makers' data sheets; none for float32, where they
+# depend on whether TF32 is allowed.
 PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -25,7 +25,7 @@ PEAKS = {
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return the peak FLOP/s of a GPU, None where it is not known (CPUs, float32)."""
+    """Return the peak FLOP/s of a GPU; None if unknown (CPUs, float32)."""
     if device.type != "cuda" or precision == "float32":
         return None
     name = torch.cuda.get_device_name(device)
@@ -33,19 +33,20 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def flops_per_concept(config: AnyConfig, weights: int, length: float) -> float:
-    """Return the FLOPs of a training step for each concept of documents `length` long.
+    """Return the FLOPs of a training step per concept, for documents of `length` concepts.
 
-    `weights` counts those of the model's matrices: six FLOPs each (two forward, four backward), and
-    twelve for each channel and visible concept in attention (Chowdhery et al. 2022, appendix B).
-    One-Tower and Quant-LCM carry every concept twice, clean and unfinished.
+    Each of the `weights` of the model's matrices takes six FLOPs (two forward, four backward), each
+    channel and visible concept in attention twelve (Chowdhery et al. 2022, appendix B). One-Tower
+    and Quant-LCM process every concept twice, clean and noised.
     """
+    # Causal attention sees half of the document on average: length / 2.
     times = 2 if config.architecture in ("one_tower", "quant") else 1
     attention = 12 * config.model_dim * _attentions(config) * times * length / 2
     return times * 6 * weights + attention
 
 
 def matrix_weights(model: nn.Module) -> int:
-    """Return how many weights a model's matrices have."""
+    """Return the number of weights in a model's matrices."""
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
 
 

@@ -1,4 +1,4 @@
-"""Recipes that fit rather than train: a normalizer or a quantizer, from the concepts of the data.
+"""Fit a normalizer or a quantizer on the concepts of the data, as a recipe says.
 
 Shapes: N concepts, D concept dim.
 """
@@ -31,7 +31,7 @@ from lcm_cli.training.prepare import (
 from lcm_cli.training.recipe import NormalizerRecipe, QuantizerRecipe
 from lcm_cli.training.states import disk_errors
 
-HELD_OUT = 200  # documents on which a fit is measured
+HELD_OUT = 200  # documents on which a fit is evaluated
 
 
 def fit_recipe(
@@ -41,11 +41,12 @@ def fit_recipe(
     progress: StartJob = no_progress,
     data: EndlessData | None = None,
 ) -> dict[str, Any]:
-    """Fit what the recipe says, and write it below `folder`; returns what was made, and how good.
+    """Fit what the recipe says, and write it below `folder`; return its path and quality.
 
-    A normalizer's `deviation` is the mean standard deviation of held-out channels once normalized
-    (1 is perfect), a quantizer's `lost` the share of their variance that the first 1, 2, 3 ...
-    codebooks leave. Raises LcmErrors of the data, and UsageError if there are too few concepts.
+    A normalizer's `deviation` is the mean standard deviation of held-out channels after
+    normalization (1 is perfect); a quantizer's `lost` lists the fraction of variance that the first
+    1, 2, 3 ... codebooks leave unexplained. Raises LcmErrors of the data, and UsageError if there
+    are too few concepts.
     """
     space = load_space(recipe.space, device=str(device))
     seed = recipe.seed if isinstance(recipe, NormalizerRecipe) else recipe.quantizer.seed
@@ -92,14 +93,14 @@ def _fit_quantizer(
 
 
 def held_out(data: EndlessData) -> Tensor:
-    """Return held-out concepts (N, D), or, where none are held out, some of those for training."""
+    """Return held-out concepts (N, D) or, without validation data, those of a training batch."""
     batches = data.validation(HELD_OUT) or [data.batch(0)]
     found = [b.concepts_BSD[b.positions() < b.lengths_B[:, None]] for b in batches]
     return torch.cat(found).float()
 
 
 def save_normalizer(normalizer: Normalizer, folder: Path, space: SpaceRef) -> None:
-    """Write a normalizer of its own: config.json and model.safetensors."""
+    """Write a normalizer as a checkpoint: config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
         disk_errors(folder / checkpoint.WEIGHTS),

@@ -1,4 +1,4 @@
-"""The training loop: steps, a log line, evaluation, saving, stopping. Whatever is trained."""
+"""The training loop of models and spaces: steps, log, evaluation, saving, stopping."""
 
 import json
 import math
@@ -20,7 +20,7 @@ OnRecord = Callable[[dict[str, Any]], None]
 
 
 class Trainer(Protocol):
-    """Something that can be trained step by step, saved and measured."""
+    """Something that can be trained step by step, saved and evaluated."""
 
     step: int
     steps: int
@@ -28,45 +28,46 @@ class Trainer(Protocol):
     eval_every: int
     sample_every: int  # 0: never
     keep: int  # saved states
-    patience: int  # evaluations without a better one before the run ends; 0: it goes on
+    patience: int  # evaluations without improvement before the run ends; 0: no limit
     unit: str  # what `train_step` counts: "concepts", "sentences"
     peak_flops: float | None  # of the device, where it is known
     world: World  # the processes that train together
 
     @property
     def summary(self) -> str:
-        """What is trained, on what, in one line."""
+        """Model and data, in one line."""
 
     def train_step(self) -> dict[str, Any]:
-        """Do one optimizer step; returns what to log, averaged over LOG_EVERY steps.
+        """Do one optimizer step; return its metrics, logged as means over LOG_EVERY steps.
 
-        What is a tensor is waited for as late as that: the device goes on with the next steps.
+        Metrics may be tensors. They are read only when logged, so that the host need not wait for
+        the device before the next steps.
         """
 
     def state(self) -> dict[str, Any]:
-        """Return everything that `restore` needs to go on exactly here."""
+        """Return everything that `restore` needs to continue exactly."""
 
     def shards(self) -> dict[str, Any] | None:
-        """Return what of the state is cut among processes, if anything is."""
+        """Return the part of the state that is sharded over processes, if any."""
 
     def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
-        """Go back to where `state` was taken, and `shards` were written."""
+        """Restore `state`, and the sharded part from the folder `shards`."""
 
     def export(self, folder: Path) -> Path:
-        """Write what is trained, ready for use, below `folder`; returns where."""
+        """Write the trained checkpoint below `folder`; return its path."""
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
-        """Measure; {"eval": {"loss": ...}} decides which weights are the best."""
+        """Return scores; {"eval": {"loss": ...}} decides which weights are the best."""
 
     def sample(self) -> dict[str, Any]:
-        """Return something that what is trained made, to look at."""
+        """Return a sample of the model's output for the log."""
 
 
 @dataclass
 class Run:
-    """One training run in a folder. `stop` may be set at any time: the step in hand is finished.
+    """One training run in a folder. `stop` may be set at any time: the current step is finished.
 
-    `report` is told every record of the log, `live` every step.
+    `report` receives every record of the log, `live` the means after every step.
     """
 
     trainer: Trainer
@@ -75,17 +76,17 @@ class Run:
     report: OnRecord = lambda record: None
     live: OnRecord = lambda record: None
     stop: bool = False
-    _seconds: float = 0.0  # spent in earlier sessions
+    _seconds: float = 0.0  # spent before the run was resumed
     _best: float = math.inf
     _waited: int = 0  # evaluations since the best one
     _evaluated: int = -1  # the step of the last evaluation
     _started: float = field(default_factory=time.monotonic)
 
     def train(self) -> bool:
-        """Train to the last step, or until stopped; returns whether training is done.
+        """Train to the last step, or until stopped; return whether training is done.
 
         Saves every `save_every` steps, and at the end. Raises LcmError if the loss is not finite
-        or the disk is full; what was saved before stays.
+        or the disk is full; earlier states are kept.
         """
         trainer, recent = self.trainer, _Recent(self.trainer)
         while True:
@@ -103,7 +104,7 @@ class Run:
             if waiting and not (logging or saving or self._due(trainer.eval_every)):
                 continue
             means = recent.means()
-            if not math.isfinite(means.get("loss", 0.0)):  # it lacks where batches were skipped
+            if not math.isfinite(means.get("loss", 0.0)):  # no loss if all batches were skipped
                 raise self._diverged(means["loss"])
             self.live({"step": trainer.step, **means})
             if logging:
@@ -112,9 +113,10 @@ class Run:
                 self._save()
 
     def resume(self) -> None:
-        """Go on from the last saved state.
+        """Continue from the last saved state.
 
-        Raises UsageError if there is none, IntegrityError if it is damaged or of another recipe.
+        Raises UsageError if there is none, IntegrityError if it is damaged or does not suit the
+        recipe.
         """
         state, shards = read_state(self.folder)
         try:
@@ -122,7 +124,7 @@ class Run:
             self._seconds, self._best = state["seconds"], state["best"]
             self._waited, self._evaluated = state["waited"], state["evaluated"]
         except (IntegrityError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            hint = f"the recipe must have the shapes the run began with: {self.folder}/recipe.json"
+            hint = f"the recipe must have the run's first shapes: {self.folder}/recipe.json"
             raise IntegrityError(
                 f"cannot resume the run in {self.folder}: {error}", hint
             ) from error
@@ -133,7 +135,7 @@ class Run:
 
     def _evaluate(self) -> None:
         step = self.trainer.step
-        if self._evaluated == step:  # before the run was stopped
+        if self._evaluated == step:  # evaluated already, before the run was stopped
             return
         record = self.trainer.evaluate(self.folder)
         score = record.get("eval", {}).get("loss", math.nan)
@@ -159,7 +161,7 @@ class Run:
         trainer.export(self.folder)
 
     def _log(self, record: dict[str, Any]) -> None:
-        if len(record) == 1 or not self.trainer.world.leads:  # nothing but the step
+        if len(record) == 1 or not self.trainer.world.leads:  # only the step
             return
         record |= {"minutes": round(self._spent() / 60, 2)}
         path = self.folder / LOG
@@ -171,7 +173,7 @@ class Run:
         self.report(record)
 
     def _forget_later_records(self) -> None:
-        """Cut from the log what a kill left behind the saved state: it will be written again."""
+        """Cut off log records after the saved state; the steps will be done and logged again."""
         path = self.folder / LOG
         if not path.is_file() or not self.trainer.world.leads:
             return
@@ -183,9 +185,10 @@ class Run:
     def _was_before(self, line: str) -> bool:
         try:
             record = json.loads(line)
-        except ValueError:  # cut off by the kill
+        except ValueError:  # the run was killed while writing it
             return False
         step = record.get("step", 0)
+        # A state saved within the loop precedes the evaluation of its step, which is then repeated.
         if {"eval", "sample"} & set(record):
             return bool(step < self.trainer.step or step == self._evaluated)
         return bool(step <= self.trainer.step)
@@ -199,12 +202,12 @@ class Run:
     def _diverged(self, loss: float) -> LcmError:
         return LcmError(
             f"the loss is {loss} at step {self.trainer.step}; the last good state is kept",
-            "lower train.learning_rate with --set and go on with --resume",
+            "lower train.learning_rate with --set and continue with --resume",
         )
 
 
 class _Recent:
-    """Means over the steps since the last log line, the rate, and how long it will take."""
+    """Means over the steps since the last log line, the rate, and the time left."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -217,7 +220,7 @@ class _Recent:
         self._since = time.monotonic()
 
     def add(self, metrics: dict[str, Any]) -> bool:
-        """Add those of a step; returns whether some are not known yet."""
+        """Add the metrics of a step; return whether some are tensors, not read yet."""
         self._steps += 1
         for key, value in metrics.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
@@ -227,7 +230,7 @@ class _Recent:
     def means(self) -> dict[str, float]:
         trainer = self._trainer
         means = {key: float(value) / self._counts[key] for key, value in self._sums.items()}
-        seconds = time.monotonic() - self._since  # after the device has done it all
+        seconds = time.monotonic() - self._since  # float() above waited for the device
         means[f"{trainer.unit}_per_second"] = self._sums.get(trainer.unit, 0.0) / seconds
         flops = self._sums.get("flops", 0.0)
         means.pop("flops", None)

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule: Muon for matrices, AdamW for the rest."""
+"""Optimizers: Muon for matrices and AdamW for the rest; the learning rate of spaces."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,19 +8,22 @@ from torch import Tensor, nn
 
 from lcm_cli.training.recipe import SpaceTraining, Training
 
-# Quintic Newton-Schulz coefficients of Muon (Jordan et al. 2024): fast rather than exact.
+# Coefficients of Muon's quintic Newton-Schulz iteration (Jordan et al. 2024), chosen for a steep
+# slope at 0: small singular values grow fast, and all end up near 1, not exactly at it.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
-    """Return the nearest semi-orthogonal matrices to `update` (N, rows, columns), about.
+    """Return about the nearest semi-orthogonal matrix to each of `update` (N, rows, columns).
 
-    `update` may be bfloat16 (the usual choice) where the hardware has it; on CPUs without those
+    `update` may be bfloat16, the usual choice if the hardware supports it; on CPUs without such
     instructions float32 is up to ten times faster.
     """
     a, b, c = _NEWTON_SCHULZ
     tall = update.shape[1] > update.shape[2]
+    # With at most as many rows as columns, the Gram matrix below is the smaller of the two.
     x = update.transpose(1, 2) if tall else update
+    # The iteration needs singular values of at most 1, which the Frobenius norm ensures.
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
@@ -31,9 +34,9 @@ def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz, for the weight matrices of hidden layers.
 
-    The step is scaled to AdamW's usual size, 0.2 sqrt(max(rows, columns)) (Liu et al. 2025), so
-    that one learning rate serves both. Matrices of one shape are orthogonalised together. The rate
-    may be a tensor on the device, as a captured step needs it.
+    The step is scaled by 0.2 sqrt(max(rows, columns)) to the usual size of AdamW's (Liu et al.
+    2025), so that one learning rate suits both. Matrices of one shape are orthogonalised together.
+    The learning rate may be a tensor on the device, as CUDA graphs need.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Muon(torch.optim.Optimizer):
 def split_parameters(
     modules: Iterable[nn.Module],
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return (matrices of linear layers, everything else), each parameter once."""
+    """Return the matrices of linear layers and all other parameters, each once."""
     linear = {id(m.weight) for net in modules for m in net.modules() if isinstance(m, nn.Linear)}
     unique = {id(p): p for net in modules for p in net.parameters()}
     matrices = [p for key, p in unique.items() if key in linear]
@@ -85,7 +88,7 @@ def split_parameters(
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float) -> float:
-    """Warm up linearly, hold, then fall linearly to 0 over the last `decay` share of the steps."""
+    """Warm up linearly, hold, then fall linearly to 0 over the last fraction `decay` of steps."""
     if step < warmup:
         return peak * (step + 1) / warmup
     fall = max(1, int(steps * decay))
@@ -97,8 +100,9 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return Muon for `matrices` and AdamW for `others`, or AdamW for all, as the recipe says.
 
-    Weight decay, decoupled from the gradient, is for matrices alone.
+    Only matrices have weight decay, decoupled from the gradient.
     """
+    # A captured step reads the learning rate from the device, where `set_rate` changes it.
     on_gpu = matrices[0].is_cuda
     rate = torch.zeros((), device=matrices[0].device) if on_gpu else 0.0
     decay = options.weight_decay
@@ -115,12 +119,12 @@ def make_optimizers(
 
 
 def average_decay(ema: float, step: int) -> float:
-    """Return how much of an average stays after `step` steps: at first it follows quickly."""
+    """Return the decay of an average of weights: lower at first, to forget the initial ones."""
     return min(ema, (1 + step) / (10 + step))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all parameters, in place where it lies on the device."""
+    """Set the learning rate of all parameters, in place if it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -129,7 +133,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def model_optimizers(model: nn.Module, options: Training) -> list[torch.optim.Optimizer]:
-    """Return AdamW for all trainable parameters of a model, or Muon for its matrices."""
+    """Return AdamW for all trainable parameters, or Muon for matrices and AdamW for the rest."""
     matrices, others = ([p for p in part if p.requires_grad] for part in split_parameters([model]))
 
     def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,8 +1,8 @@
-"""Several processes that train one model: what torchrun started joins, shares out, agrees.
+"""Data-parallel training of one model by several processes, as started by torchrun.
 
-"ddp" keeps the whole model in every process and averages gradients. "fsdp" cuts weights, gradients
-and optimizer among them (torch's fully_shard): Transformer blocks are gathered one at a time, all
-else at the beginning of a step. A run of one process goes through the same code.
+"ddp" keeps the whole model in every process and averages gradients. "fsdp" shards weights,
+gradients and optimizer states (torch's fully_shard): Transformer blocks are gathered one at a time,
+everything else at the beginning of a step. A run of one process takes the same code path.
 """
 
 import os
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from heapq import heapreplace
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,48 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lcm_cli.models.interface import Batch, ConceptModel, Loss, deal
+from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.layers import Block
 from lcm_cli.training.recipe import Training
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which parts of a batch a process computes: rank, rank + size ... of `parts`."""
+    """The micro-batches of a batch that one process computes: rank, rank + size ... of `count`."""
 
     rank: int = 0
     size: int = 1
-    parts: int = 1
+    count: int = 1
 
     @property
     def numbers(self) -> range:
-        """The numbers of its parts."""
-        return range(self.rank, self.parts, self.size)
+        """The numbers of its micro-batches."""
+        return range(self.rank, self.count, self.size)
 
     def rows(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Return which rows, of a batch with rows of these lengths, are in each of its parts."""
-        return deal(lengths, self.parts)[self.rank :: self.size]
+        """Return the rows in each of its micro-batches; `lengths` are those of the batch's rows."""
+        return deal(lengths, self.count)[self.rank :: self.size]
+
+
+def deal(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Deal rows of these lengths into `count` micro-batches of about as many concepts each.
+
+    Returns the numbers of the rows in each; every row is in one of them.
+    """
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, number) for number in range(count)]  # a heap: the lightest micro-batch first
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        load, lightest = loads[0]
+        dealt[lightest].append(row)
+        heapreplace(loads, (load + lengths[row], lightest))
+    return [sorted(rows) for rows in dealt]
 
 
 @dataclass(frozen=True)
-class Portion:
-    """What a process computes of a batch: some parts of it; and how long all its rows are."""
+class MicroBatches:
+    """One process's micro-batches of a batch, and the lengths of all rows of the batch."""
 
-    parts: list[Batch]
+    own: list[Batch]
     lengths_B: Tensor
 
 
@@ -57,12 +72,12 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this process writes files and output for all."""
         return self.rank == 0
 
-    def share(self, parts: int) -> Share:
-        """Return this process's share of batches in `parts` parts, or a few more: as many each."""
-        return Share(self.rank, self.size, -(-parts // self.size) * self.size)
+    def share(self, count: int) -> Share:
+        """Return this process's share of `count` micro-batches, rounded up to as many for each."""
+        return Share(self.rank, self.size, -(-count // self.size) * self.size)
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         """Return each number summed over all processes."""
@@ -83,7 +98,7 @@ class World:
 
 
 def join() -> World:
-    """Join the processes that torchrun started; alone where there are none."""
+    """Join the processes that torchrun started; without torchrun, return a world of one process."""
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if not dist.is_initialized():
@@ -98,8 +113,8 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
-class Shared(nn.Module):
-    """A model and what is minimised, as one module: the form in which torch shares models out."""
+class LossModule(nn.Module):
+    """A model and its training objective as one module, as torch's wrappers need them."""
 
     def __init__(
         self, model: ConceptModel, objective: Callable[[ConceptModel, Batch], Loss]
@@ -112,25 +127,25 @@ class Shared(nn.Module):
         return self.objective(self.model, batch)
 
 
-def share(
+def distribute(
     model: ConceptModel,
     objective: Callable[[ConceptModel, Batch], Loss],
     options: Training,
     world: World,
 ) -> nn.Module:
-    """Return the module whose call gives the loss of a batch, shared out among `world`.
+    """Return a module that computes the loss of a batch, distributed over the processes of `world`.
 
-    All processes begin with the weights and buffers of the first one.
+    All processes start with the weights and buffers of the first.
     """
-    shared = Shared(model, objective)
+    module = LossModule(model, objective)
     if world.size == 1:
-        return shared
-    for tensor in (*shared.parameters(), *model.buffers()):
+        return module
+    for tensor in (*module.parameters(), *model.buffers()):
         dist.broadcast(tensor.data, 0)
     if options.parallel == "ddp":
         device_ids = [model.device.index] if model.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
-            shared,
+            module,
             device_ids=device_ids,
             broadcast_buffers=False,
             find_unused_parameters=getattr(objective, "partial", False),
@@ -140,26 +155,27 @@ def share(
     policy = MixedPrecisionPolicy()
     if options.precision == "bfloat16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
+    # Inner modules first: what is left over belongs to the outer one.
+    for block in [part for part in model.modules() if isinstance(part, Block)]:
         fully_shard(block, mp_policy=policy)
-    fully_shard(shared, mp_policy=policy)
-    return shared
+    fully_shard(module, mp_policy=policy)
+    return module
 
 
-def alone(shared: nn.Module, last: bool) -> Any:
-    """Return a context in which gradients are exchanged only if this is the `last` part."""
-    if isinstance(shared, nn.parallel.DistributedDataParallel) and not last:
-        return shared.no_sync()
+def gradient_sync(module: nn.Module, last: bool) -> Any:
+    """Return a context that averages gradients over processes only in the `last` micro-batch."""
+    if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
+        return module.no_sync()
     return nullcontext()
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be cut among processes in one piece; all of them have to ask."""
+    """Return a possibly sharded tensor as a whole. A collective: all processes must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def save_sharded(state: dict[str, Any], folder: Path) -> None:
-    """Write a state of which each process holds a part, with torch.distributed.checkpoint."""
+    """Write a state that is sharded over the processes, with torch.distributed.checkpoint."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with _quietly():
@@ -167,7 +183,7 @@ def save_sharded(state: dict[str, Any], folder: Path) -> None:
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> None:
-    """Fill the tensors of `state` from what any number of processes wrote."""
+    """Fill the tensors of `state` from shards written by any number of processes."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with _quietly():

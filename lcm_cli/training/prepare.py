@@ -1,4 +1,4 @@
-"""From a recipe to what the loop trains: space, data, model, normalizer, codebooks.
+"""Prepare a run from its recipe: space, data, model, normalizer, codebooks.
 
 Shapes: N concepts, D concept dim.
 """
@@ -31,7 +31,8 @@ from lcm_cli.models.quant_lcm import QuantLCM, fit_quantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.progress import Progress, StartJob, no_progress
 from lcm_cli.space import Space, load_space
-from lcm_cli.training.data.token_ids import Tokenize, Tokens
+from lcm_cli.training.data.columns import Tokenize
+from lcm_cli.training.data.row_groups import Tokens
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
 from lcm_cli.training.parallel import World, join
@@ -43,22 +44,22 @@ from lcm_cli.weights import map_file
 from lcm_cli.writing.writer import own_language
 
 NORMALIZER, QUANTIZER = "normalizer", "quantizer"
-FITTED = 200_000  # concepts that a new model's normalizer and codebooks are fitted on
+FITTED = 200_000  # concepts on which a new model's normalizer and codebooks are fitted
 
 
 class EndlessData(TrainingData, Protocol):
-    """Data whose batches go round in epochs."""
+    """Training data whose batches repeat in epochs."""
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches after which all documents were seen."""
+        """Number of batches that contain all documents once."""
 
     @property
     def plans(self) -> bool:
-        """Whether there is a plan before each paragraph; asked only for data with breaks."""
+        """Whether each paragraph has a plan; used only for data with breaks."""
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Release the files."""
 
 
 def prepare_run(
@@ -67,7 +68,7 @@ def prepare_run(
     device: torch.device,
     progress: StartJob = no_progress,
 ) -> Trainer:
-    """Prepare a run of any kind that is trained step by step; raises its LcmErrors."""
+    """Prepare the training of a model or a space. Raises LcmErrors of the recipe and its files."""
     world = join()
     if isinstance(recipe, ModelRecipe):
         return make_trainer(recipe, folder, device, progress, world=world)
@@ -91,9 +92,9 @@ def make_trainer(
 ) -> ModelTrainer:
     """Prepare a run in `folder`: space, data, model. Raises LcmErrors of all three.
 
-    A new model's normalizer, and the codebooks of a Quant-LCM that names no quantizer, are fitted
-    on the data first, unless the run has a state that holds them, or `fitted` is false: then they
-    are left as they are when new, which is enough to measure time and memory.
+    A new model's normalizer, and the codebooks of a Quant-LCM without a `quantizer` in the recipe,
+    are fitted on the data first, unless a saved state has them, or `fitted` is false: then they
+    keep their initial values, which suffices to measure time and memory.
     """
     space = load_space(recipe.space, device=str(device))
     start = None if not recipe.start else load_start(recipe.start)
@@ -114,9 +115,9 @@ def make_trainer(
 
 
 def make_sampler(recipe: ModelRecipe, space: Space, config: AnyConfig, world: World) -> Sampler:
-    """Return what makes text of predictions; the process that leads loads the recipe's judge.
+    """Return a sampler, which decodes predictions; the first process also loads the judge.
 
-    Raises UsageError without the package transformers, NotFoundError if there is no such model.
+    Raises UsageError without the package transformers, NotFoundError for an unknown judge.
     """
     lm, judge = None, recipe.train.judge
     if judge and world.leads:
@@ -126,13 +127,13 @@ def make_sampler(recipe: ModelRecipe, space: Space, config: AnyConfig, world: Wo
         try:
             lm.load()
         except LcmError as error:
-            hint = f"{error.hint}; to go on without: --set train.judge="
+            hint = f"{error.hint}; to train without a judge: --set train.judge="
             raise type(error)(f"train.judge: {error.message}", hint) from error
     return Sampler(space, recipe.train.sample_to, config.end_text, lm)
 
 
 def load_start(source: str) -> ConceptModel:
-    """Load a checkpoint to finetune or to learn from: a name, a folder, or that of a run."""
+    """Load a checkpoint to finetune or to learn from, by its name, its folder or its run's."""
     if source.startswith("runs/") and not Path(source).exists():  # looks like ORG/REPO
         hint = f"train it first: lcm train RECIPE.toml -o {source}"
         raise NotFoundError(f"there is no run in {source}", hint)
@@ -144,8 +145,8 @@ def model_config(
 ) -> AnyConfig:
     """Return the config of the model to train, which belongs to `space`.
 
-    Raises what `ModelRecipe.config` raises, IntegrityError if `start` is of another space, or the
-    recipe has a quantizer that the model has no use for.
+    Raises the errors of `ModelRecipe.config`, and IntegrityError if `start` is of another space or
+    the recipe has a quantizer that the model cannot use.
     """
     reference = {"name": space.name, "fingerprint": space.fingerprint}
     if start is not None:
@@ -154,7 +155,7 @@ def model_config(
     config = recipe.config(given, None if start is None else start.config)
     if recipe.quantizer and config.architecture != "quant":
         raise IntegrityError(
-            f"quantizer = {recipe.quantizer!r} is of no use to a model of this kind",
+            f"quantizer = {recipe.quantizer!r} is only for quant models",
             f'leave it out, or set model.architecture = "quant", not {config.architecture!r}',
         )
     if recipe.data.plan and not config.break_text:
@@ -182,14 +183,14 @@ def listen(model: ConceptModel, space: Space) -> None:
 
 
 def learns_tokens(config: AnyConfig | ModelConfig) -> bool:
-    """Return whether a model of `config` learns from what concepts say."""
+    """Return whether a model of `config` learns from the tokens of sentences."""
     return isinstance(config, SonarLLMConfig) and config.loss == "tokens"
 
 
 def tokenizing(space: Space) -> Tokenize:
-    """Return what turns sentences into tokens; a language that is not named is the space's own.
+    """Return the function that tokenizes sentences; its default language is the space's own.
 
-    It raises NotFoundError for a language that the space has not.
+    The function raises NotFoundError for a language that the space does not know.
     """
     tokenizer, find = space.tokenizer, cache(space.find_language)
 
@@ -203,7 +204,7 @@ def tokenizing(space: Space) -> Tokenize:
 def open_data(
     options: DataOptions, space: Space, *, seed: int, config: AnyConfig | None = None
 ) -> EndlessData:
-    """Open the recipe's data, as a model of `config` reads it or just for its concepts.
+    """Open the recipe's data for a model of `config`; without one, for concepts alone.
 
     Raises IntegrityError if they are of another space.
     """
@@ -230,7 +231,7 @@ def open_data(
     if theirs is not None and theirs.fingerprint not in ("", space.fingerprint):
         raise IntegrityError(
             f"the data are of the space {theirs.name} ({theirs.fingerprint}), "
-            f"the recipe names {space.name} ({space.fingerprint})",
+            f"but the recipe names {space.name} ({space.fingerprint})",
             f'set space = "{theirs.name}" in the recipe, or embed the text again',
         )
     return data
@@ -242,7 +243,7 @@ def weighs_fragility(config: AnyConfig | ModelConfig) -> bool:
 
 
 def concepts(data: EndlessData, limit: int) -> Iterator[Tensor]:
-    """Yield the concepts (N, D) of an epoch's batches, about `limit` at most."""
+    """Yield the concepts (N, D) of batches, up to an epoch, until `limit` is reached."""
     seen = 0
     for number in range(data.batches_per_epoch):
         batch = data.batch(number)
@@ -255,7 +256,7 @@ def concepts(data: EndlessData, limit: int) -> Iterator[Tensor]:
 
 
 def set_normalizer(model: ConceptModel, source: str, data: EndlessData, progress: StartJob) -> None:
-    """Give a model the normalizer of a checkpoint, or fit it on the data.
+    """Give a model the normalizer from `source` or, without one, fit it on the data.
 
     Raises NotFoundError, or IntegrityError if it is of another space or method.
     """
@@ -272,7 +273,7 @@ def set_normalizer(model: ConceptModel, source: str, data: EndlessData, progress
 
 
 def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
-    """Return the numbers of a normalizer that `lcm train` fitted: its folder, or that of the run.
+    """Return the state of a normalizer fitted by `lcm train`, from its folder or its run's.
 
     Raises NotFoundError, or IntegrityError if it does not suit a model of `config`.
     """
@@ -286,13 +287,13 @@ def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
     except (ValueError, TypeError) as error:
         raise IntegrityError(f"{file} is not the config of a normalizer: {error}") from error
     if theirs.get("kind") != NORMALIZER:
-        raise IntegrityError(f"{source} is no normalizer", _made(NORMALIZER))
+        raise IntegrityError(f"{source} is not a normalizer", _made(NORMALIZER))
     mine = asdict(config.normalizer)
     if different := [key for key, value in mine.items() if theirs.get(key) != value]:
         key = different[0]
         raise IntegrityError(
             f"{source} has {key} = {theirs.get(key)!r}, the recipe's model {mine[key]!r}",
-            "[model.normalizer] in the recipe says what is wanted",
+            "change [model.normalizer] in the recipe, or name another normalizer",
         )
     space = theirs.get("space")
     fingerprint = space.get("fingerprint") if isinstance(space, dict) else None
@@ -308,7 +309,7 @@ def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
 def set_quantizer(
     model: QuantLCM, source: str, data: EndlessData, seed: int, progress: StartJob
 ) -> None:
-    """Give a Quant-LCM the codebooks of a checkpoint, or fit them.
+    """Give a Quant-LCM the codebooks from `source` or, without one, fit them on the data.
 
     Raises NotFoundError, or IntegrityError if they are of other shapes or another space.
     """
@@ -320,7 +321,7 @@ def set_quantizer(
 
 
 def read_quantizer(source: str, config: QuantizerConfig, space: SpaceRef) -> dict[str, Tensor]:
-    """Return the codebooks of a checkpoint, or of the folder of a run that fitted them.
+    """Return the codebooks of a checkpoint, from its folder or its run's.
 
     Raises NotFoundError, or IntegrityError if they do not suit a model of `config` in `space`.
     """
@@ -331,7 +332,7 @@ def read_quantizer(source: str, config: QuantizerConfig, space: SpaceRef) -> dic
         raise NotFoundError(missing, _made(QUANTIZER))
     found = checkpoint.load_quantizer(folder)
     theirs = found.config
-    # Another space first: its width may differ, and is not the recipe's to set.
+    # Check the space before concept_dim: in another space it may differ, and no recipe sets it.
     if theirs.space.fingerprint not in ("", space.fingerprint):
         raise IntegrityError(
             f"{source} was fitted in another space ({theirs.space.fingerprint}) than "
@@ -349,7 +350,7 @@ def read_quantizer(source: str, config: QuantizerConfig, space: SpaceRef) -> dic
 
 
 def _made(kind: str) -> str:
-    return f'make one in the space of the recipe: lcm train RECIPE.toml, whose kind is "{kind}"'
+    return f'fit one in the space of the recipe: lcm train RECIPE.toml, with kind = "{kind}"'
 
 
 def fit_codebooks(
@@ -361,7 +362,7 @@ def fit_codebooks(
     progress: StartJob,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """Fit codebooks on at most `limit` concepts of the data; returns the quantizer's state."""
+    """Fit codebooks on at most `limit` concepts of the data; return the quantizer's state."""
     x_ND = torch.cat(list(concepts(data, limit)))[:limit].to(device)
     with progress("fitting the codebooks", config.codebooks) as advance:
         fitted = fit_quantizer(
@@ -371,7 +372,7 @@ def fit_codebooks(
 
 
 def counting(parts: Iterator[Tensor], advance: Progress) -> Iterator[Tensor]:
-    """Yield `parts`, telling `advance` how many rows each has."""
+    """Yield `parts`, reporting the number of rows in each to `advance`."""
     for part in parts:
         advance(len(part))
         yield part

@@ -1,4 +1,4 @@
-"""Recipes: what to train, on what, how. A TOML file, checked before anything starts."""
+"""Training recipes: TOML files that are fully checked before anything starts."""
 
 import json
 import math
@@ -23,9 +23,9 @@ from lcm_cli.training.data_options import DataOptions
 
 @dataclass(frozen=True)
 class SpaceData:
-    """Where the text is: JSON Lines of {language code: sentence}, paths from the current folder.
+    """The text of a space: JSON Lines of {language code: sentence}, relative to the current folder.
 
-    An entry of `train` is PATH[:WEIGHT]; the weight says how often an epoch shows each line.
+    An entry of `train` is PATH[:WEIGHT]; the weight is how often an epoch uses each line.
     """
 
     train: tuple[str, ...]
@@ -34,9 +34,10 @@ class SpaceData:
 
 @dataclass(frozen=True)
 class SpaceShape:
-    """Shapes of a new space (a finetuned one has those it started with).
+    """Shapes of a new space; a finetuned one keeps its own.
 
-    `vocabulary` counts sentencepiece pieces; `tie` gives encoder and decoder one embedding.
+    `vocabulary` is the number of sentencepiece pieces; with `tie`, encoder and decoder share one
+    embedding.
     """
 
     vocabulary: int = 8000
@@ -51,17 +52,16 @@ class SpaceShape:
 
 @dataclass(frozen=True)
 class SpaceTraining:
-    """How to train a space.
+    """How to train a space. Lengths are in tokens, intervals in steps.
 
-    `batch_tokens` counts the tokens of one side of the pairs; `noise` is the largest standard
-    deviation added to concepts, in units of their own; `translate` is the share of targets that are
-    translations, the rest being the sentences themselves; `align` weighs the pull between
-    translations, `contrast` the push between other sentences; `join` is the share of pairs joined
-    into longer ones; `decay` is the share of the steps over which the learning rate falls to 0.
-    `dropout` is the share of activations left out in each layer, `smoothing` what the targets of
-    the decoder give to all tokens evenly, `weight_decay` how fast matrices shrink (times the rate);
-    `ema` is the decay of an average of the weights, which is then what is saved and measured.
-    Lengths are in tokens, intervals in steps.
+    `batch_tokens` is the number of tokens on one side of the pairs. `noise` is the largest standard
+    deviation of the noise added to concepts, in units of theirs. `translate` is the fraction of
+    targets that are translations; the others are the sentences themselves. `align` weights the loss
+    that pulls translations together, `contrast` the one that pushes other sentences apart. `join`
+    is the fraction of pairs joined into longer ones. `decay` is the fraction of steps over which
+    the learning rate falls to 0. `dropout` is the dropout probability in each layer, `smoothing`
+    the label smoothing of the decoder's targets, `weight_decay` the decay of matrices. `ema` is the
+    decay of an average of the weights, which is then saved and evaluated in their place.
     """
 
     steps: int = 10_000
@@ -88,7 +88,7 @@ class SpaceTraining:
     eval_sentences: int = 100
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError for numbers that cannot be."""
+        """Raise IntegrityError for invalid numbers."""
         for name in ("steps", "batch_tokens", "max_tokens", "save_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise IntegrityError(f"train.{name} must be at least 1, not {getattr(self, name)}")
@@ -110,7 +110,7 @@ _SPACE_NUMBERS = ("learning_rate", "warmup", "clip", "noise", "align", "contrast
 
 @dataclass(frozen=True)
 class SpaceRecipe:
-    """A recipe with kind = "space". `start` names a space to finetune; empty: a new one."""
+    """A recipe with kind = "space". `start` names a space to finetune; without it, it is new."""
 
     kind: Literal["space"]
     name: str
@@ -122,7 +122,7 @@ class SpaceRecipe:
     train: SpaceTraining = field(default_factory=SpaceTraining)
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError for combinations that cannot be."""
+        """Raise IntegrityError for invalid combinations."""
         if not self.languages and not self.start:
             raise IntegrityError("a new space needs languages", 'languages = ["eng_Latn", ...]')
         if self.shape.dim % self.shape.heads:
@@ -136,44 +136,44 @@ _RATES = ("learning_rate", "initial_rate", "final_rate", "eps", "weight_decay", 
 
 @dataclass(frozen=True)
 class Training:
-    """How to train a model. Rates are of the schedules in schedules.py, intervals in steps.
+    """How to train a model. schedules.py explains the rates; intervals are in steps.
 
-    A batch is cut into `accumulate` parts, one after the other on one process and shared out among
-    several: the numbers do not depend on how many there are.
+    A batch is cut into `accumulate` micro-batches, which one process computes one after the other,
+    and several share. The results do not depend on the number of processes.
     """
 
     steps: int = 10_000
     learning_rate: float = 4e-4
     schedule: Literal["cosine", "wsd", "linear", "inverse_sqrt", "constant"] = "cosine"
     warmup: int = 200
-    decay: float = 0.5  # share of the steps over which wsd falls
+    decay: float = 0.5  # fraction of the steps over which wsd decays
     initial_rate: float = 1e-7
     final_rate: float = 1e-6
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of matrices; adamw for the rest
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for matrices, with adamw for the rest
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-5
     weight_decay: float = 0.1
-    clip: float = 25.0  # greatest norm of the gradient; 0 is no limit
+    clip: float = 25.0  # largest norm of the gradient; 0: no limit
     accumulate: int = 1
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    ema: float = 0.0  # decay of the average of the weights that is saved; 0 saves the weights
+    ema: float = 0.0  # decay of the average of weights that is saved; 0 saves the weights
     checkpointing: bool = False  # recompute activations: less memory, a third more time
     compile: bool = False
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # what several processes do
-    freeze: tuple[str, ...] = ()  # names of parameters, as "frontend.*", that are not trained
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # with several processes
+    freeze: tuple[str, ...] = ()  # names of parameters not to train, such as "frontend.*"
     on_nan: Literal["stop", "skip"] = "stop"
     save_every: int = 500
-    keep: int = 2  # saved states
+    keep: int = 2  # number of saved states
     eval_every: int = 500
     eval_documents: int = 100
-    patience: int = 0  # evaluations without a better one before the run ends; 0: go on
-    sample_every: int = 0  # decode a sample; 0: never
-    sample_to: str = ""  # a language; English if the space has it
+    patience: int = 0  # evaluations without improvement before the run ends; 0: no limit
+    sample_every: int = 0  # log a decoded sample; 0: never
+    sample_to: str = ""  # a language; by default English, if the space has it
     judge: str = ""  # a causal language model, folder or Hub name, for MI in evaluations
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError for numbers that cannot be."""
+        """Raise IntegrityError for invalid numbers."""
         for name in ("steps", "accumulate", "save_every", "keep", "eval_every", "eval_documents"):
             if getattr(self, name) < 1:
                 raise IntegrityError(f"train.{name} must be at least 1, not {getattr(self, name)}")
@@ -185,7 +185,7 @@ class Training:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise IntegrityError(f"train.betas must be in [0, 1), not {list(self.betas)}")
         if self.parallel == "fsdp" and self.optimizer == "muon":
-            raise IntegrityError("muon needs whole matrices, and fsdp cuts them", "use adamw")
+            raise IntegrityError("muon needs whole matrices, and fsdp shards them", "use adamw")
         if self.parallel == "fsdp" and self.precision == "float16":
             raise IntegrityError("fsdp does not scale losses for float16", "use bfloat16")
         if not 0 <= self.ema < 1:
@@ -196,13 +196,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a model learns from a teacher, a checkpoint or a run: the [distill] table.
+    """The [distill] table: how a model learns from `teacher`, a checkpoint or a run.
 
-    `own` weighs the model's usual loss, `prediction` the distance between what the two put out
-    ("auto": "kl" for a discrete Quant-LCM, else "mse"), `hidden` that between hidden states.
-    `layers` are pairs of layer numbers, [student's, teacher's]; by default each layer has a
-    partner. `capture` is a file of the teacher's predictions to learn from in its place. `compare`
-    trains the same model without a teacher too.
+    `own` weights the model's usual loss, `prediction` the distance between the outputs of student
+    and teacher (by `prediction_loss`; "auto": "kl" for a discrete Quant-LCM, else "mse"), and
+    `hidden` the distance between their hidden states. `layers` are pairs of layer numbers,
+    [student's, teacher's]; by default every layer of the student has a partner. `capture` is a file
+    of the teacher's predictions, to learn from without the teacher. With `compare` the same model
+    is also trained without a teacher.
     """
 
     teacher: str
@@ -215,7 +216,7 @@ class Distillation:
     compare: bool = True
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError for combinations that cannot be."""
+        """Raise IntegrityError for invalid combinations."""
         for name in ("own", "prediction", "hidden"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise IntegrityError(f"distill.{name} must not be negative: {getattr(self, name)}")
@@ -223,7 +224,7 @@ class Distillation:
             raise IntegrityError("nothing is learned from the teacher", "distill.prediction = 1.0")
         if self.capture and self.hidden:
             raise IntegrityError(
-                f"{self.capture} holds predictions, no hidden states",
+                f"{self.capture} holds predictions, not hidden states",
                 "set distill.hidden = 0, or leave distill.capture out",
             )
         if self.layers and not self.hidden:
@@ -234,9 +235,9 @@ class Distillation:
 class ModelRecipe:
     """A recipe with kind = "model": a concept model, new or, with `start`, finetuned.
 
-    `model` has `architecture` and `size` (models/config.py: ARCHITECTURES, SIZES) and any field of
-    the model's config. `normalizer` and `quantizer` name checkpoints to take those from; without
-    them a new model's are fitted on the data first.
+    `model` may set `architecture`, `size` (models/config.py: ARCHITECTURES, SIZES) and any field of
+    the model's config. `normalizer` and `quantizer` name checkpoints to take these from; without
+    them, those of a new model are fitted on the data first.
     """
 
     kind: Literal["model"]
@@ -252,14 +253,14 @@ class ModelRecipe:
     distill: Distillation | None = None
 
     def config(self, given: Mapping[str, Any], start: AnyConfig | None = None) -> AnyConfig:
-        """Return the model's config: that of the preset or of `start`, changed as [model] says.
+        """Return the model's config: the preset's or that of `start`, changed by [model].
 
-        `given` are fields that are not the recipe's to choose. Raises UsageError for an unknown
-        architecture or size, IntegrityError for an unknown field, both naming the nearest.
+        `given` are fields that the recipe cannot set. Raises UsageError for an unknown architecture
+        or size, IntegrityError for an unknown field; both suggest the nearest name.
         """
         changes = {key: value for key, value in self.model.items() if key not in _PRESET}
         if taken := sorted(set(changes) & set(given)):
-            raise IntegrityError(f"[model] cannot choose {taken[0]!r}: it follows from the space")
+            raise IntegrityError(f"[model] cannot set {taken[0]!r}: it follows from the space")
         if start is None:
             architecture = str(self.model.get("architecture", ""))
             start = preset(architecture, str(self.model.get("size", "5M")))
@@ -277,7 +278,7 @@ _PRESET = ("architecture", "size")
 
 
 def _merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `old` with `changes` in it, tables within tables too."""
+    """Return `old` updated with `changes`, nested tables included."""
     both = dict(old)
     for key, value in changes.items():
         inner = both.get(key)
@@ -288,7 +289,7 @@ def _merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 @dataclass(frozen=True)
 class NormalizerRecipe:
-    """A recipe with kind = "normalizer": fit one on at most `concepts` concepts of the data."""
+    """A recipe with kind = "normalizer", fitted on at most `concepts` concepts of the data."""
 
     kind: Literal["normalizer"]
     name: str
@@ -300,14 +301,14 @@ class NormalizerRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError if there would be nothing to fit on."""
+        """Raise IntegrityError if there is nothing to fit on."""
         if self.concepts < 1:
             raise IntegrityError(f"concepts must be at least 1, not {self.concepts}")
 
 
 @dataclass(frozen=True)
 class QuantizerFit:
-    """Shapes of a quantizer, and how its codebooks are fitted: by k-means on what is left."""
+    """Shapes of a quantizer, and how its codebooks are fitted, by k-means on the residuals."""
 
     codebooks: int = 64
     units: int = 8192
@@ -316,7 +317,7 @@ class QuantizerFit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError for numbers that cannot be."""
+        """Raise IntegrityError for invalid numbers."""
         for name in ("codebooks", "units", "iterations", "concepts"):
             if getattr(self, name) < 1:
                 raise IntegrityError(f"quantizer.{name} must be at least 1")
@@ -344,36 +345,36 @@ KINDS: dict[str, type[Recipe]] = {
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, or the [recipe] table of a checkpoint's card, and apply `key=value`s.
+    """Read a recipe file, or the [recipe] table of a checkpoint's card, and apply `changes`.
 
-    A folder is that of a run, whose recipe.json is read.
+    Changes have the form key=value. Of a run's folder, recipe.json is read.
 
-    Raises NotFoundError, UsageError for a malformed change, IntegrityError for what is in the file.
+    Raises NotFoundError, UsageError for a malformed change, IntegrityError for an invalid file.
     """
     path = path / "recipe.json" if path.is_dir() else path
     if not path.is_file():
-        hint = "recipes to start from are in examples/recipes: see docs/training.md"
+        hint = "examples/recipes has recipes to start from; see docs/training.md"
         raise NotFoundError(f"no such recipe: {path}", hint)
     try:
         read = json.loads if path.suffix == ".json" else tomllib.loads
         data: dict[str, Any] = read(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of both, and of the encoding
+    except ValueError as error:  # from either parser, or from decoding UTF-8
         form = "JSON" if path.suffix == ".json" else "TOML"
         raise IntegrityError(f"{path} is not valid {form}: {error}") from error
     if not isinstance(data, dict):
-        raise IntegrityError(f"{path} is no recipe")
+        raise IntegrityError(f"{path} is not a recipe")
     whole = data
     data = data.get("recipe", data)
-    if "kind" not in data or "licence_note" in data:  # a card that was not trained with lcm
-        about = "is a card, and holds" if "licence_note" in whole else "has no kind: it is"
-        hint = f"""a recipe begins with a kind: kind = "{'" or "'.join(KINDS)}\""""
-        raise IntegrityError(f"{path} {about} no recipe that lcm can run", hint)
+    if "kind" not in data or "licence_note" in data:  # a card without a [recipe] table
+        about = "is a card without a" if "licence_note" in whole else "has no kind: it is not a"
+        hint = f"""a recipe needs a kind: kind = "{'" or "'.join(KINDS)}\""""
+        raise IntegrityError(f"{path} {about} recipe that lcm can run", hint)
     for change in changes:
         _apply(data, change)
     kind = str(data.get("kind", ""))
     if kind not in KINDS:
         near = " or ".join(nearest(kind, KINDS)) or ", ".join(KINDS)
-        raise IntegrityError(f"{path}: kind = {kind!r} is no kind of recipe", f"kinds: {near}")
+        raise IntegrityError(f"{path}: kind = {kind!r} is not a kind of recipe", f"kinds: {near}")
     recipe: Recipe = parse(KINDS[kind], data, str(path))
     if recipe.name in ("", "..") or Path(recipe.name).name != recipe.name:
         raise IntegrityError(f"{path}: name = {recipe.name!r} cannot be the name of a folder")
@@ -381,7 +382,7 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
 
 
 def _apply(data: dict[str, Any], change: str) -> None:
-    """Set a dotted key: train.steps=500, name=mine, data.train=["a.jsonl"]."""
+    """Apply a change, such as train.steps=500, name=mine or data.train=["a.jsonl"]."""
     key, found, text = change.partition("=")
     if not found or not key:
         raise UsageError(f"--set {change!r} is not key=value", "for example: --set train.steps=500")

@@ -1,4 +1,4 @@
-"""The folder of a run: the recipe that it was trained with, and who is at work in it."""
+"""The folder of a run: its recipe, and a lock against a second run in it."""
 
 import json
 import os
@@ -20,16 +20,16 @@ _KINDS = ("model", "space", "normalizer", "quantizer")
 
 
 def leads() -> bool:
-    """Return whether this process is alone, or the first of those that torchrun started."""
+    """Return whether this is the only process, or the first of those that torchrun started."""
     return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Make the folder of a run, and hold it alone: of several processes, the first one does.
+    """Create and lock the folder of a run; of several processes the first one does.
 
-    What a killed run left of files that it was writing is removed. Raises LcmError if another run
-    is at work in it, or it cannot be made.
+    Unfinished files of a killed run are removed. Raises LcmError if another run is using the
+    folder, or if it cannot be created.
     """
     from filelock import FileLock, Timeout
 
@@ -43,22 +43,22 @@ def hold(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise LcmError(
-            f"another run is at work in {folder}", "wait for it, or choose another folder with -o"
+            f"another run is using {folder}", "wait for it to end, or choose another folder with -o"
         ) from error
 
 
 def _remove_halves(folder: Path) -> None:
-    # Of this run alone: in other folders here there may be runs and data sets at work.
+    # Only this run's own folders: others in here may belong to active runs or data sets.
     places = [folder / top / kind for top in _TOPS for kind in ("", *_KINDS)]
     for path in [path for place in places for path in place.glob(".*.part")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def changes(folder: Path, recipe: Recipe) -> list[str]:
-    """Return what differs between the recipe that a run began with and this one, in words."""
+    """Return the differences between a run's recipe so far and this one, one message each."""
     try:
         before = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # of an earlier lcm, or damaged: nothing is known
+    except (OSError, ValueError):  # missing (a run of an earlier lcm) or damaged
         return []
     if not isinstance(before, dict):
         return []
@@ -72,11 +72,11 @@ def changes(folder: Path, recipe: Recipe) -> list[str]:
 
 @contextmanager
 def keeping(folder: Path, recipe: Recipe) -> Iterator[None]:
-    """Keep the recipe in the folder of a run; that of the run so far, if it cannot go on with this.
+    """Write the recipe to the folder of a run; put the old one back if the run cannot continue.
 
-    Such an error comes before a state is saved.
+    That is the case if an error occurs before a new state is saved.
     """
-    from lcm_cli.training.states import states  # with torch, which `lcm plot` has no need of
+    from lcm_cli.training.states import states  # imports torch, which `lcm plot` does without
 
     file, before = folder / RECIPE, states(folder)
     old = file.read_bytes() if before and file.is_file() else None
@@ -91,7 +91,7 @@ def keeping(folder: Path, recipe: Recipe) -> Iterator[None]:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write the whole recipe, with defaults and changes, so that `load_recipe` reads it."""
+    """Write the whole recipe, with defaults and changes, for `load_recipe` to read."""
     text = json.dumps(_plain(recipe), indent=2, ensure_ascii=False) + "\n"
     try:
         with atomic_path(folder / RECIPE, force=True) as temporary:
@@ -101,7 +101,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as JSON has it."""
+    """Return a recipe as plain JSON values."""
     return dict(json.loads(json.dumps(asdict(recipe))))
 
 

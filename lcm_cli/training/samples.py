@@ -1,4 +1,4 @@
-"""What a model in training makes, as text: samples, and predictions that go through the decoder.
+"""Decode the output of a model in training: samples, and predictions scored as text.
 
 Shapes: N concepts, D concept dim.
 """
@@ -23,19 +23,19 @@ from lcm_cli.writing.writer import own_language
 if TYPE_CHECKING:
     from lcm_cli.evaluation.judges import LanguageModel
 
-PROMPT = 4  # concepts of a document without a source that are given
-LENGTH = 4  # concepts of a sample
-TOKENS = 64  # of a decoded sentence: what is not learned yet may have no end
-RECONSTRUCTED = 256  # predictions for which l2-r is measured
-JUDGED = 16  # documents for which MI is measured
-PREDICTED = 8  # predictions of each of these, at most
+PROMPT = 4  # concepts given of a document without a source
+LENGTH = 4  # concepts generated for a sample
+TOKENS = 64  # limit of a decoded sentence: early in training many do not end
+RECONSTRUCTED = 256  # predictions for which l2-r is computed
+JUDGED = 16  # documents for which MI is computed
+PREDICTED = 8  # predictions per such document, at most
 
 
 class Sampler:
-    """Decodes with a space, into the language `to`; empty: English, if the space has it.
+    """Decodes concepts with a space, into the language `to`; by default English, if it has that.
 
-    The language model `lm`, a judge of what is predicted, should know that language. Raises
-    NotFoundError if the space has not the one that is named.
+    The language model `lm`, which judges predictions, should know that language. Raises
+    NotFoundError for a language that the space does not know.
     """
 
     def __init__(
@@ -56,12 +56,15 @@ class Sampler:
         return self.space.encode(texts, self.to).concepts
 
     def _own(self, text: str) -> Tensor:
-        """Encode a sentence that stands for an end, as it was for training."""
+        """Encode a marker, such as the end of text, in the language used for training data."""
         return torch.from_numpy(self.space.encode([text], own_language(self.space)).concepts[0])
 
     def reconstruction(self, total: int) -> Reconstruct:
-        """Return decoding and encoding again, of a few of `total` concepts, spread evenly over all
-        calls as documents come by length; NaN for the others."""
+        """Return a function that decodes concepts and encodes them again, for a few of `total`.
+
+        These are spread evenly over all calls, since documents come sorted by length; the function
+        returns NaN for all others.
+        """
         chosen = np.linspace(0, total, min(RECONSTRUCTED, total), endpoint=False, dtype=int)
         seen = 0
 
@@ -78,9 +81,10 @@ class Sampler:
         return reconstruct
 
     def mutual_information(self, model: ConceptModel, batches: list[Batch], seed: int) -> float:
-        """Return the MI of predicted sentences (paper 2.4.1), in nats a token; NaN without any.
+        """Return the MI of predicted sentences (paper, section 2.4.1) in nats per token.
 
-        Of a few documents, spread over all of them. Their context, too, is what the decoder says.
+        It is the mean over a few documents, spread over all of them; NaN if there are no
+        predictions. Their context, too, is decoded from concepts.
         """
         assert self.lm is not None
         rows = [(batch, row) for batch in batches for row in range(len(batch.lengths_B))]
@@ -107,7 +111,7 @@ class Sampler:
         return mutual_information(*(list(part) for part in zip(*scores, strict=True)))
 
     def sample(self, model: ConceptModel, batches: list[Batch], number: int) -> dict[str, Any]:
-        """Continue a document, another one for each `number`; returns prompt, text and truth."""
+        """Continue a document, chosen by `number`; return prompt, text and truth."""
         rows = [(batch, row) for batch in batches for row in range(len(batch.lengths_B))]
         if not rows:
             return {}

@@ -1,13 +1,13 @@
-"""Learning rates: the rate of each step, 0 to `steps` - 1.
+"""Learning-rate schedules: the rate of each step, 0 to `steps` - 1.
 
 All but `constant` warm up linearly from `initial_rate`, reaching `learning_rate` at step `warmup`:
 
     cosine        half a cosine down to `final_rate` at `steps`
-    linear        a straight line down to it
-    wsd           hold, then fall exponentially to it over the last `decay` share of the steps
-                  (in a straight line where it is 0, which an exponential does not reach)
-    inverse_sqrt  fall as 1 / sqrt(step), without end
-    constant      no warm-up either
+    linear        a straight line down to `final_rate`
+    wsd           hold, then decay exponentially to `final_rate` over the last fraction `decay` of
+                  the steps (linearly if it is 0, which an exponential does not reach)
+    inverse_sqrt  decay as 1 / sqrt(step), without a final rate
+    constant      no warm-up, no decay
 """
 
 import math

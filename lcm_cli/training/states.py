@@ -1,4 +1,4 @@
-"""Saved states of a run: each one file, written atomically, the last few of them kept."""
+"""Saved states of a run: one file or folder each, written atomically; the last few are kept."""
 
 import os
 import re
@@ -15,11 +15,11 @@ from lcm_cli.files import atomic_path, disk_error
 from lcm_cli.training.parallel import World, save_sharded
 
 _NAME = re.compile(r"state-\d+(\.pt)?")
-REST = "rest.pt"  # what is not cut among processes, in the folder of a state
+REST = "rest.pt"  # the part of a state that is not sharded, in the state's folder
 
 
 def states(folder: Path) -> list[Path]:
-    """Return the states in a run's folder, the oldest first."""
+    """Return the states in a run's folder, oldest first."""
     return sorted(path for path in folder.glob("state-*") if _NAME.fullmatch(path.name))
 
 
@@ -33,8 +33,8 @@ def save_state(
 ) -> None:
     """Write the state after `step` steps, then remove all but the last `keep`.
 
-    One process of `world` writes; of `shards` each its own part, then the state is a folder. Raises
-    LcmError if the disk is full; the states before stay as they are.
+    The first process of `world` writes a file. With `shards` the state is a folder, to which each
+    process writes its own shard. Raises LcmError if the disk is full; earlier states are kept.
     """
     world = world or World()
     name = f"state-{step:09d}"
@@ -49,7 +49,7 @@ def save_state(
 
 
 def _save_file(path: Path, state: dict[str, Any]) -> None:
-    # Through a file of Python's, whose errors have numbers; torch's own have none.
+    # Write through a Python file, whose errors have an errno; torch's own errors have none.
     with (
         disk_errors(path),
         atomic_path(path, force=True) as temporary,
@@ -59,7 +59,7 @@ def _save_file(path: Path, state: dict[str, Any]) -> None:
 
 
 def _save_parts(path: Path, state: dict[str, Any], shards: dict[str, Any], world: World) -> None:
-    """Write a folder under another name, and rename it when every process is done."""
+    """Write a folder under a temporary name, and rename it when every process is done."""
     part = path.with_name(f".{path.name}.part")
     if world.leads:
         shutil.rmtree(part, ignore_errors=True)
@@ -75,7 +75,7 @@ def _save_parts(path: Path, state: dict[str, Any], shards: dict[str, Any], world
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], Path | None]:
-    """Read the last state; returns it, and the folder of its shards if it has them.
+    """Read the last state; return it and, if it is sharded, the folder of its shards.
 
     Raises UsageError if there is none, IntegrityError if it is damaged.
     """
@@ -88,14 +88,14 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path | None]:
             found[-1] / REST if shards else found[-1], weights_only=True, map_location="cpu"
         )
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        again = f"remove it to go on from {found[-2].name}" if len(found) > 1 else ""
+        again = f"remove it to resume from {found[-2].name}" if len(found) > 1 else ""
         raise IntegrityError(f"{found[-1]} is damaged: {error}", again) from error
     return state, shards
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Put failures to write into words: torch and safetensors have errors of their own for them."""
+    """Turn failures to write, also those of torch and safetensors, into LcmErrors."""
     from safetensors import SafetensorError
 
     try:
@@ -105,13 +105,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         if number is None:
             raise
         known = disk_error(OSError(number, os.strerror(number)), path)
-        known.message += "; what was saved before is whole"
-        known.hint = "make room for it, then go on with --resume"
+        known.message += "; earlier states are intact"
+        known.hint = "free some space, then continue with --resume"
         raise known from error
 
 
 def _os_error(error: BaseException) -> int | None:
-    """Return the number of the system's error that is behind another one."""
+    """Return the errno of the system error that caused another one."""
     behind = error.__cause__ or error.__context__
     if isinstance(behind, OSError):
         return behind.errno

@@ -1,4 +1,4 @@
-"""lcm distill: student, twin and report; captured predictions; what is refused."""
+"""lcm distill: student, twin and report; captured predictions; errors."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, teachers whose weights know nothing, and a recipe for each."""
+    """A folder with data, untrained teachers, and a recipe for each."""
     folder, tiny = tmp_path_factory.mktemp("distill"), load_space("tiny", device="cpu")
     rng = np.random.default_rng(0)
     info = SpaceInfo("tiny", tiny.fingerprint, tiny.dim)

@@ -17,7 +17,7 @@ from lcm_cli.evaluation.next_concept import (
 )
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import preset
-from lcm_cli.models.interface import Batch
+from lcm_cli.models.interface import WOVEN, Batch
 
 
 def rows(*vectors: Sequence[float]) -> Tensor:
@@ -120,7 +120,7 @@ def test_breaks_and_plans_do_not_affect_the_scores():
     odd = rows((50, 50))
     woven = Batch.of([torch.cat([odd, FIRST[:2], odd, odd, FIRST[2:]]), SECOND])
     marks = torch.tensor([[1, 0, 0, 1, 1, 0], [0] * 6], dtype=torch.bool)
-    woven = replace(woven, woven_BS=marks)
+    woven = replace(woven, columns={WOVEN: marks})
     guesses = torch.full((2, 5, 2), 70.0)
     guesses[0, [1, 4]], guesses[1, 0] = PREDICTED[0], PREDICTED[1, 0]
     found, expected = score_predictions(guesses, woven), score_predictions(PREDICTED, BATCH)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
 from lcm_cli.models.config import preset
-from lcm_cli.models.interface import Batch, Noise
+from lcm_cli.models.interface import TOKENS, Batch, Noise
 from lcm_cli.models.sonar_llm import SonarLLM
 
 DIM = 8
@@ -82,7 +82,7 @@ def test_sonar_llm_learns_through_a_decoder(llama: SonarLLM) -> None:
     llama.token_loss = token_loss
     with pytest.raises(IntegrityError, match="no tokens of their sentences"):
         llama.loss(batch)
-    loss = llama.loss(replace(batch, tokens=tokens))
+    loss = llama.loss(replace(batch, columns={TOKENS: tokens}))
     assert asked == [10 * row + n for row, length in enumerate(lengths) for n in range(1, length)]
     assert loss.targets == len(asked)
     loss.value.backward()

@@ -12,7 +12,7 @@ from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import SquaredError
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import KeyValueCache
-from lcm_cli.training.parallel import Portion, Share
+from lcm_cli.training.parallel import MicroBatches, Share
 from lcm_cli.training.recipe import Training
 from lcm_cli.training.trainers.concept_model import ModelTrainer
 from lcm_cli.transfer.converters.official import official_config, official_state
@@ -164,9 +164,9 @@ class _SameBatch:
     def batch(self, number: int) -> Batch:
         return self.documents
 
-    def portion(self, number: int, share: Share) -> Portion:
+    def micro_batches(self, number: int, share: Share) -> MicroBatches:
         own = share.rows(self.documents.lengths_B.tolist())
-        return Portion([self.documents.rows(rows) for rows in own], self.documents.lengths_B)
+        return MicroBatches([self.documents.rows(rows) for rows in own], self.documents.lengths_B)
 
     def validation(self, limit: int) -> list[Batch]:
         return []

@@ -13,6 +13,7 @@ from lcm_cli.models.config import preset
 from lcm_cli.models.diffusion import Draws
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import packed_mask, standing
+from lcm_cli.training.parallel import deal
 
 DIM = 12
 
@@ -128,12 +129,12 @@ def test_segments() -> None:
 def test_rows_are_distributed_evenly_and_none_is_lost() -> None:
     lengths = [9, 1, 4, 4, 7, 2, 3]
     batch = Batch.of(_documents(*lengths), [0, 0, 1, 0, 2, 0, 0])
-    hands = batch.deal(3)
+    hands = deal(lengths, 3)
     assert sorted(row for hand in hands for row in hand) == list(range(7))
     assert hands == [[0, 1], [4, 6], [2, 3, 5]]  # the longest first, to the lightest process
     loads = [sum(lengths[row] for row in hand) for hand in hands]
     assert max(loads) - min(loads) <= 1
-    shards = [batch.shard(rank, 3) for rank in range(3)]
+    shards = [batch.rows(hand) for hand in hands]
     assert [shard.lengths_B.tolist() for shard in shards] == [
         [lengths[row] for row in hand] for hand in hands
     ]
@@ -152,13 +153,14 @@ def test_the_shards_of_packed_rows_have_the_loss_of_the_whole() -> None:
     model = _build("base")
     batch = Batch.packed([_documents(3, 2), _documents(4), _documents(2, 2, 2)])
     whole = model.loss(batch).value
-    parts = [model.loss(batch.shard(rank, 2)).value for rank in range(2)]
+    hands = deal(batch.lengths_B.tolist(), 2)
+    parts = [model.loss(batch.rows(hand)).value for hand in hands]
     assert_near(sum(parts), whole, additions(model))
 
 
 def test_a_process_without_documents_has_no_targets(model: Any) -> None:
     model.train()
-    empty = Batch.packed([_documents(3, 2)]).shard(1, 2)
+    empty = Batch.packed([_documents(3, 2)]).rows([])
     loss = model.loss(empty)
     assert (loss.targets, float(loss.value.detach())) == (0, 0.0)
     loss.value.backward()

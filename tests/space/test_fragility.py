@@ -17,11 +17,12 @@ from lcm_cli.errors import IntegrityError
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import preset
 from lcm_cli.models.diffusion import fragility_weights
-from lcm_cli.models.interface import Batch
+from lcm_cli.models.interface import FRAGILITY, Batch
 from lcm_cli.space import load_space
 from lcm_cli.space.fragility import DRAWS, Cloud, cloud, score
 from lcm_cli.training.data.batches import ConceptData
 from lcm_cli.training.data_options import DataOptions
+from lcm_cli.training.parallel import deal
 
 DIM = 12
 TEXT = ["The cat sleeps.", "A dog runs through the garden.", "It is warm in the house."]
@@ -86,7 +87,7 @@ def test_the_weighted_loss_and_its_gradient() -> None:
 
     def loss(fragility_BS: torch.Tensor | None) -> Any:
         weighing.zero_grad()
-        scored = replace(batch, fragility_BS=fragility_BS)
+        scored = replace(batch, columns={} if fragility_BS is None else {FRAGILITY: fragility_BS})
         found = weighing.loss(scored, torch.Generator().manual_seed(1))
         found.value.backward()
         parts = [p.grad.ravel() for p in weighing.parameters() if p.grad is not None]
@@ -110,7 +111,7 @@ def test_the_weighted_loss_and_its_gradient() -> None:
 
 def test_scores_without_the_weighting_change_nothing() -> None:
     batch = Batch.of([torch.randn(3, DIM)])
-    scored = replace(batch, fragility_BS=torch.rand(1, 3) - 1)
+    scored = replace(batch, columns={FRAGILITY: torch.rand(1, 3) - 1})
     for weighting in ("none", "clamped_snr"):
         plain = model(weighting=weighting)
         losses = [plain.loss(b, torch.Generator().manual_seed(1)).value for b in (batch, scored)]
@@ -129,7 +130,7 @@ def test_scores_stay_with_their_concepts(tmp_path: Path) -> None:
     for options in ({}, {"packing": True}, {"wrap": 3, "prefix": ("Go.",)}, {"plan": True}):
         with data(path, **options) as read:
             whole = read.batch(0)
-        hands = [whole.rows(hand) for hand in whole.deal(2) if hand]
+        hands = [whole.rows(hand) for hand in deal(whole.lengths_B.tolist(), 2) if hand]
         for batch in (whole.to("cpu"), *hands):
             assert batch.fragility_BS is not None
             for row, length in enumerate(batch.lengths_B.tolist()):

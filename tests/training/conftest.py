@@ -1,4 +1,4 @@
-"""Shared by the tests of training: data in memory, models that train in seconds."""
+"""Fixtures of the training tests: data in memory, models that train in seconds."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from torch import Tensor
 from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.models.interface import Batch
 from lcm_cli.space import load_space
-from lcm_cli.training.parallel import Portion, Share
+from lcm_cli.training.parallel import MicroBatches, Share
 from lcm_cli.training.prepare import make_trainer
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
 from lcm_cli.training.trainers.concept_model import ModelTrainer
@@ -42,7 +42,7 @@ eval_every = 12
 
 @dataclass
 class Memory:
-    """Documents that walk in a circle: what comes next can be learned."""
+    """Data whose documents walk in a circle, so that the next concept can be learned."""
 
     dim: int = 384
     rows: int = 8
@@ -68,10 +68,10 @@ class Memory:
             batch.concepts_BSD[0, 0, 0] = torch.nan
         return batch
 
-    def portion(self, number: int, share: Share) -> Portion:
+    def micro_batches(self, number: int, share: Share) -> MicroBatches:
         batch = self.batch(number)
         own = [batch.rows(rows) for rows in share.rows(batch.lengths_B.tolist())]
-        return Portion(own, batch.lengths_B)
+        return MicroBatches(own, batch.lengths_B)
 
     @property
     def summary(self) -> str:
@@ -100,7 +100,7 @@ def model_recipe(tmp_path: Path) -> Callable[..., ModelRecipe]:
     def make(*changes: str, architecture: str = "base") -> ModelRecipe:
         path = tmp_path / "micro.toml"
         path.write_text(RECIPE.format(architecture=architecture))
-        if architecture == "sonar_llm":  # what is in memory says nothing
+        if architecture == "sonar_llm":  # data in memory have no sentences
             changes = ('model.loss="squared"', *changes)
         recipe = load_recipe(path, changes)
         assert isinstance(recipe, ModelRecipe)
@@ -132,7 +132,7 @@ from lcm_cli.training import fitting, loop, prepare
 from lcm_cli.training.data import batches
 
 torch.set_num_threads(1)
-load_space("tiny", device="cpu").encode(["So that all is imported."], "eng_Latn")
+load_space("tiny", device="cpu").encode(["Imports all modules."], "eng_Latn")
 with contextlib.suppress(ImportError):
     import torch.utils.tensorboard
 for line in sys.stdin:
@@ -141,7 +141,7 @@ for line in sys.stdin:
     for rank in range(call["processes"]):
         child = os.fork()
         if not child:
-            if call["processes"] > 1:  # what torchrun would say
+            if call["processes"] > 1:  # the variables that torchrun sets
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 os.environ |= {"WORLD_SIZE": str(call["processes"])}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(call["port"])}
@@ -182,7 +182,7 @@ ema = 0.9
 
 @pytest.fixture(scope="session")
 def run() -> Iterator[Callable[..., int]]:
-    """Call `lcm` in a forked process; returns its exit code."""
+    """Call `lcm` in a forked process; return its exit code."""
     helper = subprocess.Popen(
         [sys.executable, "-c", HELPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -1,4 +1,4 @@
-"""Runs that are killed or run out of disk, as processes of their own, on data from files."""
+"""Runs in separate processes that are killed or run out of disk space."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def test_killed_again_and_again_a_run_ends_the_same(run, write_recipe, tmp_path,
     chance, killed = random.Random(architecture), 0
     for _ in range(6):
         begun = ["--resume"] if states(tmp_path / "run") else []
-        # Also within the preparations, the first step, an evaluation, a save.
+        # Kills also hit the preparation, the first step, an evaluation and a save.
         seconds = chance.uniform(0.2, 2.0)
         code = run(*common, tmp_path / "run", *begun, errors=errors, seconds=seconds)
         killed += code == -signal.SIGKILL
@@ -50,7 +50,7 @@ def test_killed_again_and_again_a_run_ends_the_same(run, write_recipe, tmp_path,
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "run")]
     steps = [[json.loads(line)["step"] for line in log.splitlines()] for log in logs]
     assert steps[0] == steps[1]
-    assert not list((tmp_path / "run").rglob("*.part*"))  # what kills left is cleared away
+    assert not list((tmp_path / "run").rglob("*.part*"))  # unfinished files are removed
 
 
 def test_a_full_disk_is_said_and_leaves_the_last_state(run, write_recipe, tmp_path):
@@ -72,10 +72,10 @@ def test_a_signal_finishes_the_step_and_saves(run, write_recipe, tmp_path):
     common = ("train", recipe, "--device", "cpu", "-o", tmp_path / "run")
     forever = ("--set", "train.steps=1000000", "--set", "train.save_every=1000000")
     forever += ("--set", "train.eval_every=1000000")
-    log = tmp_path / "run" / "metrics.jsonl"  # it exists when steps are being done
+    log = tmp_path / "run" / "metrics.jsonl"  # it exists once steps are done
     code = run(*common, *forever, errors=errors, seconds=0.2, how="SIGTERM", after=log)
     assert code == 0, errors.read_text()
-    assert "go on with: lcm train" in errors.read_text()
+    assert "continue with: lcm train" in errors.read_text()
     step = read_state(tmp_path / "run")[0]["trainer"]["step"]
     assert step > 0 and load_model(tmp_path / "run" / "model")
     again = ("--set", f"train.steps={step + 3}", "--resume")

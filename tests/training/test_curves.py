@@ -1,4 +1,4 @@
-"""Curves and estimates: what `lcm plot` and `lcm train --dry-run` say."""
+"""Curves and estimates: the output of `lcm plot` and `lcm train --dry-run`."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_runs_are_drawn_side_by_side(run, tmp_path, suffix):
 
 
 def test_what_cannot_be_drawn(run, tmp_path):
-    with pytest.raises(UsageError, match="no picture"):
+    with pytest.raises(UsageError, match="not a supported image"):
         plot([run], tmp_path / "curves.txt")
     with pytest.raises(NotFoundError, match="nowhere"):
         plot([tmp_path / "nowhere"], tmp_path / "a.png")
@@ -52,7 +52,7 @@ def test_what_cannot_be_drawn(run, tmp_path):
     with pytest.raises(IntegrityError, match="no record"):
         plot([run], tmp_path / "a.png")
     (run / "metrics.jsonl").unlink()
-    (run / "recipe.json").write_text("{}")  # it has begun
+    (run / "recipe.json").write_text("{}")  # the run has begun
     with pytest.raises(IntegrityError, match="no record yet"):
         plot([run], tmp_path / "a.png")
 

@@ -1,4 +1,4 @@
-"""Recipes that fit a normalizer or a quantizer, and models that take what they made."""
+"""Recipes that fit a normalizer or a quantizer, and models trained with these."""
 
 import json
 from collections.abc import Callable
@@ -48,13 +48,13 @@ eval_documents = 2
 
 
 def spread() -> tuple[np.ndarray, np.ndarray]:
-    """Each channel's center and scale: far from 0 and 1."""
+    """Center and scale of each channel, far from 0 and 1."""
     return np.linspace(-2, 2, DIM), np.linspace(0.1, 3, DIM)
 
 
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory) -> Path:
-    """A folder with data, and a recipe of each kind."""
+    """A folder with data and a recipe of each kind."""
     folder = tmp_path_factory.mktemp("fits")
     data = folder / "data.parquet"
     info = SpaceInfo("tiny", load_space("tiny", device="cpu").fingerprint, DIM)
@@ -78,7 +78,7 @@ def write(path: Path, info: SpaceInfo, documents: int = 60) -> None:
 
 @pytest.fixture
 def fitted(fits: Path, lcm: Callable[..., Any]) -> Path:
-    """The same folder, with a normalizer and a quantizer that the command fitted there."""
+    """The same folder, with a normalizer and a quantizer fitted by `lcm train`."""
     for kind in ("normalizer", "quantizer"):
         if not (fits / kind).exists():
             done = lcm("train", fits / f"{kind}.toml", "-o", fits / kind, "--device", "cpu")
@@ -89,7 +89,7 @@ def fitted(fits: Path, lcm: Callable[..., Any]) -> Path:
 
 @pytest.fixture
 def train(fitted: Path, lcm: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """Train the recipe's model on what was fitted, with changes."""
+    """Train the recipe's model with the fitted checkpoints, and with changes."""
 
     def run(*changes: str) -> Any:
         sets = [word for change in changes for word in ("--set", change)]
@@ -113,7 +113,7 @@ def test_what_was_fitted_is_told(fits, lcm, tmp_path):
     assert told["path"] == str(tmp_path / "quantizer") and len(told["lost"]) == CODEBOOKS
     assert all(0 < more < less for less, more in zip(told["lost"], told["lost"][1:], strict=False))
     shown = lcm("train", fits / "quantizer.toml", "--device", "cpu", "-o", tmp_path / "again")
-    for depth in (1, 2, 4):  # the same numbers, as words
+    for depth in (1, 2, 4):  # the same numbers, in the text output
         line = f"{depth} codebooks leave {told['lost'][depth - 1]:.1%} of the variance"
         assert line in shown.stderr
 
@@ -137,10 +137,10 @@ def test_a_model_is_trained_on_them(fitted, train, tmp_path):
         ("model.units=16", 5, ("has units 8, the model 16", "units = 8")),
         ("model.codebooks=2", 5, ("has codebooks 4, the model 2", "codebooks = 4")),
         ('model.normalizer.method="standard"', 5, ("has method = 'gaussian_robust'", "standard")),
-        ("quantizer={}/normalizer", 3, ("no quantizer at", 'kind is "quantizer"')),
-        ("quantizer={}/data.parquet", 3, ("no quantizer at", 'kind is "quantizer"')),
-        ("normalizer={}/quantizer", 3, ("no normalizer at", 'kind is "normalizer"')),
-        ("normalizer={}/quantizer/quantizer", 5, ("is no normalizer", 'kind is "normalizer"')),
+        ("quantizer={}/normalizer", 3, ("no quantizer at", 'kind = "quantizer"')),
+        ("quantizer={}/data.parquet", 3, ("no quantizer at", 'kind = "quantizer"')),
+        ("normalizer={}/quantizer", 3, ("no normalizer at", 'kind = "normalizer"')),
+        ("normalizer={}/quantizer/quantizer", 5, ("is not a normalizer", 'kind = "normalizer"')),
         ("normalizer={}/nowhere", 3, ("no normalizer at", "nowhere")),
     ],
 )

@@ -1,4 +1,4 @@
-"""MI in evaluations of training: the number, where it is shown, judges that are not there."""
+"""MI in evaluations during training: its value, where it appears, and missing judges."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small GPT-2 with random weights, which reads letters."""
+    """A small GPT-2 with random weights and one token per letter."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder = tmp_path_factory.mktemp("gpt2")
@@ -49,7 +49,7 @@ def test_evaluations_have_it_and_the_log_shows_it(start, judge, tmp_path):
 
 @pytest.mark.parametrize("source", [None, 3])
 def test_it_is_that_of_the_predictions(start, judge, tmp_path, source):
-    """Of all of them, weighted by their tokens; of what comes after a source only."""
+    """MI covers all predictions, weighted by tokens; of pairs, only those after the source."""
     trainer = start(tmp_path, f'train.judge="{judge}"')
     model, sampler = trainer.model.eval(), trainer.sampler
     documents = [Memory(length=14).stops_SD.repeat(2, 1)[:length] for length in (5, 12)]
@@ -57,7 +57,7 @@ def test_it_is_that_of_the_predictions(start, judge, tmp_path, source):
     scores = []
     for document_SD in documents:
         first = source or 1
-        most = slice(first - 1, first + 7)  # of the longer one not all
+        most = slice(first - 1, first + 7)  # not all of the longer one
         predicted_SD = model.predict(Batch.of([document_SD]), model.Options(), Noise([0]))[0, most]
         texts, said = sampler.text(document_SD), sampler.text(predicted_SD)
         for n, sentence in enumerate(said, first):

@@ -1,4 +1,4 @@
-"""Several processes train what one would: the same losses and weights, states for any number."""
+"""Several processes compute the losses and weights of one, and resume in other numbers."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
     run, write_recipe, tmp_path, parallel, others
 ):
     recipe, errors = write_recipe("base"), tmp_path / "errors"
-    # Without dropout nothing is random, into however many parts a batch is cut.
+    # Without dropout nothing is random, however many micro-batches there are.
     still = ("--set", "model.transformer.dropout=0.0", "--set", "train.schedule=constant")
     common = ("train", recipe, *COMMON, *still, "--set", f"train.parallel={parallel}", "-o")
     assert run(*common, tmp_path / "whole", errors=errors) == 0, errors.read_text()
@@ -67,7 +67,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
 
 @pytest.fixture
 def taught(run, write_recipe, tmp_path):
-    """Return the arguments of a distillation in which hidden states are learned too."""
+    """Return the arguments of a distillation that also learns hidden states."""
 
     def make(architecture, *changes):
         recipe, errors = write_recipe(architecture), tmp_path / "errors"
@@ -171,6 +171,6 @@ def test_torchrun_starts_it(write_recipe, tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
     assert done.returncode == 0, done.stderr
-    # Gloo writes to stdout too, in pieces of lines.
+    # Gloo also writes to stdout, in partial lines.
     assert done.stdout.splitlines().count(str(tmp_path / "run" / "model")) == 1
     assert weights(tmp_path / "run").isfinite().all()

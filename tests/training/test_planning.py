@@ -1,4 +1,4 @@
-"""Breaks and plans: where they stand in what is learned, and what a model says that knows them."""
+"""Breaks and plans: their places in training data, and the output of a model trained with them."""
 
 import json
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from lcm_cli.text import paragraphs
 from lcm_cli.training.data.batches import ConceptData
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Run
+from lcm_cli.training.parallel import deal
 from lcm_cli.training.prepare import make_trainer
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
 
@@ -53,7 +54,7 @@ def write(path: Path, *documents: Document) -> str:
 
 
 def read(path: str, **more: Any) -> tuple[list[list[int]], ConceptData]:
-    """The numbers of each row of the first epoch."""
+    """Return the numbers in each row of the first epoch."""
     options = DataOptions((path,), plan=True, **more)
     with ConceptData(
         options, dim=DIM, max_length=64, seed=0, encode=encode, prompts={"summarize": "Short:"}
@@ -74,7 +75,7 @@ def test_breaks_close_paragraphs(tmp_path: Path) -> None:
 
 
 def test_plans_open_them(tmp_path: Path) -> None:
-    """The first at the very start, the others behind the break."""
+    """The first plan comes at the very start, the others after a break."""
     found, data = read(write(tmp_path / "a.parquet", document([2, 3], plans=True)), prefix=("Go.",))
     assert found == [[-3, 100, 0, 1, -2, 101, 2, 3, 4, -2, -1]]
     assert data.plans
@@ -82,7 +83,7 @@ def test_plans_open_them(tmp_path: Path) -> None:
 
 def test_short_paragraphs_are_joined_and_long_ones_cut(tmp_path: Path) -> None:
     found, _ = read(write(tmp_path / "a.parquet", document([1, 2, 1, 11], plans=True)))
-    first = [101, 0, 1, 2, 3, -2]  # the plan of the paragraph that is most of it
+    first = [101, 0, 1, 2, 3, -2]  # the plan of the paragraph with most of its sentences
     rest = [103, *range(4, 9), -2, 103, *range(9, 15), -2]
     assert found == [[*first, *rest, -1]]
 
@@ -121,7 +122,7 @@ def test_the_batch_tells_what_is_woven_in(tmp_path: Path) -> None:
         options = DataOptions((path,), (path,), plan=True, **more)
         with ConceptData(options, dim=DIM, max_length=64, seed=0, encode=encode) as data:
             whole, held = data.batch(0), data.validation()
-        hands = [hand for hand in whole.deal(2) if hand]
+        hands = [hand for hand in deal(whole.lengths_B.tolist(), 2) if hand]
         for batch in (whole, *map(whole.rows, hands), *held, whole.to("cpu")):
             assert batch.woven_BS is not None
             first_BS = batch.concepts_BSD[..., 0]
@@ -187,7 +188,7 @@ def test_every_format_keeps_plans(tmp_path: Path, suffix: str) -> None:
     assert np.array_equal(again.plans.concepts, rows(100, 2))
 
 
-# --- a model that learns a story by heart, and tells it
+# --- a model that memorises a story, and tells it
 
 STORY = [
     ["The cat sleeps.", "It is warm in the house."],
@@ -217,7 +218,7 @@ save_every = 1000
 
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run whose model knows one story by heart, with its plans."""
+    """The folder of a run whose model has memorised one story with its plans."""
     from lcm_cli.pipeline import embed, prepare_documents, space_info
 
     folder, tiny = tmp_path_factory.mktemp("planner"), load_space("tiny")
@@ -279,8 +280,8 @@ def test_evaluation_reads_breaks_and_the_models_own_plans(planner: Path) -> None
     assert batch.woven_BS.tolist() == [[False, False, True, True, False, False]]
     predicted_BSD = system.predict(batch, [0])
     plan_D = tiny.encode(PLANS[1:], "eng_Latn").concepts[0]
-    assert cosine(predicted_BSD[0, 2].numpy(), plan_D) > 0.95  # what comes after the break
-    # Without its plan it would say that, not the sentence, after the break.
+    assert cosine(predicted_BSD[0, 2].numpy(), plan_D) > 0.95  # after the break
+    # Without the filled-in plan it would predict the plan here, not the sentence.
     (record,) = run_task("next-concept", system, [example], Context(space, Work()))
     assert len(record["prediction"]) == 3 and record["source"] == list(example.source)
     assert cosine(predicted_BSD[0, 3].numpy(), own_SD[2]) > 0.95

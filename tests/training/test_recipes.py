@@ -1,4 +1,4 @@
-"""The recipes in examples/: they can be read, and describe the paper's models."""
+"""The recipes in examples/ are valid, and describe the paper's models."""
 
 import json
 import tomllib
@@ -122,7 +122,7 @@ def test_wrong_recipes_fail_without_space_and_data(lcm, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("start", ["", "tiny-two-tower"])
 def test_a_dry_run_with_data_agrees_with_one_without(lcm, write_recipe, tmp_path, start):
-    """What is reckoned is what the run's own model has; the rest is measured."""
+    """The calculated numbers are those of the run's own model; the others are measured."""
     common = ("train", write_recipe("two_tower"), "--dry-run", "--json")
     if start:
         common += ("--set", f"start={start}")
@@ -152,7 +152,7 @@ def test_a_dry_run_of_what_is_fitted_is_refused(kind, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["sonar.toml", "sonar-llm-100m.toml"])
 def test_cards_of_what_others_trained_are_no_recipes(name):
-    with pytest.raises(IntegrityError, match="is a card, and holds no recipe"):
+    with pytest.raises(IntegrityError, match="is a card without a recipe"):
         load_recipe(ROOT / "checkpoints" / name)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, going on with another one, two at once, what a kill left."""
+"""The folder of a run: its recipe, resuming with another one, locking, files of killed runs."""
 
 import json
 import shlex
@@ -41,7 +41,7 @@ def test_the_command_to_go_on_with_has_the_changes(
     common = ("train", write_recipe("base"), "--device", "cpu", "-o", run)
     stopped = lcm(*common, *changed, "--max-minutes", "0")
     assert stopped.code == 0, stopped.stderr
-    command = shlex.split(stopped.stderr.partition("go on with: ")[2])
+    command = shlex.split(stopped.stderr.partition("continue with: ")[2])
     assert command[0] == "lcm"
     done = lcm(*command[1:], "--device", "cpu")
     assert done.code == 0, done.stderr
@@ -58,7 +58,9 @@ def test_going_on_with_another_recipe_is_said(lcm: Run, write_recipe: Run, tmp_p
     other = lcm(*common, *FEW, "--set", "model.model_dim=32", "--resume")
     assert other.code == 5
     assert "model.model_dim was not set and is 32" in other.stderr
-    kept = json.loads((tmp_path / "run" / "recipe.json").read_text())  # still that of the states
+    kept = json.loads(
+        (tmp_path / "run" / "recipe.json").read_text()
+    )  # still the recipe of the states
     assert kept["train"]["steps"] == 4 and "model_dim" not in kept["model"]
     assert "wrong shapes" in other.stderr and len(other.stderr) < 2000
 
@@ -67,12 +69,12 @@ def test_two_runs_in_a_folder_are_refused(lcm: Run, write_recipe: Run, tmp_path:
     with hold(tmp_path / "run"):
         refused = lcm("train", write_recipe("base"), "-o", tmp_path / "run", *FEW)
     assert refused.code == 1
-    assert "another run is at work" in refused.stderr
+    assert "another run is using" in refused.stderr
     with hold(tmp_path / "run"), pytest.raises(LcmError), hold(tmp_path / "run"):
         pass
 
 
-def test_halves_of_files_go_when_a_run_goes_on(tmp_path: Path) -> None:
+def test_unfinished_files_are_removed_on_resuming(tmp_path: Path) -> None:
     halves = [
         tmp_path / ".state-000000002.pt.x1.part",
         tmp_path / "model" / ".model.safetensors.x1.part",
@@ -89,7 +91,7 @@ def test_halves_of_files_go_when_a_run_goes_on(tmp_path: Path) -> None:
         assert all(path.exists() for path in others)
 
 
-def test_what_is_no_folder(tmp_path: Path) -> None:
+def test_paths_that_are_not_folders(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").symlink_to(tmp_path / "nowhere")
     for name, wrong in (("a", "a"), ("a/run", "a"), ("b", "b"), ("b/run", "b")):
@@ -113,5 +115,5 @@ def test_a_damaged_recipe_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("[1]")
     recipes = Path(__file__).parent.parent.parent / "examples" / "recipes"
     assert changes(tmp_path, load_recipe(recipes / "sonar-llm.toml")) == []
-    with pytest.raises(IntegrityError, match="no recipe"):
+    with pytest.raises(IntegrityError, match="not a recipe"):
         load_recipe(tmp_path)

@@ -1,4 +1,4 @@
-"""Learning rates: the official ones where those are right, by hand where they are not."""
+"""Learning rates, against the official ones where those are right, else against formulas."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def rates(count: int, **options: object) -> list[float]:
 @pytest.mark.parametrize(
     ("name", "options", "right"),
     [
-        # The official cosine takes one step more than its maximum, and begins anew after it.
+        # The official cosine takes one step more than its maximum, and then restarts.
         ("cosine", {"schedule": "cosine", "warmup": 10, "steps": 51}, 51),
         ("myle", {"schedule": "inverse_sqrt", "warmup": 10, "steps": 50}, 60),
         ("wsd", {"schedule": "wsd", "warmup": 5, "decay": 0.5, "steps": 50}, 60),

@@ -1,1 +1,1 @@
-"""Training data: what is in the files, and how it becomes batches."""
+"""Training data: scan files, read documents, make batches."""

@@ -1,22 +1,23 @@
 """Training data of concept models: batches of documents from Parquet files, in a fixed order.
 
 Everything is a function of the options, the seed and a number: `batch(n)` is the n-th batch since
-the start, whatever was asked for before, and however many threads work ahead. Resuming needs no
-saved state. `portion(n, share)` is what one of several processes computes of it: the concepts of
-other rows are not put together, nor kept, and not read either where a row group has only such.
+the start, no matter what was requested before or how many threads work ahead. Resuming needs no
+saved state. `micro_batches(n, share)` is one process's share of that batch: concepts of other
+processes' rows are neither assembled nor kept, and row groups that hold only such rows are not
+read.
 
-An epoch takes each data set `weight` times; of a weight of 0.5, one half in one epoch and the other
-half in the next. Its row groups are shuffled, all data sets together, and dealt into windows that
-fit into memory; the documents of a window are shuffled, put together with others of like length and
-cut into batches, whose order is shuffled again.
+An epoch takes each data set `weight` times; with a weight of 0.5, one half in one epoch and the
+other half in the next. The row groups of all data sets are shuffled together and dealt into shuffle
+buffers that fit into memory. The documents of a buffer are shuffled, sorted by length and cut into
+batches, whose order is shuffled again.
 
-Shapes: S concepts, D concept dim, P sentences put before or after.
+Shapes: B rows, S concepts, D concept dim, P sentences of an affix.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
 from typing import Self
@@ -26,93 +27,94 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcm_cli.documents.document import Concepts, SpaceInfo
+from lcm_cli.documents.document import SpaceInfo
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.models.config import BREAK_TEXT
 from lcm_cli.models.interface import PADDING, Batch
 from lcm_cli.schema import counted
-from lcm_cli.training.data.index import check_same_space, look
+from lcm_cli.training.data.columns import Column, Tokenize, wanted_columns
+from lcm_cli.training.data.index import check_same_space, scan
 from lcm_cli.training.data.packing import (
     Affixes,
-    Corpus,
-    Item,
-    Limits,
-    Marks,
+    DocumentSet,
+    Piece,
     cut_evenly,
-    share_rows,
+    pack,
+    prompt_of,
+    wrap_length,
 )
-from lcm_cli.training.data.row_groups import Break, Rows
-from lcm_cli.training.data.token_ids import Tokenize, Tokens
+from lcm_cli.training.data.row_groups import ConceptLists, Ints, Sentences, join, join_values
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
-from lcm_cli.training.parallel import Portion, Share
+from lcm_cli.training.parallel import MicroBatches, Share
 
 Encode = Callable[[Sequence[str]], Tensor]
-Floats = NDArray[np.float32]
-Groups = dict[tuple[int, int], list[Rows]]  # corpus and group: what was read of it
+# The concepts of row groups in memory, by the numbers of the data set and of the row group in it.
+RowGroups = dict[tuple[int, int], list[ConceptLists]]
 
-WINDOW_BYTES = 256 << 20  # of concepts that are shuffled together; three windows are held
-WINDOW_BATCHES = 8  # the least number of batches in a window
-AHEAD = 4  # batches made before they are asked for
+BUFFER_BYTES = 256 << 20  # of concepts that are shuffled together; three buffers are held
+BUFFER_BATCHES = 8  # the least number of batches in a buffer
+AHEAD = 4  # batches made before they are requested
 
 
 @dataclass(frozen=True)
-class BatchRow:
-    """A row of a batch: the parts (S, D) of each document in it, how long each is, its source."""
+class Row:
+    """A row of a batch: the parts of each piece in it, and the length of each piece."""
 
-    documents: list[list[Concepts]]
+    pieces: list[list[Sentences]]
     lengths: list[int]
-    source: int
-    tokens: list[Tokens] | None = None  # what each concept says, where that is wanted
-    woven: Marks | None = None  # which concepts are breaks or plans, (S,)
-    fragility: Marks | None = None  # how little noise each bears
+    source: int  # number of leading concepts that are given, not learned
 
     @property
     def length(self) -> int:
         """Number of concepts."""
         return sum(self.lengths)
 
-    def alone(self) -> "BatchRow":
-        """Return a copy that does not keep the row group in memory."""
-        documents = [[np.concatenate(parts)] for parts in self.documents]
-        return replace(self, documents=documents)
+    @property
+    def parts(self) -> list[Sentences]:
+        """The parts of all pieces."""
+        return [part for piece in self.pieces for part in piece]
+
+    def copy(self) -> "Row":
+        """Return a copy, which does not keep the row groups in memory."""
+        return Row([[join(parts)] for parts in self.pieces], self.lengths, self.source)
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A window: which documents, and how many batches they make."""
+class _Buffer:
+    """The documents of a shuffle buffer, and the number of batches that they make."""
 
     epoch: int
     number: int
-    units: list[tuple[int, int, NDArray[np.int64]]]  # corpus, row group, documents
+    documents: list[tuple[int, int, Ints]]  # data set, row group, documents
     batches: int
 
 
 @dataclass(frozen=True)
-class _Own:
-    """What a process needs of a batch: the items of each row of its parts; all rows' lengths."""
+class _BatchLayout:
+    """The pieces in each row of a process's micro-batches, and what they take from the batch."""
 
-    parts: list[list[list[Item]]]
-    lengths: list[int]
+    micro_batches: list[list[list[Piece]]]
+    lengths: list[int]  # of all rows of the batch
     sourced: bool  # whether any row of the batch has a source
-    packed: bool  # or several documents
+    packed: bool  # whether any row of the batch holds several pieces
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A window in memory: what is needed of each batch, and the groups they are in."""
+class _LoadedBuffer:
+    """A shuffle buffer in memory: the layout of each batch, and the row groups it needs."""
 
-    batches: list[_Own]
-    groups: Groups
+    batches: list[_BatchLayout]
+    groups: RowGroups
 
 
 class ConceptData:
     """Batches for training, and for validation.
 
-    `documents` counts the training documents, `concepts` those of an epoch with all that is put
-    before and after them, `left_out` what was left out and why, and `cut_sources` the sources that
-    were too long for `max_length` and lost their end. `space` is that of the concepts, if the files
-    say, `plans` whether they have a plan before each paragraph. `batches_per_epoch` is that of the
-    first epoch; others may differ by a few.
+    `documents` counts the training documents, `concepts` the concepts of an epoch with affixes,
+    `left_out` the documents left out by reason, and `cut_sources` the sources that are too long for
+    `max_length` and lose their end. `space` is the space of the concepts, if the files name it, and
+    `plans` whether each paragraph has a plan. `batches_per_epoch` is that of the first epoch; other
+    epochs may differ by a few.
     """
 
     def __init__(
@@ -131,53 +133,59 @@ class ConceptData:
         fragility: bool = False,
         workers: int = 1,
     ) -> None:
-        """Look through all files; `encode` gives the concepts (P, D) of sentences.
+        """Scan all files; `encode` returns the concepts (P, D) of sentences.
 
-        With `tokenize` the batches hold what their concepts say, with `fragility` those of training
-        hold the score of each.
+        With `tokenize`, batches hold the tokens of each concept; with `fragility`, training batches
+        hold its score.
 
-        Raises NotFoundError, UsageError, IntegrityError for what is wrong with options or files.
+        Raises NotFoundError, UsageError or IntegrityError for unusable options or files.
         """
         self.options, self.seed = options, seed
-        self._dim, self._tokenize = dim, tokenize
-        suffix = (end_text,) if options.suffix is None else options.suffix
-        prefix = options.prefix
-        if prefix is None:
-            prefix = (begin_text,) if begin_text else ()
-        affixes = _Sentences(encode, tokenize, dim, prompts or {}, prefix, suffix)
-        closing = affixes.closing(break_text) if options.plan else None
-        self._wrap = min(options.wrap, max_length)
+        self._dim, self._wrap = dim, wrap_length(options, max_length)
         if self._wrap < 2:
             raise IntegrityError(
                 f"the model's max_length, {max_length}, leaves nothing to predict",
                 "set model.max_length = 128, or more",
             )
-        limits = Limits(self._wrap, max_length, options.min_sentences, options.max_sentences)
+        suffix = (end_text,) if options.suffix is None else options.suffix
+        prefix = options.prefix
+        if prefix is None:
+            prefix = (begin_text,) if begin_text else ()
+        encoder = _AffixEncoder(encode, dim, prefix, suffix, prompts or {})
 
-        def corpora(entries: Sequence[str | DataSet], scored: bool) -> list[Corpus]:
-            sets = [as_data_set(entry) for entry in entries]
-            found = [look(e, dim, options.filter, closing, tokenize, scored) for e in sets]
-            return [Corpus(i, affixes.of(e), limits) for i, e in zip(found, sets, strict=True)]
+        def document_sets(
+            entries: Sequence[str | DataSet], columns: list[Column]
+        ) -> list[DocumentSet]:
+            ends = encoder.paragraph_break(break_text, columns) if options.plan else None
+            found = []
+            for each in map(as_data_set, entries):
+                index = scan(each, dim, options.filter, ends, columns)
+                affixes = encoder.affixes(each, columns)
+                found.append(DocumentSet(each, index, affixes, options, max_length))
+            return found
 
-        self._train = corpora(options.train, fragility)
-        self._validation = corpora(options.validation, False)  # no held-out score is weighed
+        self._columns = wanted_columns(tokenize=tokenize, woven=options.plan, fragility=fragility)
+        # Held-out losses are not weighted by fragility.
+        self._held_out_columns = wanted_columns(tokenize=tokenize, woven=options.plan)
+        self._train = document_sets(options.train, self._columns)
+        self._validation = document_sets(options.validation, self._held_out_columns)
         self.space = _common_space([*self._train, *self._validation])
         self.plans = _all_planned([*self._train, *self._validation])
-        self.documents = sum(len(corpus) for corpus in self._train)
+        self.documents = sum(len(documents) for documents in self._train)
         self.concepts = round(
-            sum(corpus.concepts * corpus.index.entry.weight for corpus in self._train)
+            sum(documents.concepts * documents.weight for documents in self._train)
         )
-        self.left_out = _total([corpus.left_out for corpus in self._train])
-        self.cut_sources = sum(corpus.cut_sources for corpus in self._train)
+        self.left_out = _total([documents.left_out for documents in self._train])
+        self.cut_sources = sum(documents.cut_sources for documents in self._train)
         if not self.documents:
             reasons = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
             raise IntegrityError(f"no document is left to train on: {reasons}", "check [data]")
-        self._longest = max(corpus.longest for corpus in self._train)
+        self._longest = max(documents.longest for documents in self._train)
         self._ends = [0]  # batches before each epoch
         self._lock = Lock()
-        self._plans = lru_cache(4)(self._plan)
-        self._windows: OrderedDict[tuple[int, int, Share], Future[_Window]] = OrderedDict()
-        self._made: dict[tuple[int, Share], Future[Portion]] = {}
+        self._buffers_of = lru_cache(4)(self._plan)
+        self._loaded: OrderedDict[tuple[int, int, Share], Future[_LoadedBuffer]] = OrderedDict()
+        self._made: dict[tuple[int, Share], Future[MicroBatches]] = {}
         self._loaders = ThreadPoolExecutor(workers, "load")
         self._makers = ThreadPoolExecutor(workers, "batch")
 
@@ -189,7 +197,7 @@ class ConceptData:
 
     @property
     def summary(self) -> str:
-        """What there is, and what was left out, in one line."""
+        """The size of the data and what was left out, in one line."""
         parts = [f"{counted(self.documents, 'document')}, {self.concepts:,} concepts an epoch"]
         gone = [f"{count:,} {why}" for why, count in self.left_out.items() if count]
         if gone:
@@ -200,10 +208,10 @@ class ConceptData:
 
     def batch(self, number: int) -> Batch:
         """Return the number-th batch since the start: concepts (B, S, D) float32 on the CPU."""
-        return self.portion(number, Share()).parts[0]
+        return self.micro_batches(number, Share()).own[0]
 
-    def portion(self, number: int, share: Share) -> Portion:
-        """Return what a process computes of the number-th batch since the start."""
+    def micro_batches(self, number: int, share: Share) -> MicroBatches:
+        """Return one process's share of the number-th batch since the start."""
         wanted = [(ahead, share) for ahead in range(number, number + AHEAD)]
         for one in wanted:
             if one not in self._made:
@@ -213,34 +221,37 @@ class ConceptData:
         return self._made.pop((number, share)).result()
 
     def epoch(self, number: int) -> int:
-        """Return in which epoch the number-th batch is."""
+        """Return the epoch of the number-th batch."""
         return self._place(number)[0]
 
     def validation(self, limit: int | None = None) -> list[Batch]:
         """Return the validation data, the same at every call; no row holds two documents.
 
-        With a `limit`, so many documents, spread evenly over all of them.
+        With a `limit`, return that many documents, spread evenly over all of them.
         """
-        total = sum(len(corpus) for corpus in self._validation)
+        total = sum(len(documents) for documents in self._validation)
         count = total if limit is None else min(limit, total)
         chosen = np.linspace(0, total, count, endpoint=False).astype(np.int64)
-        rows: list[BatchRow] = []
+        rows: list[Row] = []
         start = 0
-        for number, corpus in enumerate(self._validation):
-            own = chosen[(chosen >= start) & (chosen < start + len(corpus))] - start
-            start += len(corpus)
-            for group, docs in corpus.by_group(own):
-                read = {(number, group): corpus.index.read(group, self._dim)}
-                items = corpus.items(number, docs)
-                rows += [_row([item], self._validation, read).alone() for item in items]
+        for number, documents in enumerate(self._validation):
+            own = chosen[(chosen >= start) & (chosen < start + len(documents))] - start
+            start += len(documents)
+            for group, docs in documents.by_group(own):
+                groups = {(number, group): documents.index.read(group, self._dim)}
+                pieces = documents.pieces(number, docs)
+                rows += [_row([piece], self._validation, groups).copy() for piece in pieces]
         rows.sort(key=lambda row: row.length)
         lengths = np.array([row.length for row in rows], dtype=np.int64)
-        parts = -(-int(lengths.sum()) // max(self.options.batch_concepts, lengths.max(initial=1)))
-        batches = [[rows[i] for i in part] for part in cut_evenly(lengths, parts)]
-        return [_batch(batch, any(row.source for row in batch)) for batch in batches]
+        count = -(-int(lengths.sum()) // max(self.options.batch_concepts, lengths.max(initial=1)))
+        batches = [[rows[i] for i in part] for part in cut_evenly(lengths, count)]
+        return [
+            _batch(batch, self._held_out_columns, sourced=any(row.source for row in batch))
+            for batch in batches
+        ]
 
     def close(self) -> None:
-        """Stop working ahead."""
+        """Stop the threads that work ahead."""
         for pool in (self._makers, self._loaders):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -250,165 +261,159 @@ class ConceptData:
     def __exit__(self, *problem: object) -> None:
         self.close()
 
-    def _make(self, number: int, share: Share) -> Portion:
+    def _make(self, number: int, share: Share) -> MicroBatches:
         epoch, place = self._place(number)
-        plans = self._epoch(epoch)
-        window = 0
-        while place >= plans[window].batches:
-            place -= plans[window].batches
-            window += 1
-        following = (epoch, window + 1) if window + 1 < len(plans) else (epoch + 1, 0)
-        held = self._window(epoch, window, share)
-        self._window(*following, share)  # begins to read what will be needed next
-        loaded = held.result()
-        own = loaded.batches[place]
-        parts = []
-        for items_of_rows in own.parts:
-            rows = [_row(items, self._train, loaded.groups) for items in items_of_rows]
-            parts.append(_batch(rows, own.sourced, own.packed) if rows else self._nothing())
-        return Portion(parts, torch.tensor(own.lengths))
+        buffers = self._epoch(epoch)
+        current = 0
+        while place >= buffers[current].batches:
+            place -= buffers[current].batches
+            current += 1
+        following = (epoch, current + 1) if current + 1 < len(buffers) else (epoch + 1, 0)
+        loading = self._load_ahead(epoch, current, share)
+        self._load_ahead(*following, share)  # starts reading the next buffer
+        loaded = loading.result()
+        layout = loaded.batches[place]
+        own = []
+        for pieces_of_rows in layout.micro_batches:
+            rows = [_row(pieces, self._train, loaded.groups) for pieces in pieces_of_rows]
+            own.append(
+                _batch(rows, self._columns, layout.sourced, layout.packed)
+                if rows
+                else self._nothing()
+            )
+        return MicroBatches(own, torch.tensor(layout.lengths))
 
     def _nothing(self) -> Batch:
-        """Return a row of length 0, as `Batch.rows` does where there are none."""
-        tokens: list[list[Tokens]] | None = None if self._tokenize is None else [[]]
-        return Batch(torch.zeros(1, 1, self._dim), torch.tensor([0]), tokens=tokens)
+        """Return a row of length 0, as `Batch.rows` does for no rows."""
+        columns = {column.name: column.pad([[]], 0) for column in self._columns}
+        return Batch(torch.zeros(1, 1, self._dim), torch.tensor([0]), columns=columns).rows([])
 
-    # --- epochs and windows
+    # --- epochs and shuffle buffers
 
     def _place(self, number: int) -> tuple[int, int]:
-        """Return the epoch of a batch, and its number there."""
+        """Return the epoch of a batch, and its number in the epoch."""
         while self._ends[-1] <= number:
             self._epoch(len(self._ends) - 1)
         epoch = int(np.searchsorted(self._ends, number, side="right")) - 1
         return epoch, number - self._ends[epoch]
 
-    def _epoch(self, epoch: int) -> list[_Plan]:
+    def _epoch(self, epoch: int) -> list[_Buffer]:
         with self._lock:
             while len(self._ends) <= epoch + 1:
-                plans = self._plans(len(self._ends) - 1)
-                self._ends.append(self._ends[-1] + sum(plan.batches for plan in plans))
-            return self._plans(epoch)
+                buffers = self._buffers_of(len(self._ends) - 1)
+                self._ends.append(self._ends[-1] + sum(buffer.batches for buffer in buffers))
+            return self._buffers_of(epoch)
 
-    def _plan(self, epoch: int) -> list[_Plan]:
-        """Deal the row groups of an epoch into windows, at random."""
+    def _plan(self, epoch: int) -> list[_Buffer]:
+        """Deal the row groups of an epoch into shuffle buffers, at random."""
         units = [
             (number, group, docs)
-            for number, corpus in enumerate(self._train)
-            for docs_of_pass in corpus.passes(epoch, (self.seed, number))
-            for group, docs in corpus.by_group(docs_of_pass)
+            for number, documents in enumerate(self._train)
+            for docs_of_pass in documents.passes(epoch, (self.seed, number))
+            for group, docs in documents.by_group(docs_of_pass)
         ]
+        if not units:
+            raise IntegrityError(f"epoch {epoch + 1} is empty", "raise the weights in [data]")
         order = np.random.default_rng([self.seed, epoch]).permutation(len(units))
         sizes = np.array([self._train[units[i][0]].size(units[i][2]) for i in order])
-        least = max(WINDOW_BYTES // (2 * self._dim), WINDOW_BATCHES * self.options.batch_concepts)
-        if not len(units):
-            raise IntegrityError(f"epoch {epoch + 1} is empty", "raise the weights in [data]")
+        least = max(BUFFER_BYTES // (2 * self._dim), BUFFER_BATCHES * self.options.batch_concepts)
+        # A batch holds at least one whole row.
         row = max(self._longest, self._wrap if self.options.packing else 0)
-        plans, batch = [], max(self.options.batch_concepts, row)
+        buffers, batch = [], max(self.options.batch_concepts, row)
         for number, part in enumerate(cut_evenly(sizes, max(1, int(sizes.sum()) // least))):
             batches = -(-int(sizes[part].sum()) // batch)
-            plans.append(_Plan(epoch, number, [units[order[i]] for i in part], batches))
-        return plans
+            buffers.append(_Buffer(epoch, number, [units[order[i]] for i in part], batches))
+        return buffers
 
-    def _window(self, epoch: int, number: int, share: Share) -> "Future[_Window]":
-        plan = self._epoch(epoch)[number]
+    def _load_ahead(self, epoch: int, number: int, share: Share) -> "Future[_LoadedBuffer]":
+        buffer = self._epoch(epoch)[number]
         with self._lock:
-            found = self._windows.get((epoch, number, share))
+            found = self._loaded.get((epoch, number, share))
             if found is None:
-                found = self._loaders.submit(self._load, plan, share)
-                self._windows[epoch, number, share] = found
-                while len(self._windows) > 3:  # this one, the next, and one that may be in use
-                    self._windows.popitem(last=False)
+                found = self._loaders.submit(self._load, buffer, share)
+                self._loaded[epoch, number, share] = found
+                while len(self._loaded) > 3:  # this one, the next, and one that may be in use
+                    self._loaded.popitem(last=False)
         return found
 
-    def _load(self, plan: _Plan, share: Share) -> _Window:
-        batches = [_own(rows, share) for rows in self._arrange(plan)]
+    def _load(self, buffer: _Buffer, share: Share) -> _LoadedBuffer:
+        batches = [_layout(rows, share) for rows in self._arrange(buffer)]
         needed: dict[tuple[int, int], set[int]] = {}
-        for item in (x for own in batches for part in own.parts for row in part for x in row):
-            needed.setdefault(item.place, set()).add(item.row)
+        for layout in batches:
+            for piece in (x for rows in layout.micro_batches for row in rows for x in row):
+                needed.setdefault(piece.place, set()).add(piece.document)
         groups = {}
-        for (corpus, group), rows in sorted(needed.items()):
-            read = self._train[corpus].index.read(group, self._dim)
-            if share.size > 1:  # others have most of it
-                read = [each.only(np.array(sorted(rows))) for each in read]
-            groups[corpus, group] = read
-        return _Window(batches, groups)
+        for (number, group), documents in sorted(needed.items()):
+            lists = self._train[number].index.read(group, self._dim)
+            if share.size > 1:  # most of the row group belongs to other processes
+                lists = [each.only(np.array(sorted(documents))) for each in lists]
+            groups[number, group] = lists
+        return _LoadedBuffer(batches, groups)
 
-    def _arrange(self, plan: _Plan) -> list[list[list[Item]]]:
-        """Put the documents of a window into rows, and those of like length into batches."""
-        rng = np.random.default_rng([self.seed, plan.epoch, plan.number])
-        items = [
-            item
-            for corpus, _, docs in plan.units
-            for item in self._train[corpus].items(corpus, docs)
+    def _arrange(self, buffer: _Buffer) -> list[list[list[Piece]]]:
+        """Put the documents of a buffer into rows, and rows of similar length into batches."""
+        rng = np.random.default_rng([self.seed, buffer.epoch, buffer.number])
+        pieces = [
+            piece
+            for number, _, docs in buffer.documents
+            for piece in self._train[number].pieces(number, docs)
         ]
-        items = [items[i] for i in rng.permutation(len(items))]
-        rows = share_rows(items, self._wrap) if self.options.packing else [[item] for item in items]
-        rows.sort(key=lambda row: sum(item.length for item in row))  # equal ones stay shuffled
-        lengths = np.array([sum(item.length for item in row) for row in rows])
-        batches = [[rows[i] for i in part] for part in cut_evenly(lengths, plan.batches)]
+        pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+        rows = pack(pieces, self._wrap) if self.options.packing else [[piece] for piece in pieces]
+        # The sort is stable: rows of equal length stay shuffled.
+        rows.sort(key=lambda row: sum(piece.length for piece in row))
+        lengths = np.array([sum(piece.length for piece in row) for row in rows])
+        batches = [[rows[i] for i in part] for part in cut_evenly(lengths, buffer.batches)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def prompt_of(entry: DataSet, prompts: Mapping[str, str]) -> list[str]:
-    """Return what stands between source and target; raises IntegrityError for an unknown task."""
-    if not entry.task:
-        return []
-    if entry.task not in prompts:
-        known = ", ".join(sorted(prompts)) or "none"
-        raise IntegrityError(
-            f"{entry.path}: the model has no prompt for the task {entry.task!r}",
-            f"its tasks: {known}; add it to the model's prompts",
-        )
-    return [prompts[entry.task]]
-
-
-class _Sentences:
-    """Encodes what is put before, between and after documents, each sentence once."""
+class _AffixEncoder:
+    """Encodes the sentences put before, between and after documents, each of them once."""
 
     def __init__(
         self,
         encode: Encode | None,
-        tokenize: Tokenize | None,
         dim: int,
-        prompts: Mapping[str, str],
         prefix: Sequence[str],
         suffix: Sequence[str],
+        prompts: Mapping[str, str],
     ) -> None:
-        self._encode, self._tokenize = encode, tokenize
-        self._dim, self._prompts = dim, prompts
-        self._known: dict[str, Floats] = {}
-        self._prefix, self._suffix = prefix, suffix
-        self._concepts([*prefix, *suffix])
+        self._encode, self._dim = encode, dim
+        self._prefix, self._suffix, self._prompts = prefix, suffix, prompts
+        self._known: dict[str, NDArray[np.float32]] = {}
+        self._concepts([*prefix, *suffix])  # fails without a space before files are scanned
 
-    def of(self, entry: DataSet) -> Affixes:
-        """Return what is put around the documents of `entry`."""
-        around = self._prefix, prompt_of(entry, self._prompts), self._suffix
-        prefix_PD, prompt_PD, suffix_PD = map(self._concepts, around)
-        if self._tokenize is None:
-            return Affixes(prefix_PD, prompt_PD, suffix_PD)
-        before, between, after = (self._tokenize(part, "") for part in around)
-        return Affixes(prefix_PD, prompt_PD, suffix_PD, (before, between, after))
+    def affixes(self, data_set: DataSet, columns: Sequence[Column]) -> Affixes:
+        """Return the affixes of a data set's documents, with columns."""
+        prompt = prompt_of(data_set, self._prompts)
+        parts = [
+            Sentences(
+                self._concepts(texts), {column.name: column.of_texts(texts) for column in columns}
+            )
+            for texts in (self._prefix, prompt, self._suffix)
+        ]
+        return Affixes(*parts)
 
-    def closing(self, sentence: str) -> Break:
-        """Return what closes a paragraph, by its sentence."""
-        concept_D = self._concepts([sentence])[0]
-        tokens = None if self._tokenize is None else self._tokenize([sentence], "")[0]
-        return Break(concept_D, tokens)
+    def paragraph_break(self, text: str, columns: Sequence[Column]) -> Sentences:
+        """Return the paragraph break, one sentence, with columns."""
+        return Sentences(
+            self._concepts([text]), {column.name: column.of_break(text) for column in columns}
+        )
 
-    def _concepts(self, sentences: Sequence[str]) -> Floats:
+    def _concepts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         new = [text for text in dict.fromkeys(sentences) if text not in self._known]
         if new:
             self._known |= zip(new, self._encoded(new), strict=True)
         rows = [self._known[text] for text in sentences]
         return np.stack(rows) if rows else np.zeros((0, self._dim), np.float32)
 
-    def _encoded(self, sentences: list[str]) -> Floats:
+    def _encoded(self, sentences: list[str]) -> NDArray[np.float32]:
         if self._encode is None:
             raise UsageError(
-                f"without a space {sentences[0]!r} has no concept",
+                f"without a space, {sentences[0]!r} cannot be encoded",
                 "name a space, or set [data] suffix = []",
             )
-        concepts: Floats = self._encode(sentences).detach().float().cpu().numpy()
+        concepts: NDArray[np.float32] = self._encode(sentences).detach().float().cpu().numpy()
         if concepts.shape != (len(sentences), self._dim):
             raise IntegrityError(
                 f"the space's concepts have {concepts.shape[-1]} dimensions, the model's"
@@ -418,57 +423,39 @@ class _Sentences:
         return concepts
 
 
-def _own(rows: list[list[Item]], share: Share) -> _Own:
-    lengths = [sum(item.length for item in row) for row in rows]
-    return _Own(
-        [[rows[number] for number in part] for part in share.rows(lengths)],
+def _layout(rows: list[list[Piece]], share: Share) -> _BatchLayout:
+    lengths = [sum(piece.length for piece in row) for row in rows]
+    return _BatchLayout(
+        [[rows[number] for number in numbers] for numbers in share.rows(lengths)],
         lengths,
-        sourced=any(item.source for row in rows for item in row),
+        sourced=any(piece.source for row in rows for piece in row),
         packed=any(len(row) > 1 for row in rows),
     )
 
 
-def _row(items: Sequence[Item], corpora: Sequence[Corpus], groups: Groups) -> BatchRow:
-    owners = [(item, corpora[item.place[0]], groups[item.place]) for item in items]
-    found = [corpus.concepts_of(item, read) for item, corpus, read in owners]
-    said = [corpus.tokens_of(item, read) for item, corpus, read in owners]
-    tokens = None if said[0] is None else [each for part in said for each in part or ()]
-    woven = _joined([corpus.woven_of(item, read) for item, corpus, read in owners])
-    fragility = _joined([corpus.fragility_of(item, read) for item, corpus, read in owners])
-    return BatchRow(
-        found, [item.length for item in items], items[0].source, tokens, woven, fragility
-    )
+def _row(pieces: Sequence[Piece], document_sets: Sequence[DocumentSet], groups: RowGroups) -> Row:
+    parts = [
+        document_sets[piece.place[0]].sentences(piece, groups[piece.place]) for piece in pieces
+    ]
+    return Row(parts, [piece.length for piece in pieces], pieces[0].source)
 
 
-def _joined(marks: Sequence[Marks | None]) -> Marks | None:
-    """Return the marks of all items; either all have some, or none."""
-    found = [mark for mark in marks if mark is not None]
-    return np.concatenate(found) if found else None
+def _batch(
+    rows: Sequence[Row], columns: Sequence[Column], sourced: bool, packed: bool = False
+) -> Batch:
+    """Pad rows into a batch; with `sourced` it has sources, with `packed` segments.
 
-
-def _padded(marks: Sequence[Marks | None], longest: int, neutral: float = 0) -> Tensor | None:
-    """Return the marks of all rows, (B, S), or None likewise."""
-    found = [mark for mark in marks if mark is not None]
-    if not found:
-        return None
-    marks_BS = np.full((len(found), longest), neutral, found[0].dtype)
-    for number, mark in enumerate(found):
-        marks_BS[number, : len(mark)] = mark
-    return torch.from_numpy(marks_BS)
-
-
-def _batch(rows: Sequence[BatchRow], sourced: bool, packed: bool = False) -> Batch:
-    """Put rows into one padded array, each concept in one copy; with sources, with segments.
-
-    By numpy: torch would start threads of its own in each thread that works ahead.
+    Each concept is copied once, by numpy: torch would start its own threads in each of the threads
+    that work ahead.
     """
-    longest, dim = max(row.length for row in rows), rows[0].documents[0][0].shape[1]
+    longest = max(row.length for row in rows)
+    dim = rows[0].pieces[0][0].concepts_SD.shape[1]
     x_BSD = np.zeros((len(rows), longest, dim), np.float32)
     segments_BS = np.full((len(rows), longest), PADDING)
     for number, row in enumerate(rows):
         start = 0
-        for part in (part for document in row.documents for part in document):
-            x_BSD[number, start : start + len(part)] = part
+        for part in row.parts:
+            x_BSD[number, start : start + len(part)] = part.concepts_SD
             start += len(part)
         segments_BS[number, :start] = np.repeat(np.arange(len(row.lengths)), row.lengths)
     return Batch(
@@ -476,26 +463,28 @@ def _batch(rows: Sequence[BatchRow], sourced: bool, packed: bool = False) -> Bat
         torch.tensor([row.length for row in rows]),
         torch.tensor([row.source for row in rows]) if sourced else None,
         torch.from_numpy(segments_BS) if packed else None,
-        None if rows[0].tokens is None else tuple(row.tokens or [] for row in rows),
-        _padded([row.woven for row in rows], longest),
-        _padded([row.fragility for row in rows], longest, np.nan),
+        {
+            column.name: column.pad([join_values(row.parts, column.name) for row in rows], longest)
+            for column in columns
+        },
     )
 
 
-def _common_space(corpora: Sequence[Corpus]) -> SpaceInfo | None:
-    spaces = [corpus.index.space for corpus in corpora if corpus.index.space is not None]
+def _common_space(document_sets: Sequence[DocumentSet]) -> SpaceInfo | None:
+    spaces = [each.index.space for each in document_sets if each.index.space is not None]
     for space in spaces[1:]:
         check_same_space(spaces[0], space, "the data")
     return spaces[0] if spaces else None
 
 
-def _all_planned(corpora: Sequence[Corpus]) -> bool:
-    """Return whether the plain documents have plans. Raises IntegrityError if only some have."""
-    plain = sum(int((corpus.index.target == 0).sum()) for corpus in corpora)
-    planned = sum(int(corpus.index.planned.sum()) for corpus in corpora)
+def _all_planned(document_sets: Sequence[DocumentSet]) -> bool:
+    """Return whether plain documents have plans. Raises IntegrityError if only some do."""
+    documents = [each.index.documents for each in document_sets]
+    plain = sum(int((each.target == 0).sum()) for each in documents)
+    planned = sum(int(each.planned.sum()) for each in documents)
     if planned not in (0, plain):
         raise IntegrityError(
-            f"{planned:,} of {plain:,} documents have plans: all of them must have some, or none",
+            f"{planned:,} of {plain:,} documents have plans: all must have plans, or none",
             'leave the others out: filter = "len(plans) >= 1"',
         )
     return planned > 0

@@ -1,9 +1,8 @@
 """Conditions on the columns of a data set: lang == "fra_Latn" and len(sentences) >= 5.
 
-They look like Python and are parsed as such, but what they are made of is listed here, and nothing
-else is understood: names of columns, numbers, strings, lists of these, comparisons, `in`, `and`,
-`or`, `not`, + - * /, and len(). A condition that is null, as any comparison with a missing value
-is, counts as false.
+They are parsed as Python expressions, but may consist only of column names, numbers, strings, lists
+of these, comparisons, `in`, `and`, `or`, `not`, + - * /, and len(). A comparison with a missing
+value is null, and a condition that is null counts as false.
 """
 
 import ast
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from lcm_cli.errors import IntegrityError
 from lcm_cli.schema import nearest
 
-Value = Any  # an Arrow array, one value a row, or a constant
+Value = Any  # an Arrow array with one value per row, or a constant
 Columns = Mapping[str, pa.Array]
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], Value]] = {
@@ -37,20 +36,22 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Mult: pc.multiply,
     ast.Div: lambda a, b: pc.divide(_real(a), _real(b)),
 }
-_HINT = 'a condition is such as: lang == "fra_Latn" and len(sentences) >= 5'
+_HINT = 'a condition looks like this: lang == "fra_Latn" and len(sentences) >= 5'
 
 
 class Filter:
-    """A condition. `columns` are the names in it."""
+    """A condition. `columns` are the column names it uses."""
 
     def __init__(self, text: str) -> None:
-        """Parse `text`. Raises IntegrityError, with the place, for what is not understood."""
+        """Parse `text`. Raises IntegrityError, with the position, for an invalid condition."""
         self.text = text = text.strip()
         try:
             self._tree = ast.parse(text, mode="eval").body
             _check(self._tree, text)
         except (SyntaxError, ValueError) as error:
-            place = getattr(error, "offset", None) or len(text) + 1  # 0: where the text ends
+            place = (
+                getattr(error, "offset", None) or len(text) + 1
+            )  # ast reports 0 at the end of the text
             reason = getattr(error, "msg", str(error))
             raise _error(text, len(text[: place - 1].encode()), reason) from error
         except (RecursionError, MemoryError) as error:
@@ -59,7 +60,7 @@ class Filter:
         self.columns = sorted(names - {"len"})
 
     def check(self, known: Iterable[str], where: str) -> None:
-        """Raise IntegrityError unless all columns are among the `known` ones of `where`."""
+        """Raise IntegrityError unless `where` has all columns; `known` are those it has."""
         known = list(known)
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Name) and node.id in self.columns and node.id not in known:
@@ -70,13 +71,13 @@ class Filter:
                 raise _error(self.text, node.col_offset, message, hint)
 
     def mask(self, columns: Columns, rows: int) -> NDArray[np.bool_]:
-        """Return for which rows the condition is true, (rows,).
+        """Return the rows for which the condition is true, as a mask (rows,).
 
-        Raises IntegrityError where types do not go together.
+        Raises IntegrityError for incompatible types.
         """
         value = self._value(self._tree, columns)
         if not _is_truth(value):
-            raise self._wrong(self._tree, "it is not true or false")
+            raise self._wrong(self._tree, "its value is not true or false")
         if isinstance(value, bool):
             return np.full(rows, value)
         return np.asarray(pc.fill_null(value, False).to_numpy(zero_copy_only=False), dtype=bool)
@@ -86,7 +87,7 @@ class Filter:
             return self._compute(node, columns)
         except (pa.ArrowException, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise self._wrong(node, f"these types do not go together: {reason}") from error
+            raise self._wrong(node, f"incompatible types: {reason}") from error
 
     def _compute(self, node: ast.expr, columns: Columns) -> Value:
         def value(part: ast.expr) -> Value:
@@ -112,10 +113,10 @@ class Filter:
                 return reduce(join, map(value, node.values))
             case ast.Compare():
                 return self._compare(node, columns)
-        raise AssertionError(node)  # by _check
+        raise AssertionError(node)  # _check refuses all other nodes
 
     def _compare(self, node: ast.Compare, columns: Columns) -> Value:
-        """Compare neighbours: a < b <= c is a < b and b <= c."""
+        """Compare neighbours: a < b <= c means a < b and b <= c."""
         sides = [self._value(part, columns) for part in (node.left, *node.comparators)]
         found = [
             _is_in(left, right, type(op)) if isinstance(op, (ast.In, ast.NotIn))
@@ -129,7 +130,7 @@ class Filter:
 
 
 def _check(node: ast.expr, text: str) -> None:
-    """Raise IntegrityError for the first part that a condition may not have."""
+    """Raise IntegrityError for the first part that is not allowed in a condition."""
     parts: list[ast.expr] = []
     match node:
         case ast.Constant(value=str() | bool() | int() | float()):
@@ -150,7 +151,7 @@ def _check(node: ast.expr, text: str) -> None:
             _check_operators(node, text)
             parts = [node.left, *node.comparators]
         case _:
-            raise _error(text, node.col_offset, f"{ast.unparse(node)!r} is not understood")
+            raise _error(text, node.col_offset, f"{ast.unparse(node)!r} is not allowed")
     for part in parts:
         _check(part, text)
 
@@ -159,10 +160,10 @@ def _check_operators(node: ast.Compare, text: str) -> None:
     for op, right in zip(node.ops, node.comparators, strict=True):
         if isinstance(op, (ast.In, ast.NotIn)):
             if not isinstance(right, (ast.List, ast.Tuple)):
-                reason = "after `in` comes a list, such as [1, 2]"
+                reason = "`in` needs a list, such as [1, 2]"
                 raise _error(text, right.col_offset, reason)
         elif type(op) not in _COMPARE:
-            raise _error(text, right.col_offset, "`is` is not understood; compare with ==")
+            raise _error(text, right.col_offset, "`is` is not allowed; compare with ==")
 
 
 def _is_in(left: Value, right: list[Value], op: type[ast.cmpop]) -> Value:
@@ -174,16 +175,16 @@ def _is_in(left: Value, right: list[Value], op: type[ast.cmpop]) -> Value:
 
 
 def _length(value: Value) -> Value:
-    """Return how long strings are, in characters, or lists, in elements."""
+    """Return the length of strings in characters, or of lists in elements."""
     if not isinstance(value, pa.Array):
-        raise TypeError("len() takes a column")
+        raise TypeError("len() needs a column")
     if pa.types.is_string(value.type) or pa.types.is_large_string(value.type):
         return pc.utf8_length(value)
     return pc.list_value_length(value)
 
 
 def _real(value: Value) -> Value:
-    """Return numbers as float64: dividing whole numbers is no whole division here."""
+    """Return numbers as float64, so that integers do not undergo integer division."""
     return (
         pc.cast(value, pa.float64()) if isinstance(value, pa.Array) else operator.truediv(value, 1)
     )

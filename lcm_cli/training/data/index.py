@@ -1,14 +1,14 @@
-"""Parquet files of concepts as training sees them: what is in each row.
+"""The index of a data set in Parquet files: where its documents are, and how long.
 
-Looking reads the sentences (a twentieth of the size of the concepts) to learn how long documents
-are; the concepts themselves are read a row group at a time, when training comes to them: groups.py.
+Scanning reads the sentences to count them (a twentieth of the size of the concepts); the concepts
+themselves are read one row group at a time, when training needs them.
 
-Shapes: R rows, D concept dim.
+Shapes: R rows of a row group, one document each.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from lcm_cli.documents.arrow import (
     CONCEPTS,
-    FRAGILITY,
     PLAN_CONCEPTS,
     PLANS,
     SENTENCES,
@@ -34,171 +33,173 @@ from lcm_cli.documents.kinds import Source
 from lcm_cli.documents.sources import expand_paths
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.text.paragraphs import count, order
+from lcm_cli.training.data.breaks import insert_breaks
+from lcm_cli.training.data.columns import Column, Part, is_list
 from lcm_cli.training.data.filters import Filter
 from lcm_cli.training.data.row_groups import (
     AGAIN,
     PARAGRAPHS,
-    SCORED,
-    Break,
-    Group,
+    ConceptLists,
     Ints,
-    Rows,
-    label,
+    RowGroup,
+    Sentences,
     list_lengths,
-    load,
-    weave,
+    read_concepts,
     whole,
-    with_fragility,
-    with_tokens,
 )
-from lcm_cli.training.data.token_ids import Tokenize
 from lcm_cli.training.data_options import DataSet
 
 SPLIT = "split"
 _PARTITION = re.compile(r"split=([^/\\]+)")
+_PARTS: tuple[Part, Part] = ("source", "target")
 
 
-@dataclass
-class Index:
-    """The documents of one entry of the recipe: where each is, and how long."""
+@dataclass(frozen=True)
+class Documents:
+    """Where documents are and how long they are: arrays with one entry per document."""
 
-    entry: DataSet
-    groups: list[Group] = field(default_factory=list)
-    group: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # of each document
-    row: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # in its group
-    length: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # concepts
-    target: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # concepts; 0: no target
-    woven: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # breaks and plans
-    planned: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    closing: Break | None = None  # comes after each paragraph
-    tokenize: Tokenize | None = None  # where what concepts say is wanted
-    fragility: bool = False  # whether it is wanted
-    filtered: int = 0  # rows that the filter left out
-    space: SpaceInfo | None = None
+    group: Ints  # number of the row group, in the data set
+    row: Ints  # in the row group
+    length: Ints  # concepts; of a pair, those of the source
+    target: Ints  # concepts of a pair's target; 0: not a pair
+    woven: Ints  # breaks and plans to be inserted
+    planned: NDArray[np.bool_]  # whether the document has plans
+
+
+def _concatenate(parts: Sequence[Documents]) -> Documents:
+    names = vars(parts[0])
+    return Documents(
+        **{name: np.concatenate([vars(part)[name] for part in parts]) for name in names}
+    )
+
+
+@dataclass(frozen=True)
+class DocumentIndex:
+    """The index of a data set: its row groups, and the documents in them."""
+
+    groups: list[RowGroup]
+    documents: Documents
+    columns: Sequence[Column]
+    break_sentence: Sentences | None  # ends each paragraph of a plain document
+    filtered: int  # documents that the filter excludes
+    space: SpaceInfo | None
 
     def __len__(self) -> int:
-        return len(self.row)
+        return len(self.documents.row)
 
-    def read(self, group: int, dim: int) -> list[Rows]:
-        """Read the concepts of a row group: the source's, and the target's if the file has some.
+    def read(self, number: int, dim: int) -> list[ConceptLists]:
+        """Read the concepts of a row group: the source's and, if the file has some, the target's.
 
-        Raises IntegrityError, naming file and row, for holes, other widths, NaN, infinity, and
-        concepts that are not as many as the sentences. Breaks and plans are in where wanted.
+        Raises IntegrityError, naming file and row, for missing values, other widths, NaN, infinity,
+        and numbers of concepts other than of sentences. Breaks and plans are inserted if wanted.
         """
-        where = self.groups[group]
-        first, last = np.searchsorted(self.group, [group, group + 1])
-        read = load(where, dim)
-        for rows, lengths in zip(read, (self.length, self.target), strict=False):
-            expected, own = lengths[first:last], self.row[first:last]
-            found = np.diff(rows.ends)[own]
-            if (bad := np.flatnonzero(found != expected)).size:
-                one = bad[0]
-                raise IntegrityError(
-                    f"{label(where, own[one])} has {expected[one]} sentences"
-                    f" and {found[one]} concepts",
-                    AGAIN.format(where.path),
-                )
-        if self.tokenize is not None:
-            own = self.row[first:last].tolist()
-            columns = (SENTENCES, TARGET_SENTENCES)
-            read = [
-                with_tokens(rows, where, names, own, self.tokenize)
-                for rows, names in zip(read, columns, strict=False)
-            ]
-        if self.fragility:
-            targets = self.target[first:last]
-            # Of pairs the target alone is learned.
-            learned = [self.row[first:last][mask].tolist() for mask in (targets == 0, targets > 0)]
-            read = [
-                with_fragility(rows, where, name, own)
-                for rows, name, own in zip(read, FRAGILITY, learned, strict=False)
-            ]
-        if self.closing is not None:
-            plain = self.row[first:last][self.target[first:last] == 0]
-            read[0] = weave(read[0], where, plain, self.closing, self.tokenize)
-        return read
+        group, all_documents = self.groups[number], self.documents
+        where = slice(*np.searchsorted(all_documents.group, [number, number + 1]))
+        rows, targets = all_documents.row[where], all_documents.target[where]
+        lists = read_concepts(group, group.concepts, dim)
+        for each, lengths in zip(lists, (all_documents.length[where], targets), strict=False):
+            _check_lengths(group, each, rows, lengths)
+        learned = rows[targets == 0], rows[targets > 0]
+        lists = [
+            self._with_columns(each, group, part, rows, own)
+            for each, part, own in zip(lists, _PARTS, learned, strict=False)
+        ]
+        if self.break_sentence is not None:
+            lists[0] = insert_breaks(lists[0], group, learned[0], self.break_sentence, self.columns)
+        return lists
+
+    def _with_columns(
+        self, lists: ConceptLists, group: RowGroup, part: Part, rows: Ints, learned: Ints
+    ) -> ConceptLists:
+        values = {
+            column.name: column.read(group, part, lists.ends, rows, learned)
+            for column in self.columns
+        }
+        return ConceptLists(Sentences(lists.flat.concepts_SD, values), lists.ends)
 
 
-def look(
-    entry: DataSet,
+def _check_lengths(group: RowGroup, lists: ConceptLists, rows: Ints, expected: Ints) -> None:
+    found = np.diff(lists.ends)[rows]
+    if (bad := np.flatnonzero(found != expected)).size:
+        one = bad[0]
+        what = f"{expected[one]} sentences and {found[one]} concepts"
+        raise IntegrityError(f"{group.label(rows[one])} has {what}", AGAIN.format(group.path))
+
+
+def scan(
+    data_set: DataSet,
     dim: int,
     condition: str = "",
-    closing: Break | None = None,
-    tokenize: Tokenize | None = None,
-    fragility: bool = False,
-) -> Index:
-    """Find the documents of `entry` for which `condition` is true.
+    break_sentence: Sentences | None = None,
+    columns: Sequence[Column] = (),
+) -> DocumentIndex:
+    """Find the documents of a data set for which `condition` is true.
 
-    With `closing` plain documents are read with breaks and, where they have some, with plans; with
-    `tokenize` all are read with what they say, with `fragility` with the score of each concept.
+    With `break_sentence`, plain documents are read with paragraph breaks and, if they have plans,
+    with these; all are read with `columns`.
 
-    Raises NotFoundError for a missing path or split, UsageError for what is not Parquet,
-    IntegrityError for broken files, concepts of another width or space, or if nothing is left.
+    Raises NotFoundError for a missing path or split, UsageError for files other than Parquet,
+    IntegrityError for broken files, concepts of another width or space, or if no document is left.
     """
-    index = Index(entry, closing=closing, tokenize=tokenize, fragility=fragility)
-    parts, splits = [], set()
+    groups: list[RowGroup] = []
+    parts: list[Documents] = []
+    splits: set[str] = set()
+    filtered, space = 0, None
     wanted = Filter(condition) if condition else None
-    for path in files_of(entry.path):
+    for path in files_of(data_set.path):
         with intact(str(path)):
             partition = _PARTITION.search(str(path.parent))
             own = partition[1] if partition else None
             if own is not None:
                 splits.add(own)
-            if entry.split and own not in (None, entry.split):
+            if data_set.split and own not in (None, data_set.split):
                 continue
-            file = _File(path, entry, dim, wanted, own, closing is not None, fragility)
-            _agree(index, file)
-            for part in file.parts(len(index.groups)):
-                splits |= part.splits
-                parts.append(part)
-                index.groups.append(part.where)
-    _join(index, parts)
-    if not len(index):
-        raise _nothing(entry, splits, index.filtered)
-    return index
+            scanner = _FileScanner(
+                path, data_set, dim, wanted, own, break_sentence is not None, columns
+            )
+            space = _common_space(space, scanner.space, data_set)
+            for group in scanner.groups():
+                parts.append(scanner.documents(group, len(groups)))
+                groups.append(group)
+            splits |= scanner.splits
+            filtered += scanner.filtered
+    if not sum(len(part.row) for part in parts):
+        raise _nothing(data_set, splits, filtered)
+    documents = _concatenate(parts)
+    return DocumentIndex(groups, documents, columns, break_sentence, filtered, space)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What was found out about a row group."""
+class _FileScanner:
+    """Finds the documents of one Parquet file.
 
-    where: Group
-    group: int
-    rows: Ints  # that count
-    lengths: Ints
-    targets: Ints
-    woven: Ints
-    planned: NDArray[np.bool_]
-    filtered: int
-    splits: set[str]
-
-
-class _File:
-    """A Parquet file that is looked through."""
+    `splits` are the values of its column `split`, `filtered` counts the documents that the filter
+    excludes; both are complete once all row groups have been scanned.
+    """
 
     def __init__(
         self,
         path: Path,
-        entry: DataSet,
+        data_set: DataSet,
         dim: int,
         wanted: Filter | None,
         partition: str | None,
         weave: bool,
-        fragility: bool,
+        columns: Sequence[Column],
     ) -> None:
-        self._path, self._entry, self._wanted = path, entry, wanted
+        self._path, self._data_set, self._wanted = path, data_set, wanted
         self._file = pq.ParquetFile(path, page_checksum_verification=True)
         self._layout = self._file.schema_arrow
-        self._partition = partition
+        self._partition, self._weave, self._columns = partition, weave, columns
+        self.splits: set[str] = set()
+        self.filtered = 0
         names = self._layout.names
-        self._concepts = self._column(entry.concepts, CONCEPTS)
-        self._sentences = None if entry.concepts else _first(SENTENCES, names)
-        self._targets = self._column(entry.target, TARGET_CONCEPTS, needed=bool(entry.target))
-        self._target_sentences = None if entry.target else _first(TARGET_SENTENCES, names)
+        self._concepts = self._column(data_set.concepts, CONCEPTS)
+        self._sentences = None if data_set.concepts else _first(SENTENCES, names)
+        self._targets = self._column(data_set.target, TARGET_CONCEPTS)
+        self._target_sentences = None if data_set.target else _first(TARGET_SENTENCES, names)
         self._paragraphs = PARAGRAPHS if weave and PARAGRAPHS in names else None
         self._plan_concepts = _first(PLAN_CONCEPTS, names) if weave else None
         self._plans = _first(PLANS, names) if self._plan_concepts else None
-        self._weave, self._fragility = weave, fragility
         if self._concepts is None:
             raise IntegrityError(
                 f"{path} has no column of concepts; it has {', '.join(names)}",
@@ -212,81 +213,61 @@ class _File:
             known = dict.fromkeys([*names, *(key for key, name in self._aliases.items() if name)])
             wanted.check([*known, *([SPLIT] if partition else [])], str(path))
 
-    def parts(self, groups: int) -> Iterable[_Part]:
-        """Yield what is in each row group; `groups` were found before."""
-        first = 0
+    def groups(self) -> Iterator[RowGroup]:
+        """Yield the row groups of the file."""
+        first, names = 0, tuple(self._layout.names)
+        concepts = tuple(filter(None, (self._concepts, self._targets)))
         for number in range(self._file.num_row_groups):
-            count = self._file.metadata.row_group(number).num_rows
-            columns = tuple(filter(None, (self._concepts, self._targets)))
-            woven = bool(self._paragraphs), self._plan_concepts or ""
-            where = Group(self._path, number, first, columns, *woven)
-            yield self._part(where, groups + number, count)
-            first += count
+            yield RowGroup(self._path, number, first, names, concepts, self._plan_concepts or "")
+            first += self._file.metadata.row_group(number).num_rows
 
-    def _part(self, where: Group, group: int, count: int) -> _Part:
-        table = self._read(where.number)
-        splits = _strings(table[SPLIT]) if SPLIT in table.column_names else None
-        chosen = np.ones(count, dtype=bool)
-        if self._entry.split and self._partition is None:
-            same = [] if splits is None else pc.equal(splits, self._entry.split).fill_null(False)
-            chosen = np.asarray(same, dtype=bool) if len(same) else np.zeros(count, dtype=bool)
-        of_split = int(chosen.sum())
-        if self._wanted is not None:
-            chosen &= self._wanted.mask(self._named(table, count), count)
-        rows = np.flatnonzero(chosen)
-        lengths = self._lengths(table, self._sentences, self._concepts, where.number)[rows]
+    def documents(self, group: RowGroup, number: int) -> Documents:
+        """Find the documents of a row group, which has this number in the data set."""
+        table = self._read(group.number)
+        rows = self._chosen(table)
+        lengths = self._lengths(table, self._sentences, self._concepts, group.number)[rows]
         if (bad := np.flatnonzero(lengths <= 0)).size:
-            what = f"{label(where, rows[bad[0]])} has no concepts"
+            what = f"{group.label(rows[bad[0]])} has no concepts"
             raise IntegrityError(what, AGAIN.format(self._path))
         targets = np.zeros(len(rows), np.int64)
         if self._targets is not None:
-            found = self._lengths(table, self._target_sentences, self._targets, where.number)
+            found = self._lengths(table, self._target_sentences, self._targets, group.number)
             targets = np.maximum(found[rows], 0)
-        if self._fragility:
-            own, theirs = FRAGILITY
-            self._check_scores(table, where, own, rows, np.where(targets, 0, lengths))
-            self._check_scores(table, where, theirs, rows, targets)
-        woven, planned = self._woven(table, where, rows, np.where(targets, 0, lengths))
-        values = set() if splits is None else set(pc.unique(splits).drop_null().to_pylist())
-        left_out = of_split - len(rows)
-        return _Part(where, group, rows, lengths, targets, woven, planned, left_out, values)
+        plain = np.where(targets, 0, lengths)
+        for column in self._columns:
+            column.check(table, group, rows, (plain, targets))
+        woven, planned = self._woven(table, group, rows, plain)
+        return Documents(np.full(len(rows), number), rows, lengths, targets, woven, planned)
 
-    def _check_scores(
-        self, table: pa.Table, where: Group, name: str, rows: Ints, counts: Ints
-    ) -> None:
-        """Raise IntegrityError unless each of the `rows` has as many scores as `counts` says.
-
-        0 is a row that needs none.
-        """
-        if not counts.any():
-            return
-        if name not in table.column_names:
-            names = ", ".join(self._layout.names)
-            what = f"no column {name!r}, by which the loss is to be weighed; it has {names}"
-            raise IntegrityError(f"{self._path} has {what}", SCORED)
-        kind = table[name].type
-        if not _is_list(kind) or not pa.types.is_floating(kind.value_type):
-            what = f"the column {name!r} has the type {kind}, not lists of numbers"
-            raise IntegrityError(f"{self._path}: {what}", SCORED)
-        found = np.maximum(list_lengths(table[name]), 0)[rows]
-        if (bad := np.flatnonzero((counts > 0) & (found != counts))).size:
-            one = bad[0]
-            what = f"{found[one]} values of {name} for {counts[one]} sentences"
-            raise IntegrityError(f"{label(where, rows[one])} has {what}", SCORED)
+    def _chosen(self, table: pa.Table) -> Ints:
+        """Return the rows of the split for which the filter is true."""
+        chosen = np.ones(len(table), dtype=bool)
+        splits = _strings(table[SPLIT]) if SPLIT in table.column_names else None
+        if splits is not None:
+            self.splits |= set(pc.unique(splits).drop_null().to_pylist())
+        if self._data_set.split and self._partition is None:
+            same = [] if splits is None else pc.equal(splits, self._data_set.split).fill_null(False)
+            chosen = np.asarray(same, dtype=bool) if len(same) else np.zeros_like(chosen)
+        of_split = int(chosen.sum())
+        if self._wanted is not None:
+            chosen &= self._wanted.mask(self._named(table, len(table)), len(table))
+        rows = np.flatnonzero(chosen)
+        self.filtered += of_split - len(rows)
+        return rows
 
     def _woven(
-        self, table: pa.Table, where: Group, rows: Ints, lengths: Ints
+        self, table: pa.Table, group: RowGroup, rows: Ints, lengths: Ints
     ) -> tuple[Ints, NDArray[np.bool_]]:
-        """Return how many breaks and plans come into each row, and whether it has plans.
+        """Return the number of breaks and plans to insert per document, and whether it has plans.
 
-        `lengths` is 0 for rows that are left as they are.
+        `lengths` is 0 for documents that get none.
         """
         woven, planned = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
         if not self._weave:
             return woven, planned
         plans = np.zeros(len(table), np.int64)
         if self._plan_concepts is not None:
-            plans = self._lengths(table, self._plans, self._plan_concepts, where.number)
+            plans = self._lengths(table, self._plans, self._plan_concepts, group.number)
         for number, row in enumerate(rows.tolist()):
             if not (length := int(lengths[number])):
                 continue
@@ -294,30 +275,30 @@ class _File:
             given, own = max(int(plans[row]), 0), paragraphs or []
             if own and len(own) != length:
                 what = f"{length} sentences and {len(own)} paragraph numbers"
-                raise IntegrityError(f"{label(where, row)} has {what}", AGAIN.format(self._path))
+                raise IntegrityError(f"{group.label(row)} has {what}", AGAIN.format(self._path))
             if given and given != count(own):
                 what = f"{given} plans and {count(own)} paragraphs"
-                raise IntegrityError(f"{label(where, row)} has {what}", AGAIN.format(self._path))
+                raise IntegrityError(f"{group.label(row)} has {what}", AGAIN.format(self._path))
             woven[number] = len(order(own, length, given)) - length
             planned[number] = given > 0
         return woven, planned
 
-    def _column(self, name: str, usual: Sequence[str], needed: bool = True) -> str | None:
-        """Return the column called `name`, else the first of the `usual` ones."""
+    def _column(self, name: str, usual: Sequence[str]) -> str | None:
+        """Return the column called `name` or, without a name, the first of the `usual` ones."""
         names = self._layout.names
         if not name:
             return _first(usual, names)
-        if name not in names and needed:
+        if name not in names:
             raise IntegrityError(f"{self._path} has no column {name!r}; it has {', '.join(names)}")
         return name
 
     def _read(self, number: int) -> pa.Table:
-        """Read what tells of the rows, without the concepts if the sentences can tell."""
+        """Read the columns needed for scanning; concepts only without sentences to count."""
         names = {self._sentences or self._concepts, SPLIT}
         if self._targets is not None:
             names.add(self._target_sentences or self._targets)
         names |= {self._paragraphs, self._plans or self._plan_concepts}
-        names |= {*FRAGILITY} if self._fragility else set()
+        names |= {name for column in self._columns for name in column.checked}
         if self._wanted is not None:
             names |= {self._aliases.get(name) or name for name in self._wanted.columns}
         present = [name for name in self._layout.names if name in names]
@@ -326,7 +307,7 @@ class _File:
     def _lengths(
         self, table: pa.Table, sentences: str | None, concepts: str | None, number: int
     ) -> Ints:
-        """Return how many sentences each row has, or concepts where it has no sentences, (R,)."""
+        """Return the number of sentences per row, or of concepts without sentences, (R,)."""
         found = list_lengths(table[sentences or concepts])
         if sentences is not None and (found < 0).any():
             assert concepts is not None
@@ -335,27 +316,27 @@ class _File:
         return found
 
     def _named(self, table: pa.Table, count: int) -> dict[str, pa.Array]:
-        """Return the columns as the filter names them."""
+        """Return the columns under the names that the filter uses."""
         assert self._wanted is not None
         columns = {}
         for name in self._wanted.columns:
             held = self._aliases.get(name) or name
             if held in table.column_names:
                 columns[name] = whole(table[held])
-            else:  # only the partition is not a column
+            else:  # the split is named by the folder, not by a column
                 columns[name] = pa.array([self._partition] * count)
         return columns
 
 
 def files_of(path: str) -> list[Path]:
-    """Return the Parquet files that an entry's path stands for.
+    """Return the Parquet files of a data set's path.
 
-    Raises NotFoundError if there are none, UsageError for what is not Parquet.
+    Raises NotFoundError if there are none, UsageError for files other than Parquet.
     """
 
     def fail(error: LcmError) -> None:
         if isinstance(error, NotFoundError) and not error.hint:
-            error.hint = f"make a data set of text there: lcm embed TEXT -o {path}"
+            error.hint = f"embed text to make the data set: lcm embed TEXT -o {path}"
         raise error
 
     sources = list(expand_paths([path], fail))
@@ -365,72 +346,58 @@ def files_of(path: str) -> list[Path]:
 def _parquet(source: Source) -> Path:
     if source.kind != "parquet" or source.path is None:
         raise UsageError(
-            f"{source.name} is not Parquet, which training reads",
-            f"make a data set of it: lcm embed {source.name} -o DATASET/",
+            f"{source.name} is not Parquet, which training needs",
+            f"embed it to make a data set: lcm embed {source.name} -o DATASET/",
         )
     return source.path
 
 
-def _agree(index: Index, file: _File) -> None:
-    """Take over what the file says of its space, which all files must say alike."""
-    if index.space is not None and file.space is not None:
-        check_same_space(index.space, file.space, index.entry.path)
-    index.space = index.space or file.space
+def _common_space(
+    known: SpaceInfo | None, own: SpaceInfo | None, data_set: DataSet
+) -> SpaceInfo | None:
+    """Return the space that the files name; raises IntegrityError if they disagree."""
+    if known is not None and own is not None:
+        check_same_space(known, own, data_set.path)
+    return known or own
 
 
 def check_same_space(one: SpaceInfo, other: SpaceInfo, where: str) -> None:
-    """Raise IntegrityError if concepts of two files are of two spaces."""
+    """Raise IntegrityError if the concepts of two files are of different spaces."""
     if one.fingerprint and other.fingerprint and one.fingerprint != other.fingerprint:
         raise IntegrityError(
-            f"{where}: some concepts are of {one.name} ({one.fingerprint[:12]}), some of"
+            f"{where}: some concepts are of {one.name} ({one.fingerprint[:12]}), others of"
             f" {other.name} ({other.fingerprint[:12]})",
-            "embed the text of one of them again",
+            "embed the text of one of them again, with the other's space",
         )
 
 
-def _join(index: Index, parts: list[_Part]) -> None:
-    if parts:
-        counts = [len(part.rows) for part in parts]
-        index.group = np.repeat([part.group for part in parts], counts)
-        index.row = np.concatenate([part.rows for part in parts])
-        index.length = np.concatenate([part.lengths for part in parts])
-        index.target = np.concatenate([part.targets for part in parts])
-        index.woven = np.concatenate([part.woven for part in parts])
-        index.planned = np.concatenate([part.planned for part in parts])
-        index.filtered = sum(part.filtered for part in parts)
-
-
-def _nothing(entry: DataSet, splits: set[str], filtered: int) -> LcmError:
-    if entry.split and entry.split not in splits:
+def _nothing(data_set: DataSet, splits: set[str], filtered: int) -> LcmError:
+    if data_set.split and data_set.split not in splits:
         there = ", ".join(sorted(splits)) or "none"
         return NotFoundError(
-            f"{entry.path} has no split {entry.split!r}; its splits: {there}",
-            "the column `split`, or a folder split=NAME/, says of which split a document is",
+            f"{data_set.path} has no split {data_set.split!r}; its splits: {there}",
+            "a document's split is named by the column `split`, or by a folder split=NAME/",
         )
     if filtered:
         return IntegrityError(
-            f"{entry.path}: the filter leaves none of {filtered} documents", "check [data] filter"
+            f"{data_set.path}: the filter excludes all {filtered} documents",
+            "check [data] filter",
         )
-    return IntegrityError(f"{entry.path} has no documents in it")
+    return IntegrityError(f"{data_set.path} contains no documents")
 
 
 def _check_type(kind: pa.DataType, path: str, name: str, dim: int) -> None:
-    inner = kind.value_type if _is_list(kind) else None
-    if inner is None or not _is_list(inner) or not pa.types.is_floating(inner.value_type):
+    inner = kind.value_type if is_list(kind) else None
+    if inner is None or not is_list(inner) or not pa.types.is_floating(inner.value_type):
         raise IntegrityError(
             f"{path}: the column {name!r} has the type {kind}, not lists of vectors",
             "docs/data.md lists the columns and their types",
         )
     if pa.types.is_fixed_size_list(inner) and inner.list_size != dim:
         raise IntegrityError(
-            f"{path}: its concepts have {inner.list_size} dimensions, and the model {dim}",
+            f"{path}: its concepts have {inner.list_size} dimensions, the model's {dim}",
             "embed the text in the model's space",
         )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
 def _first(names: Iterable[str], among: Sequence[str]) -> str | None:

@@ -1,12 +1,12 @@
 """Parallel and monolingual text for training a space: read, tokenize, pair, pack.
 
-The data are JSON Lines (also .gz, .xz): one object a line, language code -> sentence, or several
-sentences that say the same. What stands in one line is translations of each other.
+The data are JSON Lines (also .gz, .xz): one object per line, from language codes to a sentence, or
+to a list of sentences with the same meaning. All sentences of a line translate each other.
 
-All token ids lie end to end in one array on the device that trains. A batch is a list of sentence
-numbers; its rows are gathered there, so that nothing but these numbers is moved in a step.
+All token ids are concatenated in one array on the training device. A batch is a list of sentence
+numbers; its rows are gathered on the device, so that a step transfers only these numbers.
 
-Everything random is a function of (seed, epoch): resuming needs no saved state.
+Everything random is a function of (seed, epoch), so that resuming needs no saved state.
 
 Shapes: N pairs, R rows, T tokens of the packed batch.
 """
@@ -30,13 +30,13 @@ from lcm_cli.space.tokenizer import EOS, Tokenizer
 from lcm_cli.space.transformer import Packed
 
 Translations = dict[str, list[str]]
-NONE = -1  # in place of a sentence's number
+NONE = -1  # in place of the number of a sentence or token
 
 
 def read_translations(path: Path) -> Iterator[Translations]:
-    """Yield one dict (language code -> sentences) a line.
+    """Yield one dict (language code -> sentences) per line.
 
-    Raises NotFoundError for a missing file, IntegrityError for a line of another form.
+    Raises NotFoundError for a missing file, IntegrityError for a malformed line.
     """
     if not path.is_file():
         raise NotFoundError(f"no such file: {path}", "check the recipe's [data] paths")
@@ -61,7 +61,7 @@ def _parse(line: str, where: str) -> Translations:
         if all(isinstance(t, list) and t and _all_text(t) for t in value.values()):
             return value
     hint = 'a line looks like {"eng_Latn": "Good day.", "fra_Latn": ["Bonjour.", "Salut."]}'
-    raise IntegrityError(f"{where}: not an object of language code -> sentence", hint)
+    raise IntegrityError(f"{where}: not an object from language codes to sentences", hint)
 
 
 def _all_text(values: list[object]) -> bool:
@@ -72,9 +72,10 @@ def _all_text(values: list[object]) -> bool:
 class Pairs:
     """Pairs of sentences, on the device.
 
-    `sentences_N4` are numbers: of the left side, of what is joined to it, and the same of the right
-    side; NONE where there is nothing. `aligned_N` is false for two sentences that only travel
-    together. `swap_N` says which sides are to be decoded into each other, not into themselves.
+    `sentences_N4` are sentence numbers: of the left side, of the sentence joined to it, and the
+    same for the right side; NONE where there is none. `aligned_N` is false for two sentences that
+    are not translations. `swap_N` marks the pairs whose sides are decoded into each other, not
+    into themselves.
     """
 
     sentences_N4: Tensor
@@ -88,7 +89,7 @@ class Pairs:
         return Pairs(self.sentences_N4[span], self.aligned_N[span], self.swap_N[span])
 
     def padded(self, pairs: int) -> "Pairs":
-        """Return these and as many empty pairs as make up `pairs`."""
+        """Return these pairs, padded with empty ones to `pairs`."""
         more = pairs - len(self)
         return Pairs(
             F.pad(self.sentences_N4, (0, 0, 0, more), value=NONE),
@@ -101,7 +102,7 @@ class Pairs:
         return torch.cat([self.sentences_N4[:, :2], self.sentences_N4[:, 2:]])
 
     def targets(self) -> Tensor:
-        """Return what each side is to be decoded into, (2 N, 2)."""
+        """Return the sentences that each side is decoded into, (2 N, 2)."""
         left, right = self.sentences_N4[:, :2], self.sentences_N4[:, 2:]
         swap = self.swap_N[:, None]
         return torch.cat([torch.where(swap, right, left), torch.where(swap, left, right)])
@@ -109,7 +110,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Room:
-    """Fixed sizes that a batch is filled up to, so that every step does the same on the device."""
+    """Fixed sizes that batches are padded to: a CUDA graph needs the same shapes each step."""
 
     pairs: int
     tokens: int
@@ -117,7 +118,7 @@ class Room:
 
     @property
     def spare_rows(self) -> int:
-        """Rows behind the batch's own, which take up the tokens that it leaves."""
+        """Number of rows after the batch's own, which take up the remaining tokens."""
         return -(-self.tokens // self.longest)
 
 
@@ -132,11 +133,11 @@ class ParallelText:
         longest: int,
         device: torch.device,
     ) -> None:
-        """Tokenize data sets, each with how often an epoch shows its lines (0.5: every other).
+        """Tokenize data sets, each with a weight: how often an epoch uses its lines.
 
-        Sentences over `max_tokens` are counted in `skipped` and left out, and pairs are joined up
-        to `longest`. Raises IntegrityError if nothing is left, or a language is not one of the
-        tokenizer's.
+        Sentences over `max_tokens` are left out and counted in `skipped`; pairs are joined up to
+        `longest` tokens. Raises IntegrityError if no sentence is left, or for a language that the
+        tokenizer does not know.
         """
         self.longest, self.device = longest, device
         texts: dict[str, list[str]] = {}
@@ -146,14 +147,18 @@ class ParallelText:
             for line in lines:
                 for code, found in line.items():
                     if not tokenizer.knows(code):
-                        raise IntegrityError(f"the training data have {code!r}, the space has not")
+                        raise IntegrityError(
+                            f"the training data have {code!r}, which the space does not know"
+                        )
                     texts.setdefault(code, []).extend(found)
                     homes.setdefault(code, []).extend([len(weights)] * len(found))
                 weights.append(weight)
         self.skipped = 0
         parts = [self._tokenize(tokenizer, c, texts.pop(c), max_tokens) for c in sorted(texts)]
         if not any(kept.any() for _, _, kept in parts):
-            raise IntegrityError("the training data hold no sentence", "check [data] in the recipe")
+            raise IntegrityError(
+                "the training data contain no sentence", "check [data] in the recipe"
+            )
         flat = np.concatenate([flat for flat, _, _ in parts])
         self._lengths = np.concatenate([lengths for _, lengths, _ in parts])
         starts = np.cumsum(self._lengths) - self._lengths
@@ -169,7 +174,7 @@ class ParallelText:
     def _tokenize(
         self, tokenizer: Tokenizer, code: str, texts: list[str], max_tokens: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the token ids of a language end to end, their lengths, which texts are in."""
+        """Return a language's concatenated token ids, their lengths, and which texts are kept."""
         rows = tokenizer.encode(texts, code)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         kept = lengths <= max_tokens
@@ -178,9 +183,10 @@ class ParallelText:
         return np.fromiter(tokens, dtype=np.int32), lengths[kept], kept
 
     def _group(self, home: np.ndarray, weights: np.ndarray) -> None:
-        """Sort sentences by line and, since they came so, by language within a line.
+        """Sort sentences by line; within a line they stay sorted by language.
 
-        For each place in that order `_first` and `_last` bound the sentences of its language.
+        For each position in that order, `_first` and `_last` bound the sentences of its line and
+        language.
         """
         self._members = np.argsort(home, kind="stable")
         home, languages = home[self._members], self._languages[self._members]
@@ -194,19 +200,19 @@ class ParallelText:
         self._weights = weights[home[self._begin]]
 
     def __len__(self) -> int:
-        """How many lines there are."""
+        """Return the number of lines."""
         return len(self._size)
 
     def epoch(
         self, seed: int, epoch: int, tokens: int, *, join: float, translate: float
     ) -> tuple[Pairs, list[slice]]:
-        """Return the pairs of an epoch, and which of them are the batches.
+        """Return the pairs of an epoch, and the batches as slices of them.
 
-        A line of n sentences gives n - 1 pairs of them, of two languages if it has two. Sentences
-        that are alone travel two by two. A share `join` of the pairs is joined two by two: longer
-        sentences than the data have. A share `translate` of the aligned ones is swapped. A batch
-        has about `tokens` tokens a side; on CPUs its sentences are of like lengths, as attention
-        there takes those of one length at once.
+        A line of n sentences yields n - 1 pairs, of two languages if it has two. Sentences without
+        a translation are paired with each other. A fraction `join` of the pairs is joined two by
+        two, to learn longer sentences than the data have. A fraction `translate` of the aligned
+        pairs is swapped. A batch has about `tokens` tokens per side; on CPUs its sentences are of
+        similar length, because attention there processes sentences of equal length together.
         """
         rng = np.random.default_rng([seed, epoch])
         sentences_N4, aligned_N = self._join(*self._pair(rng), join, rng)
@@ -214,8 +220,9 @@ class ParallelText:
         size_N = self._side_lengths(sentences_N4).sum(axis=1)
         order = rng.permutation(len(size_N))
         if self.device.type == "cpu":
-            windows = np.cumsum(size_N[order]) // (128 * tokens)
-            order = order[np.lexsort((size_N[order], windows))]
+            # Sort by length within blocks of 64 batches only, so that batches stay random.
+            blocks = np.cumsum(size_N[order]) // (128 * tokens)
+            order = order[np.lexsort((size_N[order], blocks))]
         cuts = np.flatnonzero(np.diff(np.cumsum(size_N[order]) // (2 * tokens))) + 1
         bounds = [0, *cuts.tolist(), len(order)]
         batches = [slice(a, b) for a, b in pairwise(bounds)]
@@ -224,21 +231,24 @@ class ParallelText:
         return pairs, [batches[i] for i in rng.permutation(len(batches))]
 
     def _pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return sentence numbers (N, 2), and which of them are translations."""
+        """Return pairs of sentence numbers (N, 2), and which pairs are translations."""
         times = self._weights * np.maximum(self._size - 1, 1)
         shown = np.floor(times + rng.random(len(self))).astype(np.int64)
         line = np.repeat(np.arange(len(self)), shown)
         begin, size = self._begin[line], self._size[line]
         left = begin + (rng.random(len(line)) * size).astype(np.int64)
         first, last = self._first[left], self._last[left]
-        others = size - (last - first)  # in other languages
+        others = size - (last - first)  # sentences of the line in other languages
         chance = rng.random(len(line))
+        # Draw among the others as if the left side's language were cut out of the line.
         right = begin + (chance * others).astype(np.int64)
         right += np.where(right >= first, last - first, 0)
+        # In a line of one language, draw any other sentence.
         same = begin + (left - begin + 1 + (chance * (size - 1)).astype(np.int64)) % size
         right = np.where(others > 0, right, same)
         several = size > 1
         pairs = self._members[np.stack([left, right], axis=1)]
+        # Sentences without a translation are paired with each other; the last may be used twice.
         alone = rng.permutation(pairs[~several, 0])
         if len(alone) % 2:
             alone = np.append(alone, alone[-1])
@@ -248,7 +258,7 @@ class ParallelText:
     def _join(
         self, pairs_N2: np.ndarray, aligned_N: np.ndarray, share: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Join a share of the aligned pairs to others of the same languages, two by two."""
+        """Join a fraction of the aligned pairs, two by two of the same languages."""
         left, right = pairs_N2.T
         empty = np.full_like(left, NONE)
         sentences_N4 = np.stack([left, empty, right, empty], axis=1)
@@ -258,7 +268,7 @@ class ParallelText:
         key = languages[:, 0] << 32 | languages[:, 1]
         order = np.argsort(key, kind="stable")
         chosen, key = chosen[order], key[order]
-        # Neighbours of one key, counted from its first, make a pair: 0 and 1, 2 and 3 ...
+        # Join neighbours with the same key, counted from its first: 0 and 1, 2 and 3 ...
         place = np.arange(len(key)) - np.searchsorted(key, key)
         here = np.flatnonzero((place[:-1] % 2 == 0) & (key[:-1] == key[1:]))
         one, other = chosen[here], chosen[here + 1]
@@ -272,26 +282,26 @@ class ParallelText:
         return sentences_N4[kept], aligned_N[kept]
 
     def _side_lengths(self, sentences_N4: np.ndarray) -> np.ndarray:
-        """Return the tokens of both sides, (N, 2); two that are joined share [lang] and </s>."""
+        """Return the number of tokens per side, (N, 2); joined sentences share [lang] and </s>."""
         lengths = np.where(sentences_N4 == NONE, 2, self._lengths[sentences_N4])
         sides: np.ndarray = lengths.reshape(-1, 2, 2).sum(axis=2) - 2
         return sides
 
     def room(self, batches: Iterable[slice], tokens: int) -> Room:
-        """Return sizes that all of an epoch's batches fit into, with a little to spare."""
+        """Return sizes that all batches of an epoch fit into, with 5 % more pairs than needed."""
         most = max(batch.stop - batch.start for batch in batches)
         return Room(-(-most * 21 // 20), 2 * (tokens + self.longest), self.longest)
 
     def rows(self, sentences_R2: Tensor, room: Room | None = None) -> tuple[Packed, Tensor]:
-        """Gather rows [lang] x </s>, or [lang] x y </s> for two; returns them and their order.
+        """Gather rows [lang] x </s>, or [lang] x y </s> for joined sentences, and their order.
 
-        Without `room` they are sorted by length, and row i is number order_R[i] of those given.
-        With it they stay in their order, and spare rows follow, so that nothing waits for the
-        device.
+        Without `room`, rows are sorted by length, and row i is number order_R[i] of the given ones.
+        With `room`, rows keep their order and spare rows follow; no size has to be read from the
+        device, so that the host does not wait for it.
         """
         first_R, second_R = sentences_R2.unbind(1)
         length_R = self.lengths(sentences_R2)
-        # How much of the first is taken: all but its </s>, if another is joined to it.
+        # Tokens taken from the first sentence: all but its </s> if another is joined to it.
         cut_R = self.lengths(sentences_R2[:, :1]) - (second_R != NONE).long()
         if room is None:
             order_R = torch.argsort(length_R, stable=True)
@@ -309,17 +319,19 @@ class ParallelText:
         position_T = place_T - starts_R1[owner_T]
         own_T = owner_T < len(first_R)
         row_T = owner_T.clamp(max=len(first_R) - 1)
+        # At or beyond the cut, a token comes from the second sentence, whose [lang] is skipped.
         beyond_T = position_T - cut_R[row_T]
         source_T = torch.where(
             beyond_T < 0,
             self._starts[first_R.clamp(min=0)][row_T] + position_T,
             self._starts[second_R.clamp(min=0)][row_T] + 1 + beyond_T,
         )
+        # `* own_T` keeps the indices of spare rows, which are arbitrary, within bounds.
         ids_T = torch.where(own_T, self._tokens[source_T * own_T].long(), EOS)
         return Packed(ids_T, position_T, owner_T, starts_R1.int(), longest), order_R
 
     def lengths(self, sentences_R: Tensor) -> Tensor:
-        """Return the tokens of rows of joined sentences (R, 1 or 2); they share [lang] and </s>."""
+        """Return the number of tokens per row of 1 or 2 sentences, which share [lang] and </s>."""
         there_R = sentences_R != NONE
         lengths_R = self._lengths_on_device[sentences_R.clamp(min=0)] * there_R
         return lengths_R.sum(dim=1) - 2 * (there_R.sum(dim=1) - 1).clamp(min=0)
@@ -333,9 +345,9 @@ class ParallelText:
 
 
 def shifted(rows: Packed, own_rows: int) -> tuple[Packed, Tensor]:
-    """Return what a decoder reads to write `rows`, </s> [lang] x, and what it is to write, (T,).
+    """Return the decoder's input for `rows`, </s> [lang] x, and the tokens to predict, (T,).
 
-    The language is given, not written: NONE stands there, and in all rows after `own_rows`.
+    The language is given, not predicted: NONE takes its place, and fills all rows after `own_rows`.
     """
     begins_T = rows.positions_T == 0
     wanted_T = rows.ids_T.masked_fill(begins_T | (rows.owner_T >= own_rows), NONE)

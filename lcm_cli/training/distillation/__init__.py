@@ -1,1 +1,1 @@
-"""Training small models to do what large ones do."""
+"""Distillation: train small models to imitate large ones."""

@@ -1,4 +1,4 @@
-"""Distillation: a small model that learns from a large one, and how close it comes.
+"""Train a small model with a large one as its teacher, and score how close it comes.
 
 Shapes: B documents, S concepts, D concept dim.
 """
@@ -44,12 +44,12 @@ from lcm_cli.training.recipe import Distillation, ModelRecipe, Training
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.trainers.concept_model import ModelTrainer, TrainingData
 
-ALONE = "alone"  # folder, within the run's, of the student without a teacher
+ALONE = "alone"  # folder, within the run's, of the student trained without a teacher
 REPORT = "report.json"
 
 
 class DistillTrainer(ModelTrainer):
-    """A trainer whose loss is `Teaching`; it trains and saves the maps of hidden states too."""
+    """A trainer with the loss of `Teaching`, whose matrices it trains and saves as well."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class DistillTrainer(ModelTrainer):
         sampler: Sampler | None = None,
         world: World | None = None,
     ) -> None:
-        # The matrices are part of the objective, and shared out with it.
+        # The matrices are part of the objective, so they are distributed together with it.
         super().__init__(model, data, options, objective=teaching, sampler=sampler, world=world)
         self.teaching = teaching
         if matrices := list(teaching.matrices.parameters()):
@@ -76,7 +76,7 @@ class DistillTrainer(ModelTrainer):
             )
 
     def train_step(self) -> dict[str, float]:
-        """Do one optimizer step; what is logged holds each part of the loss, unweighted."""
+        """Do one optimizer step; the metrics include each part of the loss, unweighted."""
         return super().train_step() | self.teaching.take(self.world)
 
     def _tensors(self) -> dict[str, Any]:
@@ -88,9 +88,9 @@ class DistillTrainer(ModelTrainer):
 
 
 class Lesson:
-    """What a recipe with a [distill] table needs: space, data, teacher, the processes of the run.
+    """A distillation: space, data, teacher and processes of a run, from its recipe.
 
-    `student` and `alone` are the trainers of two equal models, with the teacher and without.
+    `student` and `alone` make trainers of the same model, with and without the teacher.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Lesson:
     ) -> None:
         """Load the teacher and open the data.
 
-        Raises NotFoundError if there is no such teacher, IntegrityError if it does not suit the
-        student or the space, UsageError for a recipe that cannot be distilled.
+        Raises NotFoundError for a missing teacher, IntegrityError if it does not suit the student
+        or the space, UsageError for a recipe that cannot be distilled.
         """
         self.recipe, self.device, self.options = recipe, device, distillation(recipe)
         self.world = join()
@@ -122,9 +122,9 @@ class Lesson:
         return self._fingerprint
 
     def capture(self, *, force: bool = False, progress: StartJob = no_progress) -> tuple[Path, int]:
-        """Write the teacher's predictions; returns the file and how many documents it holds.
+        """Write the teacher's predictions; return the file and its number of documents.
 
-        Raises UsageError without `capture` in the recipe, and where it is not possible.
+        Raises UsageError without `capture` in the recipe, or if the file exists, unless `force`.
         """
         if not self.options.capture:
             raise UsageError("the recipe names no file", 'set distill.capture = "teacher.parquet"')
@@ -147,9 +147,10 @@ class Lesson:
         return path, count
 
     def student(self) -> DistillTrainer:
-        """Return the trainer of the student with its teacher.
+        """Return a trainer of the student with its teacher.
 
-        Raises NotFoundError or IntegrityError for captured predictions that lack or are of others.
+        Raises NotFoundError for missing captured predictions, IntegrityError for those of another
+        teacher or other data, and without validation data.
         """
         if not self.data.validation(1):
             raise IntegrityError(
@@ -160,7 +161,7 @@ class Lesson:
         if self.options.capture:
             data = data_fingerprint(self.recipe.data, self.data)
             captured = CapturedPredictions(Path(self.options.capture), self.fingerprint, data)
-            captured(self.data.batch(0))
+            captured(self.data.batch(0))  # fails now rather than in the first step
         else:
             teacher = self.teacher.to(self.device)
         model = self.model()
@@ -175,7 +176,7 @@ class Lesson:
         )
 
     def alone(self) -> ModelTrainer:
-        """Return the trainer of the same student without a teacher."""
+        """Return a trainer of the same student without a teacher."""
         return ModelTrainer(
             self.model(),
             self.data,
@@ -189,9 +190,9 @@ class Lesson:
         return make_sampler(self.recipe, self.space, self.config, self.world)
 
     def model(self) -> ConceptModel:
-        """Return a student as it begins, with the teacher's normalizer and codebooks.
+        """Return an untrained student, with the teacher's normalizer and codebooks.
 
-        Raises IntegrityError if one to finetune has others.
+        Raises IntegrityError if a model to start from has others.
         """
         torch.manual_seed(self.recipe.train.seed)
         model = new_model(self.config, self.start, self.recipe.start)
@@ -203,8 +204,8 @@ class Lesson:
                 getattr(model, name).load_state_dict(theirs)
             elif any(not torch.equal(mine[key], theirs[key]) for key in theirs):
                 raise IntegrityError(
-                    f"{self.recipe.start} has another {name} than the teacher",
-                    "begin with a new student, or one that was trained with this teacher",
+                    f"the {name} of {self.recipe.start} is not the teacher's",
+                    "start from a new student, or from one trained with this teacher",
                 )
         listen(model, self.space)
         return model.to(self.device)
@@ -212,8 +213,8 @@ class Lesson:
     def report(self, models: dict[str, ConceptModel], folder: Path) -> dict[str, Any]:
         """Score the teacher and `models` on the held-out documents, and write report.json.
 
-        Each has its parameters, the scores of its predictions of the next concept, and to_teacher,
-        the mean distance of those from the teacher's.
+        For each it has the number of parameters, the scores of next-concept prediction, and
+        to_teacher, the mean distance of the predictions from the teacher's.
         """
         batches = self.data.validation(self.recipe.train.eval_documents)
         seed, teacher = self.recipe.train.seed, self.teacher.to(self.device)
@@ -230,7 +231,7 @@ class Lesson:
 
 
 def distillation(recipe: ModelRecipe) -> Distillation:
-    """Return the recipe's [distill] table. Raises UsageError for what cannot be distilled."""
+    """Return the recipe's [distill] table. Raises UsageError if it cannot be distilled."""
     if recipe.distill is None:
         raise UsageError(
             f"the recipe {recipe.name} has no teacher", 'add [distill] with teacher = "runs/NAME"'
@@ -261,14 +262,14 @@ def check_teacher(lesson: Lesson) -> None:
             )
     if theirs.max_length < mine.max_length and theirs.max_length < lesson.recipe.data.wrap:
         raise IntegrityError(
-            f"the teacher {source} reads {theirs.max_length} concepts, fewer than the data's wrap",
+            f"the teacher {source} reads {theirs.max_length} concepts, fewer than data.wrap",
             f"set data.wrap = {theirs.max_length}",
         )
 
 
 @contextmanager
 def evaluating(model: ConceptModel) -> Iterator[None]:
-    """Turn dropout off for a while."""
+    """Use a model in evaluation mode for a while."""
     training = model.training
     model.eval()
     try:
@@ -280,7 +281,7 @@ def evaluating(model: ConceptModel) -> Iterator[None]:
 def to_teacher(
     model: ConceptModel, teacher: ConceptModel, batches: Sequence[Batch], seed: int = 0
 ) -> float:
-    """Return the mean distance of the predictions of two models, from the same noise."""
+    """Return the mean distance between the predictions of two models, given the same noise."""
     far, count = 0.0, 0
     for number, batch in enumerate(batches):
         rows = range(seed + 1000 * number, seed + 1000 * number + len(batch.lengths_B))

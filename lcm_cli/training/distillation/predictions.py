@@ -1,11 +1,10 @@
-"""What a teacher predicts for every document of the training data, in a Parquet file.
+"""A teacher's predictions for every document of the training data, in a Parquet file.
 
     key          digest of the document's concepts
-    predictions  what the model puts out for concepts 1 .. S - 1, float16: normalized, as the loss
-                 takes it
+    predictions  the model's outputs for concepts 1 .. S - 1, float16, normalized as in the loss
 
-That is possible where predictions depend on the document alone: Base-LCM and SONAR-LLM. The other
-models predict from noise, or from a codebook that is drawn anew in each step.
+This works for models whose predictions depend only on the document: Base-LCM and SONAR-LLM. The
+others predict from noise, or from a codebook that is drawn anew in each step.
 
 Shapes: B documents, S concepts, D concept dim, N concepts of all documents.
 """
@@ -34,17 +33,17 @@ from lcm_cli.training.prepare import EndlessData
 
 KIND = "predictions"
 DIGEST = 16  # bytes
-STEPS = 8  # that the key tells apart between 0 and a concept's greatest number
-# What decides which documents there are, and how they are cut.
+STEPS = 8  # the key rounds numbers to multiples of a concept's largest / STEPS
+# Options that decide which documents are used, and how they are cut.
 _SHAPING = ("wrap", "plan", "min_sentences", "max_sentences", "filter", "prefix", "suffix")
 
 
 def check_capturable(architecture: str) -> None:
-    """Raise UsageError for models whose predictions cannot be kept."""
+    """Raise UsageError for models whose predictions cannot be captured."""
     if architecture not in ("base", "sonar_llm"):
         raise UsageError(
-            f"predictions of a {architecture} model cannot be captured: each step draws others",
-            "only base and sonar_llm can be; leave distill.capture out to learn online",
+            f"predictions of a {architecture} model cannot be captured: they differ in each step",
+            "capture base or sonar_llm models; for others, leave distill.capture out",
         )
 
 
@@ -58,7 +57,7 @@ def model_fingerprint(model: ConceptModel) -> str:
 
 
 def data_fingerprint(options: DataOptions, data: EndlessData) -> str:
-    """Return a digest of how the training data are read, and of the first batch's size."""
+    """Return a digest of the options that shape the documents, and of the data's summary."""
     told = asdict(options)
     kept = {name: told[name] for name in _SHAPING} | {"data": data.summary}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:DIGEST]
@@ -76,11 +75,11 @@ def capture(
 ) -> int:
     """Write the teacher's predictions for the documents of the first `steps` batches.
 
-    It stops after the batches in which every document came once. Returns how many documents there
-    are. Raises UsageError if `path` exists, unless `force`, LcmError if the disk is full.
+    It stops once the batches have contained every document. Returns the number of documents.
+    Raises UsageError if `path` exists, unless `force`, and LcmError if the disk is full.
     """
     epochs = max(-(-1 // min(as_data_set(entry).weight, 1.0)) for entry in options.train)
-    # Epochs differ by a few batches: one more than is needed loses nothing.
+    # Epochs differ by a few batches, so one extra epoch makes sure that none is missed.
     count = min(steps, (int(epochs) + 1) * data.batches_per_epoch)
     about = {
         "lcm.version": __version__,
@@ -109,7 +108,7 @@ def capture(
 def _predictions(
     teacher: BaseLCM, batch: Batch, seen: set[bytes]
 ) -> dict[bytes, NDArray[np.float16]]:
-    """Return the predictions, (S - 1, D), of those documents of a batch that are not in `seen`."""
+    """Return the predictions, (S - 1, D), for documents of a batch that are not in `seen`."""
     keys = {place: key for place, key in documents(batch) if key not in seen}
     if not keys:
         return {}
@@ -130,7 +129,7 @@ def _table(found: dict[bytes, NDArray[np.float16]], layout: pa.Schema) -> pa.Rec
 
 
 def documents(batch: Batch) -> Iterator[tuple[tuple[int, int, int], bytes]]:
-    """Yield where each document of a batch is (row, first concept, end), and its key."""
+    """Yield the place of each document in a batch (row, first concept, end), and its key."""
     x_BSD = batch.concepts_BSD.float().cpu().numpy()
     for row, length in enumerate(batch.lengths_B.tolist()):
         starts = [0]
@@ -143,20 +142,20 @@ def documents(batch: Batch) -> Iterator[tuple[tuple[int, int, int], bytes]]:
 
 
 def _key(x_SD: NDArray[np.float32]) -> bytes:
-    # Sentences that are encoded for a run (prefix, suffix) differ in their last digits from one
-    # machine to another; coarse numbers hardly ever do.
+    # Affixes are encoded anew for each run, and their last digits differ between machines; coarsely
+    # rounded numbers hardly ever do.
     largest = np.abs(x_SD).max(axis=-1, keepdims=True)
     coarse = np.rint(STEPS * x_SD / np.maximum(largest, 1e-30)).astype(np.int8)
     return hashlib.sha256(coarse.tobytes()).digest()[:DIGEST]
 
 
 class CapturedPredictions:
-    """The predictions of a file, in memory: two bytes a number."""
+    """The predictions in a file, held in memory as float16."""
 
     def __init__(self, path: Path, teacher: str, data: str) -> None:
-        """Read what the teacher with this fingerprint said of the data with that one.
+        """Read the predictions of the teacher and for the data with these fingerprints.
 
-        Raises NotFoundError, or IntegrityError for a file of others or a damaged one.
+        Raises NotFoundError, or IntegrityError for a damaged file, another teacher or other data.
         """
         again = "capture them again: lcm distill RECIPE --capture --force"
         if not path.is_file():
@@ -166,7 +165,7 @@ class CapturedPredictions:
             file = pq.ParquetFile(path)
             about = file.schema_arrow.metadata or {}
             if about.get(b"lcm.kind") != KIND.encode():
-                raise IntegrityError(f"{path} holds no captured predictions", again)
+                raise IntegrityError(f"{path} does not hold captured predictions", again)
             for what, fingerprint in (("teacher", teacher), ("data", data)):
                 found = about.get(f"lcm.{what}".encode(), b"").decode()
                 if found != fingerprint:
@@ -196,7 +195,7 @@ class CapturedPredictions:
                 self._places[key] = (number, int(start), int(end))
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the teacher's outputs after each concept of a batch, (B, S, D), else 0.
+        """Return the teacher's output after each concept of a batch, (B, S, D), 0 after the last.
 
         Raises IntegrityError if a document is not in the file.
         """
@@ -204,7 +203,7 @@ class CapturedPredictions:
         for (row, start, end), key in documents(batch):
             if key not in self._places:
                 raise IntegrityError(
-                    f"{self.path} lacks a document of the data: they have changed since",
+                    f"{self.path} lacks a document of the data, which have changed since",
                     "capture them again: lcm distill RECIPE --capture --force",
                 )
             chunk, first, last = self._places[key]

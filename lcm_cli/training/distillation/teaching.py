@@ -1,4 +1,4 @@
-"""What a student learns from a teacher: its predictions, and its hidden states.
+"""The loss of a student that learns a teacher's predictions and hidden states.
 
     loss = own L(student) + prediction P(student, teacher) + hidden H(student, teacher)
 
@@ -7,10 +7,10 @@
         kl      KL(p_teacher || p), over the units of a codebook (discrete Quant-LCM)
     H = mean over pairs of layers of |W h - h_teacher|^2 / |h_teacher|^2, W learned
 
-z is what a model puts out: the normalized next concept (Base-LCM), or what its denoiser says of a
-noised one. Student and teacher are shown the same noise at the same timesteps, the same codebooks,
-and learn without context at the same places. All parts are sums over the concepts to learn, so the
-weights compare them.
+z is the output of a model: the normalized next concept (Base-LCM), or the denoiser's output for a
+noised one. Student and teacher get the same noise at the same timesteps and the same codebooks, and
+drop their context at the same positions. All parts are sums over the concepts to learn, so that
+their weights are comparable.
 
 Shapes: B documents, S concepts, D concept dim, M model dim, N targets, V outputs of a model's head.
 """
@@ -31,7 +31,7 @@ from lcm_cli.models.quant_lcm import QuantLCM
 from lcm_cli.training.parallel import World
 from lcm_cli.training.recipe import Distillation
 
-# Where each architecture's outputs leave it.
+# The last module of each architecture, whose output is the model's.
 HEADS = {
     "base": "postnet",
     "sonar_llm": "postnet",
@@ -40,45 +40,45 @@ HEADS = {
     "quant": "head",
 }
 
-# Gives the teacher's outputs after each concept of a batch, (B, S, D), as a file holds them.
+# Returns a teacher's captured outputs after each concept of a batch, (B, S, D).
 Lookup = Callable[[Batch], Tensor]
 
 
-class Ear:
-    """Hears what a model puts out while it computes its loss: output, and hidden states."""
+class Recorder:
+    """Records the output and hidden states of a model while it computes its loss."""
 
     def __init__(self, model: ConceptModel, layers: Sequence[int]) -> None:
-        self.listens = False
+        self.recording = False
         self.output: Tensor | None = None
         self.hidden: dict[int, Tensor] = {}
-        model.get_submodule(HEADS[model.config.architecture]).register_forward_hook(self._hear())
+        model.get_submodule(HEADS[model.config.architecture]).register_forward_hook(self._hook())
         blocks = [layer for stack in stacks(model) for layer in stack]
         for number in layers:
-            blocks[number].register_forward_hook(self._hear(number))
+            blocks[number].register_forward_hook(self._hook(number))
 
-    def _hear(self, number: int | None = None) -> Callable[..., None]:
-        def hear(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if self.listens and number is None:
+    def _hook(self, number: int | None = None) -> Callable[..., None]:
+        def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if self.recording and number is None:
                 self.output = output
-            elif self.listens and number is not None:
+            elif self.recording and number is not None:
                 self.hidden[number] = output
 
-        return hear
+        return record
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen for a while; what was heard before is forgotten."""
-        self.listens, self.output, self.hidden = True, None, {}
+    def active(self) -> Iterator[None]:
+        """Record for a while; earlier records are discarded."""
+        self.recording, self.output, self.hidden = True, None, {}
         try:
             yield
         finally:
-            self.listens = False
+            self.recording = False
 
 
 class Teaching(nn.Module):
     """The loss of a student with a teacher; `matrices` are the learned maps W of hidden states.
 
-    With `captured` predictions the teacher is not needed (None).
+    With `captured` predictions the teacher may be None.
     """
 
     def __init__(
@@ -99,21 +99,21 @@ class Teaching(nn.Module):
             widths = student.config.model_dim, teacher.config.model_dim
         self.pairs = pairs
         self.matrices = nn.ModuleList(nn.Linear(*widths, bias=False) for _ in pairs)
-        # In a list: neither model is a part of this one.
+        # In a list, so that the teacher does not become a submodule and get trained or saved.
         self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
-        self._ear = Ear(student, sorted({mine for mine, _ in pairs}))
+        self._recorder = Recorder(student, sorted({mine for mine, _ in pairs}))
         theirs = sorted({number for _, number in pairs})
-        self._ears = [Ear(each, theirs) for each in self._teacher]
+        self._teacher_recorders = [Recorder(each, theirs) for each in self._teacher]
         self._sums = {"own": 0.0, "prediction": 0.0, "hidden": 0.0}
         self._targets = 0
 
     def forward(self, model: ConceptModel, batch: Batch) -> Loss:
-        """Return the weighted sum of the losses; its errors are those of the model's own loss."""
+        """Return the weighted sum of the losses, with the errors of the model's own loss."""
         draws, o = shared_draws(model, batch), self.options
-        with self._ear.listening():
+        with self._recorder.active():
             own = model.loss(batch, **draws)
-        for teacher, ear in zip(self._teacher, self._ears, strict=True):
-            with torch.no_grad(), ear.listening():
+        for teacher, recorder in zip(self._teacher, self._teacher_recorders, strict=True):
+            with torch.no_grad(), recorder.active():
                 teacher.loss(batch, **draws)
         parts = {"own": own.value}
         if o.prediction:
@@ -123,14 +123,13 @@ class Teaching(nn.Module):
         for name, value in parts.items():
             self._sums[name] += float(value.detach())
         self._targets += own.targets
-        weighed = [getattr(o, name) * value for name, value in parts.items() if getattr(o, name)]
-        total = torch.stack(weighed).sum()
+        weighted = [getattr(o, name) * value for name, value in parts.items() if getattr(o, name)]
+        total = torch.stack(weighted).sum()
         return Loss(total, own.errors_N, own.timesteps_N, own.terms)
 
     @property
     def partial(self) -> bool:
-        """Whether a part of the student may have no gradient: its head, where only hidden states
-        are learned."""
+        """Whether some parameters get no gradient: the head, if only hidden states are learned."""
         return not self.options.own and not self.options.prediction
 
     def take(self, world: World | None = None) -> dict[str, float]:
@@ -142,19 +141,19 @@ class Teaching(nn.Module):
         return {name: mean for name, mean in means.items() if weights[name]}
 
     def _prediction(self, model: ConceptModel, batch: Batch, own: Loss) -> Tensor:
-        assert self._ear.output is not None
-        mine_NV = chosen(model, batch, self._ear.output)
+        assert self._recorder.output is not None
+        mine_NV = chosen(model, batch, self._recorder.output)
         if self.captured is not None:
             theirs = self.captured(batch)
         else:
-            assert self._ears[0].output is not None
-            theirs = self._ears[0].output
+            assert self._teacher_recorders[0].output is not None
+            theirs = self._teacher_recorders[0].output
         theirs_NV = chosen(model, batch, theirs)
         errors_N = distances(model, self.kind, mine_NV, theirs_NV)
         return (errors_N if own.weights_N is None else errors_N * own.weights_N).sum()
 
     def _hidden(self, batch: Batch, targets: int) -> Tensor:
-        mine, theirs = self._ear.hidden, self._ears[0].hidden
+        mine, theirs = self._recorder.hidden, self._teacher_recorders[0].hidden
         errors = [
             _hidden_error(matrix, batch, mine[ours], theirs[number])
             for matrix, (ours, number) in zip(self.matrices, self.pairs, strict=True)
@@ -163,7 +162,7 @@ class Teaching(nn.Module):
 
 
 def prediction_loss(student: ConceptModel, options: Distillation) -> str:
-    """Return the kind of prediction loss; raises IntegrityError if the model has no such output."""
+    """Return the kind of prediction loss. Raises IntegrityError if the model's output has none."""
     discrete = isinstance(student, QuantLCM) and student.config.flavour == "discrete"
     kind = options.prediction_loss
     if kind == "auto":
@@ -177,7 +176,7 @@ def prediction_loss(student: ConceptModel, options: Distillation) -> str:
 
 
 def distances(model: ConceptModel, kind: str, mine_NV: Tensor, theirs_NV: Tensor) -> Tensor:
-    """Return how far each output is from the teacher's, (N,); see the top of the file."""
+    """Return the distance of each output from the teacher's, (N,), as the module defines it."""
     mine_NV, theirs_NV = mine_NV.float(), theirs_NV.float()
     if kind == "kl":
         logs_NV, wanted_NV = mine_NV.log_softmax(dim=-1), theirs_NV.log_softmax(dim=-1)
@@ -189,7 +188,7 @@ def distances(model: ConceptModel, kind: str, mine_NV: Tensor, theirs_NV: Tensor
 
 
 def shared_draws(model: ConceptModel, batch: Batch) -> dict[str, Any]:
-    """Draw the randomness that student and teacher share, as an argument of their losses."""
+    """Draw the random numbers that student and teacher share, as keyword arguments of `loss`."""
     if isinstance(model, DiffusionLCM):
         x0_BSD, _ = batch.targets(model.normalized(batch.concepts_BSD))
         return {"draws": model.draw(x0_BSD, None, shared=batch.sources_B is None)}
@@ -200,21 +199,21 @@ def shared_draws(model: ConceptModel, batch: Batch) -> dict[str, Any]:
 
 
 def chosen(model: ConceptModel, batch: Batch, out_BSV: Tensor) -> Tensor:
-    """Return the outputs at the concepts that are learned, (N, V)."""
+    """Return the outputs for the concepts to learn, (N, V)."""
     if isinstance(model, DiffusionLCM | QuantLCM):
         return out_BSV[batch.targets(batch.concepts_BSD)[1]]
-    # Of Base-LCM what comes after a concept is what it says of the next.
+    # Base-LCM's output at a concept predicts the next one.
     learned_BS = batch.learned(first=model.config.objective.min_context)  # type: ignore[union-attr]
     return out_BSV[:, :-1][learned_BS[:, 1:]]
 
 
 def stacks(model: nn.Module) -> list[nn.ModuleList]:
-    """Return the stacks of Transformer layers of a model."""
+    """Return a model's stacks of Transformer layers."""
     return [module for module in model.modules() if isinstance(module, nn.ModuleList)]
 
 
 def partners(student: nn.Module, teacher: nn.Module) -> list[tuple[int, int]]:
-    """Pair every layer of the student with one of the teacher's, evenly within each stack."""
+    """Pair every layer of the student with a layer of the teacher, evenly within each stack."""
     pairs: list[tuple[int, int]] = []
     mine = theirs = 0
     for ours, other in zip(stacks(student), stacks(teacher), strict=True):
@@ -231,15 +230,15 @@ def _check_pairs(pairs: Sequence[tuple[int, int]], student: nn.Module, teacher: 
             if not 0 <= number < count:
                 raise IntegrityError(
                     f"distill.layers: the {who} has no layer {number}",
-                    f"it has {count}, and the first is 0",
+                    f"its layers are 0 to {count - 1}",
                 )
 
 
 def _hidden_error(matrix: nn.Module, batch: Batch, mine_BSM: Tensor, theirs_BSM: Tensor) -> Tensor:
-    """Return the squared error of hidden states, in units of the teacher's, averaged."""
+    """Return the mean squared error of hidden states, relative to the teacher's mean square."""
     real_BS = batch.positions() < batch.lengths_B[:, None]
     if mine_BSM.shape[:2] != real_BS.shape:
-        # A tower that sees clean concepts and then unfinished ones, or targets only.
+        # A tower that reads clean concepts before noised ones, or targets only: keep the last.
         real_BS = batch.targets(batch.concepts_BSD)[1]
         count = real_BS.shape[1]
         mine_BSM, theirs_BSM = mine_BSM[:, -count:], theirs_BSM[:, -count:]

@@ -1,1 +1,1 @@
-"""What is trained: concept models and spaces, and the losses they share."""
+"""Trainers of concept models and of spaces, and the losses they share."""

@@ -1,8 +1,8 @@
 """Train or finetune a concept model.
 
-A step takes one batch of the data, cut into parts. The random numbers of each part (noise, noise
-levels, dropout) come from a generator seeded with (seed, step, part): a resumed run goes on exactly
-without any saved generator, and several processes that share the parts compute what one would.
+A step takes one batch of the data, cut into micro-batches. The random numbers of each (noise, noise
+levels, dropout) come from a generator seeded with (seed, step, micro-batch): a resumed run
+continues exactly without any saved generator, and several processes compute what one would.
 
 Shapes: B documents, S concepts, D concept dim, N targets.
 """
@@ -27,34 +27,42 @@ from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
 from lcm_cli.training.optim import average_decay, model_optimizers
-from lcm_cli.training.parallel import Portion, Share, World, alone, gathered, load_sharded, share
+from lcm_cli.training.parallel import (
+    MicroBatches,
+    Share,
+    World,
+    distribute,
+    gathered,
+    gradient_sync,
+    load_sharded,
+)
 from lcm_cli.training.recipe import Training
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.schedules import rate
 from lcm_cli.training.states import disk_errors
 
 MODEL = "model"
-EXPLODED = 20.0  # times the usual loss
+EXPLODED = 20.0  # a loss of this many times the usual one counts as exploded
 SETTLING = 100  # steps before the usual loss is known
 MOST_SKIPPED = 20  # batches in a row
-BUCKETS = 10
+BUCKETS = 10  # of noise levels
 
-# What is minimised: swapped for another where a model learns from a teacher.
+# The loss to minimise; distillation replaces the model's own.
 Objective = Callable[[ConceptModel, Batch], Loss]
 
 
 class TrainingData(Protocol):
-    """Batches of documents: a function of their number, so that the step stands for the order."""
+    """Batches of documents: a function of their number, so that the step determines the batch."""
 
     @property
     def summary(self) -> str:
-        """What there is, and what was left out, in one line."""
+        """The size of the data and what was left out, in one line."""
 
     def batch(self, number: int) -> Batch:
         """Return the batch of a step."""
 
-    def portion(self, number: int, share: Share) -> Portion:
-        """Return what a process computes of the batch of a step."""
+    def micro_batches(self, number: int, share: Share) -> MicroBatches:
+        """Return one process's share of the batch of a step."""
 
     def validation(self, limit: int) -> list[Batch]:
         """Return at most `limit` held-out documents."""
@@ -66,7 +74,7 @@ def own_loss(model: ConceptModel, batch: Batch) -> Loss:
 
 
 class ModelTrainer:
-    """Model, optimizers and data of one run. `step` batches are done."""
+    """Model, optimizers and data of one run; `step` counts the batches done."""
 
     unit = "concepts"
 
@@ -91,7 +99,7 @@ class ModelTrainer:
         speed_up(model, options)
         model.train()
         self._weights = matrix_weights(model)
-        self.shared = share(model, objective, options, self.world)
+        self.loss_module = distribute(model, objective, options, self.world)
         self.sharded = options.parallel == "fsdp" and self.world.size > 1
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -107,7 +115,7 @@ class ModelTrainer:
 
     @property
     def summary(self) -> str:
-        """What is trained, in one line."""
+        """Model and data, in one line."""
         total = sum(p.numel() for p in self.model.parameters())
         learned = sum(p.numel() for p in self.parameters)
         frozen = f" ({learned / 1e6:.1f} M of them trained)" if learned < total else ""
@@ -115,45 +123,46 @@ class ModelTrainer:
         return f"{shape}; {self.data.summary}"
 
     def train_step(self) -> dict[str, float]:
-        """Do one optimizer step; returns its mean loss and the number of concepts.
+        """Do one optimizer step; return its metrics: mean loss, number of concepts and others.
 
-        Raises LcmError, naming the batch, if the loss is not finite or explodes, unless such
-        batches are to be skipped.
+        Raises LcmError, naming the batch, if the loss is not finite or explodes, unless the recipe
+        says to skip such batches.
         """
         o, share = self.options, self.world.share(self.options.accumulate)
-        portion = self.data.portion(self.step, share)
-        concepts = max(int(portion.lengths_B.sum()), 1)
+        batches = self.data.micro_batches(self.step, share)
+        concepts = max(int(batches.lengths_B.sum()), 1)
         total, targets, levels = 0.0, 0, _Levels()
-        for number, batch in zip(share.numbers, portion.parts, strict=True):
+        for number, batch in zip(share.numbers, batches.own, strict=True):
             seed_everything(o.seed, self.step, number)
-            with alone(self.shared, last=number == share.numbers[-1]):
+            with gradient_sync(self.loss_module, last=number == share.numbers[-1]):
                 with self.autocast():
-                    loss: Loss = self.shared(batch.to(self.device))
-                # The number of targets is known when all parts are done; this one is near it.
+                    loss: Loss = self.loss_module(batch.to(self.device))
+                # The number of targets is known only after the last micro-batch. The number of
+                # concepts is close to it; `_clip` corrects the difference.
                 self.scaler.scale(loss.value / concepts).backward()
             total, targets = total + float(loss.value.detach()), targets + loss.targets
             levels.add(loss, self.model)
         total, targets = self._gather(total, targets, levels)
         mean, learning_rate = total / max(targets, 1), rate(self.step, o)
-        # Gradients of several processes were averaged, not summed.
+        # Divide by the targets instead, and undo the averaging of gradients over processes.
         norm = self._clip(concepts / max(targets, 1) * self.world.size)
-        if self._accept(mean, norm, portion):
+        if self._accept(mean, norm, batches):
             self._update(learning_rate)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         metrics = {"loss": mean, "lr": learning_rate, "grad_norm": norm, **levels.means()}
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        return finite | self._sizes(portion.lengths_B)
+        return finite | self._sizes(batches.lengths_B)
 
     def _gather(self, total: float, targets: int, levels: "_Levels") -> tuple[float, int]:
-        """Sum what all processes found."""
+        """Sum losses and numbers of targets over all processes."""
         found = self.world.sum([total, targets, *levels.sums, *levels.counts])
         levels.sums, levels.counts = found[2 : 2 + BUCKETS], [int(n) for n in found[2 + BUCKETS :]]
         return found[0], int(found[1])
 
     def _clip(self, factor: float) -> float:
-        """Multiply the gradient by `factor` and clip it; returns its norm before that."""
+        """Multiply the gradient by `factor` and clip it; return its norm before clipping."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         for p in self.parameters:
@@ -165,39 +174,40 @@ class ModelTrainer:
     def _update(self, learning_rate: float) -> None:
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate
-            self.scaler.step(optimizer)  # does nothing where float16 overflowed
+            self.scaler.step(optimizer)  # does nothing if float16 gradients overflowed
         self.scaler.update()
         if self.average:
-            # The first weights are no average: they are forgotten faster.
             decay = average_decay(self.options.ema, self.step)
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
 
-    def _accept(self, loss: float, norm: float, portion: Portion) -> bool:
-        """Return whether a loss is to be learned from; raises LcmError if that is to be an end."""
+    def _accept(self, loss: float, norm: float, batches: MicroBatches) -> bool:
+        """Return whether to learn from a batch; raise LcmError if training has diverged."""
         exploded = self._settled >= SETTLING and loss > EXPLODED * self._usual
+        # In float16 an infinite norm is normal: the scaler skips the step and lowers its scale.
         finite = math.isfinite(loss) and (math.isfinite(norm) or self.scaler.is_enabled())
         if finite and not exploded:
-            share = min(self._settled / (self._settled + 1), 0.98)
-            self._usual = share * self._usual + (1 - share) * loss
+            # A plain mean of the first 50 losses, then an exponential moving average.
+            decay = min(self._settled / (self._settled + 1), 0.98)
+            self._usual = decay * self._usual + (1 - decay) * loss
             self._settled, self._in_a_row = self._settled + 1, 0
             return True
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
         if self.options.on_nan == "skip" and self._in_a_row <= MOST_SKIPPED:
             return False
-        raise self._diverged(loss, norm, portion)
+        raise self._diverged(loss, norm, batches)
 
-    def _diverged(self, loss: float, norm: float, portion: Portion) -> LcmError:
-        rows, concepts = len(portion.lengths_B), int(portion.lengths_B.sum())
-        finite = all(bool(torch.isfinite(part.concepts_BSD).all()) for part in portion.parts)
+    def _diverged(self, loss: float, norm: float, batches: MicroBatches) -> LcmError:
+        rows, concepts = len(batches.lengths_B), int(batches.lengths_B.sum())
+        finite = all(bool(torch.isfinite(part.concepts_BSD).all()) for part in batches.own)
         cause = ", not all of them finite" if self.world.any(not finite) else ""
         usual = f" (usually {self._usual:.4g})" if math.isfinite(loss) else ""
         return LcmError(
             f"the loss is {loss:.4g}{usual}, the gradient's norm {norm:.4g} at step {self.step}, "
             f"batch {self.step} ({rows} documents, {concepts} concepts{cause}); "
             "the last saved state is kept",
-            "go on with --resume and a lower train.learning_rate, "
-            'or leave such batches out: --set train.on_nan="skip"',
+            "continue with --resume and a lower train.learning_rate, "
+            'or skip such batches: --set train.on_nan="skip"',
         )
 
     def _sizes(self, lengths_B: Tensor) -> dict[str, float]:
@@ -216,7 +226,7 @@ class ModelTrainer:
             yield
 
     def state(self) -> dict[str, Any]:
-        """Return everything that `restore` needs to go on exactly here, but for `shards`."""
+        """Return everything that `restore` needs to continue exactly, except for `shards`."""
         state = {
             "step": self.step,
             "concepts": self.concepts,
@@ -227,10 +237,10 @@ class ModelTrainer:
         return state if self.sharded else state | self._tensors()
 
     def shards(self) -> dict[str, Any] | None:
-        """Return the tensors that are cut among processes, None where each has them all."""
+        """Return the tensors that are sharded over processes; None if each has them all."""
         if not self.sharded:
             return None
-        model, optimizers = get_state_dict(self.shared, self.optimizers)
+        model, optimizers = get_state_dict(self.loss_module, self.optimizers)
         average = dict(zip(self.names, self.average, strict=False))
         return {"model": model, "optimizers": optimizers, "average": average}
 
@@ -242,12 +252,12 @@ class ModelTrainer:
         }
 
     def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
-        """Go back to where `state` was taken; `shards` holds tensors that were cut.
+        """Restore `state`; `shards` is the folder of sharded tensors.
 
-        Raises ValueError if the run was shared out in another way, or had another `ema`.
+        Raises ValueError if the run was distributed in another way, or `ema` was switched.
         """
         if self.sharded != (shards is not None):
-            raise ValueError("a run with fsdp goes on with fsdp, in two processes or more")
+            raise ValueError("a run with fsdp must resume with fsdp, in two processes or more")
         if shards is not None:
             self._restore_shards(shards)
         else:
@@ -272,14 +282,14 @@ class ModelTrainer:
         assert state is not None
         load_sharded(state, shards)
         set_state_dict(
-            self.shared,
+            self.loss_module,
             self.optimizers,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizers"],
         )
 
     def export(self, folder: Path) -> Path:
-        """Write the model, its averaged weights if there are any, into `folder`/model."""
+        """Write the model, with averaged weights if there are any, to `folder`/model."""
         path = folder / MODEL
         with self.averaged() as model, disk_errors(path / checkpoint.WEIGHTS):
             if self.world.leads:
@@ -288,9 +298,9 @@ class ModelTrainer:
 
     @contextmanager
     def averaged(self) -> Iterator[ConceptModel]:
-        """Yield the model in evaluation mode, whole, with the averaged weights if there are any."""
+        """Yield the whole model in evaluation mode, with averaged weights if there are any."""
         averages = dict(zip(self.names, self.average, strict=False))
-        if self.sharded:
+        if self.sharded:  # gather a whole copy: all processes take part
             state = {
                 name: gathered(averages.get(name, tensor)).detach()
                 for name, tensor in self.model.state_dict().items()
@@ -314,7 +324,7 @@ class ModelTrainer:
                 p.data = weights
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
-        """Measure held-out documents: the loss, by noise level too, and the paper's metrics."""
+        """Score held-out documents: the loss, also by noise level, and the paper's metrics."""
         if self._held_out is None:
             self._held_out = self.data.validation(self.options.eval_documents)
         if not self._held_out:
@@ -333,7 +343,7 @@ class ModelTrainer:
         return {"eval": found}
 
     def _mutual_information(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
-        """Return MI where a judge was loaded: in the leading process, if the recipe names one."""
+        """Return MI if a judge was loaded: in the leading process, if the recipe names one."""
         if self.sampler is None or self.sampler.lm is None:
             return {}
         score = self.sampler.mutual_information(model, batches, self.options.seed)
@@ -351,7 +361,7 @@ class ModelTrainer:
         return {"loss": total / max(targets, 1), **levels.means()}
 
     def sample(self) -> dict[str, Any]:
-        """Return what the model makes of the beginning of a held-out document, as text."""
+        """Return a continuation of a held-out document by the model, as text."""
         if self.sampler is None or not self.sample_every:
             return {}
         if self._held_out is None:
@@ -362,7 +372,7 @@ class ModelTrainer:
 
 
 class _Levels:
-    """The loss by noise level: loss_0 is that of the lowest tenth of the timesteps."""
+    """The mean loss by noise level: loss_0 is that of the lowest tenth of the timesteps."""
 
     def __init__(self) -> None:
         self.sums, self.counts = [0.0] * BUCKETS, [0] * BUCKETS
@@ -390,9 +400,9 @@ def seed_everything(*numbers: int) -> None:
 
 
 def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Leave the parameters that a pattern (as "frontend.*") names as they are.
+    """Freeze the parameters whose names match one of `patterns`, such as "frontend.*".
 
-    Raises IntegrityError if a pattern names none, or none is left to train.
+    Raises IntegrityError if a pattern matches none, or if no parameter is left to train.
     """
     named = dict(model.named_parameters())
     for pattern in patterns:
@@ -400,7 +410,7 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
         if not found:
             tops = sorted({name.split(".")[0] for name in named})
             raise IntegrityError(
-                f"train.freeze: {pattern!r} names no parameter", f"there are: {', '.join(tops)}"
+                f"train.freeze: {pattern!r} matches no parameter", f"modules: {', '.join(tops)}"
             )
         for p in found:
             p.requires_grad_(False)
@@ -415,9 +425,9 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
 
 def speed_up(model: nn.Module, options: Training) -> None:
-    """Checkpoint or compile each layer, as the recipe says."""
+    """Turn on activation checkpointing and compilation for each layer, as the recipe says."""
     if options.precision != "float32":
-        # Normalization with float32 weights is what is wanted, fused or not.
+        # Normalization layers keep float32 weights on purpose, fused or not.
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     for layer in layers(model):
         if options.checkpointing:
@@ -427,7 +437,7 @@ def speed_up(model: nn.Module, options: Training) -> None:
 
 
 class _Recomputed:
-    """A layer whose activations are not kept for the backward pass but computed again."""
+    """The forward pass of a layer whose activations are recomputed in the backward pass."""
 
     def __init__(self, forward: Callable[..., Tensor]) -> None:
         self.forward = forward

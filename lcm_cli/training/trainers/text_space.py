@@ -1,10 +1,10 @@
 """Train or finetune a space: an encoder and a decoder that share one concept vector.
 
-Every step takes pairs of translations (a, b). Both are encoded; each concept, with noise, must be
-decoded into a or b at random (auto-encoding and translation), and the two concepts are pulled
-together and, if the recipe says so, apart from those of other sentences. The noise makes predicted
+Every step takes pairs of translations (a, b). Both are encoded; each concept, with added noise, is
+decoded into a or b at random (auto-encoding and translation). The two concepts are pulled together
+and, if the recipe says so, pushed apart from those of other sentences. The noise makes predicted
 concepts, which are never exact, decode well (Large Concept Models, section 2.5.2). Sentences
-without a translation travel in pairs, too, and are only decoded into themselves.
+without a translation are paired arbitrarily, and only decoded into themselves.
 
 Shapes: N pairs, R = 2 N rows, T tokens of the packed batch, D concept dim.
 """
@@ -57,11 +57,11 @@ from lcm_cli.training.trainers.token_loss import short_rows, token_cross_entropy
 
 StateDict = dict[str, Tensor]
 
-TOKENIZER_SENTENCES = 60_000  # a language; more changes little
+TOKENIZER_SENTENCES = 60_000  # per language; more change the tokenizer little
 
 
 class SpaceTrainer:
-    """Networks, optimizers and data of one run. `step` batches are done."""
+    """Networks, optimizers and data of one run; `step` counts the batches done."""
 
     unit = "sentences"
     sample_every = 0
@@ -99,7 +99,7 @@ class SpaceTrainer:
 
     @property
     def summary(self) -> str:
-        """What is trained, on what, in one line."""
+        """Size of the networks and of the data, in one line."""
         size, left_out = sum(p.numel() for p in self.parameters), self.data.skipped
         skipped = f"; {left_out} sentences over {self.options.max_tokens} tokens are left out"
         return (
@@ -108,15 +108,15 @@ class SpaceTrainer:
         )
 
     def train_step(self) -> dict[str, Any]:
-        """Do one optimizer step; returns its losses and the number of sentences.
+        """Do one optimizer step; return its losses and the number of sentences.
 
-        On a GPU the losses are tensors, for which nothing has waited yet.
+        On a GPU the losses are tensors that may not have been computed yet.
         """
         batch, o = self._batch(), self.options
         rate = learning_rate(self.step, o.steps, o.learning_rate, o.warmup, o.decay)
         for optimizer in self.optimizers:
             set_rate(optimizer, rate)
-        # Noise and dropout follow from seed and step, on whichever device.
+        # Noise and dropout depend on seed and step alone, so that a resumed run draws the same.
         torch.manual_seed(int(np.random.default_rng([o.seed, self.step]).integers(1 << 62)))
         if self._room is None:
             found = self._learn(batch.sentences_N4, batch.aligned_N, batch.swap_N)
@@ -131,7 +131,7 @@ class SpaceTrainer:
         return dict(zip(names, losses, strict=True)) | {"lr": rate, "sentences": 2 * len(batch)}
 
     def _learn(self, sentences_N4: Tensor, aligned_N: Tensor, swap_N: Tensor) -> Tensor:
-        """Do the device's part of a step; returns the three losses and the gradient's norm."""
+        """Do the device's part of a step; return the three losses and the gradient norm."""
         o = self.options
         losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N), self._room)
         (losses[0] + o.align * losses[1] + o.contrast * losses[2]).backward()
@@ -142,15 +142,17 @@ class SpaceTrainer:
         return torch.stack([*(loss.detach() for loss in losses), norm])
 
     def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean cross-entropy of a token, and the alignment and contrast of the pairs.
+        """Return the mean cross-entropy per token, and the alignment and contrast of the pairs.
 
-        With `room` the batch is filled up to it, and nothing waits for the device; the numbers are
-        the same. Room is for GPUs: elsewhere it only adds work.
+        With `room` the batch is padded to these sizes, and nothing waits for the device; the losses
+        are the same. Padding is for CUDA graphs; elsewhere it only adds work.
         """
         with self._fast_math():
             rows, order_R = self.data.rows(pairs.sides(), room)
             concepts_RD = _unsorted(self.encoder.encode(rows), order_R).float()
             present_R = (pairs.sides()[:, 0] != NONE)[:, None].float()
+            # Noise and distances are measured in the concepts' own spread, which changes as the
+            # encoder learns; no gradient flows through it.
             sigma_D = _variance(concepts_RD.detach(), present_R).sqrt()
             noisy_RD = self._with_noise(concepts_RD, sigma_D)
             token_loss = self._decoding_loss(noisy_RD, pairs.targets(), room)
@@ -164,21 +166,21 @@ class SpaceTrainer:
         return concepts_RD + torch.randn_like(concepts_RD) * size_R1 * sigma_D
 
     def _decoding_loss(self, concepts_RD: Tensor, targets_R2: Tensor, room: Room | None) -> Tensor:
-        """Mean cross entropy a token. The language token is given, not predicted."""
+        """Return the mean cross-entropy per token; the language token is not predicted."""
         rows, order_R = self.data.rows(targets_R2, room)
         rows, wanted_T = shifted(rows, len(targets_R2))
         spare = len(rows.starts_R1) - 1 - len(targets_R2)
         hidden_TM = self.decoder.decode(
             functional.pad(concepts_RD[order_R], (0, 0, 0, spare)), rows
         )
-        if room is None:
+        if room is None:  # with room, the number of tokens kept would not be known on the host
             kept = (wanted_T != NONE).nonzero().flatten()
             hidden_TM, wanted_T = hidden_TM[kept], wanted_T[kept]
         total, _ = token_cross_entropy(self.decoder, hidden_TM, wanted_T, self.options.smoothing)
         return total / (wanted_T != NONE).sum()
 
     def _batch(self) -> Pairs:
-        """Return the batch of the current step; epochs follow each other."""
+        """Return the batch of the current step; begins the next epoch when one ends."""
         while self._pairs is None or self.step >= self._first + len(self._batches):
             if self._pairs is not None:
                 self._first += len(self._batches)
@@ -194,16 +196,17 @@ class SpaceTrainer:
         if not self._captures():
             return
         room = self.data.room(self._batches, o.batch_tokens)
+        # A larger room means other shapes, so the step must be captured again.
         if self._room is None or room.pairs > self._room.pairs:
             self._room, self._captured = room, CapturedStep(self._learn)
 
     def _captures(self) -> bool:
-        """Whether steps are captured: where attention within packed rows is one kernel."""
+        """Return whether steps are captured: where attention within packed rows is one kernel."""
         half = self.options.precision == "bfloat16"
         return self.device.type == "cuda" and half and packed_attention() is not None
 
     def _follow(self) -> None:
-        """Let the average of the weights follow them."""
+        """Update the average of the weights."""
         if self.average:
             decay = average_decay(self.options.ema, self.step)
             with torch.no_grad():
@@ -211,7 +214,7 @@ class SpaceTrainer:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Put the average in the place of the weights, without dropout."""
+        """Use the averaged weights for a while, with dropout off."""
         networks, weights = (self.encoder, self.decoder), [p.data for p in self.parameters]
         try:
             for p, average in zip(self.parameters, self.average or weights, strict=True):
@@ -228,7 +231,7 @@ class SpaceTrainer:
     @contextmanager
     def _fast_math(self) -> Iterator[None]:
         lower = self.options.precision == "bfloat16"
-        # Each weight is used once a step, so that nothing is gained by keeping rounded copies.
+        # Each weight is used once per step, so caching its bfloat16 copy gains nothing.
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=lower, cache_enabled=False
         )
@@ -236,10 +239,9 @@ class SpaceTrainer:
             yield
 
     def state(self) -> dict[str, Any]:
-        """Return everything that `restore` needs to go on exactly here.
+        """Return everything that `restore` needs to continue exactly.
 
-        Batches and noise are functions of the seed, the epoch and the step, so these stand for
-        them.
+        Batches and noise are functions of the seed, the epoch and the step.
         """
         return {
             "step": self.step,
@@ -253,10 +255,10 @@ class SpaceTrainer:
         }
 
     def shards(self) -> None:
-        """Nothing is cut: one process trains a space."""
+        """Return None: one process trains a space, so nothing is sharded."""
 
     def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
-        """Go back to where `state` was taken. Raises ValueError if the run had another `ema`."""
+        """Restore `state`. Raises ValueError if `ema` was switched on or off."""
         if len(state["average"]) != len(self.average):
             raise ValueError("train.ema cannot be switched on or off within a run")
         self.encoder.load_state_dict(state["encoder"])
@@ -267,17 +269,17 @@ class SpaceTrainer:
             rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate  # where it lies, on this device
+                group["lr"] = rate  # the tensor on this device that a captured step reads
         self.step, self.sentences = state["step"], state["sentences"]
         self._first, self._captured = state["first"], CapturedStep(self._learn)
         if state["epoch"] >= 0:
             self._open_epoch(state["epoch"])
 
     def export(self, folder: Path) -> Path:
-        """Write the space as it is, centred and in float16, into `folder`/space."""
+        """Write the space, centred and in float16, to `folder`/space."""
         with self._averaged():
             states = self.encoder.state_dict(), self.decoder.state_dict()
-            if not self.recipe.start:  # a finetuned space stays where it was
+            if not self.recipe.start:  # a finetuned space keeps its offset
                 center(*states, self._mean_concept())
         source = {"trained_by": "lcm train", "steps": self.step, "sentences": self.sentences}
         configs = self.encoder.config, self.decoder.config
@@ -286,14 +288,14 @@ class SpaceTrainer:
 
     @torch.no_grad()
     def _mean_concept(self, batches: int = 8) -> Tensor:
-        """Return the mean concept (D,) of some of the training data."""
+        """Return the mean concept (D,) of a few batches of the training data."""
         o = self.options
         pairs, found = self.data.epoch(o.seed, 0, o.batch_tokens, join=0.0, translate=0.0)
         rows = (self.data.rows(pairs[batch].sides())[0] for batch in found[:batches])
         return torch.cat([self.encoder.encode(some) for some in rows]).mean(dim=0)
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
-        """Export, and measure what was exported on the recipe's dev data."""
+        """Export the space, and score the exported one on the recipe's dev data."""
         space = load_space(str(self.export(folder)), device=str(self.device))
         if not self.dev:
             return {}
@@ -301,36 +303,38 @@ class SpaceTrainer:
         return {"eval": quality.means(), "by_language": asdict(quality)}
 
     def sample(self) -> dict[str, Any]:
-        """Nothing: the scores tell more of a space than an example does."""
+        """Return nothing: a space is judged by its scores, not by samples."""
         return {}
 
 
 def _unsorted(x_RD: Tensor, order_R: Tensor) -> Tensor:
-    """Return the first rows of `x_RD`, the i-th of which is number order_R[i], in their order."""
+    """Put rows, the i-th of which is number order_R[i], in order; drop spare rows at the end."""
     own_RD = x_RD[: len(order_R)]
     return torch.empty_like(own_RD).index_copy(0, order_R, own_RD)
 
 
 def _variance(x_RD: Tensor, present_R1: Tensor) -> Tensor:
-    """Return the variance (D,) of the rows that are there."""
+    """Return the variance (D,) of the rows that are present."""
     count = present_R1.sum()
     mean_D = (x_RD * present_R1).sum(dim=0) / count
     return ((x_RD - mean_D).square() * present_R1).sum(dim=0) / count
 
 
 def _alignment(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, sigma_D: Tensor) -> Tensor:
-    """Mean squared distance of translations, in units of twice the concepts' variance."""
+    """Return the mean squared distance of translations, in units of twice the variance."""
     distance_N = (a_ND - b_ND).square().mean(dim=1) * aligned_N
     return distance_N.sum() / aligned_N.sum().clamp(min=1) / (2 * sigma_D.square().mean() + 1e-8)
 
 
 def _contrast(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, present_N1: Tensor) -> Tensor:
-    """Mean cross entropy of finding each translation among all of the batch, by cosine.
+    """Return the mean cross-entropy of finding each translation in the batch by cosine.
 
-    InfoNCE in both directions at a temperature of 0.05 (LaBSE: Feng et al. 2022, without margin).
+    This is InfoNCE in both directions at a temperature of 0.05 (LaBSE: Feng et al. 2022, without
+    their margin).
     """
     logits_NN = (functional.normalize(a_ND) @ functional.normalize(b_ND).T).float() / 0.05
     present_NN = present_N1.bool() & present_N1.bool().T
+    # Empty pairs keep their diagonal, since a row of -inf alone would give NaN.
     absent_NN = ~present_NN & ~torch.eye(len(a_ND), dtype=torch.bool, device=a_ND.device)
     logits_NN = logits_NN.masked_fill(absent_NN, -torch.inf)
     wanted_N = torch.arange(len(a_ND), device=a_ND.device)
@@ -342,7 +346,7 @@ def _contrast(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, present_N1: Tensor)
 def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) -> SpaceTrainer:
     """Prepare a run in `folder`: tokenizer, networks, data. Raises LcmErrors of all three.
 
-    A tokenizer that the run already has is kept, so that a resumed run goes on with its own.
+    A resumed run keeps its own tokenizer.
     """
     sets = [text_set(entry) for entry in recipe.data.train]
     tokenizer_path = folder / "tokenizer.model"
@@ -374,9 +378,9 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
 
 
 def text_set(entry: str) -> tuple[Path, float]:
-    """Return the file that an entry of the data names, and its weight: PATH[:WEIGHT].
+    """Return the file and the weight of a data entry, PATH[:WEIGHT].
 
-    Raises IntegrityError for one that names a split, which text has not.
+    Raises IntegrityError for an entry with a split, since text has none.
     """
     found = as_data_set(entry)
     if found.split:
@@ -385,14 +389,14 @@ def text_set(entry: str) -> tuple[Path, float]:
 
 
 def set_dropout(network: nn.Module, share: float) -> None:
-    """Let training leave out a share of the activations, of embeddings and of each layer."""
+    """Set the dropout probability of all layers."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
 
 
 def trainable(space: Space) -> tuple[TextEncoder, TextDecoder]:
-    """Return copies of a space's networks that own their weights and take gradients."""
+    """Return trainable copies of a space's networks, in float32."""
     config = space.files.config
     encoder, decoder = (
         EncoderConfig(**config["encoder"]),
@@ -405,13 +409,13 @@ def trainable(space: Space) -> tuple[TextEncoder, TextDecoder]:
     )
     for network in networks:
         for p in network.parameters():
-            p.data = p.data.clone()  # off the memory-mapped file
+            p.data = p.data.clone()  # detach from the memory-mapped file
         network.requires_grad_(True).train()
     return networks
 
 
 def new_networks(shape: SpaceShape, vocabulary: int, seed: int) -> tuple[TextEncoder, TextDecoder]:
-    """Return freshly initialised networks, with one embedding for both if `shape.tie`."""
+    """Return newly initialised networks, which share one embedding if `shape.tie`."""
     common = (shape.dim, shape.heads, shape.ffn_dim, vocabulary)
     encoder = TextEncoder(EncoderConfig(shape.encoder_layers, *common, shape.max_length))
     decoder = TextDecoder(
@@ -424,7 +428,7 @@ def new_networks(shape: SpaceShape, vocabulary: int, seed: int) -> tuple[TextEnc
 
 
 def initialize(encoder: TextEncoder, decoder: TextDecoder, seed: int) -> None:
-    """Fill new networks: Xavier for matrices, small normal embeddings, norms at identity."""
+    """Initialise networks: matrices by Xavier, embeddings by a normal of variance 1 / dim."""
     generator = torch.Generator().manual_seed(seed)
     for network in (encoder, decoder):
         for module in network.modules():
@@ -436,9 +440,9 @@ def initialize(encoder: TextEncoder, decoder: TextDecoder, seed: int) -> None:
 
 
 def train_tokenizer(path: Path, lines: Iterable[Translations], vocabulary: int) -> None:
-    """Train a sentencepiece model on the sentences of `lines`, each language with equal weight.
+    """Train a sentencepiece model on the sentences of `lines`, with equal weight per language.
 
-    Raises IntegrityError if the text is too little for that many pieces.
+    Raises IntegrityError if there is too little text for that many pieces.
     """
     import sentencepiece
 
@@ -455,8 +459,8 @@ def train_tokenizer(path: Path, lines: Iterable[Translations], vocabulary: int) 
             model_writer=model,
             vocab_size=vocabulary,
             character_coverage=0.9999,
-            hard_vocab_limit=False,  # little text has fewer pieces
-            byte_fallback=True,  # any text can be encoded, in bytes if need be
+            hard_vocab_limit=False,  # little text yields fewer pieces
+            byte_fallback=True,  # any text can be encoded, if need be as bytes
             unk_id=0,
             bos_id=1,
             eos_id=2,
@@ -464,18 +468,19 @@ def train_tokenizer(path: Path, lines: Iterable[Translations], vocabulary: int) 
             minloglevel=2,
         )
     except RuntimeError as error:
-        hint = "set a smaller shape.vocabulary, or give more text"
+        hint = "set a smaller shape.vocabulary, or add text"
         raise IntegrityError(f"no tokenizer of {vocabulary} pieces: {error}", hint) from error
     with atomic_path(path, force=True) as temporary:
         temporary.write_bytes(model.getvalue())
 
 
 def center(encoder: StateDict, decoder: StateDict, offset_D: Tensor) -> None:
-    """Move what all concepts share from the encoder's last bias into the decoder's; in place.
+    """Move the concepts' common offset from the encoder's last bias into the decoder, in place.
 
-    Texts stay exactly the same. But a large common offset, which nothing in training prevents,
-    makes the cosine of any two concepts almost 1, and is lost digits in every half precision.
+    Decoded texts stay exactly the same. A large common offset, which nothing in training prevents,
+    would make the cosine of any two concepts almost 1, and cost digits in half precision.
     """
+    # Cross-attention to the single vector c is W c + b: (c - offset) needs b + W offset.
     encoder["layer_norm.bias"] = encoder["layer_norm.bias"] - offset_D
     for key in [key for key in decoder if key.endswith("encoder_decoder_attn.v_proj.bias")]:
         weight = decoder[key.replace(".bias", ".weight")]
@@ -490,7 +495,7 @@ def save_space(
     tokenizer: Path,
     source: Mapping[str, Any],
 ) -> Path:
-    """Write a space folder: weights in float16, tokenizer, config.json last."""
+    """Write a space's folder: weights in float16, the tokenizer, and config.json last."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""The cross-entropy of sentences' tokens through a decoder: what spaces and SONAR-LLMs learn.
+"""The cross-entropy of sentences' tokens through a decoder: the loss of spaces and SONAR-LLMs.
 
     L_n = - sum over t of log p(token t of sentence n | the tokens before it, concept n)
 
-under teacher forcing, the language token given. SONAR-LLM (arXiv 2508.05305) predicts concepts and
-is judged by what the frozen decoder makes of them, so only the concepts' gradient is wanted: it is
-known as soon as a few sentences are decoded, and no more than these are ever held in memory.
+under teacher forcing, with the language token given. SONAR-LLM (arXiv 2508.05305) predicts concepts
+and learns from the frozen decoder's loss on them, so only the gradient of the concepts is needed.
+It is computed together with the loss, for a few sentences at a time, and only their activations are
+ever held in memory.
 
-Shapes: N sentences, T tokens of them all, D concept dim, M model dim, V vocabulary.
+Shapes: N sentences, T tokens of all of them, D concept dim, M model dim, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,24 +22,24 @@ from lcm_cli.space import Space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.loading import load_weights
 from lcm_cli.space.tokenizer import EOS
-from lcm_cli.training.data.token_ids import Tokens
+from lcm_cli.training.data.row_groups import Tokens
 
-TOGETHER = 4096  # tokens that are decoded at once: some 6 GB of activations with SONAR's decoder
+TOGETHER = 4096  # tokens decoded at once: about 6 GB of activations with SONAR's decoder
 
 
 class TokenLoss:
-    """Judges predicted concepts by the sentences that they are to say. The decoder is frozen."""
+    """The loss of predicted concepts, given the sentences to express, through a frozen decoder."""
 
     def __init__(self, space: Space) -> None:
-        # Not the space's own: that one is laid out for decoding, and takes no gradients.
+        # A second copy: the space's own decoder is laid out for decoding and has no gradients.
         config = DecoderConfig(**space.files.config["decoder"])
         weights = space.files.decoder
         self.decoder = load_weights(TextDecoder, config, weights, space.device, torch.float32)
 
     def __call__(self, concepts_ND: Tensor, sentences: Sequence[Tokens]) -> Tensor:
-        """Return the cross-entropy of each sentence in nats, (N,); of its concept, differentiable.
+        """Return the cross-entropy of each sentence in nats, (N,), differentiable in the concepts.
 
-        `sentences` are [language] x </s>; what exceeds the decoder's length is left out.
+        `sentences` are [language] x </s>, cut off at the decoder's maximum length.
         """
         most = self.decoder.config.max_length
         rows = [sentence[:most].tolist() for sentence in sentences]
@@ -47,7 +48,7 @@ class TokenLoss:
 
 
 class _Decoded(torch.autograd.Function):
-    """The cross-entropies, and their gradients with them: both while a part is decoded."""
+    """The cross-entropies; gradients are computed in the forward pass, one part at a time."""
 
     @staticmethod
     def forward(
@@ -74,7 +75,7 @@ class _Decoded(torch.autograd.Function):
 
 
 def _parts(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Yield the numbers of rows of like length, about TOGETHER tokens at a time."""
+    """Yield the numbers of rows of similar length, about TOGETHER tokens at a time."""
     part: list[int] = []
     for number in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if part and (len(part) + 1) * len(rows[number]) > TOGETHER:
@@ -88,9 +89,9 @@ def _parts(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 def decoding_loss(
     decoder: TextDecoder, concepts_ND: Tensor, rows: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropies of all tokens: their sum, and without gradient each of them, (T,).
+    """Return the sum of the cross-entropies of all tokens, and each of them, (T,), detached.
 
-    `rows` are [language] x </s>, sorted by length for speed; the language counts as given.
+    `rows` are [language] x </s>, sorted by length for speed; the language token is not predicted.
     """
     hidden_TM = decoder(concepts_ND, [[EOS, *row[:-1]] for row in rows])
     device = hidden_TM.device
@@ -102,10 +103,11 @@ def decoding_loss(
 def token_cross_entropy(
     decoder: TextDecoder, hidden_TM: Tensor, wanted_T: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropies of tokens (0 where none is wanted, below 0): their sum, and each.
+    """Return the sum of the cross-entropies of tokens, and each of them, (T,), detached.
 
-    With `smoothing` e the target is (1 - e) for the token wanted, and e shared out evenly among
-    all (Szegedy et al. 2016, section 7). Each of them, (T,), has no gradient.
+    A position whose `wanted_T` is negative counts 0. With `smoothing` e the target distribution is
+    (1 - e) for the wanted token, and e spread evenly over the vocabulary (Szegedy et al. 2016,
+    section 7).
     """
     weight_VM = decoder.decoder_frontend.embed.weight
     device = hidden_TM.device
@@ -119,10 +121,11 @@ def token_cross_entropy(
 
 
 class _TiedCrossEntropy(torch.autograd.Function):
-    """Cross entropies of linear logits, a slice of tokens at a time: their sum, and each.
+    """Cross-entropies of linear logits: their sum, and each of them.
 
-    Logits of all tokens at once would be the largest tensor of the step by far; their gradient is
-    known as soon as they are, so both directions are done while a slice is in cache.
+    The logits of all tokens would be by far the largest tensor of the step. Their gradient,
+    softmax - target, needs only the logits, so a slice of tokens at a time goes through the forward
+    and the backward pass while it is in cache.
     """
 
     @staticmethod
@@ -131,7 +134,7 @@ class _TiedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         losses_T = hidden_TM.new_zeros(len(hidden_TM), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_TM)
-        # That of a frozen embedding is not wanted, and would be as much work as all the rest.
+        # A frozen embedding needs no gradient, which would cost as much as everything else.
         grad_weight = torch.zeros_like(weight_VM).float() if ctx.needs_input_grad[1] else None
         together = _slice(weight_VM)
         for start in range(0, len(hidden_TM), together):
@@ -139,13 +142,14 @@ class _TiedCrossEntropy(torch.autograd.Function):
             counts_T1 = (wanted_T[span, None] >= 0).to(hidden_TM.dtype)
             h, y = hidden_TM[span] * counts_T1, wanted_T[span, None].clamp(min=0)
             logits = (h @ weight_VM.T).float()
-            logits.sub_(logits.amax(dim=1, keepdim=True))
+            logits.sub_(logits.amax(dim=1, keepdim=True))  # keeps exp() from overflowing
             wanted = logits.gather(1, y)
             if smoothing:
                 wanted.lerp_(logits.mean(dim=1, keepdim=True), smoothing)
             grad = logits.exp_()  # one pass of exponentials for loss and gradient
             total = grad.sum(dim=1, keepdim=True)
             losses_T[span] = ((total.log() - wanted) * counts_T1)[:, 0]
+            # softmax - (1 - smoothing) at the wanted token, - smoothing / V everywhere.
             grad.div_(total).scatter_add_(1, y, torch.full_like(total, smoothing - 1.0))
             if smoothing:
                 grad.sub_(smoothing / len(weight_VM))
@@ -166,13 +170,13 @@ class _TiedCrossEntropy(torch.autograd.Function):
 
 
 def _slice(weight_VM: Tensor) -> int:
-    """How many tokens to project at once: on CPUs what stays in cache, on GPUs about 1 GB."""
+    """Return how many tokens to project at once: as many as fit a CPU's cache, or 1 GB of a GPU."""
     return 512 if weight_VM.device.type == "cpu" else max(512, (1 << 28) // len(weight_VM))
 
 
 def short_rows(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context in which the attention of short rows has a fast backward pass.
+    """Return a context in which attention over short rows has a fast backward pass.
 
-    That of the fused one on CPUs is ten times slower on rows as short as sentences.
+    On CPUs that of fused attention is ten times slower for rows as short as sentences.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

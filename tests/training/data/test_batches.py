@@ -1,4 +1,4 @@
-"""Batches of concepts: nothing lost or doubled, the same whatever the threads, errors that help."""
+"""Batches of concepts: complete, independent of threads and processes, with helpful errors."""
 
 import dataclasses
 from collections import Counter
@@ -19,9 +19,9 @@ from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.models.interface import Batch
 from lcm_cli.schema import parse
 from lcm_cli.training.data.batches import ConceptData
-from lcm_cli.training.data.packing import Item, cut_evenly, share_rows
+from lcm_cli.training.data.packing import Piece, cut_evenly, pack
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
-from lcm_cli.training.parallel import Share
+from lcm_cli.training.parallel import Share, deal
 
 DIM = 4
 SENTENCES = {"End of text.": -1.0, "Go.": -2.0, "Short:": -3.0}
@@ -34,7 +34,7 @@ def encode(sentences: Sequence[str]) -> torch.Tensor:
 
 
 def concepts(number: int, length: int) -> np.ndarray:
-    """Concepts that tell of which document they are, and which of its sentences."""
+    """Concepts that encode the number of their document and of their sentence in it."""
     places = np.arange(length)
     return np.stack([np.full(length, number), places, places % 2, places % 3], 1).astype(np.float16)
 
@@ -76,7 +76,7 @@ FIELDS = {field.name for field in dataclasses.fields(DataOptions)}
 
 
 def rows_of(batch: Batch) -> list[list[list[float]]]:
-    """The documents or pieces in a batch, without their padding."""
+    """Return the documents or pieces in a batch, without padding."""
     found = []
     for row, length in enumerate(batch.lengths_B.tolist()):
         x = batch.concepts_BSD[row, :length]
@@ -89,7 +89,7 @@ def rows_of(batch: Batch) -> list[list[list[float]]]:
 
 
 def seen(data: ConceptData, numbers: Sequence[int]) -> Counter[tuple[int, int]]:
-    """How often each (document, sentence) came."""
+    """Count how often each (document, sentence) occurs."""
     pairs: Counter[tuple[int, int]] = Counter()
     for number in numbers:
         for row in rows_of(data.batch(number)):
@@ -101,9 +101,14 @@ def same(a: Batch, b: Batch) -> bool:
     parts = [
         (getattr(a, field.name), getattr(b, field.name))
         for field in dataclasses.fields(Batch)
-        if field.name != "tokens"
+        if field.name != "columns"
     ]
     return all((x is None and y is None) or torch.equal(x, y) for x, y in parts)
+
+
+def part_of(batch: Batch, number: int, count: int) -> Batch:
+    """Return one of `count` micro-batches."""
+    return batch.rows(deal(batch.lengths_B.tolist(), count)[number])
 
 
 LENGTHS = [5, 1, 9, 30, 2, 7, 3, 3, 12, 4, 41, 6, 8, 1]
@@ -127,7 +132,7 @@ def test_an_epoch_has_every_concept_once(corpus: str, packing: bool) -> None:
 
 
 def test_packed_rows_longer_than_a_batch(corpus: str) -> None:
-    """A batch has a whole row at the least, however few concepts are asked for."""
+    """A batch has at least one whole row, however small batch_concepts is."""
     with open_data(corpus, packing=True, wrap=40, batch_concepts=10) as data:
         found = seen(data, range(data.batches_per_epoch))
         assert sum(found.values()) == sum(LENGTHS)
@@ -140,9 +145,11 @@ def test_documents_end_with_the_end_and_pieces_do_not(corpus: str) -> None:
     lasts = [row for row in rows if row[-1][0] == -1]
     assert len(firsts) == len(lasts) == len(LENGTHS)
     assert sum(x[0] < 0 for row in rows for x in row) == 2 * len(LENGTHS)
-    pieces = [row for row in rows if any(x[0] == 10 for x in row)]  # of the one of 41 sentences
+    pieces = [
+        row for row in rows if any(x[0] == 10 for x in row)
+    ]  # of the document of 41 sentences
     assert sorted(map(len, pieces)) == [8, 8, 9, 9, 9]
-    assert min(map(len, rows)) == 3  # so none of the end alone
+    assert min(map(len, rows)) == 3  # so no piece consists of the end alone
 
 
 def test_the_same_numbers_whatever_the_workers_and_the_order(corpus: str) -> None:
@@ -155,11 +162,13 @@ def test_the_same_numbers_whatever_the_workers_and_the_order(corpus: str) -> Non
         assert not all(same(data.batch(number), expected[number]) for number in range(3))
 
 
-def test_windows_smaller_than_the_data(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffle_buffers_smaller_than_the_data(
+    corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lcm_cli.training.data import batches
 
-    monkeypatch.setattr(batches, "WINDOW_BYTES", 0)
-    monkeypatch.setattr(batches, "WINDOW_BATCHES", 2)
+    monkeypatch.setattr(batches, "BUFFER_BYTES", 0)
+    monkeypatch.setattr(batches, "BUFFER_BATCHES", 2)
     with open_data(corpus, batch_concepts=20, wrap=16) as data:
         assert len(data._epoch(0)) > 2
         everything = {(n, s): 1 for n, length in enumerate(LENGTHS) for s in range(length)}
@@ -177,7 +186,7 @@ def test_batches_are_about_as_large_as_asked_for(tmp_path: Path) -> None:
     sizes = [int(batch.lengths_B.sum()) for batch in batches]
     assert max(sizes) <= 250 and min(sizes) >= 150
     padded = sum(batch.concepts_BSD[..., 0].numel() for batch in batches)
-    assert padded <= 1.1 * sum(sizes)  # documents of like length share a batch
+    assert padded <= 1.1 * sum(sizes)  # documents of similar length share a batch
 
 
 @pytest.mark.parametrize("weight", [2.0, 0.5, 1.5])
@@ -237,14 +246,14 @@ def test_a_process_makes_its_rows_of_the_batch(
         share = Share(rank, size, parts)
         with open_data(path, **settings) as data:
             for number, batch in enumerate(batches):
-                portion = data.portion(number, share)
-                assert portion.lengths_B.tolist() == batch.lengths_B.tolist()
-                wanted = [batch.shard(part, parts) for part in share.numbers]
-                assert len(portion.parts) == len(wanted) == parts // size
-                assert all(map(same, portion.parts, wanted))
+                found = data.micro_batches(number, share)
+                assert found.lengths_B.tolist() == batch.lengths_B.tolist()
+                wanted = [part_of(batch, part, parts) for part in share.numbers]
+                assert len(found.own) == len(wanted) == parts // size
+                assert all(map(same, found.own, wanted))
 
 
-def test_a_process_has_what_its_rows_say(tmp_path: Path) -> None:
+def test_a_process_has_the_tokens_of_its_rows(tmp_path: Path) -> None:
     rows = [row | {"lang": "eng_Latn"} for row in plain(LENGTHS)]
     for row in rows:
         row["sentences"] = [f"{row['id']}.{place}" for place in range(len(row["concepts"]))]
@@ -256,8 +265,8 @@ def test_a_process_has_what_its_rows_say(tmp_path: Path) -> None:
     for rank in range(5):
         with open_data(path, batch_concepts=40, wrap=16, tokenize=tokenize) as data:
             for number in range(4):
-                (part,) = data.portion(number, Share(rank, 5, 5)).parts
-                wanted = data.batch(number).shard(rank, 5)
+                (part,) = data.micro_batches(number, Share(rank, 5, 5)).own
+                wanted = part_of(data.batch(number), rank, 5)
                 assert [[x.tolist() for x in row] for row in part.tokens or ()] == [
                     [x.tolist() for x in row] for row in wanted.tokens or ()
                 ]
@@ -265,22 +274,26 @@ def test_a_process_has_what_its_rows_say(tmp_path: Path) -> None:
 
 
 def test_a_process_keeps_what_its_rows_need(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcm_cli.training.data.index import Index
+    from lcm_cli.training.data.index import DocumentIndex
 
     read: list[int] = []
-    whole = Index.read
+    whole = DocumentIndex.read
     monkeypatch.setattr(
-        Index, "read", lambda self, group, dim: read.append(group) or whole(self, group, dim)
+        DocumentIndex,
+        "read",
+        lambda self, group, dim: read.append(group) or whole(self, group, dim),
     )
     kept = groups = 0
     for rank in range(7):
         with open_data(corpus, batch_concepts=40, suffix=()) as data:
-            data.portion(0, Share(rank, 7, 7))
-            window = data._window(0, 0, Share(rank, 7, 7)).result()
-        kept += sum(len(rows.flat_ND) for read in window.groups.values() for rows in read)
-        groups += len(window.groups)
+            data.micro_batches(0, Share(rank, 7, 7))
+            buffer = data._load_ahead(0, 0, Share(rank, 7, 7)).result()
+        kept += sum(len(each.flat) for lists in buffer.groups.values() for each in lists)
+        groups += len(buffer.groups)
     assert kept == sum(LENGTHS)  # each concept in one process
-    assert groups < 7 * 5 and len(read) < 2 * 7 * 5  # two windows, epochs: of five groups each
+    assert (
+        groups < 7 * 5 and len(read) < 2 * 7 * 5
+    )  # two buffers, one per epoch, of five groups each
 
 
 def test_a_target_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
@@ -324,7 +337,7 @@ def test_filters_and_limits(tmp_path: Path) -> None:
         assert data.summary == f"2 documents, 16 concepts an epoch; {ends}"
     with open_data(path, max_sentences=5, filter="len(concepts) != 2") as data:
         assert {n for n, _ in seen(data, [0])} == {0, 3, 5}
-    with pytest.raises(IntegrityError, match="leaves none of 6"):
+    with pytest.raises(IntegrityError, match="excludes all 6"):
         open_data(path, filter="stars > 99")
     with pytest.raises(IntegrityError, match=r"no document is left.*6 with too few"):
         open_data(path, min_sentences=40)
@@ -348,7 +361,7 @@ def test_folders_named_after_splits(tmp_path: Path) -> None:
         assert {n for n, _ in seen(data, [0])} == {1}
     with open_data(f"{tmp_path}/wiki", filter='split == "train"') as data:
         assert {n for n, _ in seen(data, [0])} == {0}
-    with open_data(f"{tmp_path}/wiki/split=dev") as data:  # a folder that exists is that folder
+    with open_data(f"{tmp_path}/wiki/split=dev") as data:  # an existing folder is taken whole
         assert {n for n, _ in seen(data, [0])} == {1}
     with pytest.raises(NotFoundError, match="its splits: dev, train"):
         open_data(f"{tmp_path}/wiki=test")
@@ -433,7 +446,7 @@ def put(row: int, value: float) -> Callable[[Rows], None]:
         ),
     ],
 )  # fmt: skip
-def test_what_is_broken_is_named(
+def test_broken_documents_are_named(
     change: Callable[[Rows], None], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(IntegrityError, match=message), open_data(broken(change, tmp_path)) as data:
@@ -442,18 +455,18 @@ def test_what_is_broken_is_named(
 
 
 def test_other_widths(tmp_path: Path, corpus: str) -> None:
-    with pytest.raises(IntegrityError, match="have 4 dimensions, and the model 5"):
+    with pytest.raises(IntegrityError, match="have 4 dimensions, the model's 5"):
         open_data(corpus, dim=5, suffix=())
     lists = pa.array([[[1.0] * 4, [1.0] * 4], [[1.0] * 4, [1.0] * 3]])
     pq.write_table(pa.table({"concepts": lists}), tmp_path / "b.parquet")
     with (
-        pytest.raises(IntegrityError, match=r"b\.parquet row 1 has a concept that has not 4 dim"),
+        pytest.raises(IntegrityError, match=r"row 1 has a concept that does not have 4 dim"),
         open_data(str(tmp_path / "b.parquet")) as data,
     ):
         data.batch(0)
 
 
-def test_what_is_no_data(tmp_path: Path, corpus: str) -> None:
+def test_paths_without_usable_data(tmp_path: Path, corpus: str) -> None:
     text = tmp_path / "a.txt"
     text.write_text("Once upon a time.")
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "words.parquet")
@@ -474,7 +487,7 @@ def test_what_is_no_data(tmp_path: Path, corpus: str) -> None:
 
 
 def test_sentences_need_a_space(corpus: str) -> None:
-    with pytest.raises(UsageError, match=r"without a space 'End of text\.'"):
+    with pytest.raises(UsageError, match=r"without a space, 'End of text\.'"):
         open_data(corpus, encode=None)
     with open_data(corpus, encode=None, suffix=()) as data:
         assert data.concepts == sum(LENGTHS)
@@ -532,15 +545,15 @@ def test_cut(sizes: list[int], parts: int) -> None:
 
 @given(st.lists(st.integers(1, 16), max_size=40))
 def test_pack(lengths: list[int]) -> None:
-    items = [Item((0, 0), row, 0, length) for row, length in enumerate(lengths)]
-    items.append(Item((0, 0), 99, 0, 30, source=5))
-    rows = share_rows(items, 16)
-    assert sorted(item.row for row in rows for item in row) == [*range(len(lengths)), 99]
-    assert all(sum(item.length for item in row) <= 16 or row == [items[-1]] for row in rows)
+    pieces = [Piece((0, 0), number, 0, length) for number, length in enumerate(lengths)]
+    pieces.append(Piece((0, 0), 99, 0, 30, source=5))
+    rows = pack(pieces, 16)
+    assert sorted(piece.document for row in rows for piece in row) == [*range(len(lengths)), 99]
+    assert all(sum(piece.length for piece in row) <= 16 or row == [pieces[-1]] for row in rows)
     assert len(rows) - 1 <= 2 * sum(lengths) / 16 + 1
 
 
-def test_a_context_in_which_nothing_follows_anything(tmp_path):
+def test_a_context_of_one_concept(tmp_path):
     path = write(tmp_path / "a.parquet", plain([3, 4]))
     with pytest.raises(IntegrityError, match="leaves nothing to predict"):
         open_data(path, max_length=1)

@@ -1,4 +1,4 @@
-"""Pairs of sentences and their rows on the device, against what they should be, spelled out."""
+"""Pairs of sentences and their rows on the device, against rows written out by hand."""
 
 import json
 from itertools import pairwise
@@ -18,7 +18,7 @@ EOS = 3
 
 
 class Letters:
-    """The least that ParallelText wants of a tokenizer: a token for each letter."""
+    """The minimal tokenizer for ParallelText, with one token per letter."""
 
     def knows(self, code: str) -> bool:
         return code in LANGUAGES

@@ -1,4 +1,4 @@
-"""Students and teachers: the losses, what is learned of them, and teachers that do not suit."""
+"""Distillation: losses, what students learn, and teachers that do not suit."""
 
 import copy
 import dataclasses
@@ -36,13 +36,13 @@ Made = Callable[..., Lesson]
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of teachers, made when they are first asked for."""
+    """Folders of teachers, trained on first use."""
     return {"": tmp_path_factory.mktemp("teachers")}
 
 
 @pytest.fixture
 def teacher(start, taught) -> Callable[..., Path]:
-    """Return a nano teacher that learned for a while."""
+    """Return a briefly trained nano teacher."""
 
     def make(architecture: str, steps: int = 60, *changes: str) -> Path:
         name = "-".join([architecture, str(steps), *changes])
@@ -91,7 +91,7 @@ def test_a_student_comes_closer_with_a_teacher_than_without(lesson, architecture
     train(alone, 51)
     assert last < 0.9 * first
     batches = made.data.validation(6)
-    if architecture in ("base", "sonar_llm", "quant"):  # what is drawn from noise varies too much
+    if architecture in ("base", "sonar_llm", "quant"):  # predictions from noise vary too much
         far = [to_teacher(t.model.eval(), made.teacher, batches) for t in (student, alone)]
         assert far[0] < far[1] or architecture == "quant"
     if architecture == "quant":
@@ -127,7 +127,7 @@ def test_the_cosine_is_that_of_raw_concepts(lesson):
 
 @pytest.mark.parametrize("architecture", ["base", "one_tower", "two_tower", "quant"])
 def test_a_model_agrees_with_itself(lesson, teacher, architecture):
-    """Same noise, same timesteps, same codebooks: nothing is left between a model and its copy."""
+    """With the same noise, timesteps and codebooks, a model and its copy have distance 0."""
     source = teacher(architecture)
     made = lesson(architecture=architecture)
     model = load_model(source, device="cpu")
@@ -144,7 +144,7 @@ def test_a_model_agrees_with_itself(lesson, teacher, architecture):
 
 
 def test_only_the_own_loss_is_ordinary_training(lesson):
-    """The parts are added as their weights say, and the draws are those of ordinary training."""
+    """The parts add up with their weights, and draws are those of ordinary training."""
     made = lesson("distill.prediction=0.0", "distill.hidden=1e-30", architecture="two_tower")
     student, alone = made.student(), made.alone()
     for _ in range(3):
@@ -202,7 +202,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(lesson, tmp_path, architecture):
 
 
 def remember(made: Lesson) -> Memory:
-    """Packed rows, so that documents have to be found within them."""
+    """Rows are packed, so that documents have to be found within them."""
     data = made.data
 
     def packed(number: int) -> Batch:
@@ -297,7 +297,7 @@ def test_a_student_to_finetune_needs_the_teachers_numbers(lesson, teacher, tmp_p
     model = load_model(teacher("base"), device="cpu")
     model.normalizer.scale += 1
     save(model, tmp_path / "other")
-    with pytest.raises(IntegrityError, match="another normalizer"):
+    with pytest.raises(IntegrityError, match="the normalizer of"):
         lesson(f'start="{tmp_path / "other"}"', "model.model_dim=64",
                "model.transformer.layers=2").student()  # fmt: skip
 
@@ -334,4 +334,4 @@ def test_the_report_compares_three_models(lesson, tmp_path):
     assert report["teacher"]["to_teacher"] == 0 < report["student"]["to_teacher"]
     assert report["teacher"]["parameters"] > report["student"]["parameters"]
     assert {"l2", "par", "ca"} <= set(report["alone"])
-    assert student.model.training  # as it was
+    assert student.model.training  # restored

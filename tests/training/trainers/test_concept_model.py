@@ -1,4 +1,4 @@
-"""Training concept models: they learn, stop and go on exactly, and say what is wrong."""
+"""Training concept models: learning, exact resumption, and errors."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(start, tmp_path, architecture):
 
     def killed():
         if half.step == 14:
-            raise KeyboardInterrupt  # whatever was not saved is gone
+            raise KeyboardInterrupt  # unsaved state is lost
         return step()
 
     half.train_step = killed
@@ -89,7 +89,7 @@ def test_states_are_few_and_the_best_model_is_kept(start, tmp_path):
 
 
 def test_parts_of_a_batch_add_up(start, tmp_path):
-    """Cut in two, a batch gives the same gradient as whole (where nothing is random)."""
+    """A batch in two micro-batches has the gradient of the whole (without randomness)."""
     dry = ("model.transformer.dropout=0.0", "train.clip=0.0")
     whole = start(tmp_path / "a", *dry)
     parts = start(tmp_path / "b", *dry, "train.accumulate=4")
@@ -108,7 +108,7 @@ def test_lower_precision_trains(start, tmp_path, architecture, precision):
     rel = 0.04 if architecture == "quant" else 0.02
     assert half.train_step()["loss"] == pytest.approx(full.train_step()["loss"], rel=rel)
     before = weights(half)
-    for _ in range(12):  # the first ones overflow in float16, and its loss is scaled down
+    for _ in range(12):  # the first steps overflow in float16, and the loss scale falls
         half.train_step()
     assert not torch.equal(before, weights(half)) and torch.isfinite(weights(half)).all()
     assert weights(half).dtype == torch.float32
@@ -256,7 +256,7 @@ def test_what_a_recipe_names_in_vain_is_an_error(start, tmp_path):
 
 
 def test_what_is_decoded_for_l2_r_is_spread_over_all_documents(start, tmp_path, monkeypatch):
-    """Held-out documents come by length: the first ones are the shortest."""
+    """Held-out documents are sorted by length, the shortest first."""
     monkeypatch.setattr("lcm_cli.training.samples.RECONSTRUCTED", 5)
     trainer = start(tmp_path)
     batches = trainer.data.validation(6) * 2

@@ -1,4 +1,4 @@
-"""Training a space: it learns, it stops and goes on exactly, it says what is wrong."""
+"""Training a space: learning, exact resumption, and errors."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def weights(trainer: SpaceTrainer) -> torch.Tensor:
 
 
 def test_it_starts_from_a_space_in_int8(random_space, tmp_path):
-    """From its numbers, which learning does not change in the file."""
+    """Finetuning starts from the space's numbers, and does not change its files."""
     convert(str(random_space), tmp_path / "int8", "int8")
     convert(str(tmp_path / "int8"), tmp_path / "float32", "float32")
     before = (tmp_path / "int8" / "encoder.safetensors").read_bytes()
@@ -160,7 +160,7 @@ def test_a_batch_filled_up_gives_the_same_numbers(recipe, tmp_path):
             results.append([*losses, *grads])
         most = max(part.detach().abs().max().item() for part in results[0])
         for plain, filled in zip(*results, strict=True):
-            # Keys' biases change no attention: all that their gradients hold is rounding.
+            # Biases of keys do not change attention: their gradients are only rounding errors.
             size = max(plain.detach().abs().max().item(), most / 100)
             assert_near(filled, plain, terms=additions(trainer.encoder) * len(pairs), size=size)
 
@@ -231,7 +231,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
     def until_then() -> dict[str, float]:
         metrics = original()
         if half.step == stopped_at:
-            raise KeyboardInterrupt  # as after a kill: whatever was not saved is gone
+            raise KeyboardInterrupt  # like a kill: unsaved state is lost
         return metrics
 
     half.train_step = until_then

@@ -1,4 +1,4 @@
-"""SONAR-LLM learns from what its decoder says: the numbers, what is read for it, what it learns."""
+"""SONAR-LLM's loss on tokens: its value and gradient, the tokens read for it, and learning."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -74,7 +74,7 @@ def start(corpus: str, tmp_path: Path) -> Callable[..., ModelTrainer]:
 
 
 def texts(batch: Batch, space: Space) -> list[list[tuple[int, str]]]:
-    """The language token and the text of each concept of a batch."""
+    """Return the language token and the text of each concept of a batch."""
     assert batch.tokens is not None
     return [
         [(int(row[0]), space.tokenizer.decode([row.tolist()])[0]) for row in rows]
@@ -83,7 +83,7 @@ def texts(batch: Batch, space: Space) -> list[list[tuple[int, str]]]:
 
 
 def plainly(space: Space, concept_D: torch.Tensor, sentence: Sequence[int]) -> torch.Tensor:
-    """The cross-entropy of one sentence, from all logits at once."""
+    """Return the cross-entropy of one sentence, from all logits at once."""
     decoder = token_loss.TokenLoss(space).decoder
     hidden_TM = decoder(concept_D[None], [[EOS, *sentence[:-1]]])
     return F.cross_entropy(
@@ -95,12 +95,13 @@ def plainly(space: Space, concept_D: torch.Tensor, sentence: Sequence[int]) -> t
 def test_it_is_the_cross_entropy_through_the_decoder(
     space: Space, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
-    """However many sentences are decoded at once; its gradient is that of plain autograd."""
+    """The loss does not depend on the number of sentences decoded at once; nor does its gradient,
+    which is that of plain autograd."""
     monkeypatch.setattr(token_loss, "TOGETHER", together)
     said = [*STORIES["eng_Latn"], "Tom.", "word " * 400]
     sentences = tokenizing(space)(said, "eng_Latn")
     longest = space.decoder.config.max_length
-    assert len(sentences[-1]) > longest  # its end is left out
+    assert len(sentences[-1]) > longest  # it is cut off
     concepts = space.encode(said, "eng_Latn").concepts
     given_ND = torch.from_numpy(concepts).roll(1, 0).requires_grad_()
     errors_N = token_loss.TokenLoss(space)(given_ND, sentences)
@@ -111,7 +112,7 @@ def test_it_is_the_cross_entropy_through_the_decoder(
     rows = [row.tolist()[:longest] for row in sentences]
     expected_N = torch.stack([plainly(space, other_ND[n], row) for n, row in enumerate(rows)])
     (expected_N * weights_N).sum().backward()
-    terms = 2 * additions(space.decoder)  # there and back
+    terms = 2 * additions(space.decoder)  # forward and backward
     assert_near(errors_N, expected_N, terms)
     assert_near(given_ND.grad, other_ND.grad, terms)
 
@@ -222,7 +223,9 @@ def test_lower_precision(start, precision: str) -> None:
 def test_it_learns_to_say_the_next_sentence(
     start, corpus: str, space: Space, tmp_path: Path
 ) -> None:
-    broken(corpus, lambda table: table.slice(0, 1))  # two would begin alike, and not go on so
+    broken(
+        corpus, lambda table: table.slice(0, 1)
+    )  # two documents would begin alike and continue differently
     trainer = start("train.steps=250")
     judge = trainer.model.token_loss
     before = [p.clone() for p in judge.decoder.parameters()]
@@ -237,7 +240,7 @@ def test_it_learns_to_say_the_next_sentence(
     predicted_SD = model.predict(batch, model.Options(), Noise([0]))[0].numpy()
     found = space.decode(predicted_SD, ["eng_Latn"], DecodeOptions(beam=1))["eng_Latn"]
     assert [best[0].text for best in found] == said
-    # The decoder is the space's affair: it stays as it is, and goes into no file.
+    # The decoder belongs to the space: it is neither changed nor saved.
     assert all(map(torch.equal, before, judge.decoder.parameters()))
     assert not any("decoder" in name for name in model.state_dict())
     assert all(p.grad is None for p in judge.decoder.parameters())
