@@ -151,7 +151,7 @@ def measure(name: str, path: Path, limit: int) -> dict[str, Any]:
             labels = [attempt(identify, text) for text in texts]
             spent += time.process_time() - start
             characters += sum(map(len, texts))
-            answers = map(detect.resolve, labels, map(detect.script_of, texts))
+            answers = map(detect.resolve_code, labels, map(detect.script_of, texts))
             result[kind][code] = sum(answer == code for answer in answers) / len(texts)
     return result | {"speed": characters / spent / 1e6}
 
@@ -207,7 +207,9 @@ def mean(row: dict[str, Any], codes: list[str]) -> str:
 def calibrate(path: Path, limit: int) -> None:
     """Print how often lcm answers, and how often it is wrong, for several values of SURE."""
     labels = detect.load_identifier().labels
-    known = {code[:3] for script in SCRIPTS for x in labels if (code := detect.resolve(x, script))}
+    known = {
+        code[:3] for script in SCRIPTS for x in labels if (code := detect.resolve_code(x, script))
+    }
     data = list(read(path, limit))
     texts = {
         "5 words": [(code, cut) for code, found in data for cut in beginnings(found)],

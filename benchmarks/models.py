@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
 from lcm_cli.models.config import BaseConfig, TransformerConfig, TwoTowerConfig
-from lcm_cli.models.diffusion import DiffusionOptions, guide, walk
+from lcm_cli.models.diffusion import DiffusionOptions, guide, step_pairs
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.models.packed import lay_out
@@ -73,7 +73,7 @@ class NaiveTwoTower:
         made = []
         for _ in range(count):
             x = noise.normal(1, prompts.shape[-1]) * options.initial_noise
-            for t, s in walk(model.config.schedule.steps, options):
+            for t, s in step_pairs(model.config.schedule.steps, options):
                 guided = options.guided and t < model.config.schedule.steps - 1
                 output = self.denoise(x, t, context)
                 conditional, unconditional = output.chunk(2)

@@ -98,8 +98,8 @@ def _evaluate(
     problems: Problems,
 ) -> "Evaluation":
     from lcm_cli.evaluation.judges import LanguageModel, load_judges
+    from lcm_cli.evaluation.named_systems import load_systems
     from lcm_cli.evaluation.report.write import work_path
-    from lcm_cli.evaluation.resolve import systems
     from lcm_cli.evaluation.resume import Work
     from lcm_cli.evaluation.run import evaluate
     from lcm_cli.evaluation.space_cache import SharedSpace
@@ -107,7 +107,7 @@ def _evaluate(
     from lcm_cli.evaluation.tasks import Context
 
     settings = Settings(request.length, request.seed)
-    lineup = line_up(systems(request.models, space, settings), request.tasks)
+    lineup = line_up(load_systems(request.models, space, settings), request.tasks)
     shared = SharedSpace(space)
     work = Work(work_path(request.output) if request.output else None)
     if work.resumed:

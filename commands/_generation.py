@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lcm_cli import __version__, console
+from lcm_cli import console
 from lcm_cli.documents import Document, SpaceInfo, check_target
 from lcm_cli.errors import NotFoundError, UsageError
 from lcm_cli.schema import counted
 from lcm_cli.text.languages import language
+from lcm_cli.version import __version__
 
 from ._result import Result
 from ._space import LocatedSpace

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from lcm_cli import __version__, console
+from lcm_cli import console
 from lcm_cli.files import atomic_path
 from lcm_cli.pipeline import Prepared
 from lcm_cli.text.languages import language
+from lcm_cli.version import __version__
 
 if TYPE_CHECKING:
     from lcm_cli.documents import ConceptWriter, SpaceInfo

@@ -54,7 +54,7 @@ def main(
     """
     from lcm_cli.documents.sources import identify
     from lcm_cli.pipeline import space_info
-    from lcm_cli.space.fragility import SAMPLE, cloud, score
+    from lcm_cli.space.fragility import SAMPLE, channel_statistics, score
 
     from ._result import concept_writer
     from ._road import Road
@@ -67,7 +67,7 @@ def main(
     loaded = located.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
     run |= {"precision": precision, "fragility": fragility}
-    known = cloud(road.beginning(SAMPLE), loaded) if fragility else None
+    known = channel_statistics(road.beginning(SAMPLE), loaded) if fragility else None
     documents = sentences = 0
     start = time.perf_counter()
     with (

@@ -4,6 +4,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lcm_cli.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from lcm_cli.documents import Document
     from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from lcm_cli.writing.summarize import summarize
     from lcm_cli.writing.writer import generate
 
-__version__ = "0.1.0"
 __all__ = [
     "AuthError",
     "DecodeOptions",

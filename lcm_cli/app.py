@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lcm_cli import __version__, console
+from lcm_cli import console
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
+from lcm_cli.version import __version__
 
 COMMANDS = (  # in the order of the help, which lists groups last
     "summarize",

@@ -15,9 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lcm_cli import __version__, settings
+from lcm_cli import settings
 from lcm_cli.errors import LcmError, NotFoundError
 from lcm_cli.paths import cache_dir
+from lcm_cli.version import __version__
 
 NEEDED = (
     *("torch", "numpy", "safetensors", "sentencepiece", "huggingface-hub", "pyarrow"),

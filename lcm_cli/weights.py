@@ -92,7 +92,7 @@ class Deferred:
         return self.shape[0]
 
 
-Piece = Tensor | Deferred
+StoredPiece = Tensor | Deferred
 
 
 @contextmanager
@@ -213,14 +213,14 @@ def round_rows(weight_RC: Tensor) -> Int8Matrix:
 
 def pieces(
     weights: Mapping[str, Weight], store: Store | None = None, kept: tuple[str, ...] = ()
-) -> dict[str, list[Piece]]:
+) -> dict[str, list[StoredPiece]]:
     """Return the contents of a file that stores `weights` as `store`; None keeps their types.
 
     With int8, matrices are rounded and vectors become float16. Tensors whose names start with one
     of `kept` keep their types. Conversion happens when a tensor is written, and then raises
     IntegrityError for numbers that are not finite or too large for `store`.
     """
-    found: dict[str, list[Piece]] = {}
+    found: dict[str, list[StoredPiece]] = {}
     for name, weight in weights.items():
         unchanged = store is None or name.startswith(kept) or not weight.is_floating_point()
         if isinstance(weight, Int8Matrix) and (unchanged or store == "int8"):
@@ -235,7 +235,7 @@ def pieces(
     return found
 
 
-def _round_later(name: str, weight: Tensor) -> dict[str, list[Piece]]:
+def _round_later(name: str, weight: Tensor) -> dict[str, list[StoredPiece]]:
     def scales() -> Tensor:
         found = row_scales(weight)
         if not bool((found.float() * _MOST <= _LARGEST).all()):
@@ -262,7 +262,7 @@ def _out_of_range(name: str, store: str) -> IntegrityError:
     )
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Sequence[Piece]]) -> str:
+def write_safetensors(path: Path, tensors: Mapping[str, Sequence[StoredPiece]]) -> str:
     """Write tensors, each the concatenation of its pieces along the first axis; return the sha256.
 
     The safetensors library's writer needs all tensors in memory at once; this one holds one piece.
@@ -287,7 +287,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Sequence[Piece]]) -> str
 
 
 def _blocks(
-    head: Iterable[bytes], tensors: Iterable[tuple[str, Sequence[Piece]]]
+    head: Iterable[bytes], tensors: Iterable[tuple[str, Sequence[StoredPiece]]]
 ) -> Iterator[bytes | memoryview]:
     yield from head
     for _, parts in tensors:

@@ -47,7 +47,7 @@ _FILE_MAGIC = b"ARROW1\x00\x00"  # an Arrow IPC file is this magic, a stream and
 
 def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
     """Return the schema of the tables we write, with the space described in its metadata."""
-    from lcm_cli import __version__
+    from lcm_cli.version import __version__
 
     number = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
     vectors = pa.list_(pa.list_(number, info.dim))

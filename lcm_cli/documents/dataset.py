@@ -245,7 +245,7 @@ class Draft:
 
     def finish(self) -> None:
         """Replace the manifest, then remove the journal and the shards that it does not list."""
-        from lcm_cli import __version__
+        from lcm_cli.version import __version__
 
         shards = [*self._kept, *self._shards]
         documents = sum(shard.documents for shard in shards)

@@ -18,9 +18,9 @@ from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.evaluation.systems import System, split_by_counts
 from lcm_cli.evaluation.tables import measured
-from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, cached, present
+from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, cached_records, present
 from lcm_cli.pipeline import prose
-from lcm_cli.space.fragility import Cloud
+from lcm_cli.space.fragility import ChannelStatistics
 
 DRAWS = 2  # levels of noise drawn for the fragility of each sentence
 NOISE = 0.3  # share of the variance that is noise, for noisy_chrf
@@ -41,7 +41,7 @@ def run_roundtrip(system: System, examples: Sequence[Example], context: Context)
         part = examples[start : start + TOGETHER]
         # The noise depends on the spread of all examples, so stored results do, too.
         key = ["roundtrip", system.name, system.about(), list(context.to), float(cloud.std_D.sum())]
-        records += cached(key, part, context, partial(_part, system, part, cloud, context))
+        records += cached_records(key, part, context, partial(_part, system, part, cloud, context))
         context.progress(len(part))
     return records
 
@@ -114,15 +114,15 @@ def _negated(text: str) -> str:
     return text
 
 
-def _cloud(examples: Sequence[Example], context: Context) -> Cloud:
+def _cloud(examples: Sequence[Example], context: Context) -> ChannelStatistics:
     sentences = [sentence for example in examples for sentence in example.source]
     codes = [example.lang for example in examples for _ in example.source]
     concepts_SD = context.space.encode(sentences, codes).concepts
-    return Cloud(concepts_SD.mean(axis=0), concepts_SD.std(axis=0))
+    return ChannelStatistics(concepts_SD.mean(axis=0), concepts_SD.std(axis=0))
 
 
 def _part(
-    system: System, examples: Sequence[Example], cloud: Cloud, context: Context
+    system: System, examples: Sequence[Example], cloud: ChannelStatistics, context: Context
 ) -> list[Record]:
     own = _records(system, examples, "", [example.source for example in examples], context)
     for record, scores in zip(own, _noise_scores(examples, cloud, context), strict=True):
@@ -182,7 +182,7 @@ def _record(
 
 
 def _noise_scores(
-    examples: Sequence[Example], cloud: Cloud, context: Context
+    examples: Sequence[Example], cloud: ChannelStatistics, context: Context
 ) -> Iterator[dict[str, float]]:
     """Yield the scores of each example with noise in its concepts.
 
@@ -207,7 +207,7 @@ def _noise_scores(
 
 def _noisy_chrf(
     examples: Sequence[Example],
-    cloud: Cloud,
+    cloud: ChannelStatistics,
     rngs: Sequence[np.random.Generator],
     share: Callable[[np.random.Generator, int], np.ndarray],
     context: Context,

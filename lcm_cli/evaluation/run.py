@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from lcm_cli import __version__
 from lcm_cli.evaluation import metrics, tables
 from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.systems import Lineup
 from lcm_cli.evaluation.tasks import Context, Record, run_task
+from lcm_cli.version import __version__
 
 PACKAGES = ("torch", "numpy", "sacrebleu", "rouge-score", "sonar-space", "transformers")
 

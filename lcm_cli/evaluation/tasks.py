@@ -88,7 +88,9 @@ def _write_cached(
         examples = [e for e in examples if (to or e.target_lang) not in ("", e.lang)]
     key = [task, system.name, system.about(), to, context.space.fingerprint, list(context.judges)]
     try:
-        return cached(key, examples, context, lambda: _write(task, system, examples, to, context))
+        return cached_records(
+            key, examples, context, lambda: _write(task, system, examples, to, context)
+        )
     except LcmError as error:
         if len(examples) > 1:  # one at a time, so that only those that fail are skipped
             each = (_write_cached(task, system, [example], to, context) for example in examples)
@@ -97,7 +99,7 @@ def _write_cached(
         return []
 
 
-def cached(
+def cached_records(
     key: list[Any],
     examples: Sequence[Example],
     context: Context,
@@ -225,7 +227,7 @@ def _predict_cached(system: System, examples: Sequence[Example], context: Contex
     lm = context.lm.name if context.lm else ""
     key = ["next-concept", system.name, system.about(), context.space.fingerprint, lm]
     key += [context.longest, [list(example.paragraphs) for example in examples]]
-    return cached(key, examples, context, lambda: _predict(system, examples, context))
+    return cached_records(key, examples, context, lambda: _predict(system, examples, context))
 
 
 def _predict(system: System, examples: Sequence[Example], context: Context) -> list[Record]:

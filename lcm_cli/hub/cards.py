@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """The source of one part of a checkpoint: a URL, or a Hub repository or local folder (`repo`).
 
     `asset` is a sonar-space card whose address takes priority over `url` if sonar-space is
@@ -78,7 +78,7 @@ class Card:
     model: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
-    source: dict[str, Source] = field(default_factory=dict)
+    source: dict[str, DownloadSource] = field(default_factory=dict)
     encoder: dict[str, int] = field(default_factory=dict)
     decoder: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Card:
         return PARTS[self.kind]
 
     def _without_checksum(self) -> list[str]:
-        every: dict[str, File | Source] = {**self.files, **self.source}
+        every: dict[str, File | DownloadSource] = {**self.files, **self.source}
         return [role for role, part in every.items() if part.bytes is None or not part.sha256]
 
 

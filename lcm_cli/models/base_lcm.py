@@ -25,7 +25,7 @@ from lcm_cli.models.layers import (
     Projection,
     Transformer,
     packed_mask,
-    standing,
+    positions_in_documents,
 )
 from lcm_cli.models.normalizer import Normalizer
 
@@ -88,7 +88,7 @@ class BaseLCM(ConceptModel):
         if cache is not None:
             positions = cache.positions(count)
         elif segments_BS is not None:
-            positions, mask = standing(segments_BS), packed_mask(segments_BS)
+            positions, mask = positions_in_documents(segments_BS), packed_mask(segments_BS)
         h_BSM = self.lcm(self.frontend(x_BSD, positions), positions, mask, cache)
         return self.postnet(h_BSM)
 

@@ -272,7 +272,7 @@ def _official_timesteps(total: int, options: DiffusionOptions) -> list[int]:
     return torch.linspace(0, total - 1, options.steps, dtype=torch.long).tolist()[::-1]
 
 
-def walk(total: int, options: DiffusionOptions) -> list[tuple[int, int]]:
+def step_pairs(total: int, options: DiffusionOptions) -> list[tuple[int, int]]:
     """Return the pairs (t, s) of a whole run, each a step from t to s; the last s is -1."""
     visited = timesteps(total, options)
     if options.exact_steps:
@@ -323,7 +323,7 @@ def sample(
     spread = options.initial_noise * options.temperature
     x = (start * spread).clamp(-options.clip, options.clip)
     x0 = x
-    for index, (t, s) in enumerate(walk(schedule.config.steps, options)):
+    for index, (t, s) in enumerate(step_pairs(schedule.config.steps, options)):
         # At the noisiest step x_t may hold no signal, and x0 cannot be recovered from guided noise.
         guided = options.guided and t < schedule.config.steps - 1
         output, unconditional = predict(x, t, guided)
@@ -343,7 +343,7 @@ def sample(
 # Training: the draw of noise levels, the weights of the loss, and condition dropping.
 
 
-class Levels:
+class TimestepSampling:
     """The distribution of noise levels in training, and the loss weights (eq. 16, 17, 19)."""
 
     def __init__(self, objective: DiffusionObjective, schedule: Schedule) -> None:

@@ -18,9 +18,9 @@ from lcm_cli.models.diffusion import (
     Denoised,
     DiffusionOptions,
     Draws,
-    Levels,
     Predict,
     Schedule,
+    TimestepSampling,
     dropped_rows,
     sample,
 )
@@ -55,7 +55,7 @@ class DiffusionLCM(ConceptModel):
         self.config = config
         self.normalizer = Normalizer(config.normalizer, config.concept_dim)
         self.schedule = Schedule(config.schedule)
-        self.levels = Levels(config.objective, self.schedule)
+        self.levels = TimestepSampling(config.objective, self.schedule)
 
     @abstractmethod
     def forward(

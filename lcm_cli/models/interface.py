@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lcm_cli.models.config import AnyConfig
-from lcm_cli.models.layers import standing
+from lcm_cli.models.layers import positions_in_documents
 from lcm_cli.models.normalizer import Normalizer
 
 PADDING = -1  # the segment of positions after a row's end
@@ -23,7 +23,7 @@ PADDING = -1  # the segment of positions after a row's end
 TOKENS, WOVEN, FRAGILITY = "tokens", "woven", "fragility"
 
 # A value per concept: a tensor (B, S), padded on the right, or a sequence of token ids per concept.
-Column = Tensor | Sequence[Sequence[NDArray[np.int32]]]
+ColumnValues = Tensor | Sequence[Sequence[NDArray[np.int32]]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Batch:
     lengths_B: Tensor
     sources_B: Tensor | None = None  # how many concepts of each row are given, not learned
     segments_BS: Tensor | None = None  # which of its row's documents a concept is of
-    columns: Mapping[str, Column] = field(default_factory=dict)
+    columns: Mapping[str, ColumnValues] = field(default_factory=dict)
 
     @property
     def tokens(self) -> Sequence[Sequence[NDArray[np.int32]]] | None:
@@ -146,7 +146,7 @@ class Batch:
         if self.sources_B is not None:
             learned_BS = learned_BS & (positions_S >= self.sources_B[:, None])
         if self.segments_BS is not None:
-            return learned_BS & (standing(self.segments_BS) >= first)
+            return learned_BS & (positions_in_documents(self.segments_BS) >= first)
         return learned_BS & (positions_S >= first)
 
     def places(self) -> Tensor:

@@ -105,7 +105,7 @@ def rotate(x_BHSW: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * own, swapped, partner).type_as(x_BHSW)
 
 
-def standing(segments_BS: Tensor) -> Tensor:
+def positions_in_documents(segments_BS: Tensor) -> Tensor:
     """Return the position of each concept of packed rows within its own document, (B, S).
 
     `segments_BS` numbers the documents of each row.

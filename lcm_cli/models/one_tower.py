@@ -13,7 +13,7 @@ ones. The computation is the same, since positions are explicit: a sentence's cl
 concepts both have its position in the document. During generation, clean concepts are read once
 and cached; each denoising step writes the noisy concept behind them and does not advance the cache.
 
-Quant-LCM (paper 2.3.5) uses the same backbone with tags other than time: `Interleaved` serves both.
+Quant-LCM (paper 2.3.5) uses the same backbone with tags other than time: see `SharedBackbone`.
 
 Shapes: B documents, S concepts, K clean concepts, D concept dim, E tag dim, M model dim.
 """
@@ -32,11 +32,11 @@ from lcm_cli.models.layers import (
     TimeEmbedding,
     Transformer,
     packed_mask,
-    standing,
+    positions_in_documents,
 )
 
 
-class Interleaved(nn.Module):
+class SharedBackbone(nn.Module):
     """A Transformer over clean and unfinished concepts, told apart by their tags."""
 
     def __init__(self, config: OneTowerConfig | QuantConfig) -> None:
@@ -67,7 +67,7 @@ class Interleaved(nn.Module):
         # From here on places are positions, which restart with each document; the mask above
         # needed the places in the row.
         if segments_BS is not None:
-            stand_BS = standing(segments_BS)
+            stand_BS = positions_in_documents(segments_BS)
             places_BK, places_BS = stand_BS[:, :known], stand_BS.gather(1, places_BS)
         h_BSM = torch.cat([self.embed(*clean, places_BK), self.embed(*noisy, places_BS)], dim=1)
         positions = torch.cat([places_BK, places_BS], dim=1)
@@ -152,7 +152,7 @@ class OneTowerLCM(DiffusionLCM):
     def __init__(self, config: OneTowerConfig) -> None:
         super().__init__(config)
         self.embed_time = TimeEmbedding(config.model_dim)
-        self.backbone = Interleaved(config)
+        self.backbone = SharedBackbone(config)
         self.postnet = Projection(config.model_dim, config.concept_dim)
 
     def forward(

@@ -48,7 +48,7 @@ class PackedAttention(Attention):
         return q, k, v
 
 
-class Alone(nn.Module):
+class SelfOnlyAttention(nn.Module):
     """Self-attention of positions that see only themselves, as a single linear map."""
 
     def __init__(self, part: Attention) -> None:
@@ -104,7 +104,7 @@ def lay_out(model: Model) -> Model:
     while layers:  # popped, so that the list keeps no replaced layer in memory
         layer = layers.pop()
         if isinstance(layer, DenoiserLayer):
-            layer.self_attn = Alone(layer.self_attn)  # type: ignore[assignment]
+            layer.self_attn = SelfOnlyAttention(layer.self_attn)  # type: ignore[assignment]
         elif isinstance(layer, Block) and isinstance(layer.self_attn.q_layer_norm, nn.Identity):
             layer.self_attn = PackedAttention(layer.self_attn)
         if isinstance(layer, DenoiserLayer | Block) and layer.ffn.gate_proj is not None:

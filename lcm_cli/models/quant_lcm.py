@@ -30,7 +30,7 @@ from lcm_cli.models.config import QuantConfig, QuantizerConfig
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
 from lcm_cli.models.layers import KeyValueCache, Projection
 from lcm_cli.models.normalizer import Normalizer
-from lcm_cli.models.one_tower import Interleaved
+from lcm_cli.models.one_tower import SharedBackbone
 from lcm_cli.progress import Progress
 
 CHUNK = 1 << 24  # number of distances computed at a time, to bound memory
@@ -209,7 +209,7 @@ class QuantLCM(ConceptModel):
         # Tag 0 marks a clean concept; tag k a partial sum whose k-th centroid is to be predicted.
         self.embed_index = nn.Embedding(config.codebooks + 1, config.model_dim)
         nn.init.normal_(self.embed_index.weight, std=0.02)
-        self.backbone = Interleaved(config)
+        self.backbone = SharedBackbone(config)
         outputs = config.units if config.flavour == "discrete" else config.concept_dim
         self.head = Projection(config.model_dim, outputs)
 

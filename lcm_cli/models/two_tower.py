@@ -43,7 +43,7 @@ from lcm_cli.models.layers import (
     Transformer,
     norm_layer,
     packed_mask,
-    standing,
+    positions_in_documents,
 )
 
 
@@ -205,7 +205,7 @@ class TwoTowerLCM(DiffusionLCM):
         if cache is not None:
             positions = cache.positions(count)
         elif segments_BS is not None:
-            positions, mask = standing(segments_BS), packed_mask(segments_BS)
+            positions, mask = positions_in_documents(segments_BS), packed_mask(segments_BS)
         x_BSM = self.encoder_frontend(x_BSD, positions)
         return self.context_encoder(x_BSM, positions, mask, cache)
 

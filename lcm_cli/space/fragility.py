@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Cloud:
+class ChannelStatistics:
     """The distribution of concepts: mean and standard deviation of each channel."""
 
     mean_D: Floats
@@ -49,16 +49,19 @@ class Cloud:
         return np.asarray(mixed_SD, dtype=np.float32)
 
 
-def cloud(documents: Sequence[Document], space: "Space") -> Cloud:
+def channel_statistics(documents: Sequence[Document], space: "Space") -> ChannelStatistics:
     """Measure the concepts of the documents' first `SAMPLE` sentences; each needs its language."""
     sentences = [sentence for document in documents for sentence in document.sentences][:SAMPLE]
     codes = [document.lang for document in documents for _ in document.sentences][:SAMPLE]
     x_SD = space.encode(sentences, codes).concepts
-    return Cloud(x_SD.mean(axis=0), x_SD.std(axis=0))
+    return ChannelStatistics(x_SD.mean(axis=0), x_SD.std(axis=0))
 
 
 def score(
-    documents: Sequence[Document], space: "Space", around: Cloud, progress: Progress | None = None
+    documents: Sequence[Document],
+    space: "Space",
+    around: ChannelStatistics,
+    progress: Progress | None = None,
 ) -> None:
     """Set the fragility of each sentence of documents with concepts, and of their targets.
 
@@ -77,7 +80,7 @@ def score(
 def fragility(
     concepts: dict[tuple[str, str], Floats],
     space: "Space",
-    around: Cloud,
+    around: ChannelStatistics,
     progress: Progress | None = None,
 ) -> Floats:
     """Return the fragility of sentences, (S,); `concepts` maps (language, sentence) to (D,)."""
@@ -101,7 +104,7 @@ def fragility(
     return scores_S
 
 
-def with_noise(x_D: Floats, key: tuple[str, str], around: Cloud) -> Floats:
+def with_noise(x_D: Floats, key: tuple[str, str], around: ChannelStatistics) -> Floats:
     """Return `DRAWS` noisy copies of a sentence's concept, (DRAWS, D); `key` seeds the noise."""
     digest = hashlib.sha256("\0".join(key).encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))

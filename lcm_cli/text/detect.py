@@ -60,7 +60,7 @@ def rank_languages(text: str, within: Collection[str]) -> list[tuple[str, float]
     script = script_of(text)
     odds: dict[str, float] = {}
     for label, probability in load_identifier().rank(text)[:10]:
-        code = resolve(label, script) or f"?{label}"
+        code = resolve_code(label, script) or f"?{label}"
         weight = 1.0 if code in within else OUTSIDER
         odds[code] = odds.get(code, 0.0) + weight * probability
     best = max(odds, key=odds.__getitem__)
@@ -81,7 +81,7 @@ def is_sure(ranked: list[tuple[str, float]], text: str, sure: float = SURE) -> b
     return not best.startswith("?") and margin >= sure * len(text.encode()) ** 0.25
 
 
-def resolve(label: str, script: str) -> str:
+def resolve_code(label: str, script: str) -> str:
     """Return the code for the library's label ("zh", "deu") of a text in `script`, or ""."""
     try:
         usual = languages.find_language(label)

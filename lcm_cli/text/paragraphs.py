@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-MOST = 9  # maximum number of sentences of a paragraph: the paper has fewer than ten
+MAX_SENTENCES = 9  # maximum number of sentences of a paragraph: the paper has fewer than ten
 
 Ints = NDArray[np.int64]
 
@@ -39,7 +39,7 @@ def parts(paragraphs: Sequence[int], sentences: int) -> list[tuple[int, int]]:
             joined.append(size)
     found, start = [], 0
     for size in joined:
-        pieces = -(-size // MOST)
+        pieces = -(-size // MAX_SENTENCES)
         cuts = [start + size * piece // pieces for piece in range(pieces + 1)]
         found += list(pairwise(cuts))
         start += size

@@ -97,7 +97,7 @@ class World:
             dist.barrier()
 
 
-def join() -> World:
+def join_processes() -> World:
     """Join the processes that torchrun started; without torchrun, return a world of one process."""
     if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()

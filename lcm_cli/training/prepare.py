@@ -35,7 +35,7 @@ from lcm_cli.training.data.columns import Tokenize
 from lcm_cli.training.data.row_groups import Tokens
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
-from lcm_cli.training.parallel import World, join
+from lcm_cli.training.parallel import World, join_processes
 from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.states import states
@@ -69,7 +69,7 @@ def prepare_run(
     progress: StartJob = no_progress,
 ) -> Trainer:
     """Prepare the training of a model or a space. Raises LcmErrors of the recipe and its files."""
-    world = join()
+    world = join_processes()
     if isinstance(recipe, ModelRecipe):
         return make_trainer(recipe, folder, device, progress, world=world)
     from lcm_cli.training.trainers import text_space

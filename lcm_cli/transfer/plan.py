@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lcm_cli.hub import cards
-from lcm_cli.hub.cards import Card, Source
+from lcm_cli.hub.cards import Card, DownloadSource
 from lcm_cli.hub.layouts import Layout, choose_weights, needed_files, read_json
 from lcm_cli.hub.snapshot import Remote
 
@@ -28,7 +28,7 @@ class Part:
 
     role: str
     address: str
-    source: Source
+    source: DownloadSource
     bytes: int | None = 0
     exact: bool = True
     here: Path | None = None

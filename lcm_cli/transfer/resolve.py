@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub import cards, locate
-from lcm_cli.hub.cards import Card, Source
+from lcm_cli.hub.cards import Card, DownloadSource
 from lcm_cli.hub.http import offline, remote_size
 from lcm_cli.hub.layouts import (
     OFFICIAL_CARD,
@@ -122,7 +122,7 @@ class HubRepo:
         layout, names = _inspect(remote, self.command)
         folder = repository_folder(remote.repo) / "snapshots" / remote.commit
         licence = read_json(folder / "config.json").get("licence") or remote.licence
-        source = Source(repo=self.repo, revision=self.revision)
+        source = DownloadSource(repo=self.repo, revision=self.revision)
         address = f"{self.repo}@{remote.commit}"
         part = Part(_kind(layout), address, source, _missing(remote, names), remote=remote)
         if layout not in OURS:
@@ -202,7 +202,7 @@ def _check_origin(plan: PullPlan, card: Card) -> None:
             raise UsageError(message, f"replace it: {plan.command} --force")
 
 
-def find_address(source: Source, role: str) -> str:
+def find_address(source: DownloadSource, role: str) -> str:
     """Return where a part comes from: a repository, or a URL (sonar-space's own takes priority)."""
     from lcm_cli.space import sonar_package  # lazily, like everything that imports torch
 
@@ -236,7 +236,7 @@ def _plan_port(part: Part, command: str) -> Part:
     return replace(part, bytes=_missing(part.remote, names))
 
 
-def _plan_model(plan: PullPlan, source: Source) -> PullPlan:
+def _plan_model(plan: PullPlan, source: DownloadSource) -> PullPlan:
     """Plan a model that is one repository, or local folder, in a foreign layout."""
     part = _look_up(Part("model", source.repo, source), "config.json", plan.command)
     if part.remote is None:

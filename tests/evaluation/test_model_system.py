@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from lcm_cli.documents import Document
 from lcm_cli.errors import IntegrityError
 from lcm_cli.evaluation.examples import Example
-from lcm_cli.evaluation.resolve import systems
+from lcm_cli.evaluation.named_systems import load_systems
 from lcm_cli.evaluation.systems import Settings
 from lcm_cli.evaluation.tasks import Context, SharedSpace, Work, run_task
 from lcm_cli.models.checkpoint import build, save
@@ -37,7 +37,7 @@ def test_a_model_is_evaluated_beside_baselines(lcm, folder):
     result = lcm(*call, "summarize", "--data", DATA, "--limit", "2", "--length", "2", "--json")
     assert result.code == 0, result.stderr
     found = json.loads(result.stdout)
-    about = found["systems"][str(folder)]
+    about = found["load_systems"][str(folder)]
     assert about["kind"] == "concept model" and len(about["sha256"]) == 64
     mine = {(e["task"], e["metric"]) for e in found["results"] if e["system"] == str(folder)}
     assert ("next-concept", "l2") in mine and ("summarize", "source_coverage") in mine
@@ -47,7 +47,7 @@ def test_a_model_is_evaluated_beside_baselines(lcm, folder):
 
 def test_its_tasks_are_those_that_it_was_finetuned_for(folder):
     space = load_space("tiny", device="cpu")
-    (system,) = systems([str(folder)], space, Settings())
+    (system,) = load_systems([str(folder)], space, Settings())
     assert system.tasks == ("next-concept", "summarize")
 
 
@@ -55,7 +55,7 @@ def test_a_model_of_another_width_is_refused(tmp_path):
     save(build(preset("base", "nano", concept_dim=8)), tmp_path / "other")
     space = load_space("tiny", device="cpu")
     with pytest.raises(IntegrityError, match="width 8"):
-        systems([str(tmp_path / "other")], space, Settings())
+        load_systems([str(tmp_path / "other")], space, Settings())
 
 
 def test_weights_in_several_files(folder, tmp_path):
@@ -66,7 +66,7 @@ def test_weights_in_several_files(folder, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     space = load_space("tiny", device="cpu")
-    whole, parts = systems([str(folder), str(tmp_path)], space, Settings())
+    whole, parts = load_systems([str(folder), str(tmp_path)], space, Settings())
     assert len(parts.about()["sha256"]) == 64
     assert parts.about()["sha256"] != whole.about()["sha256"]
     for name, tensor in whole.model.state_dict().items():
@@ -78,7 +78,7 @@ def test_the_text_that_opens_prompts_precedes_each_document(tmp_path):
     config = replace(preset("sonar_llm", "nano", concept_dim=384), begin_text="Begin of text.")
     save(build(config), tmp_path / "model")
     tiny = load_space("tiny", device="cpu")
-    (system,) = systems([str(tmp_path / "model")], tiny, Settings())
+    (system,) = load_systems([str(tmp_path / "model")], tiny, Settings())
     space, said = SharedSpace(tiny), ("The cat sleeps.", "A dog comes in.", "The cat runs away.")
     example = Example(1, "s", "fra_Latn", said, paragraphs=(0, 0, 1))
     own_SD = space.concepts(said, "fra_Latn")

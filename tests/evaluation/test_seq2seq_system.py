@@ -6,7 +6,7 @@ from huggingface_hub.utils import reset_sessions
 
 from lcm_cli.errors import NotFoundError, UsageError
 from lcm_cli.evaluation.examples import Example
-from lcm_cli.evaluation.resolve import systems
+from lcm_cli.evaluation.named_systems import load_systems
 from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.evaluation.systems import Settings
 from lcm_cli.space import load_space
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 def test_it_summarizes_in_the_language_of_the_text_and_through_the_space_in_others(folder):
     space = load_space("tiny", device="cpu")
-    (system,) = systems([f"hf:{folder}"], space, Settings())
+    (system,) = load_systems([f"hf:{folder}"], space, Settings())
     shared = SharedSpace(space)
     (own,) = system.write([EXAMPLE], "", "summarize", shared)
     assert own.sentences and own.cited is None
@@ -61,7 +61,7 @@ def test_it_summarizes_in_the_language_of_the_text_and_through_the_space_in_othe
 
 def test_it_translates_between_languages_that_it_knows(folder):
     space = load_space("tiny", device="cpu")
-    (system,) = systems([f"hf:{folder}"], space, Settings())
+    (system,) = load_systems([f"hf:{folder}"], space, Settings())
     (said,) = system.write([EXAMPLE], "deu_Latn", "translate", SharedSpace(space))
     assert len(said.sentences) == 2 and said.cited == (0, 1)
     with pytest.raises(UsageError, match="fra_Latn"):
@@ -79,6 +79,6 @@ def no_network(monkeypatch):
 
 def test_missing_model(no_network):
     space = load_space("tiny", device="cpu")
-    (system,) = systems(["hf:no/such"], space, Settings())
+    (system,) = load_systems(["hf:no/such"], space, Settings())
     with pytest.raises(NotFoundError, match="cannot load no/such"):
         system.write([EXAMPLE], "", "summarize", SharedSpace(space))

@@ -11,12 +11,12 @@ from lcm_cli.errors import UsageError
 from lcm_cli.models.config import DiffusionObjective, ScheduleConfig
 from lcm_cli.models.diffusion import (
     DiffusionOptions,
-    Levels,
     Schedule,
+    TimestepSampling,
     guide,
     limit,
+    step_pairs,
     timesteps,
-    walk,
 )
 
 NAMES = ["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
@@ -67,7 +67,7 @@ def test_forty_steps_are_forty() -> None:
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_steps_of_a_walk_are_connected(exact: bool) -> None:
     for steps in (1, 7, 30, 40, 100):
-        pairs = walk(100, DiffusionOptions(steps=steps, exact_steps=exact))
+        pairs = step_pairs(100, DiffusionOptions(steps=steps, exact_steps=exact))
         assert pairs[-1][1] == -1
         for (_, s), (t, _) in itertools.pairwise(pairs):
             assert s == t
@@ -119,7 +119,7 @@ def test_bounds() -> None:
 @pytest.mark.parametrize("b", [0.3, 0.8, 1.0, 2.0])
 def test_beta_levels_are_finite(b: float) -> None:
     objective = DiffusionObjective(timesteps="beta", beta_b=b)
-    levels = Levels(objective, Schedule(ScheduleConfig()))
+    levels = TimestepSampling(objective, Schedule(ScheduleConfig()))
     assert bool(levels.probabilities_T.isfinite().all())
     assert levels.probabilities_T.sum().item() == pytest.approx(1)
     drawn = levels.draw(torch.Size([2000]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lcm_cli.models.config import DiffusionObjective, ScheduleConfig
-from lcm_cli.models.diffusion import DiffusionOptions, Levels, Schedule, timesteps
+from lcm_cli.models.diffusion import DiffusionOptions, Schedule, TimestepSampling, timesteps
 from lcm_cli.transfer.converters.official import official_schedule
 
 FILES = ["ddim_schedules", "ddim_steps"]
@@ -141,19 +141,19 @@ def test_timestep_draws_and_weights(golden: Callable[[str], Any]) -> None:
     file = golden("ddim_steps")
     schedule = Schedule(official_schedule(file.facts["cases"][0]["config"]))
     terms = schedule.config.steps
-    uniform = Levels(DiffusionObjective(), schedule).probabilities_T
+    uniform = TimestepSampling(DiffusionObjective(), schedule).probabilities_T
     file.check("sampler/uniform/probs", uniform, terms=terms)
     for key in [key for key in file.tensors if key.startswith("sampler/beta_")]:
         a, b = map(float, key.split("/")[1].split("_")[1:])
         objective = DiffusionObjective(timesteps="beta", beta_a=a, beta_b=b)
-        file.check(key, Levels(objective, schedule).probabilities_T, terms=terms)
+        file.check(key, TimestepSampling(objective, schedule).probabilities_T, terms=terms)
     steps = file["sampler/clamp_snr/steps"]
     for key in [key for key in file.tensors if key.endswith("/loss_scales")]:
         low, high = (0.0, 5.0)
         if key.startswith("sampler/clamp_snr_"):
             low, high = map(float, key.split("/")[1].removeprefix("clamp_snr_").split("_"))
         objective = DiffusionObjective(weighting="clamped_snr", snr_min=low, snr_max=high)
-        levels = Levels(objective, schedule)
+        levels = TimestepSampling(objective, schedule)
         ours = levels.weights(steps)
         assert ours is not None and levels.weights_T is not None
         size = _size("snrs", schedule, levels.weights_T)

@@ -12,7 +12,7 @@ from lcm_cli.models.config import TransformerConfig, preset
 from lcm_cli.models.diffusion import DiffusionOptions
 from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import ConceptModel
-from lcm_cli.models.packed import Alone, PackedAttention, PackedFeedForward, lay_out
+from lcm_cli.models.packed import PackedAttention, PackedFeedForward, SelfOnlyAttention, lay_out
 
 DIM = 16
 STACKS = [
@@ -70,7 +70,9 @@ def _kinds(model: nn.Module) -> set[type[nn.Module]]:
 
 
 def test_products_are_merged_where_possible() -> None:
-    assert {Alone, PackedAttention, PackedFeedForward} <= _kinds(lay_out(_model("two_tower")))
+    assert {SelfOnlyAttention, PackedAttention, PackedFeedForward} <= _kinds(
+        lay_out(_model("two_tower"))
+    )
     normed = _kinds(lay_out(_model("base", qk_norm=True)))
     assert PackedFeedForward in normed and PackedAttention not in normed
     assert nn.Linear not in _kinds(lay_out(_model("base")))

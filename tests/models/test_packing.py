@@ -12,7 +12,7 @@ from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import preset
 from lcm_cli.models.diffusion import Draws
 from lcm_cli.models.interface import Batch
-from lcm_cli.models.layers import packed_mask, standing
+from lcm_cli.models.layers import packed_mask, positions_in_documents
 from lcm_cli.training.parallel import deal
 
 DIM = 12
@@ -112,7 +112,7 @@ def test_segments() -> None:
     packed = Batch.packed([_documents(2, 1, 2), _documents(3)])
     assert packed.segments_BS is not None
     assert packed.segments_BS.tolist() == [[0, 0, 1, 2, 2], [0, 0, 0, -1, -1]]
-    assert standing(packed.segments_BS).tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 0, 1]]
+    assert positions_in_documents(packed.segments_BS).tolist() == [[0, 1, 0, 0, 1], [0, 1, 2, 0, 1]]
     mask = packed_mask(packed.segments_BS)[0, 0].int().tolist()
     assert mask == [
         [1, 0, 0, 0, 0],

@@ -19,7 +19,7 @@ from lcm_cli.models.config import preset
 from lcm_cli.models.diffusion import fragility_weights
 from lcm_cli.models.interface import FRAGILITY, Batch
 from lcm_cli.space import load_space
-from lcm_cli.space.fragility import DRAWS, Cloud, cloud, score
+from lcm_cli.space.fragility import DRAWS, ChannelStatistics, channel_statistics, score
 from lcm_cli.training.data.batches import ConceptData
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.parallel import deal
@@ -72,7 +72,7 @@ def test_equation_19() -> None:
 
 
 def test_equation_27() -> None:
-    around = Cloud(np.array([1.0, 2.0], np.float32), np.array([0.5, 2.0], np.float32))
+    around = ChannelStatistics(np.array([1.0, 2.0], np.float32), np.array([0.5, 2.0], np.float32))
     x_SD, noise_SD = np.array([[3.0, 4.0]]), np.array([[1.0, -1.0]])
     # 1 + sqrt(0.64) 2 + sqrt(0.36) 0.5, and 2 + sqrt(0.64) 2 - sqrt(0.36) 2
     assert around.noised(x_SD, np.array([[0.36]]), noise_SD).tolist() == [pytest.approx([2.9, 2.4])]
@@ -196,7 +196,7 @@ def test_measured_scores() -> None:
     tiny = load_space("tiny", device="cpu")
     made = Document("d", "eng_Latn", sentences=[*TEXT, TEXT[0]])
     made.concepts = tiny.encode(made.sentences, "eng_Latn").concepts
-    around = cloud([made], tiny)
+    around = channel_statistics([made], tiny)
     told: list[int] = []
     score([made], tiny, around, told.append)
     found = made.fragility
@@ -208,7 +208,7 @@ def test_measured_scores() -> None:
     assert alone.fragility == pytest.approx(found[1:2], abs=1e-6)
     means = []
     for strength in (0.0, 3.0):
-        score([made], tiny, Cloud(around.mean_D, around.std_D * strength))
+        score([made], tiny, ChannelStatistics(around.mean_D, around.std_D * strength))
         assert made.fragility is not None
         means.append(made.fragility.mean())
     assert means[0] < means[1] - 0.1

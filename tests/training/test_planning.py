@@ -266,12 +266,12 @@ def test_a_plan_is_reported_and_is_not_text(planner: Path) -> None:
 
 def test_evaluation_reads_breaks_and_the_models_own_plans(planner: Path) -> None:
     from lcm_cli.evaluation.examples import Example
-    from lcm_cli.evaluation.resolve import systems
+    from lcm_cli.evaluation.named_systems import load_systems
     from lcm_cli.evaluation.systems import Settings
     from lcm_cli.evaluation.tasks import Context, SharedSpace, Work, run_task
 
     tiny = load_space("tiny", device="cpu")
-    (system,) = systems([str(planner)], tiny, Settings())
+    (system,) = load_systems([str(planner)], tiny, Settings())
     space = SharedSpace(tiny)
     example = Example(1, "s", "eng_Latn", (*STORY[0], *STORY[1]), paragraphs=(0, 0, 1, 1))
     own_SD = space.concepts(example.source, "eng_Latn")

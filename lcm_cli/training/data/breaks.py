@@ -16,7 +16,7 @@ from lcm_cli.training.data.row_groups import (
     RowGroup,
     Sentences,
     join,
-    read_concepts,
+    read_row_group,
 )
 
 
@@ -60,7 +60,7 @@ def _plans(
     ends, concepts_ND = np.zeros_like(lists.ends), lists.flat.concepts_SD[:0]
     if group.plans:
         dim = break_sentence.concepts_SD.shape[1]
-        (found,) = read_concepts(group, [group.plans], dim)
+        (found,) = read_row_group(group, [group.plans], dim)
         ends, concepts_ND = found.ends, found.flat.concepts_SD
     values = {
         column.name: column.read(group, "plan", ends, documents, documents) for column in columns

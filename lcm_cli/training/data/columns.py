@@ -76,7 +76,7 @@ class Column(ABC):
         return self.of_texts([text])
 
     @abstractmethod
-    def pad(self, rows: Sequence[Values], longest: int) -> interface.Column:
+    def pad(self, rows: Sequence[Values], longest: int) -> interface.ColumnValues:
         """Return the values of a batch; those of numbers are padded to `longest` concepts."""
 
 
@@ -191,7 +191,7 @@ class TokenColumn(Column):
         """Tokenize sentences in the space's own language."""
         return self._tokenize(texts, "")
 
-    def pad(self, rows: Sequence[Values], longest: int) -> interface.Column:
+    def pad(self, rows: Sequence[Values], longest: int) -> interface.ColumnValues:
         """Return the tokens of each concept of each row, without padding."""
         return tuple(list(values) for values in rows)
 

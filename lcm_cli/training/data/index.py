@@ -44,7 +44,7 @@ from lcm_cli.training.data.row_groups import (
     RowGroup,
     Sentences,
     list_lengths,
-    read_concepts,
+    read_row_group,
     whole,
 )
 from lcm_cli.training.data_options import DataSet
@@ -96,7 +96,7 @@ class DocumentIndex:
         group, all_documents = self.groups[number], self.documents
         where = slice(*np.searchsorted(all_documents.group, [number, number + 1]))
         rows, targets = all_documents.row[where], all_documents.target[where]
-        lists = read_concepts(group, group.concepts, dim)
+        lists = read_row_group(group, group.concepts, dim)
         for each, lengths in zip(lists, (all_documents.length[where], targets), strict=False):
             _check_lengths(group, each, rows, lengths)
         learned = rows[targets == 0], rows[targets > 0]

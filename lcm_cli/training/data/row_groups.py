@@ -111,7 +111,7 @@ class ConceptLists:
         return ConceptLists(self.flat.take(places), np.cumsum([0, *np.where(wanted, counts, 0)]))
 
 
-def read_concepts(group: RowGroup, names: Sequence[str], dim: int) -> list[ConceptLists]:
+def read_row_group(group: RowGroup, names: Sequence[str], dim: int) -> list[ConceptLists]:
     """Read columns of concepts.
 
     Raises IntegrityError, naming file and row, for missing values, other widths, NaN and infinity.

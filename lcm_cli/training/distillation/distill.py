@@ -30,7 +30,7 @@ from lcm_cli.training.distillation.predictions import (
     model_fingerprint,
 )
 from lcm_cli.training.distillation.teaching import Teaching
-from lcm_cli.training.parallel import World, join
+from lcm_cli.training.parallel import World, join_processes
 from lcm_cli.training.prepare import (
     EndlessData,
     listen,
@@ -102,7 +102,7 @@ class Lesson:
         or the space, UsageError for a recipe that cannot be distilled.
         """
         self.recipe, self.device, self.options = recipe, device, distillation(recipe)
-        self.world = join()
+        self.world = join_processes()
         self.space = load_space(recipe.space, device=str(device))
         self.start = load_start(recipe.start) if recipe.start else None
         self.config = model_config(recipe, self.space, self.start)

@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcm_cli import __version__
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_path
 from lcm_cli.models.base_lcm import BaseLCM
@@ -30,6 +29,7 @@ from lcm_cli.models.interface import Batch, ConceptModel
 from lcm_cli.progress import StartJob
 from lcm_cli.training.data_options import DataOptions, as_data_set
 from lcm_cli.training.prepare import EndlessData
+from lcm_cli.version import __version__
 
 KIND = "predictions"
 DIGEST = 16  # bytes

@@ -266,6 +266,7 @@ def test_what_is_decoded_for_l2_r_is_spread_over_all_documents(start, tmp_path, 
     expected = [place * 2 * each // 5 for place in range(5)]
     assert (~metrics.l2_r.isnan()).nonzero()[:, 0].tolist() == expected
     seen = []
-    monkeypatch.setattr(trainer.sampler, "reconstruction", lambda n: seen.append(n) or again)
+    real = trainer.sampler.reconstruction
+    monkeypatch.setattr(trainer.sampler, "reconstruction", lambda n: seen.append(n) or real(n))
     trainer.evaluate(tmp_path)
     assert seen == [each]

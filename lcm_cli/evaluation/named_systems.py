@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lcm_cli.space import Space
 
 
-def systems(names: Sequence[str], space: "Space", settings: Settings) -> list[System]:
+def load_systems(names: Sequence[str], space: "Space", settings: Settings) -> list[System]:
     """Return the systems called `names`, all in `space`.
 
     Raises UsageError for a name given twice or of another space, NotFoundError for an unknown name,
