@@ -122,10 +122,10 @@ def start(model_recipe: Callable[..., ModelRecipe]) -> Callable[..., ModelTraine
     return begin
 
 
-# Imports torch once, and forks a process for each run of `lcm train`.
+# Imports torch, and what its optimizers import later, once; forks a process for each `lcm train`.
 HELPER = """
 import contextlib, json, os, resource, signal, sys, time
-import torch
+import torch, torch._dynamo, torch.distributed.checkpoint, torch.distributed.fsdp
 from lcm_cli.app import main
 from lcm_cli.space import load_space
 from lcm_cli.training import fitting, loop, prepare
@@ -163,6 +163,7 @@ for line in sys.stdin:
 FILE_RECIPE = """
 kind = "model"
 name = "micro"
+space = "{space}"
 [data]
 train = ["{data}"]
 validation = ["{data}"]
@@ -223,19 +224,22 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
-    """Write data and a recipe for them to files."""
-    return lambda architecture: _write_recipe(tmp_path, architecture)
+def write_recipe(tmp_path: Path, random_space: Path) -> Callable[[str], Path]:
+    """Write data in a small space, and a recipe for them, to files."""
+    return lambda architecture: _write_recipe(tmp_path, architecture, random_space)
 
 
-def _write_recipe(folder: Path, architecture: str) -> Path:
-    info = SpaceInfo("tiny", load_space("tiny", device="cpu").fingerprint, 384)
+def _write_recipe(folder: Path, architecture: str, space: Path) -> Path:
+    loaded = load_space(str(space), device="cpu")
+    info = SpaceInfo(loaded.name, loaded.fingerprint, loaded.dim)
     rng = np.random.default_rng(0)
     with open_writer(str(folder / "data.parquet"), info) as writer:
         for number in range(60):
-            vectors = rng.standard_normal((int(rng.integers(3, 9)), 384)).astype(np.float16)
+            shape = (int(rng.integers(3, 9)), loaded.dim)
+            vectors = rng.standard_normal(shape).astype(np.float16)
             words = [f"{number}.{i}" for i in range(len(vectors))]
             writer.write(Document(str(number), sentences=words, concepts=vectors))
     path = folder / "micro.toml"
-    path.write_text(FILE_RECIPE.format(data=folder / "data.parquet", architecture=architecture))
+    fields = {"space": space, "data": folder / "data.parquet", "architecture": architecture}
+    path.write_text(FILE_RECIPE.format(**fields))
     return path

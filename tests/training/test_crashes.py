@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -27,12 +28,14 @@ def same(left: Any, right: Any) -> bool:
 def test_killed_again_and_again_a_run_ends_the_same(run, write_recipe, tmp_path, architecture):
     recipe, errors = write_recipe(architecture), tmp_path / "errors"
     common = ("train", recipe, "--device", "cpu", "-o")
+    begun_at = time.monotonic()
     assert run(*common, tmp_path / "whole", errors=errors) == 0, errors.read_text()
+    took = time.monotonic() - begun_at
     chance, killed = random.Random(architecture), 0
     for _ in range(6):
         begun = ["--resume"] if states(tmp_path / "run") else []
         # Kills also hit the preparation, the first step, an evaluation and a save.
-        seconds = chance.uniform(0.2, 2.0)
+        seconds = chance.uniform(0.1, 0.9) * took
         code = run(*common, tmp_path / "run", *begun, errors=errors, seconds=seconds)
         killed += code == -signal.SIGKILL
         if code == 0:
