@@ -169,7 +169,7 @@ def test_a_damaged_model_in_int8(tmp_path: Path) -> None:
     file = tmp_path / "int8" / "model.safetensors"
     state = load_file(file)
     for name, message in (
-        ("postnet.fc.weight.scale", r"model\.safetensors: postnet\.fc\.weight is int8, and has no"),
+        ("postnet.fc.weight.scale", r"model\.safetensors: postnet\.fc\.weight is int8 but has no"),
         (
             "postnet.fc.weight",
             "missing tensors: postnet.fc.weight; unknown tensors: .*weight.scale",

@@ -49,11 +49,11 @@ def test_what_cannot_be_drawn(run, tmp_path):
     with pytest.raises(NotFoundError, match="nowhere"):
         plot([tmp_path / "nowhere"], tmp_path / "a.png")
     (run / "metrics.jsonl").write_text("")
-    with pytest.raises(IntegrityError, match="no record"):
+    with pytest.raises(IntegrityError, match="no log records"):
         plot([run], tmp_path / "a.png")
     (run / "metrics.jsonl").unlink()
     (run / "recipe.json").write_text("{}")  # the run has begun
-    with pytest.raises(IntegrityError, match="no record yet"):
+    with pytest.raises(IntegrityError, match="no log records yet"):
         plot([run], tmp_path / "a.png")
 
 

@@ -230,10 +230,10 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.toml").write_text(RECIPE.format(data=folder / "data.parquet"))
     recipe = load_recipe(folder / "recipe.toml", ())
     assert isinstance(recipe, ModelRecipe)
-    run_task = folder / "run_task"
-    run_task.mkdir()
-    assert Run(make_trainer(recipe, run_task, torch.device("cpu")), run_task).train()
-    return run_task
+    run = folder / "run"
+    run.mkdir()
+    assert Run(make_trainer(recipe, run, torch.device("cpu")), run).train()
+    return run
 
 
 def test_the_model_knows_of_breaks_and_plans(planner: Path) -> None:

@@ -263,7 +263,7 @@ def wait_for_state(folder: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_process_goes_on(recipe, tmp_path, how):
     folder = tmp_path / "run"
-    steps = ("--set", "train.steps=150", "--set", "train.save_every=10")
+    steps = ("--set", "train.steps=60", "--set", "train.save_every=5")
     process = lcm(str(recipe), "-o", str(folder), *steps)
     wait_for_state(folder)
     process.send_signal(how)
@@ -274,7 +274,7 @@ def test_a_stopped_process_goes_on(recipe, tmp_path, how):
     resumed = lcm(str(recipe), "-o", str(folder), *steps, "--resume", "--json")
     out, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
-    assert json.loads(out.splitlines()[-1])["step"] == 150
+    assert json.loads(out.splitlines()[-1])["step"] == 60
     whole = begin(recipe, tmp_path / "whole", *steps[1::2])
     Run(whole, tmp_path / "whole").train()
     state = read_state(folder)[0]["trainer"]
@@ -297,14 +297,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe, tmp_path):
     assert not states(tmp_path / "run")
 
 
-def test_finetuning_starts_from_a_space(recipe, tmp_path):
-    changes = ('start="tiny"', "train.steps=3", "train.learning_rate=1e-4", "train.warmup=0")
-    trainer = begin(recipe, tmp_path / "run", *changes)
-    tiny = load_space("tiny")
-    before = tiny.encode(["Tom sleeps."], "eng_Latn").concepts
+def test_finetuning_starts_from_a_space(recipe, random_space, tmp_path):
+    changes = (f'start="{random_space}"', "train.steps=3", "train.learning_rate=1e-4")
+    trainer = begin(recipe, tmp_path / "run", *changes, "train.warmup=0")
+    start = load_space(str(random_space))
+    before = start.encode(["Tom sleeps."], "eng_Latn").concepts
     assert Run(trainer, tmp_path / "run").train()
     tuned = load_space(str(tmp_path / "run" / "space"))
-    assert tuned.languages == tiny.languages and tuned.licence == "MIT"
+    assert tuned.languages == start.languages and tuned.licence == "MIT"
     after = tuned.encode(["Tom sleeps."], "eng_Latn").concepts
     assert 0 < np.abs(after - before).max() < 0.5
 
