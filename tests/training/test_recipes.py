@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from lcm_cli.app import main
 from lcm_cli.errors import IntegrityError
-from lcm_cli.models.checkpoint import build
+from lcm_cli.models.checkpoint import build, save
+from lcm_cli.models.config import SpaceRef, preset
+from lcm_cli.space import load_space
 from lcm_cli.training.recipe import ModelRecipe, load_recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -120,12 +123,18 @@ def test_wrong_recipes_fail_without_space_and_data(lcm, tmp_path, monkeypatch, c
     assert (done.code, done.stdout) == (code, ""), done.stderr
 
 
-@pytest.mark.parametrize("start", ["", "tiny-two-tower"])
-def test_a_dry_run_with_data_agrees_with_one_without(lcm, write_recipe, tmp_path, start):
+@pytest.mark.parametrize("started", [False, True])
+def test_a_dry_run_with_data_agrees_with_one_without(
+    lcm, write_recipe, random_space, tmp_path, started
+):
     """The calculated numbers are those of the run's own model; the others are measured."""
     common = ("train", write_recipe("two_tower"), "--dry-run", "--json")
-    if start:
-        common += ("--set", f"start={start}")
+    if started:
+        space = load_space(str(random_space), device="cpu")
+        reference = SpaceRef(space.name, space.fingerprint)
+        config = preset("two_tower", "nano", concept_dim=space.dim, space=reference)
+        save(build(replace(config, model_dim=48)), tmp_path / "start")
+        common += ("--set", f"start={tmp_path / 'start'}")
     known = json.loads(lcm(*common).stdout)
     assert known["not_known"] == [] and known["seconds_per_step"] > 0 and known["epochs"] > 0
     data = f'data.train=["{tmp_path / "nowhere"}"]'
