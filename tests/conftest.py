@@ -231,6 +231,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hugging Face Hub on loopback; the real client uses it, with short waits."""
+    gc.freeze()  # the collection at the end then sees the objects of this test only
     with _running(HubServer()) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -250,6 +251,7 @@ def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServ
         with warnings.catch_warnings():  # after an error the client leaves its connections open
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
+        gc.unfreeze()
 
 
 @contextmanager

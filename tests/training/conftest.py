@@ -26,6 +26,7 @@ from lcm_cli.training.trainers.concept_model import ModelTrainer
 RECIPE = """
 kind = "model"
 name = "micro"
+space = "{space}"
 [data]
 train = ["in memory"]
 [model]
@@ -44,7 +45,7 @@ eval_every = 12
 class Memory:
     """Data whose documents walk in a circle, so that the next concept can be learned."""
 
-    dim: int = 384
+    dim: int = 32
     rows: int = 8
     length: int = 6
     batches_per_epoch: int = 20
@@ -94,12 +95,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def model_recipe(tmp_path: Path) -> Callable[..., ModelRecipe]:
+def model_recipe(tmp_path: Path, random_space: Path) -> Callable[..., ModelRecipe]:
     """Return a recipe, changed by key=value."""
 
     def make(*changes: str, architecture: str = "base") -> ModelRecipe:
         path = tmp_path / "micro.toml"
-        path.write_text(RECIPE.format(architecture=architecture))
+        path.write_text(RECIPE.format(space=random_space, architecture=architecture))
         if architecture == "sonar_llm":  # data in memory have no sentences
             changes = ('model.loss="squared"', *changes)
         recipe = load_recipe(path, changes)

@@ -70,7 +70,7 @@ def test_it_is_that_of_the_predictions(start, judge, tmp_path, source):
 
 def test_nothing_to_predict_is_no_score(start, judge, tmp_path):
     trainer = start(tmp_path, f'train.judge="{judge}"')
-    alone = Batch.of([torch.zeros(1, 384)])
+    alone = Batch.of([torch.zeros(1, 32)])
     assert trainer._mutual_information(trainer.model, [alone]) == {}
 
 
