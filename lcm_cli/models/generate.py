@@ -1,11 +1,12 @@
-"""Continuing documents: the loop and the stopping rules, for every concept model alike.
+"""Generation of concepts: the loop and the stopping rules that all concept models share.
 
-Prompts of unequal length are read in one pass and continued side by side, each from its own end.
-A row that stops leaves the batch. Each row draws from a generator seeded with the seed alone (and
-the number of the candidate), so a document's continuation does not depend on what else is in the
+Prompts of different lengths are read in one pass and continued side by side, each from its own end.
+A row that stops leaves the batch. Each row draws from a generator that depends only on the seed and
+the number of the candidate, so the continuation of a document does not depend on the rest of the
 batch.
 
-A model of paragraphs (LPCM) closes each with a break and may then plan the next: neither is text.
+A planning model (LPCM) ends each paragraph with a break and may then predict a plan of the next
+paragraph; neither becomes a sentence.
 
 Shapes: B rows (documents times candidates), S concepts, D concept dim.
 """
@@ -25,24 +26,22 @@ from lcm_cli.models.diffusion_lcm import DiffusionState
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 
 StopReason = Literal["end", "repetition", "length"]
-Mark = StopReason | Literal["break"] | None  # what a concept is, if it is no usual sentence
+Mark = StopReason | Literal["break"] | None  # role of a concept; None: a sentence
 Reencode = Callable[[Tensor], Tensor]  # concepts (B, D) decoded to text and encoded again, (B, D)
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """When to stop, and how many candidates to try."""
+    """Options of generation: when to stop, and how to choose among candidates."""
 
     max_concepts: int = 32
-    min_concepts: int = 0  # nothing stops a document that has fewer (breaks and plans count)
+    min_concepts: int = 0  # no rule stops a shorter continuation; breaks and plans count
     end_similarity: float | None = None  # cosine to the end-of-text concept; None: the model's own
-    repeat_similarity: float | None = (
-        0.9  # cosine to the concept before (s_prev); None: no such rule
-    )
-    keep_stop: bool = False  # also return the concept that stopped
+    repeat_similarity: float | None = 0.9  # cosine to the previous concept; None: may repeat
+    keep_stop: bool = False  # also return the concept that met the stopping rule
     seed: int = 0
     candidates: int = 1
-    rerank: Literal["document", "step"] = "document"  # what candidates are of
+    rerank: Literal["document", "step"] = "document"  # unit that candidates compete in
     judge: Literal["likelihood", "roundtrip"] = "likelihood"
     sampler: Any = None  # the model's own options, of type model.Options; None: its defaults
 
@@ -59,22 +58,22 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model added to one document.
+    """Concepts that a model added to one document.
 
-    `breaks` and `plans` say before which of its concepts (from 0) they came; they are not among
-    these.
+    `breaks` and `plans` are not among the concepts; their numbers are the index, from 0, of the
+    concept that follows them.
     """
 
     concepts_SD: Tensor
     reason: StopReason
-    score: float | None  # mean judgement of its concepts, if there were candidates
+    score: float | None  # mean judgement of the concepts; None without candidates
     breaks: tuple[int, ...] = ()
     plans: tuple[tuple[int, Tensor], ...] = ()
 
 
 @dataclass
 class _Row:
-    """One candidate for one document, while it grows."""
+    """One candidate for one document during generation."""
 
     document: int
     produced: int = 0
@@ -104,16 +103,17 @@ def generate_concepts(
 ) -> list[Continuation]:
     """Continue each prompt, raw concepts (S, D).
 
-    `end` is the end-of-text concept, (D,); without it no document ends by itself. `breaks` is the
-    concept that closes a paragraph, if the model was trained with one; breaks and plans count
-    towards `max_concepts`. `reencode` is needed to judge by round trip, and used between steps by
-    models that want it (SONAR-LLM).
-    `on_concept(document, concept)` is told each concept as soon as it is certain; `watch` each
-    denoising step of a diffusion model. `noise` replaces the generators of `options.seed`: one row
-    a document and candidate.
+    `end` is the end-of-text concept (D,); without it, only the other rules stop a document.
+    `breaks` is the concept that ends a paragraph, for models trained with one; breaks and plans
+    count towards `max_concepts`. `reencode` decodes and encodes concepts again: the round-trip
+    judge needs it, and models with `reencode` in their config read its result in place of their own
+    concepts.
+    `on_concept(document, concept)` receives each concept as soon as it is final, `watch` each
+    denoising step of a diffusion model. `noise` replaces the generators of `options.seed`, with one
+    row per document and candidate.
 
-    Raises UsageError for an empty or too long prompt or options that do not suit the model,
-    IntegrityError for NaN or a wrong width.
+    Raises UsageError for an empty prompt, one that is too long, or options that the model does not
+    take, and IntegrityError for NaN or a wrong width.
     """
     options = options or GenerateOptions()
     _check(model, prompts, options, reencode)
@@ -188,7 +188,7 @@ class _Run:
         return state
 
     def _propose(self, state: Any, noise: Noise, rows: list[_Row]) -> Tensor:
-        """Return a concept for each row; among candidates for a step, the best one for all."""
+        """Return the next concept of each row; with rerank "step", candidates share the best."""
         concepts_BD = self.model.next(state, noise)
         again_BD = self._again(concepts_BD)
         chosen_BD = again_BD if self.model.config.reencode else concepts_BD
@@ -208,7 +208,7 @@ class _Run:
         return chosen_BD
 
     def _again(self, concepts_BD: Tensor) -> Tensor:
-        """Return the concepts decoded and encoded again, if anybody wants that."""
+        """Return the concepts decoded and encoded again, if the model or the judge needs it."""
         wanted = self.model.config.reencode or (self.judged and self.options.judge == "roundtrip")
         if self.reencode is None or not wanted:
             return concepts_BD
@@ -217,16 +217,17 @@ class _Run:
     def _record(
         self, rows: list[_Row], concepts_BD: Tensor, last_BD: Tensor
     ) -> tuple[list[int], Tensor]:
-        """Add a concept to each row, or end it.
+        """Add a concept to each row, or stop the row.
 
-        Returns the rows that go on, and each row's last sentence: what comes next may repeat it.
+        Returns the numbers of the rows that continue, and the last sentence of every row, with
+        which the next concept is compared for repetition.
         """
         going, last_BD = [], last_BD.clone()
         marks = self._marks(concepts_BD, last_BD)
         for number, (row, mark) in enumerate(zip(rows, marks, strict=True)):
             row.produced += 1
             reason = self._reason(row, mark)
-            # `produced` counts this concept, which is not part of the text if it stops it.
+            # `produced` includes this concept, which is not part of the text if it stops the row.
             stops = reason is not None and row.produced > self.options.min_concepts
             if not stops and (mark == "break" or row.planning):
                 self._structure(row, concepts_BD[number])
@@ -241,15 +242,15 @@ class _Run:
         return going, last_BD
 
     def _reason(self, row: _Row, mark: Mark) -> StopReason | None:
-        """Return what speaks for stopping a row at a concept like that."""
+        """Return the rule by which a concept with this role stops the row, or None."""
         if mark == "break":
-            again = len(row.concepts) in row.breaks  # with no sentence between
+            again = len(row.concepts) in row.breaks  # two breaks without a sentence between them
             return "repetition" if again and self.options.repeat_similarity is not None else None
-        # A plan may well say what the paragraph before it said.
+        # A plan may repeat the last sentence: it summarizes, and is not part of the text.
         return None if row.planning and mark == "repetition" else mark
 
     def _structure(self, row: _Row, concept_D: Tensor) -> None:
-        """Note a break, or the plan that comes after one."""
+        """Record a break, or the plan that follows one."""
         if row.planning:
             row.plans.append((len(row.concepts), concept_D))
             row.planning = False
@@ -258,7 +259,7 @@ class _Run:
             row.planning = self.model.config.plans
 
     def _marks(self, concepts_BD: Tensor, last_BD: Tensor) -> list[Mark]:
-        """Return what each concept is, if it is no usual sentence."""
+        """Return the role of each concept: the first of end, break and repetition that applies."""
         repeat = self.options.repeat_similarity
         wanted: list[tuple[Mark, Tensor | None, float | None]] = [
             ("end", self.end, self.end_similarity),
@@ -275,8 +276,8 @@ class _Run:
         return marks
 
     def _tell(self, row: _Row, number: int) -> None:
-        # Candidates of a step are one document in several rows: the first speaks for them. Those
-        # of a document are told when the best is known.
+        # With rerank "step", the rows of a document are equal: report the first. With "document",
+        # `_best` reports the concepts once the best candidate is known.
         first = not self.judged or (self.by_step and number % self.options.candidates == 0)
         if self.on_concept is not None and first:
             self.on_concept(row.document, row.concepts[-1])
@@ -298,7 +299,7 @@ def _check(
     options: GenerateOptions,
     reencode: Reencode | None,
 ) -> None:
-    """Refuse what cannot be continued."""
+    """Raise an error for prompts and options that the model cannot take."""
     config = model.config
     if options.sampler is not None and not isinstance(options.sampler, model.Options):
         given, wanted = type(options.sampler).__name__, model.Options.__name__
@@ -312,19 +313,19 @@ def _check(
 def check_prompt(
     config: AnyConfig, prompt_SD: Tensor, options: GenerateOptions, name: str = "the prompt"
 ) -> None:
-    """Refuse a prompt that a model of `config` cannot continue; `name` is what messages call it.
+    """Raise an error for a prompt that a model of `config` cannot continue; errors call it `name`.
 
     Raises UsageError if it is empty or too long, IntegrityError for NaN or another width.
     """
     if prompt_SD.dim() != 2 or prompt_SD.shape[0] == 0:
-        raise UsageError(f"{name} holds no concept", "give at least one sentence")
+        raise UsageError(f"{name} has no concepts", "give at least one sentence")
     if prompt_SD.shape[1] != config.concept_dim:
         raise IntegrityError(
             f"{name} has concepts of width {prompt_SD.shape[1]}, the model reads "
             f"{config.concept_dim}: it belongs to another space"
         )
     if not bool(torch.isfinite(prompt_SD).all()):
-        raise IntegrityError(f"{name} holds NaN or infinite values")
+        raise IntegrityError(f"{name} contains NaN or infinite values")
     if len(prompt_SD) + options.max_concepts > config.max_length:
         raise UsageError(
             f"{name} has {len(prompt_SD)} concepts; with {options.max_concepts} more "

@@ -1,11 +1,7 @@
 """Training a space: learning, exact resumption, and errors."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -247,34 +243,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
         assert torch.equal(average, same)
 
 
-def lcm(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "lcm_cli", "train", *arguments, "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            env=environment)  # fmt: skip
-
-
-def wait_for_state(folder: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not states(folder) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_process_goes_on(recipe, tmp_path, how):
-    folder = tmp_path / "run"
-    steps = ("--set", "train.steps=60", "--set", "train.save_every=5")
-    process = lcm(str(recipe), "-o", str(folder), *steps)
-    wait_for_state(folder)
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    if how == signal.SIGTERM:
-        assert process.returncode == 0 and "--resume" in errors
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_a_stopped_process_goes_on(recipe, run, tmp_path, how):
+    folder, errors = tmp_path / "run", tmp_path / "errors"
+    steps = ("--set", "train.steps=150", "--set", "train.save_every=10")
+    common = ("train", recipe, "-o", folder, *steps, "--device", "cpu")
+    log = folder / "metrics.jsonl"  # its first record comes after the first state
+    code = run(*common, errors=errors, seconds=0.05, how=how, after=log)
+    if how == "SIGTERM":
+        assert code == 0 and "--resume" in errors.read_text()
         assert (folder / "space" / "config.json").is_file()
-    resumed = lcm(str(recipe), "-o", str(folder), *steps, "--resume", "--json")
-    out, errors = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, errors
-    assert json.loads(out.splitlines()[-1])["step"] == 60
+    else:
+        assert code == -signal.SIGKILL
+    assert run(*common, "--resume", "--json", errors=errors) == 0, errors.read_text()
+    assert '{"step": 150' in errors.read_text()  # stdout, too
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == 150
     whole = begin(recipe, tmp_path / "whole", *steps[1::2])
     Run(whole, tmp_path / "whole").train()
     state = read_state(folder)[0]["trainer"]
@@ -387,12 +370,12 @@ def test_bad_lines_are_named(tmp_path, line):
         list(read_translations(path))
 
 
-def test_a_run_is_not_overwritten(recipe, tmp_path):
+def test_a_run_is_not_overwritten(recipe, run, tmp_path):
     folder = tmp_path / "run"
     Run(begin(recipe, folder), folder).train()
-    process = lcm(str(recipe), "-o", str(folder))
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and "--resume" in errors
+    errors = tmp_path / "errors"
+    assert run("train", recipe, "-o", folder, "--device", "cpu", errors=errors) == 2
+    assert "--resume" in errors.read_text()
 
 
 def test_a_damaged_state_is_refused(recipe, tmp_path):
