@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from lcm_cli.errors import IntegrityError, LcmError
@@ -48,6 +49,7 @@ def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
         raise type(error)(f"{source}: {error.message}", error.hint) from error
 
 
+@cache  # pydantic takes milliseconds to build one, and there are as many cards as checkpoints
 def _adapter(cls: Any) -> "TypeAdapter[Any]":
     from pydantic import ConfigDict, TypeAdapter
 
