@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 from lcm_cli.errors import IntegrityError, LcmError
 
@@ -38,7 +38,7 @@ def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
 
     try:
         text = json.dumps([dict(data)], default=str)
-        parsed: tuple[T] = _adapter(cls).validate_json(text, strict=True)
+        parsed: tuple[T] = _adapter(cast(Hashable, cls)).validate_json(text, strict=True)
         return parsed[0]
     except ValidationError as error:
         problems = error.errors(include_url=False)
