@@ -355,7 +355,7 @@ BAD: list[tuple[Callable[[], tuple[list[Tensor], dict[str, Any]]], type[LcmError
     (lambda: ([torch.zeros(0, DIM)], {}), UsageError, "prompt 1 has no concepts"),
     (lambda: ([torch.zeros(DIM)], {}), UsageError, "prompt 1 has no concepts"),
     (lambda: ([torch.ones(2, DIM), torch.ones(2, 9)], {}), IntegrityError, "prompt 2 .* width 9"),
-    (lambda: ([torch.full((2, DIM), torch.nan)], {}), IntegrityError, "prompt 1 holds NaN"),
+    (lambda: ([torch.full((2, DIM), torch.nan)], {}), IntegrityError, "prompt 1 contains NaN"),
     (lambda: ([torch.ones(21, DIM)], {}), UsageError, "21 concepts; with 4 more"),
     (lambda: ([torch.ones(2, DIM)], {"sampler": 3}), UsageError, "takes BaseOptions, not int"),
 ]
