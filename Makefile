@@ -5,7 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-CORES := --numprocesses=auto --maxprocesses=8 --dist=worksteal
+# A worker takes up to 2.5 GB of memory.
+CORES := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 .PHONY: help demo test coverage check bench docs site cards clean
 
@@ -16,7 +17,7 @@ demo: $(READY) ## summarize three stories into three languages, offline
 	$(BIN)/lcm summarize examples/lost_dog.txt examples/das_alte_buch.txt examples/two_brothers.txt \
 	  --to French --to Spanish --to German --offline
 
-test: $(READY) ## run the tests, on all cores
+test: $(READY) ## run the tests, on up to four cores
 	$(BIN)/python -m pytest $(CORES)
 
 coverage: $(READY) ## run the tests and report which lines and branches they reach
