@@ -7,6 +7,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 # A worker takes up to 2.5 GB of memory.
 CORES := --numprocesses=auto --maxprocesses=4 --dist=worksteal
+# The tests' processes share their compiled modules.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test coverage check bench docs site cards clean
 

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,21 @@ from unittest import mock
 
 import pytest
 from hub_server import HubServer
+from processes import ForkServer
 
 # Workers of pytest-xdist share the cores: one thread each, also for their child processes.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+gc.disable()  # the imports of the tests leave no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the modules' objects from garbage collection, which then takes little time."""
+    gc.freeze()
+    gc.enable()
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,13 @@ def lcm_process(surroundings: dict[str, str]) -> Callable[..., Result]:
         return Result(done.returncode, done.stdout, done.stderr.decode("utf-8"))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """A process that has imported torch, to fork processes from."""
+    with closing(ForkServer()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -231,7 +247,6 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hugging Face Hub on loopback; the real client uses it, with short waits."""
-    gc.freeze()  # the collection at the end then sees the objects of this test only
     with _running(HubServer()) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -251,7 +266,6 @@ def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServ
         with warnings.catch_warnings():  # after an error the client leaves its connections open
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
-        gc.unfreeze()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,37 +10,32 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from processes import ForkServer, Process
 
-resource = pytest.importorskip("resource", reason="signals and limits of POSIX")
+pytest.importorskip("resource", reason="signals and limits of POSIX")
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 FULL = Path("/dev/full")
 
 
-Start = Callable[..., subprocess.Popen[bytes]]
+Start = Callable[..., Process]
 
 
 @pytest.fixture
-def start(surroundings: dict[str, str], random_space: Path) -> Iterator[Start]:
+def start(forks: ForkServer, surroundings: dict[str, str], random_space: Path) -> Iterator[Start]:
     """Start `lcm` as a process, by default with pipes; it ends with the test."""
     with ExitStack() as stack:
 
-        def run(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+        def run(*arguments: str | Path, **options: Any) -> Process:
             pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "lcm_cli", *map(str, arguments)],
-                env=surroundings | {"LCM_SPACE": str(random_space)},
-                cwd=ROOT,
-                **pipes | options,
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
+            env = surroundings | {"LCM_SPACE": str(random_space)}
+            process = forks.start(*arguments, env=env, **pipes | options)
+            stack.callback(process.close)
             return process
 
         yield run
 
 
-def _outputs(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+def _outputs(process: Process) -> tuple[IO[bytes], IO[bytes]]:
     assert process.stdout and process.stderr
     return process.stdout, process.stderr
 
@@ -119,11 +113,8 @@ def test_full_disk_behind_stdout(start: Start, story: Path, command: list[str]) 
 def test_full_disk_behind_a_file(
     start: Start, tmp_path: Path, story: Path, command: list[str]
 ) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
     rest = ("--from", "en", "-o", tmp_path / "a.jsonl")
-    process = start(*command, story, *rest, stdin=subprocess.DEVNULL, preexec_fn=limit)
+    process = start(*command, story, *rest, stdin=subprocess.DEVNULL, limit=1000)
     _, errors = process.communicate()
     assert process.returncode == 1
     assert b"cannot write" in errors and b"a.jsonl" in errors

@@ -1,11 +1,11 @@
 """Fixtures of the training tests: data in memory, models that train in seconds."""
 
-import json
 import os
+import signal
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import ForkServer
 from torch import Tensor
 
 from lcm_cli.documents import Document, SpaceInfo, open_writer
@@ -123,44 +124,6 @@ def start(model_recipe: Callable[..., ModelRecipe]) -> Callable[..., ModelTraine
     return begin
 
 
-# Imports torch, and what its optimizers import later, once; forks a process for each `lcm train`.
-HELPER = """
-import contextlib, json, os, resource, signal, sys, time
-import torch, torch._dynamo, torch.distributed.checkpoint, torch.distributed.fsdp
-from lcm_cli.app import main
-from lcm_cli.space import load_space
-from lcm_cli.training import fitting, loop, prepare
-from lcm_cli.training.data import batches
-
-torch.set_num_threads(1)
-load_space("tiny", device="cpu").encode(["Imports all modules."], "eng_Latn")
-with contextlib.suppress(ImportError):
-    import torch.utils.tensorboard
-for line in sys.stdin:
-    call = json.loads(line)
-    children = []
-    for rank in range(call["processes"]):
-        child = os.fork()
-        if not child:
-            if call["processes"] > 1:  # the variables that torchrun sets
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                os.environ |= {"WORLD_SIZE": str(call["processes"])}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(call["port"])}
-            if call["limit"]:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (call["limit"], call["limit"]))
-            error = os.open(call["errors"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(error, 1), os.dup2(error, 2)
-            os._exit(main(call["arguments"]))
-        children.append(child)
-    if call["seconds"]:
-        while call["await"] and not os.path.exists(call["await"]):
-            time.sleep(0.05)
-        time.sleep(call["seconds"])
-        for child in children:
-            os.kill(child, getattr(signal, call["signal"]))
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print(next((code for code in codes if code), 0), flush=True)
-"""
 FILE_RECIPE = """
 kind = "model"
 name = "micro"
@@ -182,13 +145,13 @@ ema = 0.9
 """
 
 
-@pytest.fixture(scope="session")
-def run() -> Iterator[Callable[..., int]]:
-    """Call `lcm` in a forked process; return its exit code."""
-    helper = subprocess.Popen(
-        [sys.executable, "-c", HELPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+# Without the end of the interpreter, which takes longer than some of these calls.
+MAIN = "import os; from lcm_cli.app import main; os._exit(main())"
+
+
+@pytest.fixture
+def run(forks: ForkServer) -> Callable[..., int]:
+    """Call `lcm` in a forked process, or in several; return the exit code."""
 
     def call(
         *arguments: Any,
@@ -199,23 +162,32 @@ def run() -> Iterator[Callable[..., int]]:
         after: Path | None = None,
         processes: int = 1,
     ) -> int:
-        order = {
-            "arguments": [str(argument) for argument in arguments],
-            "errors": str(errors),
-            "seconds": seconds,
-            "limit": limit,
-            "signal": how,
-            "await": str(after or ""),
-            "processes": processes,
-            "port": free_port(),
-        }
-        errors.unlink(missing_ok=True)
-        helper.stdin.write(json.dumps(order) + "\n")
-        helper.stdin.flush()
-        return int(helper.stdout.readline())
+        port = free_port()
+        with errors.open("wb") as file, ExitStack() as stack:
+            started = []
+            for rank in range(processes):
+                env = os.environ | (torchrun(rank, processes, port) if processes > 1 else {})
+                process = forks.start(
+                    *arguments, code=MAIN, env=env, limit=limit, stdout=file, stderr=file
+                )
+                stack.callback(process.close)
+                started.append(process)
+            if seconds:
+                while after and not after.exists() and started[0].poll() is None:
+                    time.sleep(0.01)
+                time.sleep(seconds)
+                for process in started:
+                    process.send_signal(getattr(signal, how))
+            codes = [process.wait() for process in started]
+        return next((code for code in codes if code), 0)
 
-    yield call
-    helper.communicate(timeout=60)
+    return call
+
+
+def torchrun(rank: int, processes: int, port: int) -> dict[str, str]:
+    """Return the variables that torchrun sets."""
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    return ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def free_port() -> int:
