@@ -114,7 +114,8 @@ def _stream(number: int, wanted: Any) -> tuple[IO[bytes] | None, int]:
     """Return our end and their end of a standard stream."""
     if wanted == subprocess.PIPE:
         ends = os.pipe()
-        return (open(ends[1], "wb"), ends[0]) if number == 0 else (open(ends[0], "rb"), ends[1])
+        ours, theirs = ends if number else ends[::-1]
+        return os.fdopen(ours, "rb" if number else "wb"), theirs
     if wanted == subprocess.DEVNULL:
         return None, os.open(os.devnull, os.O_RDWR)
     return None, wanted if isinstance(wanted, int) else wanted.fileno()
@@ -135,7 +136,7 @@ def _import_all() -> None:
     torch.set_num_threads(1)
     load_space("tiny", device="cpu").encode(["Imports all modules."], "eng_Latn")
     with contextlib.suppress(ImportError):
-        import torch.utils.tensorboard  # noqa: F401
+        import torch.utils.tensorboard
     assert main and "huggingface_hub" not in sys.modules  # which reads its variables only once
 
 

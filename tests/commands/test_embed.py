@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import ForkServer
 from rounding import additions, assert_near
 
 from lcm_cli.commands._road import Road
@@ -181,6 +180,7 @@ def test_killed_it_goes_on(
     pairs: Path,
     random_space: Path,
     surroundings: dict[str, str],
+    forks: ForkServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -190,10 +190,8 @@ def test_killed_it_goes_on(
     monkeypatch.setitem(defaults, "shard_bytes", 300)
     assert road("embed", pairs, "-o", whole, "--from", "en").code == 0
     arguments = ["embed", str(pairs), "-o", str(often), "--from", "en"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SMALL_SHARDS, *arguments],
-        cwd=ROOT, env=surroundings | {"LCM_SPACE": str(random_space)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    env = surroundings | {"LCM_SPACE": str(random_space)}
+    process = forks.start(*arguments, code=SMALL_SHARDS, env=env)
     journal = often / ".unfinished.json"
     while process.poll() is None and not journal.exists():
         time.sleep(0.001)
@@ -239,17 +237,19 @@ OFTEN_SAVED = SMALL_SHARDS.replace(
 
 
 def test_killed_within_a_shard_it_goes_on(
-    road: Run, random_space: Path, surroundings: dict[str, str], tmp_path: Path
+    road: Run,
+    random_space: Path,
+    surroundings: dict[str, str],
+    forks: ForkServer,
+    tmp_path: Path,
 ) -> None:
     whole, often, source = tmp_path / "whole", tmp_path / "often", tmp_path / "a.jsonl"
     texts = ("The hen ran. The dog slept" + " on" * (n * n % 23) + "." for n in range(1500))
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     arguments = ["embed", str(source), "--from", "en", "--dtype", "float32", "-o"]
     assert road(*arguments, whole).code == 0
-    process = subprocess.Popen(
-        [sys.executable, "-c", OFTEN_SAVED, *arguments, str(often)],
-        cwd=ROOT, env=surroundings | {"LCM_SPACE": str(random_space)}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    env = surroundings | {"LCM_SPACE": str(random_space)}
+    process = forks.start(*arguments, often, code=OFTEN_SAVED, env=env)
     while process.poll() is None and not (often / ".saved-00001.parquet").exists():
         time.sleep(0.001)
     process.kill()

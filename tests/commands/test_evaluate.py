@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -79,12 +78,9 @@ def test_the_same_call_gives_the_same_files_and_a_finished_report_is_kept(lcm, r
     assert lcm(*SUMMARIZE, "--force", "-o", report).code == 0
 
 
-def test_a_stopped_run_is_resumed(lcm, report, surroundings, tmp_path):
+def test_a_stopped_run_is_resumed(lcm, report, surroundings, tmp_path, forks):
     folder = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lcm_cli", *map(str, SUMMARIZE), "-o", str(folder)],
-        cwd=ROOT, env=surroundings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = forks.start(*SUMMARIZE, "-o", folder, env=surroundings)
     work = folder / ".work.jsonl"
     while process.poll() is None and not (work.exists() and b"\n" in work.read_bytes()):
         time.sleep(0.001)

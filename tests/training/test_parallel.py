@@ -65,16 +65,23 @@ def test_a_run_goes_on_in_another_number_of_processes(
     torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """A folder for the teachers by architecture, which are trained when first needed."""
+    return tmp_path_factory.mktemp("teachers")
+
+
 @pytest.fixture
-def taught(run, write_recipe, tmp_path):
+def taught(run, write_recipe, teachers, tmp_path):
     """Return the arguments of a distillation that also learns hidden states."""
 
     def make(architecture, *changes):
         recipe, errors = write_recipe(architecture), tmp_path / "errors"
-        teacher = ("train", recipe, *COMMON, "-o", tmp_path / "teacher")
-        assert run(*teacher, errors=errors) == 0, errors.read_text()
+        teacher = teachers / architecture
+        if not teacher.exists():
+            assert run("train", recipe, *COMMON, "-o", teacher, errors=errors) == 0
         with recipe.open("a") as file:
-            file.write(f'[distill]\nteacher = "{tmp_path}/teacher"\nhidden = 1.0\n')
+            file.write(f'[distill]\nteacher = "{teacher}"\nhidden = 1.0\n')
         narrow = "transformer" if architecture == "base" else "denoiser"
         smaller = ("--set", "model.model_dim=32", "--set", f"model.{narrow}.layers=1")
         return ("distill", recipe, *COMMON, *smaller, *changes, "-o")
@@ -99,7 +106,8 @@ def test_two_processes_distill_what_one_does(
     run, taught, tmp_path, architecture, parallel, weights_of_parts
 ):
     changes = [f"distill.{name}={value}" for name, value in weights_of_parts.items()]
-    changes += [f"train.parallel={parallel}", "train.steps=20", "train.save_every=20"]
+    changes += [f"train.parallel={parallel}", "train.steps=20", "train.eval_every=20"]
+    changes += ["train.save_every=100"]  # only at the end
     common = taught(architecture, *(part for change in changes for part in ("--set", change)))
     errors = tmp_path / "errors"
     assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
