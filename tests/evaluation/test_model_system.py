@@ -22,19 +22,25 @@ from lcm_cli.writing.writer import Writer
 DATA = Path(__file__).resolve().parent.parent.parent / "examples" / "eval.jsonl"
 
 
+@pytest.fixture(scope="module")
+def space(random_space):
+    return load_space(str(random_space), device="cpu")
+
+
 @pytest.fixture(scope="module", params=["base", "two_tower"])
 def folder(request, tmp_path_factory):
     torch.manual_seed(0)
-    config = preset(request.param, "nano", concept_dim=384)
+    config = preset(request.param, "nano", concept_dim=32)
     model = build(replace(config, prompts={"summarize": "Summarize:"}))
     path = tmp_path_factory.mktemp("model") / request.param
     save(model, path)
     return path
 
 
-def test_a_model_is_evaluated_beside_baselines(lcm, folder):
+def test_a_model_is_evaluated_beside_baselines(lcm, folder, random_space):
     call = ("evaluate", folder, "copy-last", "lead-2", "--task", "next-concept", "--task")
     call = (*call, "summarize", "--data", DATA, "--limit", "1", "--length", "2", "--json")
+    call = (*call, "--space", random_space)
     result = lcm(*call)
     assert result.code == 0, result.stderr
     found = json.loads(result.stdout)
@@ -45,27 +51,24 @@ def test_a_model_is_evaluated_beside_baselines(lcm, folder):
     assert lcm(*call).stdout == result.stdout
 
 
-def test_its_tasks_are_those_that_it_was_finetuned_for(folder):
-    space = load_space("tiny", device="cpu")
+def test_its_tasks_are_those_that_it_was_finetuned_for(folder, space):
     (system,) = load_systems([str(folder)], space, Settings())
     assert system.tasks == ("next-concept", "summarize")
 
 
-def test_a_model_of_another_width_is_refused(tmp_path):
+def test_a_model_of_another_width_is_refused(tmp_path, space):
     save(build(preset("base", "nano", concept_dim=8)), tmp_path / "other")
-    space = load_space("tiny", device="cpu")
     with pytest.raises(IntegrityError, match="width 8"):
         load_systems([str(tmp_path / "other")], space, Settings())
 
 
-def test_weights_in_several_files(folder, tmp_path):
+def test_weights_in_several_files(folder, tmp_path, space):
     state = load_file(folder / "model.safetensors")
     for number, half in enumerate((list(state)[::2], list(state)[1::2])):
         save_file({name: state[name] for name in half}, tmp_path / f"model-{number}.safetensors")
     index = {name: f"model-{n % 2}.safetensors" for n, name in enumerate(state)}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    space = load_space("tiny", device="cpu")
     whole, parts = load_systems([str(folder), str(tmp_path)], space, Settings())
     assert len(parts.about()["sha256"]) == 64
     assert parts.about()["sha256"] != whole.about()["sha256"]
@@ -95,11 +98,11 @@ def test_the_text_that_opens_prompts_precedes_each_document(tmp_path):
     assert len(record["prediction"]) == 2
 
 
-def test_documents_are_cut_to_the_length_of_the_shortest_model(lcm, tmp_path):
-    config = preset("sonar_llm", "nano", concept_dim=384)
+def test_documents_are_cut_to_the_length_of_the_shortest_model(lcm, tmp_path, random_space):
+    config = preset("sonar_llm", "nano", concept_dim=32)
     save(build(replace(config, max_length=4)), tmp_path / "short")
     call = ("evaluate", tmp_path / "short", "copy-last", "--task", "next-concept", "--data", DATA)
-    result = lcm(*call, "--limit", "2", "-o", tmp_path / "report")
+    result = lcm(*call, "--limit", "2", "-o", tmp_path / "report", "--space", random_space)
     assert result.code == 0, result.stderr
     lines = (tmp_path / "report" / "examples.jsonl").read_text().splitlines()
     assert {len(json.loads(line)["source"]) for line in lines} == {3}

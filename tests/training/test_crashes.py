@@ -27,7 +27,8 @@ def same(left: Any, right: Any) -> bool:
 @pytest.mark.parametrize("architecture", ["base", "two_tower"])
 def test_killed_again_and_again_a_run_ends_the_same(run, write_recipe, tmp_path, architecture):
     recipe, errors = write_recipe(architecture), tmp_path / "errors"
-    common = ("train", recipe, "--device", "cpu", "-o")
+    often = ("--set", "train.save_every=4", "--set", "train.eval_every=12")
+    common = ("train", recipe, "--device", "cpu", "--set", "train.steps=30", *often, "-o")
     begun_at = time.monotonic()
     assert run(*common, tmp_path / "whole", errors=errors) == 0, errors.read_text()
     took = time.monotonic() - begun_at
@@ -67,7 +68,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_state(run, write_recipe, tmp_pa
     assert "state-000000014.pt" in message and "--resume" in message and "Traceback" not in message
     assert same(before, read_state(tmp_path / "run")[0])
     assert load_model(tmp_path / "run" / "model")
-    assert run(*common, "--resume", errors=errors) == 0
+    assert run(*common, "--resume", "--set", "train.steps=20", errors=errors) == 0
 
 
 def test_a_signal_finishes_the_step_and_saves(run, write_recipe, tmp_path):

@@ -246,7 +246,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 def test_a_stopped_process_goes_on(recipe, run, tmp_path, how):
     folder, errors = tmp_path / "run", tmp_path / "errors"
-    steps = ("--set", "train.steps=150", "--set", "train.save_every=10")
+    steps = ("--set", "train.steps=60", "--set", "train.save_every=10")
     common = ("train", recipe, "-o", folder, *steps, "--device", "cpu")
     log = folder / "metrics.jsonl"  # its first record comes after the first state
     code = run(*common, errors=errors, seconds=0.05, how=how, after=log)
@@ -256,8 +256,8 @@ def test_a_stopped_process_goes_on(recipe, run, tmp_path, how):
     else:
         assert code == -signal.SIGKILL
     assert run(*common, "--resume", "--json", errors=errors) == 0, errors.read_text()
-    assert '{"step": 150' in errors.read_text()  # stdout, too
-    assert json.loads(log.read_text().splitlines()[-1])["step"] == 150
+    assert '{"step": 60' in errors.read_text()  # stdout, too
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == 60
     whole = begin(recipe, tmp_path / "whole", *steps[1::2])
     Run(whole, tmp_path / "whole").train()
     state = read_state(folder)[0]["trainer"]
