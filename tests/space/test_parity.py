@@ -16,7 +16,6 @@ from lcm_cli.space.tokenizer import EOS, Tokenizer
 
 if find_spec("sonar") is None:
     pytest.skip("sonar-space is not installed", allow_module_level=True)
-import_sonar()
 
 LANGUAGES = ("eng_Latn", "jpn_Jpan", "arb_Arab", "fra_Latn")
 TEXTS = [
@@ -31,6 +30,11 @@ TEXTS = [
     "J'ai faim; où est-on ?",
 ]
 DIM, LAYERS, HEADS, FFN = 64, 3, 4, 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sonar():
+    import_sonar()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """Fixtures of the training tests: data in memory, models that train in seconds."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -84,6 +86,17 @@ class Memory:
 
     def close(self) -> None:
         pass
+
+
+@pytest.fixture(scope="session")
+def random_space(random_space: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A space with random weights that decodes short texts: it never ends one by itself."""
+    folder = tmp_path_factory.mktemp("short") / "random"
+    shutil.copytree(random_space, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["decoder"]["max_length"] = 24
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture(autouse=True)
