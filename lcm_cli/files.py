@@ -1,9 +1,14 @@
-"""Atomic writing of files and folders: readers see the old content or the new, never a mixture."""
+"""Atomic writing of files and folders: readers see the old content or the new, never a mixture.
 
+Also the reading of small text files, and the errors for missing files and failed writes.
+"""
+
+import codecs
 import errno
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -12,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeGuard
 
-from lcm_cli.errors import LcmError, NotFoundError, UsageError
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 
 # Open descriptors as files; a process substitution of the shell, >(command), is one.
 _DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/self/fd)/(\d+)|/dev/(?:stdout|stderr)")
@@ -210,6 +215,27 @@ def not_there(path: Path, what: str = "file") -> NotFoundError:
     like = " or ".join(str(folder / name) for name in near)
     hint = f"did you mean {like}?" if near else here or f"see: ls {folder}"
     return NotFoundError(f"no such {what}: {path}", hint)
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a small file, without a byte order mark.
+
+    Raises UsageError if it cannot be read, IntegrityError if it is not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", f"see: ls -l {path}") from error
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+        hint = f"convert it: iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))} > NEW"
+        raise IntegrityError(f"{path} is UTF-16, not UTF-8", hint)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise IntegrityError(
+            f"{path} is not UTF-8 at byte {error.start} (line {line})", "save it as UTF-8"
+        ) from error
 
 
 def disk_error(error: OSError, path: Path) -> LcmError:

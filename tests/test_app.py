@@ -299,7 +299,11 @@ def test_priority_of_flag_variable_file_and_default(
     ("text", "code", "message"),
     [
         ('device = "gpu"', 2, "c.toml: invalid value for '--device'"),
-        ('to = "fr"', 2, "c.toml: invalid value for '--to'"),
+        ("to = {a = 1}", 5, 'c.toml: to = {"a": 1} is a table, not a list of strings'),
+        ('_o = "x"', 5, "c.toml: '_o' is not a known option"),
+        ('[probe]\nconfig = "x"', 5, "c.toml: 'config' is not a known option of probe"),
+        ("[probe]\nx = 1", 5, "known: device, precision, to, seed, quiet, verbose, offline\n"),
+        ("[probe]\nseed = 1.5", 2, "c.toml: invalid value for '--seed'"),
         (
             '[probe]\nsede = "3"',
             5,
@@ -315,6 +319,30 @@ def test_an_error_in_the_config_file_names_the_file(
     done = lcm("probe", "--config", tmp_path / "c.toml")
     assert done.code == code
     assert message in done.stderr
+
+
+def test_several_languages_in_one_value(lcm: Run, probe: ModuleType, tmp_path: Path) -> None:
+    def languages(*args: str) -> Any:
+        done = lcm("probe", *args)
+        assert done.code == 0, done.stderr
+        return json.loads(done.stdout)["to"]
+
+    assert languages("--to", "fr,de") == ["fr", "de"]
+    assert languages("--to", "fr, de", "--to", "all,es") == ["fr", "de", "all", "es"]
+    assert languages("--to", "Greek, Modern (1453-)") == ["Greek, Modern (1453-)"]
+    config = tmp_path / "c.toml"
+    for text in ('to = "fr,de"', 'to = ["fr", "de"]', '[probe]\nto = "fr, de"'):
+        config.write_text(text, encoding="utf-8")
+        assert languages("--config", str(config)) == ["fr", "de"]
+    for value in ("fr,", ",", "fr,,de", ""):
+        done = lcm("probe", "--to", value)
+        assert (done.code, f"a language is missing in '{value}'" in done.stderr) == (2, True)
+
+
+def test_documents_are_in_one_language(lcm: Run) -> None:
+    done = lcm("translate", "--from", "fr,de", "--to", "en")
+    assert done.code == 2
+    assert "'fr,de' names several languages; documents have one each" in done.stderr
 
 
 def test_common_options(lcm: Run, probe: ModuleType, tmp_path: Path) -> None:
