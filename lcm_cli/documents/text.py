@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from lcm_cli.documents.document import (
     Concepts,
@@ -26,11 +26,13 @@ Line = tuple[int, str | LcmError]  # its number from 1, and its text or why it h
 def read_text(file: BinaryIO, source: Source) -> Iterator[Document]:
     """Yield the document in a text file.
 
-    Raises IntegrityError if the file is not UTF-8 or has only white space.
+    Raises IntegrityError if the file is not UTF-8, has only white space, or is a JSON array.
     """
     text = decode_text(file.read(), source.name)
     if not text.strip():
         raise _blank(source.name, "text")
+    if text.lstrip().startswith("[") and _are_records(items := _parsed(text)):
+        raise _array(items, source.name)
     yield Document(source.id, text=text, origin=source.name)
 
 
@@ -88,12 +90,7 @@ def _refuse_other_layouts(first: str, second: str | LcmError, name: str) -> None
     """Raise if JSON that begins with these two lines is not JSON Lines; there may be no second."""
     first, items = first.strip(), _parsed(first)
     if first.startswith("[") and (second == "" or items is None):
-        strings = isinstance(items, list) and all(map(_is_string, items)) and items
-        convert = 'jq -c ".[] | {text: .}"' if strings else 'jq -c ".[]"'
-        raise IntegrityError(
-            f"{name} is a JSON array, not JSON Lines: one object per line",
-            f"convert it: {converting(convert, name, '.jsonl')}",
-        )
+        raise _array(items, name)
     following = second.lstrip() if isinstance(second, str) else ""
     inside = first.endswith(("{", "[", ":")) or following.startswith((",", '"', "}", "]"))
     if first.startswith("{") and following and inside:
@@ -101,6 +98,20 @@ def _refuse_other_layouts(first: str, second: str | LcmError, name: str) -> None
             f"{name} is JSON spread over lines, not JSON Lines: one object per line",
             f"convert it: {converting('jq -c .', name, '.jsonl')}",
         )
+
+
+def _array(items: list[Any] | None, name: str) -> IntegrityError:
+    convert = 'jq -c ".[] | {text: .}"' if items and _is_string(items[0]) else 'jq -c ".[]"'
+    return IntegrityError(
+        f"{name} is a JSON array, not JSON Lines: one object per line",
+        f"convert it: {converting(convert, name, '.jsonl')}",
+    )
+
+
+def _are_records(value: Any) -> TypeGuard[list[Any]]:
+    """Return whether a JSON value is a list of objects or strings, which prose cannot be."""
+    kinds = {type(item) for item in value} if isinstance(value, list) else set()
+    return kinds in ({dict}, {str})
 
 
 def _blank(name: str, what: str) -> IntegrityError:

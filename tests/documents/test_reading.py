@@ -438,6 +438,14 @@ def test_json_in_another_layout_is_one_error(tmp_path, text, what, convert):
     assert isinstance(problem, IntegrityError)
 
 
+def test_a_json_array_on_standard_input():
+    error = caught(["-"], json.dumps(RECORDS, indent=1).encode())
+    assert error.message.startswith("stdin is a JSON array, not JSON Lines")
+    assert error.hint == 'convert it: jq -c ".[]"'
+    (document,) = read(["-"], stdin=io.BytesIO(b'[1] A note. ["One."]'))
+    assert document.text.startswith("[1] A note.")
+
+
 @pytest.mark.parametrize(
     "text",
     [
