@@ -30,7 +30,7 @@ def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
 
     A link stays and the file behind it is written. A replaced file keeps its mode, owner and
     extended attributes. A device, a pipe or a descriptor (/dev/fd/N) is opened at once and receives
-    the content at the end, without `force`.
+    the content at the end, without `force` unless it is a disk.
 
     Raises UsageError if `path` exists and `force` is false, or if it is a folder; NotFoundError if
     its folder does not exist; LcmError if the disk is full. On any error, `path` stays unchanged.
@@ -40,6 +40,8 @@ def atomic_path(path: Path, *, force: bool = False) -> Iterator[Path]:
     temporary = None
     try:
         target = _behind_links(path)
+        if isinstance(target, Path) and target.is_block_device() and not force:
+            raise UsageError(f"{path} is a disk", "choose another name, or add --force")
         writing = _replacing(target, path, force) if _is_ordinary(target) else _streaming(target)
         with writing as temporary:
             yield temporary
@@ -78,7 +80,8 @@ def _replacing(target: Path, path: Path, force: bool) -> Iterator[Path]:
 def _streaming(target: Path | int) -> Iterator[Path]:
     """Open a device, a pipe or a descriptor, yield a temporary path, and copy its file there."""
     # Opened at once: a pipe's reader sees the end even if there is no result.
-    opened = os.dup(target) if isinstance(target, int) else os.open(target, os.O_WRONLY)
+    flags = os.O_WRONLY | os.O_NOCTTY  # a terminal must not become the process's own
+    opened = os.dup(target) if isinstance(target, int) else os.open(target, flags)
     with open(opened, "wb") as stream, tempfile.TemporaryDirectory() as folder:  # noqa: PTH123
         temporary = Path(folder) / "result"
         temporary.touch()

@@ -160,6 +160,17 @@ def test_a_device_is_written_to_and_stays(folder: Path) -> None:
     assert Path("/dev/full").is_char_device()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make devices")
+def test_a_disk_needs_force(folder: Path) -> None:
+    try:
+        os.mknod(folder / "disk", stat.S_IFBLK | 0o600, os.makedev(7, 12345))  # of no driver
+    except OSError:
+        pytest.skip("no devices here")
+    with pytest.raises(UsageError, match="disk is a disk"):
+        write(folder / "disk")
+    assert (folder / "disk").is_block_device()
+
+
 def test_a_socket_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as server:
