@@ -86,7 +86,7 @@ def _examples(
     without = sum(not example.target for example in examples)
     if without and {"summarize", "expand"} & set(request.tasks):
         console.warn(f"{without} of {len(examples)} rows have no reference to compare with")
-    return examples, about | {"rows": len(examples), "broken": len(problems.errors)}
+    return examples, about | {"rows": len(examples), "broken": problems.count}
 
 
 def _evaluate(

@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from lcm_cli.errors import UsageError
 
 # Options, by their long names, that the top level of the config file may set.
 SHARED = (
-    *("space", "model", "device", "precision", "batch_tokens", "from", "to", "one_per_line"),
+    *("space", "model", "device", "precision", "batch-tokens", "from", "to", "one-per-line"),
     *("seed", "quiet", "verbose", "offline"),
 )
 _CHECKPOINTS = ("space", "model", "models")  # parameters that name checkpoints
@@ -27,6 +27,28 @@ def _checked_device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
         raise typer.BadParameter(f"{device!r} is not one of auto, cpu, cuda, cuda:N, mps.")
     return device
+
+
+def _one_language(source: str) -> str:
+    if len(_split(source)) > 1:
+        raise typer.BadParameter(f"{source!r} names several languages; documents have one each.")
+    return source
+
+
+def _each_language(to: list[str] | None) -> list[str] | None:
+    """Split the items of a repeatable option at commas."""
+    names = [name.strip() for each in to or () for name in _split(each)]
+    if not all(names):
+        raise typer.BadParameter(f"a language is missing in {', '.join(map(repr, to or ()))}.")
+    return names or None
+
+
+def _split(languages: str) -> list[str]:
+    from lcm_cli.text.languages import is_listed
+
+    if "," in languages and is_listed(languages):  # "Greek, Modern (1453-)"
+        return [languages]
+    return languages.split(",")
 
 
 def _languages(incomplete: str) -> Iterator[tuple[str, str]]:
@@ -103,6 +125,7 @@ From = Annotated[
         "--from",
         metavar="LANG",
         help="Input language, a code or a name; auto detects it.",
+        callback=_one_language,
         autocompletion=_languages,
     ),
 ]
@@ -111,8 +134,9 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="LANG",
-        help="Target language, a code or a name, or all; repeat for several.",
+        help="Target language, a code or a name, or all; for several, repeat it or use commas.",
         show_default=False,
+        callback=_each_language,
         autocompletion=_languages,
     ),
 ]
@@ -154,16 +178,29 @@ def _use_config(ctx: typer.Context, chosen: Path | None) -> Path | None:
     """Take the defaults of all options parsed after this one from the config file."""
     path = None if ctx.resilient_parsing else settings.find_settings(chosen)
     if path is not None:
-        names = {_key(flag): param.name for param in ctx.command.params for flag in param.opts}
+        options = dict(_configurable(ctx.command.params))
         called = ctx.command_path.split()[1:]  # without the program's own name
-        found = settings.defaults(path, called, names, SHARED, commands=ctx.obj)
-        ctx.default_map = {names[key]: value for key, value in found.items()}
+        takes = {key: _takes(option) for key, option in options.items()}
+        found = settings.defaults(path, called, takes, SHARED, commands=ctx.obj)
+        ctx.default_map = {options[key].name: value for key, value in found.items()}
         ctx.meta[CONFIG] = path
     return path
 
 
-def _key(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
+def _configurable(params: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the options that a config file may set, by their keys there."""
+    for param in params:
+        for flag in param.opts:
+            if flag.startswith("--") and flag != "--config":
+                yield flag.removeprefix("--"), param
+
+
+def _takes(option: Any) -> settings.Takes:
+    if option.count:
+        return "count"
+    if option.is_flag:
+        return "switch"
+    return "list" if option.multiple else "value"
 
 
 def _common(

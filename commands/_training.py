@@ -2,16 +2,15 @@
 
 import os
 import shlex
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from lcm_cli import console
+from lcm_cli.app import Stopped, on_signals
 from lcm_cli.errors import UsageError
 
 Changes = Annotated[
@@ -187,12 +186,14 @@ def show_step(record: dict[str, Any]) -> None:
     console.status(line(record))
 
 
-def stop_on_signal(run: Any) -> None:
-    """Let SIGTERM and Ctrl-C stop the run after the current step; a second one stops at once."""
+@contextmanager
+def stopping_on_signal(run: Any) -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and Ctrl-C stop the run after the current step; a second one at once."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int) -> None:
+        if run.stop:
+            raise Stopped(number)
         run.stop = True
-        signal.signal(number, signal.SIG_DFL)
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    with on_signals(stop, "SIGTERM", "SIGHUP", "SIGINT"):
+        yield

@@ -12,7 +12,7 @@ from lcm_cli.schema import counted
 
 from . import _training as shared
 from ._options import Device, Force, Json
-from ._training import check_run_folder, own_device, show, show_step, stop_on_signal, together
+from ._training import check_run_folder, own_device, show, show_step, stopping_on_signal, together
 
 if TYPE_CHECKING:
     from lcm_cli.training.trainers.concept_model import ModelTrainer
@@ -106,8 +106,8 @@ def _train(
     run = Run(trainer, folder, max(minutes, 0), together(shown), show_step)
     if resume and states(folder):
         run.resume()
-    stop_on_signal(run)
-    return run.train()
+    with stopping_on_signal(run):
+        return run.train()
 
 
 def _show_report(report: dict[str, dict[str, float]]) -> None:

@@ -16,7 +16,7 @@ from ._training import (
     show,
     show_estimate,
     show_step,
-    stop_on_signal,
+    stopping_on_signal,
     together,
 )
 
@@ -110,9 +110,10 @@ def _train(
     run = Run(trainer, folder, max_minutes, together(shown), show_step)
     if resume:
         run.resume()
-    stop_on_signal(run)
     result = folder / recipe.kind
-    if run.train():
+    with stopping_on_signal(run):
+        done = run.train()
+    if done:
         console.info(f"done: {result}")
     else:
         console.info(f"stopped at step {trainer.step} of {trainer.steps}; continue with: {command}")

@@ -4,10 +4,15 @@ Only the module of the called command is imported; `lcm --help` and shell comple
 """
 
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -38,22 +43,67 @@ _STYLE: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 INTERRUPTED = 130  # a shell's exit code for a program stopped by Ctrl-C
+REPEATED = 0.5  # seconds; a closing terminal sends SIGHUP twice within less
+
+
+class Stopped(BaseException):
+    """A signal that ends the program as Ctrl-C does: temporary files are removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number  # as in a shell
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run `lcm` with `args`, by default the process's, and return the exit code."""
     args = list(sys.argv[1:] if args is None else args)
-    console.use_utf8()
+    console.prepare_streams()
     try:
-        return _run(args)
+        with on_signals(_stop, "SIGTERM", "SIGHUP"):
+            return _run(args)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Stopped as stop:
+        return stop.exit_code
     except Exception as error:
         known = _translate(error)
         if os.environ.get("LCM_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
         console.show_error(known)
         return known.exit_code
+
+
+@contextmanager
+def on_signals(handle: Callable[[int], None], *names: str) -> Iterator[None]:
+    """Call `handle` with the number of each signal of these names that arrives.
+
+    Signals in quick succession count once, and ignored ones (nohup) stay ignored. Does nothing
+    outside the main thread, which alone receives signals.
+    """
+    received = -REPEATED
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        since, received = time.monotonic() - received, time.monotonic()
+        if since >= REPEATED:
+            handle(number)
+
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _stop(number: int) -> None:
+    raise Stopped(number)
 
 
 def _run(args: list[str]) -> int:
@@ -123,6 +173,9 @@ def _translate(error: Exception) -> LcmError:
         return error
     if isinstance(error, typer.TyperException):
         return _usage(error)
+    # Typer itself prints the help, with this function.
+    if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo":
+        return console.stdout_error(error)
     if isinstance(error, FileNotFoundError) and error.filename:
         return NotFoundError(f"no such file: {os.fsdecode(error.filename)}")
     if isinstance(error, OSError) and error.filename and error.strerror:

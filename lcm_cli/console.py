@@ -12,7 +12,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from lcm_cli.errors import LcmError, UsageError
 
@@ -62,13 +62,11 @@ def out_bytes(chunks: Iterable[bytes]) -> None:
     """Write binary data to stdout. Raises UsageError if stdout is a terminal."""
     if sys.stdout.isatty():
         raise UsageError("binary data does not go to a terminal", "write to a file: -o FILE")
-    try:
+    with _writing():
         sys.stdout.flush()
         for chunk in chunks:
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        _leave()
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -130,7 +128,7 @@ def status(message: str) -> None:
     if _level < 0 or not _can_draw(sys.stderr) or now - _status_at < STATUS_EVERY:
         return
     width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-    print(_CLEAR_LINE + printable(message)[:width], end="", file=sys.stderr, flush=True)
+    _say(_CLEAR_LINE + printable(message)[:width])
     _status_at = now
 
 
@@ -147,37 +145,64 @@ def size(count: float) -> str:
     return f"{count:.1f} {_UNITS[step]}" if step else f"{count} bytes"
 
 
-def use_utf8() -> None:
-    """Make stdout and stderr UTF-8, whatever the locale.
+def prepare_streams() -> None:
+    """Make stdout and stderr UTF-8, whatever the locale, and open standard streams that are closed.
 
     Lone surrogates, which UTF-8 cannot encode, are written as escapes, which JSON can read.
     """
+    # In the order of the descriptors, so that each gets its own: open takes the lowest free one.
+    # Reading gives the end of the file, writing results an error, and messages are dropped.
+    for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # absent if a test or a notebook replaced the stream
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def _write(line: str) -> None:
+def stdout_error(error: OSError) -> LcmError:
+    """Return the error for an OSError from writing to stdout."""
+    _discard(sys.stdout)
+    return LcmError(f"cannot write to standard output: {error.strerror or error}")
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Exit if the reader of stdout is gone, and raise LcmError for other errors in writing."""
     try:
-        print(line, flush=True)  # the next program in a pipe may be waiting for the line
+        yield
     except BrokenPipeError:
-        _leave()
+        _discard(sys.stdout)
+        raise SystemExit(READER_GONE) from None
+    except OSError as error:
+        raise stdout_error(error) from error
 
 
-def _leave() -> NoReturn:
-    """Exit because the reader of stdout is gone."""
-    # Python flushes stdout again at exit, which must not fail.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(READER_GONE)
+def _discard(stream: TextIO) -> None:
+    """Drop what a stream still holds: Python flushes it again at exit, which must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _write(line: str) -> None:
+    with _writing():
+        print(line, flush=True)  # the next program in a pipe may be waiting for the line
 
 
 def _note(message: str) -> None:
     global _status_at
     if _status_at:
-        print(_CLEAR_LINE, end="", file=sys.stderr)
+        _say(_CLEAR_LINE)
         _status_at = 0.0
     # Indented, so that a newline in a file's name cannot start what looks like a new message.
-    print(printable(message).replace("\n", "\n  "), file=sys.stderr, flush=True)
+    _say(printable(message).replace("\n", "\n  ") + "\n")
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:  # nobody is left to tell
+        _discard(sys.stderr)
 
 
 def _can_draw(stream: TextIO) -> bool:
@@ -206,7 +231,8 @@ def _draw(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         drawn.add_column(Text(column), overflow="fold")
     for row in rows:
         drawn.add_row(*map(Text, row))  # Text, so that square brackets are not markup
-    _rich(stderr=False).print(drawn)
+    with _writing():
+        _rich(stderr=False).print(drawn)
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 from lcm_cli import __version__, app, console
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.files import atomic_path
 
 Run = Callable[..., Any]
 HEAVY = ("torch", "numpy", "sonar", "fairseq2", "transformers", "pyarrow", "rich")
@@ -159,6 +163,105 @@ def test_an_error_has_its_code_and_no_traceback(
     assert (done.code, done.stdout, done.stderr) == (code, "", stderr)
 
 
+@pytest.fixture
+def writing(probe: ModuleType, tmp_path: Path) -> Callable[..., None]:
+    """Make `probe` write a file and receive signals meanwhile."""
+
+    def main(*signals: int) -> None:
+        def work() -> None:
+            """Write a file."""
+            with atomic_path(tmp_path / "result") as temporary:
+                for number in signals:
+                    os.kill(os.getpid(), number)
+                temporary.write_text("done")
+
+        vars(probe).update(main=work)
+
+    return main
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_cleans_up(
+    name: str, code: int, lcm: Run, writing: Callable[..., None], tmp_path: Path
+) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    writing(number)
+    done = lcm("probe")
+    assert (done.code, done.stdout, done.stderr) == (code, "", "")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == before
+
+
+def test_an_ignored_signal_stays_ignored(
+    lcm: Run, writing: Callable[..., None], tmp_path: Path
+) -> None:
+    writing(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert lcm("probe").code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "result").read_text() == "done"
+
+
+def test_signals_in_quick_succession_count_once() -> None:
+    received: list[int] = []
+    with app.on_signals(received.append, "SIGTERM", "SIGHUP"):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [signal.SIGHUP]
+        time.sleep(app.REPEATED)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert received == [signal.SIGHUP, signal.SIGTERM]
+
+
+def test_main_runs_outside_the_main_thread(lcm: Run, probe: ModuleType) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(lcm("probe").code))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+FULL = "cannot write to standard output: No space left on device"
+CLOSED = "cannot write to standard output: Bad file descriptor"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_standard_streams_that_are_closed_or_full(surroundings: dict[str, str]) -> None:
+    script = (
+        "import os, sys\n"
+        "from lcm_cli.app import main\n"
+        "for name, how in zip(('stdin', 'stdout', 'stderr'), sys.argv[1].split(',')):\n"
+        "    number = getattr(sys, name).fileno()\n"
+        "    if how == 'full': os.dup2(os.open('/dev/full', os.O_RDWR), number)\n"
+        "    if how == 'closed': os.close(number); setattr(sys, name, None)\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+
+    def run(how: str, *args: str, **variables: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, how, *args],
+            env=surroundings | variables, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    shown = run("open,open,open", "languages", "french")
+    assert shown[0] == 0
+    assert "fra_Latn" in shown[1]
+    assert run("open,full,open", "languages", "french") == (1, "", f"error: {FULL}\n")
+    assert run("open,full,open", "--help") == (1, "", f"error: {FULL}\n")
+    drawn = run("open,full,open", "languages", "french", FORCE_COLOR="1")
+    assert drawn == (1, "", f"error: {FULL}\n")
+    assert run("open,closed,open", "languages", "--json") == (1, "", f"error: {CLOSED}\n")
+    assert run("closed,open,closed", "languages", "french") == shown
+    assert run("closed,closed,closed", "languages", "french") == (1, "", "")
+    assert run("open,open,full", "languages", "nosuchlanguage") == (3, "", "")
+    code, _, errors = run("closed,open,open", "translate", "--to", "fr", "-q")
+    assert (code, errors.splitlines()[0]) == (5, "error: stdin is empty")
+
+
 def test_debug_shows_the_traceback(lcm: Run, probe: ModuleType) -> None:
     probe.error = ValueError("boom")
     assert "Traceback" in lcm("probe", LCM_DEBUG="1").stderr
@@ -196,7 +299,11 @@ def test_priority_of_flag_variable_file_and_default(
     ("text", "code", "message"),
     [
         ('device = "gpu"', 2, "c.toml: invalid value for '--device'"),
-        ('to = "fr"', 2, "c.toml: invalid value for '--to'"),
+        ("to = {a = 1}", 5, 'c.toml: to = {"a": 1} is a table, not a list of strings'),
+        ('_o = "x"', 5, "c.toml: '_o' is not a known option"),
+        ('[probe]\nconfig = "x"', 5, "c.toml: 'config' is not a known option of probe"),
+        ("[probe]\nx = 1", 5, "known: device, precision, to, seed, quiet, verbose, offline\n"),
+        ("[probe]\nseed = 1.5", 2, "c.toml: invalid value for '--seed'"),
         (
             '[probe]\nsede = "3"',
             5,
@@ -212,6 +319,30 @@ def test_an_error_in_the_config_file_names_the_file(
     done = lcm("probe", "--config", tmp_path / "c.toml")
     assert done.code == code
     assert message in done.stderr
+
+
+def test_several_languages_in_one_value(lcm: Run, probe: ModuleType, tmp_path: Path) -> None:
+    def languages(*args: str) -> Any:
+        done = lcm("probe", *args)
+        assert done.code == 0, done.stderr
+        return json.loads(done.stdout)["to"]
+
+    assert languages("--to", "fr,de") == ["fr", "de"]
+    assert languages("--to", "fr, de", "--to", "all,es") == ["fr", "de", "all", "es"]
+    assert languages("--to", "Greek, Modern (1453-)") == ["Greek, Modern (1453-)"]
+    config = tmp_path / "c.toml"
+    for text in ('to = "fr,de"', 'to = ["fr", "de"]', '[probe]\nto = "fr, de"'):
+        config.write_text(text, encoding="utf-8")
+        assert languages("--config", str(config)) == ["fr", "de"]
+    for value in ("fr,", ",", "fr,,de", ""):
+        done = lcm("probe", "--to", value)
+        assert (done.code, f"a language is missing in '{value}'" in done.stderr) == (2, True)
+
+
+def test_documents_are_in_one_language(lcm: Run) -> None:
+    done = lcm("translate", "--from", "fr,de", "--to", "en")
+    assert done.code == 2
+    assert "'fr,de' names several languages; documents have one each" in done.stderr
 
 
 def test_common_options(lcm: Run, probe: ModuleType, tmp_path: Path) -> None:

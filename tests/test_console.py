@@ -178,7 +178,7 @@ def test_closed_pipe_ends_the_program_quietly() -> None:
 
 
 def test_any_text_can_be_written_whatever_the_locale() -> None:
-    code = "from lcm_cli import console; console.use_utf8(); console.emit('日本 \\ud800')"
+    code = "from lcm_cli import console; console.prepare_streams(); console.emit('日本 \\ud800')"
     written = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

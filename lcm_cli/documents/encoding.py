@@ -30,14 +30,16 @@ _GUESSES = (
     ("CP1251", "cp1251", _CYRILLIC, 0.7),
     ("KOI8-R", "koi8_r", _CYRILLIC, 0.7),
 )
+_WESTERN = ("CP1252", "LATIN1")
+_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that surrogateescape could not decode
 
 
-def decode_text(data: bytes, name: str, offset: int = 0, line: int = 0) -> str:
+def decode_text(data: bytes, name: str, offset: int = 0, line: int = 0, utf8: bool = False) -> str:
     """Return `data` as text with `\\n` line ends and no byte order mark.
 
     For messages, `name` is that of the file, `offset` the position of `data` in it, and `line` the
-    number of the line if `data` is one. Raises IntegrityError with the offset of the first byte
-    that is not UTF-8, or of a NUL.
+    number of the line if `data` is one; `utf8` is whether an earlier line shows that the file is
+    UTF-8. Raises IntegrityError with the offset of the first byte that is not UTF-8, or of a NUL.
     """
     place = f"{name} line {line}" if line else name
     if not offset:
@@ -53,6 +55,8 @@ def decode_text(data: bytes, name: str, offset: int = 0, line: int = 0) -> str:
                 f"{place} ends at byte {offset + error.start}, in the middle of a UTF-8 character",
                 "the file was cut off: copy or download it again",
             ) from error
+        if utf8 or mostly_utf8(body):
+            raise _bad_bytes(body, name, place, offset, line) from error
         encoding = guess_encoding(body, error.start)
         raise _not_utf8(name, place, offset + error.start, encoding) from error
     if (nul := body.find(b"\0")) >= 0:
@@ -86,11 +90,45 @@ def _refuse_utf16_and_32(data: bytes, name: str) -> None:
             raise _not_utf8(name, name, sample.find(0), encoding)
 
 
+def converting(command: str, name: str, suffix: str = "") -> str:
+    """Return a shell command that converts the file `name` to a new one, or a pipe for stdin."""
+    return command if name == STDIN else f"{command} {shlex.quote(name)} > NEW{suffix}"
+
+
+def mostly_utf8(data: bytes) -> bool:
+    """Return whether `data`, in spite of bad bytes, was written as UTF-8, at least in part."""
+    text = data.decode("utf-8", "surrogateescape")
+    bad = len(_ESCAPED.findall(text))
+    good = sum(not c.isascii() for c in text) - bad
+    # In Western encodings, letters hardly ever form a character of UTF-8; in others some do.
+    western = bad > 0 and guess_encoding(data, len(_before_bad(text))) in _WESTERN
+    return good > 0 and (good >= bad or western)
+
+
+def _before_bad(text: str) -> bytes:
+    """Return the bytes before the first bad one of text that was decoded with surrogateescape."""
+    bad = _ESCAPED.search(text)
+    return text[: bad.start() if bad else None].encode("utf-8")
+
+
+def _bad_bytes(body: bytes, name: str, place: str, offset: int, line: int) -> IntegrityError:
+    text = body.decode("utf-8", "surrogateescape")
+    count, before = len(_ESCAPED.findall(text)), _before_bad(text)
+    number = 1 + before.count(b"\n")
+    where = "" if line else f" (line {number})"
+    which = "1 byte," if count == 1 else f"{count:,} bytes, the first"
+    remove = converting("iconv -f UTF-8 -t UTF-8 -c", name)
+    return IntegrityError(
+        f"{place} is UTF-8 except for {which} at byte {offset + len(before)}{where}",
+        f"remove what is not UTF-8: {remove}; or write the file again in one encoding",
+    )
+
+
 def _not_utf8(name: str, place: str, offset: int, encoding: str) -> IntegrityError:
-    file = "" if name == STDIN else f" {shlex.quote(name)} > NEW"
+    convert = converting(f"iconv -f {encoding} -t UTF-8", name)
     return IntegrityError(
         f"{place} is not UTF-8 at byte {offset}; it is probably {encoding}",
-        f"convert it: iconv -f {encoding} -t UTF-8{file}",
+        f"convert it: {convert}",
     )
 
 
@@ -109,4 +147,5 @@ def guess_encoding(data: bytes, start: int = 0) -> str:
             if len(frequent.findall("".join(text))) > share * len(text):
                 return encoding
     undefined = {0x81, 0x8D, 0x8F, 0x90, 0x9D}  # in CP1252
-    return "LATIN1" if undefined & set(sample) else "CP1252"
+    cp1252, latin1 = _WESTERN
+    return latin1 if undefined & set(sample) else cp1252

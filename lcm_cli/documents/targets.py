@@ -65,5 +65,5 @@ def check_target(path: str, *, force: bool = False) -> None:
         # Whether an unfinished data set is of the same run is known only once it is opened.
         if target.path.is_dir() and not is_unfinished(target.path):
             refuse_overwrite(target.path, force=force)
-    elif target.path.exists() and not force:
+    elif target.path.is_file() and not force:
         raise UsageError(f"{path} exists already", "choose another name, or add --force")

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from itertools import chain, islice
+from typing import Any, BinaryIO, TypeGuard
 
 from lcm_cli.documents.document import (
     Concepts,
@@ -12,34 +13,111 @@ from lcm_cli.documents.document import (
     plans_of,
     target_of,
 )
-from lcm_cli.documents.encoding import decode_text
+from lcm_cli.documents.encoding import converting, decode_text, mostly_utf8
 from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError, LcmError
 
 _EXAMPLE = 'a line is an object such as {"id": "a", "text": "One. Two."} or {"sentences": ["One."]}'
 
 
+Line = tuple[int, str | LcmError]  # its number from 1, and its text or why it has none
+
+
 def read_text(file: BinaryIO, source: Source) -> Iterator[Document]:
-    """Yield the document in a text file. Raises IntegrityError if the file is not UTF-8."""
-    yield Document(source.id, text=decode_text(file.read(), source.name), origin=source.name)
+    """Yield the document in a text file.
+
+    Raises IntegrityError if the file is not UTF-8, has only white space, or is a JSON array.
+    """
+    text = decode_text(file.read(), source.name)
+    if not text.strip():
+        raise _blank(source.name, "text")
+    if text.lstrip().startswith("[") and _are_records(items := _parsed(text)):
+        raise _array(items, source.name)
+    yield Document(source.id, text=text, origin=source.name)
 
 
 def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
     """Yield the documents in a JSON Lines file, each as soon as its line arrives.
 
-    A bad line is yielded as its error. Raises IntegrityError if the file is not UTF-8.
+    A bad line is yielded as its error. Raises IntegrityError if the file is not UTF-8, is JSON in
+    another layout, or has only white space.
     """
-    offset = 0
-    for number, data in enumerate(file, start=1):
-        line = decode_text(data, source.name, offset, number)
-        offset += len(data)
-        if not line.strip():
-            continue
+    blank = True
+    for number, line in one_per_line(_lines(file, source.name), source.name):
+        blank = False
         try:
+            if isinstance(line, LcmError):
+                raise line
             origin = f"{source.name} line {number}"
             yield _document(_object(line, origin), f"{source.id}:{number}", origin, concepts)
         except LcmError as error:
             yield error
+    if blank:
+        raise _blank(source.name, "documents")
+
+
+def one_per_line(lines: Iterator[Line], name: str) -> Iterator[Line]:
+    """Yield the lines of JSON Lines that are not blank.
+
+    Raises IntegrityError for a JSON array, or for an object spread over lines, as one error with
+    the command that converts it. Waits for a second line only if the first is not an object.
+    """
+    lines = (each for each in lines if isinstance(each[1], LcmError) or each[1].strip())
+    head = list(islice(lines, 1))
+    first = head[0][1] if head else None
+    if isinstance(first, str) and not isinstance(_parsed(first), dict):
+        head += islice(lines, 1)
+        _refuse_other_layouts(first, head[-1][1] if head[1:] else "", name)
+    yield from chain(head, lines)
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[Line]:
+    """Yield the lines of a file. Raises IntegrityError if the file is in another encoding."""
+    offset, utf8 = 0, False
+    for number, data in enumerate(file, start=1):
+        try:
+            line = decode_text(data, name, offset, number, utf8)
+            utf8 = utf8 or not line.isascii()
+            yield number, line
+        except IntegrityError as error:
+            if not (utf8 or mostly_utf8(data)):
+                raise
+            yield number, error
+        offset += len(data)
+
+
+def _refuse_other_layouts(first: str, second: str | LcmError, name: str) -> None:
+    """Raise if JSON that begins with these two lines is not JSON Lines; there may be no second."""
+    first, items = first.strip(), _parsed(first)
+    if first.startswith("[") and (second == "" or items is None):
+        raise _array(items, name)
+    following = second.lstrip() if isinstance(second, str) else ""
+    inside = first.endswith(("{", "[", ":")) or following.startswith((",", '"', "}", "]"))
+    if first.startswith("{") and following and inside:
+        raise IntegrityError(
+            f"{name} is JSON spread over lines, not JSON Lines: one object per line",
+            f"convert it: {converting('jq -c .', name, '.jsonl')}",
+        )
+
+
+def _array(items: list[Any] | None, name: str) -> IntegrityError:
+    convert = 'jq -c ".[] | {text: .}"' if items and _is_string(items[0]) else 'jq -c ".[]"'
+    return IntegrityError(
+        f"{name} is a JSON array, not JSON Lines: one object per line",
+        f"convert it: {converting(convert, name, '.jsonl')}",
+    )
+
+
+def _are_records(value: Any) -> TypeGuard[list[Any]]:
+    """Return whether a JSON value is a list of objects or strings, which prose cannot be."""
+    kinds = {type(item) for item in value} if isinstance(value, list) else set()
+    return kinds in ({dict}, {str})
+
+
+def _blank(name: str, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{name} has no {what} in it, only white space", "check the command that wrote it"
+    )
 
 
 def to_json(document: Document, *, concepts: bool = True) -> dict[str, Any]:
@@ -75,6 +153,14 @@ def _numbers(matrix: Concepts) -> list[list[float]]:
     # nearest to 0.1 into 0.0999755859375.
     numbers: list[list[float]] = matrix.astype(str).astype(float).tolist()
     return numbers
+
+
+def _parsed(line: str) -> Any:
+    """Return the JSON value of a line, None if it is not valid."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _object(line: str, origin: str) -> dict[str, Any]:

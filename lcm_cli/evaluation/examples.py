@@ -14,6 +14,7 @@ from lcm_cli.documents import Document
 from lcm_cli.documents.encoding import check_text, decode_text
 from lcm_cli.documents.kinds import Source
 from lcm_cli.documents.sources import OnError, expand_paths, opened
+from lcm_cli.documents.text import Line, one_per_line
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.pipeline import prepare_documents
 from lcm_cli.schema import nearest
@@ -245,16 +246,21 @@ def _sentences(
 
 
 def _json_lines(file: BinaryIO, source: Source) -> Iterator[tuple[int, dict[str, Any] | LcmError]]:
+    for number, line in one_per_line(_lines(file, source.name), source.name):
+        if isinstance(line, LcmError):
+            yield number, line
+        else:
+            yield number, _object(line, f"{source.name} row {number}")
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[Line]:
     offset = 0
     for number, data in enumerate(file, start=1):
         try:
-            line = decode_text(data, source.name, offset, number)
+            yield number, decode_text(data, name, offset, number)
         except LcmError as error:
             yield number, error
-            line = ""
         offset += len(data)
-        if line.strip():
-            yield number, _object(line, f"{source.name} row {number}")
 
 
 def _object(line: str, label: str) -> dict[str, Any] | LcmError:

@@ -65,6 +65,12 @@ def find_language(query: str, within: Collection[str] | None = None, where: str 
     return _ALL[_usual(held)]
 
 
+def is_listed(name: str) -> bool:
+    """Return whether the table lists exactly this code or name, apart from case."""
+    wanted = name.strip().casefold()
+    return any(wanted == key.casefold() for one in _ALL.values() for key in _keys(one))
+
+
 def search_languages(query: str) -> list[Language]:
     """Return the languages with `query` in a code, a name, or the name of their script.
 
@@ -114,7 +120,7 @@ def _candidates(query: str) -> list[str]:
     The region of a tag is ignored unless the table lists the tag with it (`zh_TW`).
     """
     key, index = fold(query), _index()
-    tag = _TAG.fullmatch(key) if " " not in query.strip() else None
+    tag = _TAG.fullmatch(key) if not re.search("[ ,]", query.strip()) else None
     if key not in index and tag:
         key = tag[1]
     return index.get(key, [])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
+from lcm_cli.files import read_utf8
 from lcm_cli.models.config import (
     AnyConfig,
     NormalizerConfig,
@@ -357,8 +358,8 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
         raise NotFoundError(f"no such recipe: {path}", hint)
     try:
         read = json.loads if path.suffix == ".json" else tomllib.loads
-        data: dict[str, Any] = read(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # from either parser, or from decoding UTF-8
+        data: dict[str, Any] = read(read_utf8(path))
+    except ValueError as error:  # from either parser
         form = "JSON" if path.suffix == ".json" else "TOML"
         raise IntegrityError(f"{path} is not valid {form}: {error}") from error
     if not isinstance(data, dict):

@@ -74,7 +74,7 @@ def changes(folder: Path, recipe: Recipe) -> list[str]:
 def keeping(folder: Path, recipe: Recipe) -> Iterator[None]:
     """Write the recipe to the folder of a run; put the old one back if the run cannot continue.
 
-    That is the case if an error occurs before a new state is saved.
+    That is the case after an error or a signal before a new state is saved.
     """
     from lcm_cli.training.states import states  # imports torch, which `lcm plot` does without
 
@@ -83,7 +83,7 @@ def keeping(folder: Path, recipe: Recipe) -> Iterator[None]:
     write_recipe(folder, recipe)
     try:
         yield
-    except LcmError:
+    except BaseException:
         if old is not None and states(folder) == before:
             with atomic_path(file, force=True) as temporary:
                 temporary.write_bytes(old)

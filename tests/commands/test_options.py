@@ -16,7 +16,7 @@ def _flags() -> set[str]:
     aliases = [value for value in vars(options).values() if get_origin(value) is Annotated]
     found = [info for alias in aliases for info in get_args(alias)[1:]]
     return {
-        flag.removeprefix("--").replace("-", "_")
+        flag.removeprefix("--")
         for info in found
         if hasattr(info, "param_decls") and not isinstance(info, type(typer.Argument()))
         for flag in (info.default, *(info.param_decls or ()))

@@ -269,6 +269,61 @@ def test_another_encoding_is_named(tmp_path, text, codec, name):
     assert f"iconv -f {name} -t UTF-8 '{file}' > NEW" in error.hint
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Ein schöner Tag.\nÜber ".encode() + b"\xe9 alles.", "for 1 byte, at byte 24 (line 2)"),
+        (
+            b"\xef\xbb\xbf\xe9\xe8 " + "schöne Tür".encode(),
+            "for 2 bytes, the first at byte 3 (line 1)",
+        ),
+        (
+            GERMAN.encode() + b"\n" + GERMAN.encode("cp1252"),
+            "for 4 bytes, the first at byte 77 (line 3)",
+        ),
+        (
+            GERMAN.encode() + GERMAN.encode("cp1252") * 20,
+            "for 80 bytes, the first at byte 76 (line 2)",
+        ),
+        (JAPANESE.encode() + b"\xff\xfe", "for 2 bytes, the first at byte 85 (line 2)"),
+        (RUSSIAN.encode() * 9 + b"\x80" + RUSSIAN.encode(), "for 1 byte, at byte 909 (line 10)"),
+    ],
+)
+def test_utf8_with_bad_bytes_is_not_another_encoding(tmp_path, data, message):
+    (tmp_path / "a b.txt").write_bytes(data)
+    error = caught([tmp_path / "a b.txt"])
+    assert isinstance(error, IntegrityError)
+    assert f"a b.txt is UTF-8 except {message}" in error.message
+    assert f"iconv -f UTF-8 -t UTF-8 -c '{tmp_path / 'a b.txt'}' > NEW" in error.hint
+
+
+def test_a_line_with_a_bad_byte_is_a_bad_line(tmp_path):
+    good, bad = '{"text": "schön"}\n'.encode(), b'{"text": "caf\xe9"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good + bad + good)
+    problems = []
+    assert len(list(read([str(tmp_path / "a.jsonl")], on_error=problems.append))) == 2
+    (problem,) = problems
+    assert problem.message.endswith("a.jsonl line 2 is UTF-8 except for 1 byte, at byte 32")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\t\r\n", "only white space"),
+        (b"\xef\xbb\xbf", "only white space"),
+        ("\u3000\n\u00a0".encode(), "only white space"),
+    ],
+)
+def test_a_file_without_content(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    error = caught([tmp_path / name])
+    assert error.message.startswith(f"{tmp_path / name} ")
+    assert error.message.endswith(message)
+    assert error.hint == "check the command that wrote it"
+
+
 def test_the_offset_of_the_bad_byte(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9 noir")
     assert "at byte 6" in caught([tmp_path / "a.txt"]).message
@@ -350,6 +405,61 @@ def test_bad_line(tmp_path, record, message):
 def test_spread_out_json_gets_the_command_that_helps(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"text": "T."}, indent=1))
     assert "jq -c" in caught([tmp_path / "a.json"]).hint
+
+
+RECORDS = [{"id": i, "text": "Ein schöner Tag."} for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "convert"),
+    [
+        (json.dumps(RECORDS, indent=1), "is a JSON array", "'.[]'"),
+        (json.dumps(RECORDS), "is a JSON array", "'.[]'"),
+        (json.dumps(RECORDS).replace("}, ", "},\n"), "is a JSON array", "'.[]'"),
+        ("\n[\n" + ",\n".join(map(json.dumps, RECORDS)) + "\n]\n", "is a JSON array", "'.[]'"),
+        ('\ufeff[\r\n  "One.",\r\n  "Two."\r\n]\r\n', "is a JSON array", "'.[]'"),
+        ('["One.", "Two."]\n', "is a JSON array", "'.[] | {text: .}'"),
+        ("[]", "is a JSON array", "'.[]'"),
+        (json.dumps(RECORDS[0], indent=2), "is JSON spread over lines", "."),
+        ("\n".join(json.dumps(r, indent=4) for r in RECORDS), "is JSON spread over lines", "."),
+        ('{"id": "a",\n "text": "One."}\n', "is JSON spread over lines", "."),
+        ('{ "id": "a"\n, "text": "One."\n}\n', "is JSON spread over lines", "."),
+        ('{"sentences": [\n"One.",\n"Two."]}\n', "is JSON spread over lines", "."),
+    ],
+)
+def test_json_in_another_layout_is_one_error(tmp_path, text, what, convert):
+    path = tmp_path / "a.json"
+    path.write_text(text, encoding="utf-8")
+    problems = []
+    assert list(read([str(path)], on_error=problems.append)) == []
+    (problem,) = problems
+    assert problem.message.startswith(f"{path} {what}, not JSON Lines")
+    assert problem.hint == f"convert it: jq -c {convert} {path} > NEW.jsonl".replace("'", '"')
+    assert isinstance(problem, IntegrityError)
+
+
+def test_a_json_array_on_standard_input():
+    error = caught(["-"], json.dumps(RECORDS, indent=1).encode())
+    assert error.message.startswith("stdin is a JSON array, not JSON Lines")
+    assert error.hint == 'convert it: jq -c ".[]"'
+    (document,) = read(["-"], stdin=io.BytesIO(b'[1] A note. ["One."]'))
+    assert document.text.startswith("[1] A note.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text": "cut of\n{"text": "Two."}\n',
+        '{"text": "One."},\n{"text": "Two."}\n',
+        '["a"]\n{"text": "Two."}\n',
+        "{oops}\n" + '{"text": "Two."}\n',
+    ],
+)
+def test_a_bad_first_line_is_only_that(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text)
+    problems = []
+    assert len(list(read([str(tmp_path / "a.jsonl")], on_error=problems.append))) == 1
+    assert [problem.message.partition(" line ")[2][:4] for problem in problems] == ["1 is"]
 
 
 def test_json_lines_are_taken_as_they_come():

@@ -57,6 +57,7 @@ def test_the_usual_meaning(query, code):
     ("query", "near"),
     [
         ("frx", "French (fra_Latn)"),
+        ("fr,de", ""),  # not French as spoken in Germany
         ("Germn", "German (deu_Latn)"),
         ("sr-Latn", "Serbian (srp_Cyrl)"),
         ("arb_Latn", "Standard Arabic (arb_Arab)"),

@@ -1,6 +1,7 @@
 """Runs in separate processes that are killed or run out of disk space."""
 
 import json
+import os
 import random
 import signal
 import time
@@ -69,6 +70,35 @@ def test_a_full_disk_is_said_and_leaves_the_last_state(run, write_recipe, tmp_pa
     assert same(before, read_state(tmp_path / "run")[0])
     assert load_model(tmp_path / "run" / "model")
     assert run(*common, "--resume", "--set", "train.steps=20", errors=errors) == 0
+
+
+def test_a_signal_before_the_first_step_ends_the_run(lcm, write_recipe, tmp_path, monkeypatch):
+    from lcm_cli.training import prepare
+
+    def interrupted(*arguments, prepare_run=prepare.prepare_run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return prepare_run(*arguments)
+
+    monkeypatch.setattr(prepare, "prepare_run", interrupted)
+    done = lcm("train", write_recipe("base"), "--device", "cpu", "-o", tmp_path / "run")
+    assert (done.code, done.stderr) == (143, "")
+    assert not list((tmp_path / "run").rglob("*.part"))
+    assert not states(tmp_path / "run")
+
+
+def test_a_second_signal_stops_at_once(monkeypatch):
+    from types import SimpleNamespace
+
+    from lcm_cli import app
+    from lcm_cli.commands._training import stopping_on_signal
+
+    monkeypatch.setattr(app, "REPEATED", 0.0)
+    run = SimpleNamespace(stop=False)
+    with pytest.raises(app.Stopped) as caught, stopping_on_signal(run):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert run.stop
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_code == 143
 
 
 def test_a_signal_finishes_the_step_and_saves(run, write_recipe, tmp_path):
