@@ -190,6 +190,9 @@ def _values(number: str) -> Iterator[tuple[str, int]]:
 
 def _spans(lines: list[_Line]) -> Iterator[tuple[int, int]]:
     """Yield the offsets of the blocks of a paragraph."""
+    if len(lines) == 1 and lines[0].kind != "rule":
+        yield lines[0].start, lines[0].end
+        return
     width = max(NARROW, *(line.indent + len(line.text) for line in lines))
     all_end = all(_ends(line) for line in lines if line.kind == "text")
     item: _Line | None = None  # the item that the current block belongs to

@@ -13,7 +13,7 @@ def sentences(text: str, code: str) -> Iterator[str]:
 
     ends = [0, *accumulate(map(len, segment(code, _masked(text, code))))]
     pieces: Iterable[str] = [text[start:end] for start, end in pairwise(ends)]
-    if _UNSEEN.search(text):
+    if _UNSEEN_MARKS.search(text):
         pieces = [part for piece in pieces for part in _missed(piece)]
     if not {found.end() for found in _POSSIBLE.finditer(text)} <= set(ends):
         pieces = [part for piece in pieces for part in _ruled(piece, code)]
@@ -24,8 +24,8 @@ def sentences(text: str, code: str) -> Iterator[str]:
 
 # Apostrophes that sentencex takes for quotation marks: of Dutch and English short forms, of feet.
 _APOSTROPHES = re.compile(
-    r"(?<!\w)'(?=(?:[tskmnr]|ns|[Tt]is|[Tt]was|[Tt]were|em|cause|\d\ds?)(?!['’\w]))|"
-    r"(?<!\w)'n'(?!\w)|(?<=\d)'(?=\d\d?\")|(?<=\d'\d)\"|(?<=\d'\d\d)\""
+    r"['\"](?:(?<!\w')(?:(?=(?:[tskmnr]|ns|[Tt]is|[Tt]was|[Tt]were|em|cause|\d\ds?)(?!['’\w]))|n'(?!\w))|"
+    r"(?<=\d')(?=\d\d?\")|(?<=\d'\d\")|(?<=\d'\d\d\"))"
 )
 
 
@@ -40,7 +40,8 @@ _OPEN, _CLOSE = "「『（【《“", "」』）】》”"
 
 # Khmer and Tibetan full stops, two Ethiopic word spaces used as a full stop, and 。 before a digit.
 _UNSEEN = re.compile(rf"(?:[។៕]|།(?=\s)|፡፡|[。！？](?=\d)){CLOSERS}\s*")
-_POSSIBLE = re.compile(rf"(?:[.!?…]{CLOSERS}|{PICTURES})\s+(?=\S)")
+_UNSEEN_MARKS = re.compile("[។៕།፡。！？]")
+_POSSIBLE = re.compile(rf"[.!?…{PICTURES[1:-1]}]{CLOSERS}\s+(?=\S)")
 _QUOTES = ("«»", "“”„", '"')
 _INCHES = re.compile(r"(?<=\d)\"")
 
@@ -96,13 +97,15 @@ def _moved(pieces: Iterable[str]) -> Iterator[str]:
     """
     before = ""
     for piece in pieces:
-        pictures = _PICTURES.match(piece) if before.strip() else None
-        if pictures:
+        if piece[0] >= "\u2600" and before.strip() and (pictures := _PICTURES.match(piece)):
             before, piece = before + pictures.group(), piece[pictures.end() :]
-        found = _OPENER.search(before)
-        opener = found.group() if found else ""
-        yield before.removesuffix(opener)
-        before = opener + piece
+        opener = _OPENER.search(before[-10:])
+        if opener:
+            yield before.removesuffix(opener.group())
+            before = opener.group() + piece
+        else:
+            yield before
+            before = piece
     yield before
 
 
