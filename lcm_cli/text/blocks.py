@@ -135,7 +135,8 @@ def _classified(lines: list[_Line]) -> list[_Line]:
         underlined = after.kind == "rule" and _UNDERLINE.fullmatch(after.text)
         if line.kind == "item?":
             paired = line.mark == inside or (after.kind == "item?" and after.mark == line.mark)
-            line.kind = "item" if paired or _free(before) else "text"
+            plain = line.mark not in ("•", "‣")  # nothing but bullets
+            line.kind = "text" if plain and not paired and not _free(before) else "item"
         elif line.kind == "heading?" or (line.kind == "text" and underlined):
             line.kind = "heading" if _free(before) else "text"
         inside = line.mark if line.kind == "item" else inside if line.kind == "text" else ""
