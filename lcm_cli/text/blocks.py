@@ -216,12 +216,14 @@ def _continues(line: _Line, before: _Line, item: _Line | None, width: int, all_e
     """Return whether a line belongs to the block of the line before it."""
     if line.kind != "text" or before.kind == "heading":
         return False
+    under_item = item is not None and line.indent <= item.indent
+    ends = _ends(before)
+    if not under_item and (
+        not ends or all_end or (line.indent > before.indent and before is not item)
+    ):
+        return not ends
     word = 1 if _UNSPACED.match(line.text) else len(line.text.split(maxsplit=1)[0])
-    fits = before.indent + len(before.text) + 1 + word <= width
-    if item and line.indent <= item.indent and fits:
-        return False
-    indented = line.indent > before.indent and before is not item
-    return not (_ends(before) and (fits or indented or all_end))
+    return before.indent + len(before.text) + 1 + word > width
 
 
 def _ends(line: _Line) -> bool:

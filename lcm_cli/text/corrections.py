@@ -49,8 +49,8 @@ _DOTTED = re.compile(r"(?<!\w)(?:[^\W\d]\.[-\s]?)+$")  # "p. m.", "o.a.", "J.-C.
 _NUMBER = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\s*")  # "2." of a list
 _CLOSED = re.compile(r"[\"'”’»“]\s*$")  # '"Stop!" cried the hen.' is one sentence
 _OPENER = re.compile(r"(?<=\s)[«„“‘(\[]\s*$")
-_PICTURES = re.compile(rf"{PICTURES}+\s+(?=\S)")
-_MOVABLE = re.compile(rf"[«„“‘(\[]|{PICTURES}")
+_PICTURES = re.compile(rf"(?:{PICTURES}+|[:;]-?[()DP])\s+(?=\S)")  # also :-)
+_MOVABLE = re.compile(rf"[«„“‘(\[]|{PICTURES}|[:;]-?[()DP]")
 _REPORTED = re.compile(r"と|って|など|という")  # 「……」と言いました is one sentence
 
 
@@ -97,7 +97,11 @@ def _moved(pieces: Iterable[str]) -> Iterator[str]:
     """
     before = ""
     for piece in pieces:
-        if piece[0] >= "\u2600" and before.strip() and (pictures := _PICTURES.match(piece)):
+        if (
+            (piece[0] in ":;" or piece[0] >= "\u2600")
+            and before.strip()
+            and (pictures := _PICTURES.match(piece))
+        ):
             before, piece = before + pictures.group(), piece[pictures.end() :]
         opener = _OPENER.search(before[-10:])
         if opener:

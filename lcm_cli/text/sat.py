@@ -13,11 +13,11 @@ MODEL = "sat-3l-sm"  # segment-any-text/sat-3l-sm on the Hugging Face Hub
 
 
 def split(text: str) -> list[str]:
-    """Return the sentences of `text`; joined, they are `text` again.
+    """Return the sentences of `text`, without the white space around them.
 
     Raises UsageError if wtpsplit is missing, NotFoundError if the model cannot be loaded.
     """
-    return list(load().split(text))
+    return [sentence.strip() for sentence in load().split(text) if sentence.strip()]
 
 
 @cache

@@ -2,12 +2,12 @@
 
 sentencex splits block by block (see `blocks`), and `corrections` mends its known errors. Except for
 layout (white space, bullets, list numbers, marks of headings and rules), invisible characters (see
-`_visible`) and hyphens at line ends, no character is ever lost, and their order is kept.
+`_removed`) and hyphens at line ends, no character is ever lost, and their order is kept.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,11 +57,12 @@ def segment(
     """
     if one_per_line:
         return _lines(text, lang)
-    unwrapper = Unwrapper(text, lang)
+    unwrapper, removed = Unwrapper(text, lang), _removed(lang)
+    sentences_of = _splitter(lang, split)
     found = []
     for number, block in enumerate(blocks(text)):
-        prose = _visible(unwrapper.joined(text[block.start : block.end]), lang)
-        for sentence in _sentences(prose, lang, split):
+        line = unwrapper.joined(text[block.start : block.end]).translate(removed)
+        for sentence in sentences_of(line):
             pieces = cut_long(sentence, max_characters)
             long = len(pieces) > 1
             found += [Segment(piece, block.paragraph, long, number) for piece in pieces]
@@ -71,9 +72,9 @@ def segment(
 def _lines(text: str, lang: str) -> list[Segment]:
     """Return a segment for each line that is not blank."""
     found: list[Segment] = []
-    paragraph, after_blank = -1, True
+    paragraph, after_blank, removed = -1, True, _removed(lang)
     for number, raw in enumerate(text.split("\n")):
-        line = _visible(raw, lang).strip()
+        line = raw.translate(removed).strip()
         if line:
             paragraph += after_blank
             found.append(Segment(line, paragraph, line=number))
@@ -96,24 +97,25 @@ _REMOVED: dict[int, str] = _LINE_ENDS | dict.fromkeys(map(ord, INVISIBLE), "")
 _ZERO_WIDTH_SPACE = {0x200B: "\u200b"}
 
 
-def _visible(text: str, lang: str) -> str:
-    """Remove soft hyphens, zero width spaces, word joiners and byte order marks.
+def _removed(lang: str) -> dict[int, str]:
+    """Return the table that removes soft hyphens, zero width spaces, word joiners and BOMs.
 
     In Khmer, Lao, Burmese and Thai, zero width spaces stay: they separate words, and long sentences
     are cut there. Characters that end lines elsewhere become spaces.
     """
     kept = languages.language(lang).script in _WORD_SPACED
-    return text.translate(_REMOVED | _ZERO_WIDTH_SPACE if kept else _REMOVED)
+    return _REMOVED | _ZERO_WIDTH_SPACE if kept else _REMOVED
 
 
-def _sentences(prose: str, lang: str, how: str) -> Iterator[str]:
+def _splitter(lang: str, how: str) -> Callable[[str], Iterable[str]]:
+    """Return the function that splits a line of prose into sentences."""
     if how == "sat":
         from lcm_cli.text import sat
 
-        return (sentence.strip() for sentence in sat.split(prose) if sentence.strip())
+        return sat.split
     one = languages.language(lang)
     code = one.iso639_1 or one.iso639_3  # sentencex has fallbacks for languages it does not know
-    return (found for part in cut_long(prose, BLOCK) for found in sentences(part, code))
+    return lambda line: (part for whole in cut_long(line, BLOCK) for part in sentences(whole, code))
 
 
 _SENTENCE_END = rf"[.!?…؟۔।॥።፧။]+{CLOSERS}(?=\s)|[。！？｡]+{CLOSERS}|[។៕]{CLOSERS}|།(?=\s)"

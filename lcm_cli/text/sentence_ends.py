@@ -40,7 +40,7 @@ RULES = {
     "en": Rules(
         never=word_set(
             "mr mrs ms dr prof rev gen lt col capt sgt maj cmdr adm hon pres gov sen rep messrs "
-            "mt e.g i.e viz cf vs approx ca esp incl excl dept a.k.a n.b max"
+            "mt e.g i.e viz cf vs approx ca esp incl excl dept a.k.a n.b max temp avg"
         ),
         number=word_set(
             "no nos pp par para vol vols fig figs eq eqs art arts ch chap sec sect bk ed ex pt pl "
@@ -69,14 +69,14 @@ RULES = {
             "dr prof hr hrn fr frl dipl dipl.-ing ing mag st sog bzw evtl ggf vgl z.b d.h u.u "
             "i.d.r z.t z.zt m.e s.o s.u v.a m.w a.d i.a i.v ü.d inkl exkl zzgl einschl insb "
             "insbes bes ca max mind rd geb verh ev kath lat griech engl frz dt allg mio mrd tsd "
-            "bspw"
+            "bspw fa"
         ),
         number=word_set(
             "nr nrn abb abs art bd bde kap tab anm ziff aufl jg str tel fax hausnr anh bl sp rn "
             "jan feb mär mrz apr jun jul aug sep sept okt nov dez"
         ),
-        always=word_set("usw etc u.s.w v.chr n.chr ff kg km"),
-        name=word_set("co inc ltd corp u.a o.ä u.ä u.dgl d.m d.j jun sen std min sek jh abds"),
+        always=word_set("usw etc u.s.w v.chr n.chr kg km"),
+        name=word_set("co inc ltd corp ff u.a o.ä u.ä u.dgl d.m d.j jun sen std min sek jh abds"),
         starters=word_set(
             "er sie es wir ihr ich du der die das den dem des ein eine einen einem einer eines "
             "dies dieser diese dieses diesem diesen jener jene jeder jede jedes dann da danach "

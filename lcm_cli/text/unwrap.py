@@ -15,6 +15,7 @@ _HYPHENATED = re.compile(r"([^\W_]+(?:[-'’\u2010][^\W_]+)*)([-\u2010])$")
 _FIRST = re.compile(r"[^\W_]+")
 _WORD = re.compile(r"\w+(?:[-\u2010]\w+)*")
 _LONGEST_WORD = 60
+_HYPHENS = ("-", "\u2010", "\u00ad")
 
 # Before these, the hyphen stands for the rest of a compound: "Haus- und Gartenarbeit".
 _CONJUNCTIONS = {
@@ -62,6 +63,8 @@ class Unwrapper:
         if "\n" not in block:
             return block
         lines = [line.strip() for line in block.split("\n")]
+        if self.script not in UNSPACED and not any(line.endswith(_HYPHENS) for line in lines):
+            return " ".join(lines)
         parts = [lines[0]]
         for before, after in pairwise(lines):
             kept, gap = self._seam(before, after)
@@ -73,7 +76,7 @@ class Unwrapper:
         """Return the line before a line end, perhaps without its hyphen, and the gap after it."""
         if before.endswith("\u00ad"):
             return before, ""
-        if before.endswith(("-", "\u2010")) and self.script in _CASED:
+        if before.endswith(_HYPHENS) and self.script in _CASED:
             found = _HYPHENATED.search(before[-_LONGEST_WORD:])
             follows = _FIRST.match(after)
             if found and follows:
