@@ -127,6 +127,8 @@ def _line(start: int, raw: str) -> _Line:
 
 def _classified(lines: list[_Line]) -> list[_Line]:
     """Decide which lines are items and headings, and move their marks into the layout."""
+    if all(line.kind in ("text", "blank") and not line.mark for line in lines):
+        return lines
     _number(lines)
     inside = ""  # the mark of the item that the line belongs to
     before = _Line(0, 0, "", 0, "blank")
@@ -194,7 +196,7 @@ def _spans(lines: list[_Line]) -> Iterator[tuple[int, int]]:
     if len(lines) == 1 and lines[0].kind != "rule":
         yield lines[0].start, lines[0].end
         return
-    width = max(NARROW, *(line.indent + len(line.text) for line in lines))
+    width = max(NARROW, *[line.indent + len(line.text) for line in lines])
     all_end = all(_ends(line) for line in lines if line.kind == "text")
     item: _Line | None = None  # the item that the current block belongs to
     start, before = -1, None
@@ -217,11 +219,11 @@ def _continues(line: _Line, before: _Line, item: _Line | None, width: int, all_e
     if line.kind != "text" or before.kind == "heading":
         return False
     under_item = item is not None and line.indent <= item.indent
-    ends = _ends(before)
-    if not under_item and (
-        not ends or all_end or (line.indent > before.indent and before is not item)
-    ):
-        return not ends
+    if not under_item:
+        if not _ends(before):
+            return True
+        if all_end or (line.indent > before.indent and before is not item):
+            return False
     word = 1 if _UNSPACED.match(line.text) else len(line.text.split(maxsplit=1)[0])
     return before.indent + len(before.text) + 1 + word > width
 

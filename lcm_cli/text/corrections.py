@@ -24,8 +24,8 @@ def sentences(text: str, code: str) -> Iterator[str]:
 
 # Apostrophes that sentencex takes for quotation marks: of Dutch and English short forms, of feet.
 _APOSTROPHES = re.compile(
-    r"['\"](?:(?<!\w')(?:(?=(?:[tskmnr]|ns|[Tt]is|[Tt]was|[Tt]were|em|cause|\d\ds?)(?!['’\w]))|n'(?!\w))|"
-    r"(?<=\d')(?=\d\d?\")|(?<=\d'\d\")|(?<=\d'\d\d\"))"
+    r"'(?<!\w')(?=(?:[tskmnr]|ns|[Tt]is|[Tt]was|[Tt]were|em|cause|\d\ds?)(?!['’\w]))|"
+    r"'(?<!\w')n'(?!\w)|'(?<=\d')(?=\d\d?\")|\"(?<=\d'\d\")|\"(?<=\d'\d\d\")"
 )
 
 

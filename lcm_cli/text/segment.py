@@ -64,8 +64,8 @@ def segment(
         line = unwrapper.joined(text[block.start : block.end]).translate(removed)
         for sentence in sentences_of(line):
             pieces = cut_long(sentence, max_characters)
-            long = len(pieces) > 1
-            found += [Segment(piece, block.paragraph, long, number) for piece in pieces]
+            for piece in pieces:
+                found.append(Segment(piece, block.paragraph, len(pieces) > 1, number))
     return found
 
 

@@ -15,6 +15,7 @@ _HYPHENATED = re.compile(r"([^\W_]+(?:[-'’\u2010][^\W_]+)*)([-\u2010])$")
 _FIRST = re.compile(r"[^\W_]+")
 _WORD = re.compile(r"\w+(?:[-\u2010]\w+)*")
 _LONGEST_WORD = 60
+_HYPHEN_AT_END = re.compile("[-\u2010\u00ad][^\\S\n]*\n")
 _HYPHENS = ("-", "\u2010", "\u00ad")
 
 # Before these, the hyphen stands for the rest of a compound: "Haus- und Gartenarbeit".
@@ -62,8 +63,8 @@ class Unwrapper:
         """Return the text of a block on one line."""
         if "\n" not in block:
             return block
-        lines = [line.strip() for line in block.split("\n")]
-        if self.script not in UNSPACED and not any(line.endswith(_HYPHENS) for line in lines):
+        lines = list(map(str.strip, block.split("\n")))
+        if self.script not in UNSPACED and not _HYPHEN_AT_END.search(block):
             return " ".join(lines)
         parts = [lines[0]]
         for before, after in pairwise(lines):
