@@ -17,7 +17,7 @@ def sentences(text: str, code: str) -> Iterator[str]:
         pieces = [part for piece in pieces for part in _missed(piece)]
     if not {found.end() for found in _POSSIBLE.finditer(text)} <= set(ends):
         pieces = [part for piece in pieces for part in _ruled(piece, code)]
-    if _MOVABLE.search(text):
+    if _MOVABLE.search(text) or _EMOTICON.search(text):
         pieces = _moved(pieces)
     yield from (sentence.strip() for sentence in _mended(pieces, code))
 
@@ -50,7 +50,8 @@ _NUMBER = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\s*")  # "2." of a list
 _CLOSED = re.compile(r"[\"'”’»“]\s*$")  # '"Stop!" cried the hen.' is one sentence
 _OPENER = re.compile(r"(?<=\s)[«„“‘(\[]\s*$")
 _PICTURES = re.compile(rf"(?:{PICTURES}+|[:;]-?[()DP])\s+(?=\S)")  # also :-)
-_MOVABLE = re.compile(rf"[«„“‘(\[]|{PICTURES}|[:;]-?[()DP]")
+_MOVABLE = re.compile(rf"[«„“‘(\[{PICTURES[1:-1]}]")
+_EMOTICON = re.compile(r"[:;]-?[()DP]")
 _REPORTED = re.compile(r"と|って|など|という")  # 「……」と言いました is one sentence
 
 

@@ -13,7 +13,7 @@ _CASED = ("Latn", "Cyrl", "Grek", "Armn")  # scripts in which words are hyphenat
 
 _HYPHENATED = re.compile(r"([^\W_]+(?:[-'’\u2010][^\W_]+)*)([-\u2010])$")
 _FIRST = re.compile(r"[^\W_]+")
-_WORD = re.compile(r"\w+(?:[-\u2010]\w+)*")
+_WORD = re.compile(r"[\w\u2010-]+")
 _LONGEST_WORD = 60
 _HYPHEN_AT_END = re.compile("[-\u2010\u00ad][^\\S\n]*\n")
 _HYPHENS = ("-", "\u2010", "\u00ad")
@@ -69,7 +69,7 @@ class Unwrapper:
         parts = [lines[0]]
         for before, after in pairwise(lines):
             kept, gap = self._seam(before, after)
-            parts[-1] = parts[-1].removesuffix(before) + kept + gap
+            parts[-1] = kept + gap
             parts.append(after)
         return "".join(parts)
 
@@ -77,6 +77,8 @@ class Unwrapper:
         """Return the line before a line end, perhaps without its hyphen, and the gap after it."""
         if before.endswith("\u00ad"):
             return before, ""
+        if before.endswith(_HYPHENS) and self.script not in (*_CASED, *UNSPACED):
+            return before, "" if before[-2:-1].strip("- ") else " "
         if before.endswith(_HYPHENS) and self.script in _CASED:
             found = _HYPHENATED.search(before[-_LONGEST_WORD:])
             follows = _FIRST.match(after)

@@ -270,7 +270,7 @@ def test_reported_cases(lang, text, sentences):
         ("nld_Latn", "de voor-\nen nadelen", "de voor- en nadelen"),
         ("spa_Latn", "un libro teórico-\npráctico", "un libro teórico-práctico"),
         ("rus_Cyrl", "наша стра-\nна", "наша страна"),
-        ("hin_Deva", "माता-\nपिता", "माता- पिता"),
+        ("hin_Deva", "माता-\nपिता", "माता-पिता"),
     ],
 )
 def test_hyphens_at_line_ends(lang, wrapped, joined):
