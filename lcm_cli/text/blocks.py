@@ -156,7 +156,8 @@ def _free(before: _Line) -> bool:
 
 def _trim(line: _Line) -> None:
     """Move the marks of an item or heading out of its text."""
-    line.start = line.item_start
+    rest = line.text[line.item_start - line.end :]
+    line.start = line.end - len(rest.lstrip(_SPACES))
     text = line.text.rstrip("#")
     shorter = text.rstrip(_SPACES)
     if (

@@ -13,7 +13,10 @@ PICTURES = "[\u2600-\u27bf\U0001f300-\U0001faff\ufe0f\u200d]"  # emoji, with wha
 
 @dataclass(frozen=True)
 class Rules:
-    """The tables of a language: words without their full stop, in lower case.
+    """The tables of a language: words without their full stop.
+
+    Words with a capital must have it in the text ("Rep.", but "one more rep."); the case of others
+    does not matter.
 
     `never` end a sentence (titles, "e.g."); `number` only belong to a following number ("no. 5"),
     and before a capital they end the sentence; `always` end it before a capital ("etc."); `name`
@@ -39,12 +42,12 @@ def word_set(words: str) -> frozenset[str]:
 RULES = {
     "en": Rules(
         never=word_set(
-            "mr mrs ms dr prof rev gen lt col capt sgt maj cmdr adm hon pres gov sen rep messrs "
-            "mt e.g i.e viz cf vs approx ca esp incl excl dept a.k.a n.b max temp avg"
+            "mr mrs ms dr prof Rev Gen lt Col Capt sgt maj cmdr Adm Hon Pres Gov Sen Rep messrs "
+            "Mt e.g i.e viz cf vs approx ca esp incl excl dept a.k.a n.b"
         ),
         number=word_set(
             "no nos pp par para vol vols fig figs eq eqs art arts ch chap sec sect bk ed ex pt pl "
-            "tab tel ext op ver jan feb mar apr jun jul aug sep sept oct nov dec"
+            "tab tel ext op ver max temp avg jan feb mar apr jun jul aug sep sept oct nov dec"
         ),
         always=word_set(
             "etc ft lb lbs oz hr hrs min mins secs yr yrs kg km cm mm sq ph.d m.a b.a m.sc"
@@ -57,7 +60,7 @@ RULES = {
             "everybody everyone someone some many most all both each every no not yes one now "
             "today yesterday tomorrow here finally later soon also still even just only perhaps "
             "maybe did do does is are was were have has had can could will would let see please "
-            "it's he's she's i'm we're they're that's there's don't didn't"
+            "don didn isn wasn"
         ),
         words=word_set("no fig art ed ex pt tab op sec mar"),
         letter=word_set(
@@ -66,9 +69,9 @@ RULES = {
     ),
     "de": Rules(
         never=word_set(
-            "dr prof hr hrn fr frl dipl dipl.-ing ing mag st sog bzw evtl ggf vgl z.b d.h u.u "
+            "dr prof hr hrn fr frl dipl dipl.-ing ing Mag st sog bzw evtl ggf vgl z.b d.h u.u "
             "i.d.r z.t z.zt m.e s.o s.u v.a m.w a.d i.a i.v ü.d inkl exkl zzgl einschl insb "
-            "insbes bes ca max mind rd geb verh ev kath lat griech engl frz dt allg mio mrd tsd "
+            "insbes bes ca mind rd geb verh ev kath lat griech engl frz dt allg mio mrd tsd "
             "bspw fa"
         ),
         number=word_set(
@@ -76,7 +79,9 @@ RULES = {
             "jan feb mär mrz apr jun jul aug sep sept okt nov dez"
         ),
         always=word_set("usw etc u.s.w v.chr n.chr kg km"),
-        name=word_set("co inc ltd corp ff u.a o.ä u.ä u.dgl d.m d.j jun sen std min sek jh abds"),
+        name=word_set(
+            "co inc ltd corp max ff u.a o.ä u.ä u.dgl d.m d.j jun sen std min sek jh abds"
+        ),
         starters=word_set(
             "er sie es wir ihr ich du der die das den dem des ein eine einen einem einer eines "
             "dies dieser diese dieses diesem diesen jener jene jeder jede jedes dann da danach "
@@ -93,7 +98,7 @@ RULES = {
     ),
     "fr": Rules(
         never=word_set(
-            "M mm mme mmes mlle mlles mgr me dr drs pr prof st ste cf ex p.ex c.-à-d c.à.d càd "
+            "M mm mme mmes mlle mlles mgr Me dr drs pr prof st ste cf ex p.ex c.-à-d c.à.d càd "
             "env bd boul av apr gén lt sgt vs resp n.b"
         ),
         number=word_set(
@@ -141,10 +146,11 @@ RULES = {
     "nl": Rules(
         never=word_set(
             "dhr mevr mw mej dr drs ir ing mr prof ds jhr st bijv bvb evt ca o.a d.w.z m.a.w "
-            "i.p.v t.o.v t.o i.v.m m.b.t n.a.v t.g.v z.g zgn resp vgl incl excl max ong m.i a.s"
+            "i.p.v t.o.v t.o i.v.m m.b.t n.a.v t.g.v z.g zgn resp vgl incl excl ong m.i a.s"
         ),
         number=word_set(
-            "nr nrs art blz pag vol fig hfst afb tab bijl par tel jan feb mrt apr jun jul aug sep "
+            "nr nrs max art blz pag vol fig hfst afb tab bijl par tel jan feb mrt apr jun jul aug "
+            "sep "
             "sept okt nov dec"
         ),
         always=word_set("enz etc v.chr n.chr min sec kg km"),
@@ -165,14 +171,14 @@ RULES = {
 def _listed(rules: Rules) -> frozenset[str]:
     """Return the last word of each abbreviation in the tables."""
     tables = (rules.never, rules.number, rules.always, rules.name)
-    return frozenset(word.rsplit(".", 1)[-1] for table in tables for word in table)
+    return frozenset(word.rsplit(".", 1)[-1].casefold() for table in tables for word in table)
 
 
 LISTED = {code: _listed(rules) for code, rules in RULES.items()}
-NEVER = frozenset[str]().union(*(rules.never for rules in RULES.values()))
+NEVER = frozenset(word.casefold() for rules in RULES.values() for word in rules.never)
 
 _OPENERS = "\"'“”„‚‘’«»‹›([{¿¡-–—"
-_ELISION = re.compile(r"(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu)['’]", re.IGNORECASE)
+_ELISION = re.compile(r"^(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu)['’]", re.IGNORECASE)
 _ELLIPSIS = re.compile(rf"(?:…|\.\.){CLOSERS}$")
 _PICTURE = re.compile(rf"{PICTURES}$")
 _NO_END = re.compile("[♥❣❤\U0001f493-\U0001f49f\U0001f5a4\U0001f90d\U0001f90e\U0001f9e1\ufe0f]+$")
@@ -270,7 +276,7 @@ def _after_full_stop(tail: str, after: str, start: str, code: str, rules: Rules)
     word = _word(last)
     if not word:
         return None
-    keys = [word if len(word) == 1 else word.casefold()]
+    keys = [word] if len(word) == 1 else [word, word.casefold()]
     if earlier.endswith("."):
         keys.insert(0, _word(earlier).casefold() + "." + word.casefold())
     for key in keys:
