@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from lcm_cli.text.sentence_ends import NEVER
+from lcm_cli.text.abbreviations import NEVER
 
 INVISIBLE = "\u00ad\u200b\u2060\ufeff"  # soft hyphen, zero width space, word joiner, BOM
 TAIL = 40  # characters at the end of a line that show whether it ends a sentence

@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from lcm_cli.text import languages
-from lcm_cli.text.sentence_ends import word_set
+from lcm_cli.text.abbreviations import word_set
 
 UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 _CASED = ("Latn", "Cyrl", "Grek", "Armn")  # scripts in which words are hyphenated
