@@ -1,51 +1,83 @@
 """Segmentation of text into paragraphs and sentences; sentences too long for a concept are cut.
 
-sentencex does the splitting; this module corrects its known errors. No character except white space
-is ever lost, and their order is kept.
+sentencex does the splitting, block by block (see `blocks`), and `corrections` its known errors. Except for layout (white space, bullets, list numbers, marks of headings),
+invisible characters (see `_visible`) and hyphens at line ends, no character is ever lost, and
+their order is kept.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from typing import Literal
 
 from lcm_cli.text import languages
+from lcm_cli.text.blocks import INVISIBLE, blocks
+from lcm_cli.text.corrections import sentences
+from lcm_cli.text.sentence_ends import CLOSERS
+from lcm_cli.text.unwrap import Unwrapper
 
 MAX_CHARACTERS = 250
 BLOCK = 20_000  # characters per call of sentencex, whose time is quadratic in the text's length
-UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
 
 @dataclass(frozen=True)
 class Segment:
     """A sentence, or a piece of one that was too long.
 
-    `paragraph` counts from 0; `split` is true for a piece of a cut sentence.
+    `paragraph` counts from 0; `split` is true for a piece of a cut sentence. `block` is the index
+    of the sentence's block in `blocks(text)`. With one sentence per line, `line` is the index of
+    the line in the text, counted from 0, and `block` is -1; otherwise `line` is -1.
     """
 
     text: str
     paragraph: int
     split: bool = False
+    block: int = -1
+    line: int = -1
 
 
 def segment(
-    text: str, lang: str, *, one_per_line: bool = False, max_characters: int = MAX_CHARACTERS
+    text: str,
+    lang: str,
+    *,
+    one_per_line: bool = False,
+    max_characters: int = MAX_CHARACTERS,
+    split: Literal["auto", "sat"] = "auto",
 ) -> list[Segment]:
     """Return the sentences of `text`, which is in the language with code `lang`.
 
-    Blank lines end paragraphs; other line breaks have no meaning. A sentence of more than
-    `max_characters` is cut at the best place available: after a sentence or clause inside it, at a
-    space, or anywhere. `one_per_line` takes each line as a sentence and never cuts it.
+    Blank lines end paragraphs; headings and list items are sentences of their own (see `blocks`);
+    other line breaks have no meaning. A sentence of more than `max_characters` is cut at the best
+    place available: after a sentence or clause inside it, at a space, or anywhere. `one_per_line`
+    takes each line as a sentence and never cuts it; empty lines have no segment.
+
+    `split` is "auto" for rules, or "sat" for the model SaT, which does not rely on punctuation.
+    Raises UsageError if its package is missing, NotFoundError if its weights are.
     """
+    if one_per_line:
+        return _lines(text, lang)
+    unwrapper = Unwrapper(text, lang)
     found = []
-    for number, lines in enumerate(_paragraphs(text)):
-        if one_per_line:
-            found += [Segment(line, number) for line in lines]
-            continue
-        for sentence in _sentences(_joined(lines, lang), lang):
+    for number, block in enumerate(blocks(text)):
+        prose = _visible(unwrapper.joined(text[block.start : block.end]), lang)
+        for sentence in _sentences(prose, lang, split):
             pieces = cut_long(sentence, max_characters)
-            found += [Segment(piece, number, split=len(pieces) > 1) for piece in pieces]
+            long = len(pieces) > 1
+            found += [Segment(piece, block.paragraph, long, number) for piece in pieces]
+    return found
+
+
+def _lines(text: str, lang: str) -> list[Segment]:
+    """Return a segment for each line that is not blank."""
+    found: list[Segment] = []
+    paragraph, after_blank = -1, True
+    for number, raw in enumerate(text.split("\n")):
+        line = _visible(raw.translate(_LINE_ENDS), lang).strip()
+        if line:
+            paragraph += after_blank
+            found.append(Segment(line, paragraph, line=number))
+        after_blank = not line
     return found
 
 
@@ -58,103 +90,34 @@ def cut_long(text: str, limit: int) -> list[str]:
     return [*cut_long(text[:at], limit), *cut_long(text[at:], limit)]
 
 
-def _paragraphs(text: str) -> Iterator[list[str]]:
-    """Yield the stripped lines of each paragraph."""
-    lines = (line.strip() for line in text.splitlines())
-    yield from (list(group) for filled, group in groupby(lines, bool) if filled)
+_LINE_ENDS = dict.fromkeys(map(ord, "\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"), " ")
+_REMOVED = dict.fromkeys(map(ord, INVISIBLE))
+_WORD_SPACED = ("Khmr", "Laoo", "Mymr", "Thai")
+_KEPT_SPACE = {number: None for number in _REMOVED if chr(number) != "\u200b"}
 
 
-def _joined(lines: list[str], lang: str) -> str:
-    """Join wrapped lines with a space; in scripts without spaces, only between ASCII text."""
-    if languages.language(lang).script not in UNSPACED:
-        return " ".join(lines)
-    latin = (before[-1].isascii() and after[0].isascii() for before, after in pairwise(lines))
-    gaps = [*(" " if both else "" for both in latin), ""]
-    return "".join(line + gap for line, gap in zip(lines, gaps, strict=True))
+def _visible(text: str, lang: str) -> str:
+    """Remove soft hyphens, zero width spaces, word joiners and byte order marks.
+
+    In Khmer, Lao, Burmese and Thai, zero width spaces stay: they separate words, and long sentences
+    are cut there.
+    """
+    kept = languages.language(lang).script in _WORD_SPACED
+    return text.translate(_KEPT_SPACE if kept else _REMOVED)
 
 
-def _sentences(paragraph: str, lang: str) -> Iterator[str]:
-    from sentencex import segment as split
+def _sentences(prose: str, lang: str, how: str) -> Iterator[str]:
+    if how == "sat":
+        from lcm_cli.text import sat
 
+        return (sentence.strip() for sentence in sat.split(prose) if sentence.strip())
     one = languages.language(lang)
     code = one.iso639_1 or one.iso639_3  # sentencex has fallbacks for languages it does not know
-    for block in cut_long(paragraph, BLOCK):
-        pieces = (piece for found in split(code, block) for piece in _missed(found))
-        yield from (sentence.strip() for sentence in _mended(_opened(pieces), code))
+    return (found for part in cut_long(prose, BLOCK) for found in sentences(part, code))
 
 
-# Corrections of sentencex 1.0: sentence ends that it misses, and splits where no sentence ends.
-
-_CLOSERS = r"[\"'”’»›)\]」』）】》]*"
-_OPEN, _CLOSE = "「『（【《“", "」』）】》”"
-
-# Khmer and Tibetan full stops, two Ethiopic word spaces used as a full stop, and 。 before a digit.
-_UNSEEN = re.compile(rf"(?:[។៕]|།(?=\s)|፡፡|[。！？](?=\d)){_CLOSERS}\s*")
-
-# No sentence ends after these: titles and, in these languages, initials ("M. X", "D. Juan").
-_TITLES = {
-    "fr": re.compile(r"(?<!\w)(?:MM|Mme|Mlle|Mgr|Me|Dr|Pr|Ste?|(?:[A-Z]\.-)?[A-Z])\.\s*$"),
-    "es": re.compile(r"(?<!\w)(?:Dña|[A-Z])\.\s*$"),
-    "nl": re.compile(r"(?<!\w)(?:Mevr|Mw)\.\s*$"),
-}
-_DOTTED = re.compile(r"(?<!\w)(?:[^\W\d]\.[-\s]?)+$")  # "p. m.", "o.a.", "J.-C."
-_NUMBER = re.compile(r"\s*\(?(?:\d{1,3}|[a-zA-Z])[.)]\s*")  # "2." of a list
-_CLOSED = re.compile(r"[\"'”’»“]\s*$")  # '"Stop!" cried the hen.' is one sentence
-_OPENER = re.compile(r"(?<=\s)[«„“‘(\[]\s*$")
-_REPORTED = re.compile(r"と|って|など|という")  # 「……」と言いました is one sentence
-
-
-def _missed(piece: str) -> Iterator[str]:
-    """Yield the sentences of a piece, split at the sentence ends that sentencex misses."""
-    start = 0
-    for end in _UNSEEN.finditer(piece):
-        before = piece[: end.end()]
-        if sum(map(before.count, _OPEN)) <= sum(map(before.count, _CLOSE)):  # not in a quotation
-            yield piece[start : end.end()]
-            start = end.end()
-    yield piece[start:]
-
-
-def _opened(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces, moving an opening quotation mark at the end of one to the next."""
-    opener = ""
-    for piece in pieces:
-        whole = opener + piece
-        found = _OPENER.search(whole)
-        opener = found.group() if found else ""
-        yield whole.removesuffix(opener)
-    yield opener
-
-
-def _mended(pieces: Iterable[str], code: str) -> Iterator[str]:
-    """Yield sentences: pieces, joined where no sentence ends between them.
-
-    Pieces without letters or digits, such as lone quotation marks, join their neighbour.
-    """
-    sentence, has_words = "", False
-    for piece in pieces:
-        adds_words = any(map(str.isalnum, piece))
-        if has_words and adds_words and _ends(sentence[-20:], piece, code):
-            yield sentence
-            sentence = ""
-        sentence += piece
-        has_words |= adds_words
-    if sentence.strip():
-        yield sentence
-
-
-def _ends(tail: str, following: str, code: str) -> bool:
-    """Return whether a sentence ends after `tail`, given the text that follows."""
-    if _NUMBER.fullmatch(tail) or (code in _TITLES and _TITLES[code].search(tail)):
-        return False
-    if code == "ja" and tail.endswith(("」", "』")) and _REPORTED.match(following):
-        return False
-    continues = following[0].islower() or following[0] == "-"
-    return not (continues and (_DOTTED.search(tail) or _CLOSED.search(tail)))
-
-
-_SENTENCE_END = rf"[.!?…؟۔।॥።፧။]+{_CLOSERS}(?=\s)|[。！？｡]+{_CLOSERS}|[។៕]{_CLOSERS}|།(?=\s)"
-_CLAUSE_END = rf"[,;:–،؛՝·၊]{_CLOSERS}(?=\s)|(?<=\s)-(?=\s)|[—，、；：፣፤፥៖]{_CLOSERS}"
+_SENTENCE_END = rf"[.!?…؟۔।॥።፧။]+{CLOSERS}(?=\s)|[。！？｡]+{CLOSERS}|[។៕]{CLOSERS}|།(?=\s)"
+_CLAUSE_END = rf"[,;:–،؛՝·၊]{CLOSERS}(?=\s)|(?<=\s)-(?=\s)|[—，、；：፣፤፥៖]{CLOSERS}"
 _CUTS = tuple(re.compile(mark) for mark in (_SENTENCE_END, _CLAUSE_END, r"[\s\u200b፡]+"))
 
 
