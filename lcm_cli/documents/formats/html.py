@@ -1,7 +1,8 @@
 """HTML: the running text between the tags is translated, everything else stays byte for byte.
 
 A passage is the text between two block-level tags or line breaks. Inline tags inside it are marks;
-scripts, styles, preformatted text and elements marked `translate="no"` are left alone.
+scripts, styles, preformatted text and elements marked `translate="no"` are left alone. White space
+in a passage collapses, and character references become characters.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from html.parser import HTMLParser
-from itertools import accumulate
-from typing import Literal
+from dataclasses import replace
 
-from lcm_cli.documents.formats.layout import Mark, Pair, Passage, Slot, Spliced
+from lcm_cli.documents.formats.layout import Pair, Passage, Slot, Spliced
 from lcm_cli.documents.formats.marks import fill
+from lcm_cli.documents.formats.runs import Token, passage_in
 
 
 def _names(text: str) -> frozenset[str]:
@@ -30,26 +29,27 @@ _KEPT = _names("a code img kbd samp tt var")
 _VOID = _names("area base br col embed hr img input link meta param source track wbr")
 _SKIPPED = _names(
     "audio canvas datalist iframe math noscript object pre script select style svg template "
-    "textarea video"
+    "textarea video xmp"
 )
+_RAW = _names("iframe script style textarea title xmp")  # no tags inside
 _AROUND = _names("aside footer form header menu nav")  # not part of an article
 _HEADING = re.compile(r"h[1-6]")
-_SPACE = re.compile(r"[ \t\n\r\f]+")
-_WORDS = re.compile(r"\w")
 
-_Kind = Literal["text", "open", "close", "other"]
-
-
-@dataclass
-class _Token:
-    """A piece [start, end) of the source: text, a tag, or something else such as a comment."""
-
-    kind: _Kind
-    start: int
-    end: int
-    text: str = ""  # of a text token, without character references
-    name: str = ""  # of a tag
-    skip: bool = False  # an opening tag whose element is not translated
+# Each alternative takes the rest of the source if its end is missing, as browsers do; so none is
+# tried at many places in vain.
+_TOKEN = re.compile(
+    r"(?P<text>(?:[^<]+|<(?![a-zA-Z!?/]))++)"
+    r"|<!--(?:-?>|.*?(?:--!?>|\Z))"
+    r"|<!\[CDATA\[.*?(?:\]\]>|\Z)"
+    r"|<(?P<close>/?)(?P<name>[a-zA-Z][^\s/>]*+)"
+    r"(?P<attributes>(?:[\s/]+|[^\s/>=]+|=\s*(?:\"[^\"]*\"|'[^']*'|[^\s>\"'][^\s>]*)?)*+)(?:>|\Z)"
+    r"|<[^>]*(?:>|\Z)",
+    re.DOTALL,
+)
+_LEFT_ALONE = re.compile(
+    r"\stranslate\s*=\s*[\"']?no\b|\sclass\s*=\s*(?:\"[^\"]*|'[^']*|)\bnotranslate\b", re.IGNORECASE
+)
+_DECLARED = re.compile(rb"""<meta[^>]{0,200}charset=["']?([\w.:-]+)""", re.IGNORECASE)
 
 
 def read(source: str, suffix: str = ".html", encoding: str = "utf-8") -> Spliced:
@@ -69,9 +69,14 @@ def article(source: str) -> list[Passage]:
     return within or clear or [passage for passage, _, _ in found]
 
 
+def declares_encoding(data: bytes) -> bool:
+    """Return whether a page names its encoding."""
+    return _DECLARED.search(data[:4096]) is not None
+
+
 def decode(data: bytes) -> tuple[str, str] | None:
     """Return the text of a page and its encoding, None if that must be UTF-8."""
-    declared = re.search(rb"""<meta[^>]{0,200}charset=["']?([\w.:-]+)""", data[:4096], re.I)
+    declared = _DECLARED.search(data[:4096])
     if declared is None or data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         return None
     name = declared[1].decode("ascii", "replace")
@@ -82,216 +87,117 @@ def decode(data: bytes) -> tuple[str, str] | None:
     except UnicodeDecodeError:
         pass
     try:
-        "a".encode(name)  # some codecs are not of text
+        if "<a>".encode(name) != b"<a>":  # not of text, or UTF-16, which the page is not in
+            return None
         return data.decode(name).replace("\r\n", "\n").replace("\r", "\n"), name
     except (LookupError, ValueError):
         return None
+
+
+def tag_token(found: re.Match[str], start: int) -> Token:
+    """Return the token of a match of `match_tag` at `start`."""
+    name = (found["name"] or "").lower()
+    end = start + len(found[0])
+    attributes = found["attributes"] or ""
+    if not name or not found[0].endswith(">"):
+        return Token("other", start, end)
+    if found["close"]:
+        return Token("close", start, end, name=name)
+    # <p/> is an opening tag in HTML; in XHTML, and of void elements, it is empty.
+    if name in _VOID or attributes.endswith("/"):
+        return Token("other", start, end, name=name)
+    skip = name in _SKIPPED or bool(_LEFT_ALONE.search(attributes))
+    return Token("open", start, end, name=name, skip=skip, kept=name in _KEPT)
+
+
+def match_tag(text: str) -> re.Match[str] | None:
+    """Return the match of a tag, comment or declaration that makes up `text`."""
+    found = _TOKEN.fullmatch(text)
+    return None if found is None or found["text"] else found
 
 
 def _write(passage: Passage, pairs: Sequence[Pair], lang: str) -> str:
     return fill(passage, pairs, lang, lambda text: html.escape(text, quote=False))
 
 
-class _Scanner(HTMLParser):
-    """Cuts a source into tokens with their places."""
+def _tokens(source: str) -> Iterator[Token]:
+    """Cut a source into tokens."""
+    at = 0
+    while found := _TOKEN.match(source, at):
+        if found["text"]:
+            yield _text(source, at, found.end())
+        else:
+            token = tag_token(found, at)
+            yield token
+            if token.kind == "open" and token.name in _RAW:
+                end = re.compile(rf"</{token.name}|\Z", re.IGNORECASE).search(source, found.end())
+                assert end is not None  # \Z matches
+                yield _text(source, found.end(), end.start())
+                at = end.start()
+                continue
+        at = found.end()
 
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=False)
-        self.tokens: list[_Token] = []
-        self._source = source
-        self._lines = [0, *accumulate(len(line) + 1 for line in source.split("\n"))]
-        self.feed(source)
-        self.close()
 
-    def handle_data(self, data: str) -> None:
-        self._add("text", len(data), text=data)
-
-    def handle_entityref(self, name: str) -> None:
-        self._reference(f"&{name}")
-
-    def handle_charref(self, name: str) -> None:
-        self._reference(f"&#{name}")
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        skip = values.get("translate") == "no" or "notranslate" in (values.get("class") or "")
-        length = len(self.get_starttag_text() or "")
-        self._add("open", length, name=tag, skip=skip or tag in _SKIPPED)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        token = self.tokens[-1]
-        # <p/> is an opening tag in HTML; in XHTML, and of these elements, it is empty.
-        token.kind, token.skip = ("open", False) if tag in _VOID else ("other", False)
-
-    def handle_endtag(self, tag: str) -> None:
-        self._until(">", "close", tag)
-
-    def handle_comment(self, data: str) -> None:
-        self._until(">", "other", offset=len(data))
-
-    def handle_decl(self, decl: str) -> None:
-        self._until(">", "other", offset=len(decl))
-
-    def handle_pi(self, data: str) -> None:
-        self._until(">", "other", offset=len(data))
-
-    def unknown_decl(self, data: str) -> None:
-        self._until(">", "other", offset=len(data))
-
-    def _reference(self, raw: str) -> None:
-        closed = self._source.startswith(";", self._at() + len(raw))
-        raw += ";" if closed else ""
-        self._add("text", len(raw), text=html.unescape(raw))
-
-    def _until(self, mark: str, kind: _Kind, name: str = "", offset: int = 0) -> None:
-        end = self._source.find(mark, self._at() + offset)
-        self._add(kind, (len(self._source) if end < 0 else end + 1) - self._at(), name=name)
-
-    def _add(
-        self, kind: _Kind, length: int, *, text: str = "", name: str = "", skip: bool = False
-    ) -> None:
-        start = self._at()
-        self.tokens.append(_Token(kind, start, start + length, text, name, skip))
-
-    def _at(self) -> int:
-        line, column = self.getpos()
-        return self._lines[line - 1] + column
+def _text(source: str, start: int, end: int) -> Token:
+    return Token("text", start, end, html.unescape(source[start:end]))
 
 
 def _passages(source: str) -> Iterator[tuple[Passage, Slot, frozenset[str]]]:
     """Yield each passage with its slot, and the names of the elements around it."""
     heading, count = "", 0
-    around: list[str] = []
-    for run, block in _runs(_Scanner(source).tokens, around):
-        made = _passage(run, source, count, heading)
+    around: dict[str, int] = {}
+    for run, block in _runs(list(_tokens(source)), around):
+        made = passage_in(run, source, _write)
         if made is None:
             continue
+        passage, slot = made
         if _HEADING.fullmatch(block):
-            heading = made[0].text
-            made = (Passage(heading, count, heading, made[0].marks), made[1])
+            heading = passage.text
+        passage = replace(passage, paragraph=count, place=heading)
+        yield passage, slot, frozenset(name for name, number in around.items() if number > 0)
         count += 1
-        yield *made, frozenset(around)
 
 
-def _runs(tokens: Sequence[_Token], around: list[str]) -> Iterator[tuple[list[_Token], str]]:
+def _runs(tokens: Sequence[Token], around: dict[str, int]) -> Iterator[tuple[list[Token], str]]:
     """Yield the runs of text and inline tags between block-level tags, with the block's name.
 
-    `around` holds the names of the block-level elements that are open.
+    `around` counts the block-level elements that are open, by name.
     """
-    run: list[_Token] = []
+    run: list[Token] = []
     block = ""
     n = 0
     while n < len(tokens):
         token = tokens[n]
         end = _skipped(tokens, n) if token.skip else n + 1
         if token.skip and token.name in _INLINE:
-            words = "".join(each.text for each in tokens[n:end] if each.kind == "text")
-            run += [token, _Token("text", token.end, token.end, words), tokens[end - 1]]
-        elif token.kind in ("text", "other") or token.name in _INLINE:
+            run += _untranslated(tokens[n:end])
+        elif token.kind == "text" or token.name in _INLINE or not token.name:
             run.append(token)
         else:
             yield run, block
             run, block = [], token.name if token.kind == "open" else ""
-            _track(around, token)
+            if not token.skip and token.kind != "other":
+                change = 1 if token.kind == "open" else -1
+                around[token.name] = max(0, around.get(token.name, 0) + change)
         n = end
     yield run, block
 
 
-def _track(around: list[str], token: _Token) -> None:
-    if token.skip or token.name in _VOID:
-        return
-    if token.kind == "open":
-        around.append(token.name)
-    elif token.name in around:
-        while around.pop() != token.name:
-            pass
+def _untranslated(element: Sequence[Token]) -> list[Token]:
+    """Return the tokens of an inline element whose words stay as they are."""
+    if len(element) == 3 and element[1].kind == "text":
+        opening, text, closing = element
+        raw = html.escape(text.text, quote=False)
+        return [replace(opening, verbatim=True), replace(text, text=raw, skip=True), closing]
+    return [Token("other", element[0].start, element[-1].end)]
 
 
-def _skipped(tokens: Sequence[_Token], n: int) -> int:
+def _skipped(tokens: Sequence[Token], n: int) -> int:
     """Return the index after the element that tokens[n] opens."""
     name, depth = tokens[n].name, 0
-    if name in _VOID:
-        return n + 1
     for end in range(n, len(tokens)):
         if tokens[end].name == name:
             depth += {"open": 1, "close": -1}.get(tokens[end].kind, 0)
         if depth == 0:
             return end + 1
     return len(tokens)
-
-
-def _passage(
-    run: list[_Token], source: str, number: int, heading: str
-) -> tuple[Passage, Slot] | None:
-    """Return the passage in a run and its slot, None without words."""
-    if not any(token.kind == "text" and _WORDS.search(token.text) for token in run):
-        return None
-    partners = _partners(run)
-    first, last = _peeled(run, partners)
-    text, marks = "", []
-    starts: dict[int, int] = {}
-    for n in range(first, last):
-        token = run[n]
-        if token.kind == "text":
-            words = _SPACE.sub(" ", token.text)
-            text += words.lstrip(" ") if not text or text.endswith(" ") else words
-        elif token.kind == "open" and first <= partners.get(n, -1) < last:
-            starts[n] = len(text)
-        elif token.kind == "close" and first <= (opener := partners.get(n, -1)) < last:
-            tag = run[opener]
-            before = source[tag.start : tag.end]
-            after = source[token.start : token.end]
-            kept = tag.skip or tag.name in _KEPT
-            marks.append(Mark(starts[opener], len(text), before, after, kept))
-        else:
-            raw = source[token.start : token.end]
-            marks.append(Mark(len(text), len(text), raw, "", True))
-    room = len(text.rstrip())
-    marks = [replace(m, start=min(m.start, room), end=min(m.end, room)) for m in marks]
-    start, end = run[first].start, run[last - 1].end
-    raw = source[start:end]
-    start += len(raw) - len(raw.lstrip())
-    end -= len(raw) - len(raw.rstrip())
-    return Passage(text.rstrip(), number, heading, tuple(marks)), Slot(start, end, _write)
-
-
-def _partners(run: Sequence[_Token]) -> dict[int, int]:
-    """Return the index of the closing tag of each opening one, and the reverse."""
-    found: dict[int, int] = {}
-    opened: list[int] = []
-    for n, token in enumerate(run):
-        if token.kind == "open" and token.name not in _VOID:
-            opened.append(n)
-        elif token.kind == "close":
-            match = next((o for o in reversed(opened) if run[o].name == token.name), None)
-            if match is not None:
-                found |= {match: n, n: match}
-                del opened[opened.index(match) :]
-    return found
-
-
-def _peeled(run: Sequence[_Token], partners: dict[int, int]) -> tuple[int, int]:
-    """Return the range of a run without white space, tags and comments at its edges."""
-    first, last = 0, len(run)
-    while True:
-        if _is_edge(run[first]) or (run[first].kind != "text" and first not in partners):
-            first += 1
-        elif _is_edge(run[last - 1]) or (run[last - 1].kind != "text" and last - 1 not in partners):
-            last -= 1
-        elif partners.get(first) == last - 1:
-            first, last = first + 1, last - 1
-        elif first in partners and not _has_words(run[first : partners[first] + 1]):
-            first = partners[first] + 1
-        elif last - 1 in partners and not _has_words(run[partners[last - 1] : last]):
-            last = partners[last - 1]
-        else:
-            return first, last
-
-
-def _is_edge(token: _Token) -> bool:
-    return token.kind == "text" and not token.text.strip(" \t\n\r\f")
-
-
-def _has_words(run: Sequence[_Token]) -> bool:
-    return any(token.kind == "text" and token.text.strip() for token in run)

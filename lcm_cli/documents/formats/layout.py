@@ -20,7 +20,8 @@ class Mark:
 
     A `kept` mark (a link, code, an image) appears in every translation, with its own words in
     parentheses if they cannot be found there; emphasis may be lost with the words that it marks.
-    A `verbatim` mark holds code, whose characters are neither translated nor escaped.
+    A `verbatim` mark holds code, whose characters are neither translated nor escaped. If the words
+    inside change, `renamed` takes the place of `after`, unless it is empty.
     """
 
     start: int
@@ -29,6 +30,7 @@ class Mark:
     after: str
     kept: bool = False
     verbatim: bool = False
+    renamed: str = ""
 
 
 @dataclass(frozen=True)

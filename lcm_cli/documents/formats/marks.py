@@ -9,12 +9,16 @@ sentence in parentheses, and emphasis is dropped.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lcm_cli.documents.formats.layout import Mark, Pair, Passage
+from lcm_cli.text.blocks import INVISIBLE
 from lcm_cli.text.languages import gap
 
+_LAST_WORD = re.compile(r"\w+\W*$")
+_FIRST_WORD = re.compile(r"\W*\w+")
 _FINAL = re.compile(r"[.!?…。！？:;,]*[\"'”’»)\]]*$")
 
 
@@ -87,21 +91,42 @@ def locate(text: str, sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
     """
     at = 0
     for sentence in sentences:
-        begin = end = at
-        first = True
+        first_word = sentence.split(maxsplit=1)[:1]
+        begin = text.find(first_word[0], at) if first_word else at
+        end = begin = begin if begin >= 0 else _first(text, sentence, at)
         for character in sentence:
-            if character.isspace():
-                continue
-            found = text.find(character, end)
-            if found < 0:
-                continue
-            begin, first = (found, False) if first else (begin, False)
-            end = found + 1
+            if not character.isspace() and (found := text.find(character, end)) >= 0:
+                end = found + 1
         at = end
         yield begin, end
 
 
+def completed(text: str, pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with what segmentation leaves out between them: bullets and numbers."""
+    found: list[Pair] = []
+    at = 0
+    for (old, new), (start, end) in zip(pairs, locate(text, [o for o, _ in pairs]), strict=True):
+        left = _visible(text[at:start])
+        found.append((left + old, left + new))
+        at = end
+    if found and (rest := _visible(text[at:]).rstrip()):
+        found[-1] = (found[-1][0] + rest, found[-1][1] + rest)
+    return found
+
+
+def _visible(text: str) -> str:
+    """Return what is left out between sentences, empty if it is only invisible."""
+    return text.lstrip() if text.strip(INVISIBLE + " \t\n\r\f\v") else ""
+
+
+def _first(text: str, sentence: str, at: int) -> int:
+    """Return where the first character of a sentence is that `text` has after `at`."""
+    places = (text.find(character, at) for character in sentence if not character.isspace())
+    return next((place for place in places if place >= 0), at)
+
+
 def _located(text: str, pairs: Sequence[Pair]) -> list[_Sentence]:
+    pairs = completed(text, pairs)
     ranges = locate(text, [source for source, _ in pairs])
     return [_Sentence(new, *found) for (_, new), found in zip(pairs, ranges, strict=True)]
 
@@ -109,24 +134,33 @@ def _located(text: str, pairs: Sequence[Pair]) -> list[_Sentence]:
 def _place(
     mark: Mark, sentences: Sequence[_Sentence], text: str, whole: list[tuple[Mark, int, int]]
 ) -> None:
-    """Add a mark to the sentence, or to the list of those around whole sentences."""
-    touched = [
-        n for n, one in enumerate(sentences) if one.start < mark.end and mark.start < one.end
-    ]
-    if mark.start == mark.end or not touched:
-        _insert(mark, sentences)
+    """Add a mark to its sentence, or to the list of those around whole sentences."""
+    low = bisect_right(sentences, mark.start, key=lambda one: one.end)
+    high = bisect_left(sentences, mark.end, key=lambda one: one.start) - 1
+    if mark.start == mark.end or low > high:
+        _insert(mark, sentences, text)
         return
-    first, last = sentences[touched[0]], sentences[touched[-1]]
-    inside = text[mark.start : mark.end].strip()
+    first, last = sentences[low], sentences[high]
+    inside = _flat(text[mark.start : mark.end]).strip()
     if _covers(mark, first.start, last.end, text):
-        whole.append((mark, touched[0], touched[-1]))
-        return
-    sentence = first
-    at = _find(inside, sentence) if len(touched) == 1 else -1
+        if not mark.verbatim:
+            whole.append((_renamed(mark, inside, sentences[low : high + 1]), low, high))
+            return
+        if low == high:  # code alone is not translated
+            first.text = inside + _flat(text[mark.end : first.end])
+    share = (mark.start - first.start) / max(1, first.end - first.start)
+    expected = share * len(first.text)
+    at = _find(_pattern(inside, text, mark), first, expected) if inside and low == high else -1
     if at >= 0:
-        sentence.spans.append(_Span(mark, at, at + len(inside)))
+        first.spans.append(_Span(mark, at, at + len(inside)))
     elif mark.kept:
         _append(mark, last, inside)
+
+
+def _renamed(mark: Mark, inside: str, sentences: Sequence[_Sentence]) -> Mark:
+    """Return a mark around whole sentences as it is if their words change."""
+    same = inside in " ".join(one.text for one in sentences)
+    return mark if same or not mark.renamed else replace(mark, after=mark.renamed)
 
 
 def _covers(mark: Mark, start: int, end: int, text: str) -> bool:
@@ -136,29 +170,84 @@ def _covers(mark: Mark, start: int, end: int, text: str) -> bool:
     return not left.strip() and not re.search(r"\w", right)
 
 
-def _find(words: str, sentence: _Sentence) -> int:
-    """Return the index of whole `words` in a sentence outside its marks, or -1."""
-    if not words:
-        return -1
-    edges = (r"(?<!\w)" if words[0].isalnum() else "", r"(?!\w)" if words[-1].isalnum() else "")
-    for found in re.finditer(edges[0] + re.escape(words) + edges[1], sentence.text):
-        start, end = found.span()
-        nested = all(
-            end <= span.start or span.end <= start or (span.start <= start and end <= span.end)
-            for span in sentence.spans
-        )
-        if nested:
-            return start
-    return -1
+def _pattern(words: str, text: str, mark: Mark) -> str:
+    """Return the pattern of the words of a mark: whole words, if they are in `text`."""
+    left = text[max(0, mark.start - 1) : mark.start + 1].isalnum() and mark.start > 0
+    right = text[mark.end - 1 : mark.end + 1].isalnum() and mark.end < len(text)
+    before = r"(?<!\w)" if words[0].isalnum() and not left else ""
+    after = r"(?!\w)" if words[-1].isalnum() and not right else ""
+    return before + re.escape(words) + after
 
 
-def _insert(mark: Mark, sentences: Sequence[_Sentence]) -> None:
-    """Place a mark without words of its own: before the sentence at its start, else after it."""
+def _find(pattern: str, sentence: _Sentence, expected: float) -> int:
+    """Return where the match of a pattern nearest to `expected` begins, outside marks, or -1."""
+    found = re.finditer(pattern, sentence.text)
+    starts = [each.start() for each in found if _is_free(*each.span(), sentence.spans)]
+    return min(starts, key=lambda start: abs(start - expected), default=-1)
+
+
+def _is_free(start: int, end: int, spans: Sequence[_Span]) -> bool:
+    """Return whether a mark at [start, end) would lie beside or inside each of the spans."""
+    return all(
+        end <= span.start or span.end <= start or (span.start <= start and end <= span.end)
+        for span in spans
+    )
+
+
+def _insert(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
+    """Place a mark without words of its own, such as an image or a reference to a footnote.
+
+    It goes to the end of the sentence that it is in, unless the words before it are still the
+    same, or the word before it or after it is still there.
+    """
     if not sentences:
         return
     owner = next((one for one in sentences if mark.start <= one.end), sentences[-1])
-    at = 0 if mark.start <= owner.start else len(owner.text)
+    left, right = text[owner.start : mark.start], text[mark.start : owner.end]
+    at = _gap(left, right, owner.text)
+    if left[-1:].isspace() and not owner.text[:at][-1:].isspace():
+        _widen(owner, at)
+        at += 1
+    if at == len(owner.text):
+        mark = replace(mark, after=mark.after.rstrip(" "))
     owner.spans.append(_Span(mark, at, at))
+
+
+def _widen(sentence: _Sentence, at: int) -> None:
+    """Insert a space."""
+    sentence.text = f"{sentence.text[:at]} {sentence.text[at:]}"
+    for span in sentence.spans:
+        span.start += span.start > at or (span.start == at < span.end)
+        span.end += span.end > at
+
+
+def _gap(left: str, right: str, new: str) -> int:
+    """Return the place in a new sentence that corresponds to the one between two parts of an old.
+
+    White space belongs to the part that has it.
+    """
+    if not left.strip():
+        return 0
+    head = _flat(left)
+    if new.startswith(head):
+        return len(head)
+    before, after = _LAST_WORD.search(head), _FIRST_WORD.match(_flat(right))
+    if before and (at := _unique(before[0], new)) >= 0:
+        return at + len(before[0])
+    if after and (at := _unique(after[0], new)) >= 0:
+        return at
+    return len(new)
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def _unique(words: str, text: str) -> int:
+    """Return the place of words that occur once in a text, or -1."""
+    edges = r"(?<!\w)" if words[0].isalnum() else "", r"(?!\w)" if words[-1].isalnum() else ""
+    found = [each.start() for each in re.finditer(re.escape(words).join(edges), text)]
+    return found[0] if len(found) == 1 else -1
 
 
 def _append(mark: Mark, sentence: _Sentence, words: str) -> None:
