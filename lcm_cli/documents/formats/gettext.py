@@ -34,7 +34,8 @@ class Catalog:
         import polib
 
         try:
-            self._entries = polib.pofile(source)
+            # Without a line break polib would open a file of that name.
+            self._entries = polib.pofile(f"{source}\n")
         except (OSError, ValueError, IndexError, AttributeError, TypeError) as error:
             reason = str(error).replace("Syntax error in po file ", "").strip()
             raise IntegrityError(f"{name} is not a message catalog: {reason}") from error

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AT = "at"  # the key of the range in a token's meta
 _PAIRED = ("em_open", "em_close", "strong_open", "strong_close", "s_open", "s_close")
 _ADDRESS = re.compile(r"https?://[^\s<>]*[\w/]")
-_MARK = re.compile(r"[^\w\s]")
+_MARK = re.compile(r"[^\w\s]|_")
 _MOST_MARKS = 20_000  # of punctuation in a paragraph
 _BRACKET = 10  # marks that a bracket counts for: the parser is quadratic in their number
 

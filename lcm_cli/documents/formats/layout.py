@@ -93,8 +93,6 @@ class Slot:
 class Spliced:
     """A layout that copies the source of its file around the slots of the passages."""
 
-    is_text = True
-
     def __init__(
         self,
         source: str,
@@ -108,6 +106,7 @@ class Spliced:
             self.passages.append(passage)
             self.slots.append(slot)
         self.suffix = suffix
+        self.is_text = encoding == "utf-8"
         self._encoding = encoding
 
     def spliced(self, sentences: Sequence[Sequence[Pair]], lang: str) -> str:

@@ -17,6 +17,7 @@ from lcm_cli.documents.formats.layout import Mark, Pair, Passage
 from lcm_cli.text.blocks import INVISIBLE
 from lcm_cli.text.languages import gap
 
+_FARTHEST = 1000  # characters between two of a sentence, most of which are white space
 _LAST_WORD = re.compile(r"\w+\W*$")
 _FIRST_WORD = re.compile(r"\W*\w+")
 _FINAL = re.compile(r"[.!?…。！？:;,]*[\"'”’»)\]]*$")
@@ -95,7 +96,10 @@ def locate(text: str, sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
         begin = text.find(first_word[0], at) if first_word else at
         end = begin = begin if begin >= 0 else _first(text, sentence, at)
         for character in sentence:
-            if not character.isspace() and (found := text.find(character, end)) >= 0:
+            if (
+                not character.isspace()
+                and (found := text.find(character, end, end + _FARTHEST)) >= 0
+            ):
                 end = found + 1
         at = end
         yield begin, end

@@ -10,7 +10,8 @@ from typing import BinaryIO
 from lcm_cli.documents.document import Document
 from lcm_cli.documents.encoding import decode_text
 from lcm_cli.documents.formats.layout import Layout, Passage
-from lcm_cli.documents.kinds import NAMES, Kind, Source
+from lcm_cli.documents.formats.written import AsWritten
+from lcm_cli.documents.kinds import BINARY, NAMES, Kind, Source
 from lcm_cli.errors import UsageError
 
 
@@ -59,6 +60,8 @@ def read_documents(
         yield _document(source, passages, None)
         return
     layout = _READERS[kind](data, source)
+    if kind not in BINARY:
+        layout = AsWritten(layout, data)
     yield _document(source, list(layout.passages), layout)
 
 
@@ -72,17 +75,18 @@ def _document(source: Source, passages: list[Passage], layout: Layout | None) ->
 def _rows(data: bytes, source: Source, kind: Kind, options: ReadOptions) -> Iterator[Document]:
     from lcm_cli.documents.formats import tables
 
-    text = decode_text(data, source.name)
+    decode_text(data, source.name)  # refuses other encodings
+    text = data.decode("utf-8-sig")  # with its line ends, which cells may contain
     suffix = source.suffix or f".{kind}"
     if kind == "jsonl" and suffix == ".json":
         suffix = ".json" if text.lstrip().startswith("[") else ".jsonl"
     layout = tables.read(text, source.name, suffix, options.column)
     if options.whole:
-        yield _document(source, layout.passages, layout)
+        yield _document(source, layout.passages, AsWritten(layout, data, line_ends=False))
         return
-    for row, passage in zip(layout.rows, layout.passages, strict=True):
-        origin = f"{source.name} row {row}"
-        yield Document(f"{source.id}:{row}", text=passage.text, origin=origin)
+    for cell in layout.cells:
+        origin = f"{source.name} row {cell.row}"
+        yield Document(f"{source.id}:{cell.row}", text=cell.text, origin=origin)
 
 
 def _article(data: bytes, source: Source) -> list[Passage]:

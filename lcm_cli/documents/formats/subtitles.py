@@ -10,10 +10,10 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 from lcm_cli.documents.formats.layout import Pair, Passage
-from lcm_cli.documents.formats.marks import locate
+from lcm_cli.documents.formats.marks import completed, locate
 from lcm_cli.text.languages import gap
 
 LINE = 42  # characters of a subtitle's line that are readable at a glance
@@ -25,10 +25,14 @@ _TIMES = re.compile(
     rf"^[ \t]*(?P<start>{_CLOCK})[ \t]*-->[ \t]*(?P<end>{_CLOCK}).*$",
     re.MULTILINE,
 )
-_TAG = r"<[^<>\n]*>|\{\\[^}\n]*\}"
+_TAG = r"<[^<>\n]*>|\{\\[^{}\n]*\}"
 _PREFIX = re.compile(rf"(?:\s|{_TAG}|[♪♫#])*")
-_MARKED = re.compile(r"(<([ibu])>)([^<>]+)(</\2>)")
-_OPEN, _CLOSE = re.compile(r"<([ibu])>"), re.compile(r"</([ibu])>")
+_MARKED = re.compile(r"(<([a-z]+)(?:[ .][^<>]*)?>)([^<>]+)(</\2>)")
+_MOST_MARKED = 20  # words with tags of their own in a cue
+_OPEN, _CLOSE = re.compile(r"<([a-z]+)(?:[ .][^<>]*)?>"), re.compile(r"</([a-z]+)>")
+_AT_END = re.compile(rf"{_TAG}|[\s♪♫#]+")
+_ALONE = re.compile(r"[\[(][^\])]*[\])]")  # a sound
+_SPEAKER = re.compile(r"[\[(]|[A-Z][A-Z .'-]+:")  # whose words begin a sentence
 _ANY_TAG = re.compile(_TAG)
 _DASH = re.compile(rf"(?:{_TAG}|\s)*[-–—‐]\s*(?=\S)")
 _CLOSED = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")
@@ -76,7 +80,8 @@ class Subtitles:
 
     def _shown(self, one: _Speech, text: str, lang: str) -> str:
         lines = text if one.dash else "\n".join(_lines(text, lang))
-        shown = html.escape(lines, quote=False) if self._escaped else lines
+        # An arrow would make the line one of times.
+        shown = html.escape(lines, quote=False) if self._escaped else lines.replace("-->", "->")
         for before, words, after in one.marked:
             shown = re.sub(
                 rf"(?<!\w){re.escape(words)}(?!\w)",
@@ -133,7 +138,8 @@ def _speech(raw: str, at: int, begin: float, until: float, escaped: bool) -> _Sp
     first = found.end() if found else 0
     first, last = _paired(raw, first, _ending(raw, first))
     inner = raw[first:last]
-    marked = [(m[1], m[3], m[4]) for m in _MARKED.finditer(inner)]
+    found_marks = islice(_MARKED.finditer(inner), _MOST_MARKED)
+    marked = [(m[1], m[3], m[4]) for m in found_marks]
     text = " ".join(_ANY_TAG.sub("", inner).split())
     text = html.unescape(text) if escaped else text
     if not _WORDS.search(text):
@@ -146,23 +152,20 @@ def _paired(raw: str, first: int, last: int) -> tuple[int, int]:
     """Return the range of a speech's words, with the tags at its ends that close within it."""
     opened = {tag[1]: tag.start() for tag in _OPEN.finditer(raw, 0, first)}
     closed = {tag[1]: tag.end() for tag in _CLOSE.finditer(raw, last)}
-    alone = [opened[name] for name in opened.keys() - closed.keys()]
-    over = [closed[name] for name in closed.keys() - opened.keys()]
+    inner = raw[first:last]
+    alone = [opened[tag[1]] for tag in _CLOSE.finditer(inner) if tag[1] in opened]
+    over = [closed[tag[1]] for tag in _OPEN.finditer(inner) if tag[1] in closed]
     return min([first, *alone]), max([last, *over])
 
 
 def _ending(raw: str, first: int) -> int:
     """Return where the tags, notes and white space at the end of a speech begin."""
-    last = len(raw)
-    while last > first:
-        shorter = max(first, len(raw[:last].rstrip(" \t\n♪♫#")))
-        opening = max(raw.rfind("<", first, shorter), raw.rfind("{\\", first, shorter))
-        if opening >= 0 and _ANY_TAG.fullmatch(raw, opening, shorter):
-            shorter = opening
-        if shorter == last:
-            break
-        last = shorter
-    return last
+    ending, at = first, first  # the start of those that end at `at`
+    for found in _AT_END.finditer(raw, first):
+        if found.start() > at:
+            ending = found.start()
+        at = found.end()
+    return ending if at == len(raw) else len(raw)
 
 
 def _runs(speeches: Sequence[_Speech]) -> Iterator[list[_Speech]]:
@@ -174,6 +177,9 @@ def _runs(speeches: Sequence[_Speech]) -> Iterator[list[_Speech]]:
             or run[-1].dash
             or one.begin - run[-1].until > _PAUSE
             or _CLOSED.search(run[-1].text)
+            or _ALONE.fullmatch(run[-1].text)
+            or _SPEAKER.match(one.text)
+            or _is_song(one) != _is_song(run[-1])
             or sum(len(each.text) for each in run) > _LONGEST
         ):
             yield run
@@ -183,9 +189,14 @@ def _runs(speeches: Sequence[_Speech]) -> Iterator[list[_Speech]]:
         yield run
 
 
+def _is_song(one: _Speech) -> bool:
+    return any(note in one.prefix + one.suffix for note in "♪♫")
+
+
 def _divided(text: str, run: Sequence[_Speech], pairs: Sequence[Pair], lang: str) -> list[str]:
     """Divide the translation of a passage among the speeches of its run."""
     between = gap(lang)
+    pairs = completed(text, pairs)
     if len(run) == 1:
         return [between.join(new for _, new in pairs)]
     words: list[str] = []  # of the translation
