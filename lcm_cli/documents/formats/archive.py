@@ -6,10 +6,13 @@ The parts with text are replaced; every other member is copied.
 from __future__ import annotations
 
 import io
+import lzma
 import posixpath
+import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import islice
 from typing import Protocol
@@ -17,11 +20,17 @@ from urllib.parse import unquote
 
 from lxml import etree
 
+from lcm_cli.documents.encoding import decode_text
 from lcm_cli.documents.formats import html
 from lcm_cli.documents.formats.layout import Pair, Passage
 from lcm_cli.errors import IntegrityError
 
 LARGEST_PART = 100 << 20  # bytes; a member that unpacks to more is taken for an attack
+_LARGEST_RATIO = 200  # of the unpacked size to the packed one
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError),
+    *(RuntimeError, NotImplementedError),
+)
 _CONTAINER = "META-INF/container.xml"
 
 
@@ -56,8 +65,11 @@ class Archive:
         with zipfile.ZipFile(io.BytesIO(self._data)) as old, zipfile.ZipFile(out, "w") as written:
             for member in old.infolist():
                 # With its own ZipInfo a member keeps its order, date and compression.
-                data = new[member.filename] if member.filename in new else old.read(member)
-                written.writestr(member, data)
+                if member.filename in new:
+                    written.writestr(member, new[member.filename])
+                    continue
+                with old.open(member) as source, written.open(copy(member), "w") as target:
+                    shutil.copyfileobj(source, target)
         return out.getvalue()
 
 
@@ -71,17 +83,24 @@ def read_epub(data: bytes, name: str) -> Archive:
         for path in _chapters(book, package, name):
             if path.encode() in secret:
                 raise IntegrityError(f"{name} is protected against copying", "open it where bought")
-            source = member(book, path, name).decode("utf-8-sig", "replace")
-            parts[path] = html.read(source, ".xhtml")
+            source = member(book, path, name)
+            text, encoding = html.decode(source) or (decode_text(source, path), "utf-8")
+            parts[path] = html.read(text, ".xhtml", encoding)
     return Archive(data, parts, ".epub")
 
 
 def opened(data: bytes, name: str) -> zipfile.ZipFile:
-    """Open a zip archive. Raises IntegrityError if it is damaged."""
+    """Open a zip archive. Raises IntegrityError if a member is damaged, or unpacks to far more."""
     try:
-        return zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        size = sum(member.file_size for member in archive.infolist())
+        if size > max(LARGEST_PART, _LARGEST_RATIO * len(data)):
+            raise IntegrityError(f"{name} unpacks from {len(data):,} bytes to {size:,}")
+        if broken := archive.testzip():
+            raise zipfile.BadZipFile(f"bad checksum of {broken}")
+    except _ZIP_ERRORS as error:
         raise _damaged(name, error) from error
+    return archive
 
 
 def member(archive: zipfile.ZipFile, path: str, name: str) -> bytes:
@@ -91,10 +110,7 @@ def member(archive: zipfile.ZipFile, path: str, name: str) -> bytes:
             data = file.read(LARGEST_PART + 1)
     except KeyError as error:
         raise IntegrityError(f"{name} is damaged: it has no {path}", "copy it again") from error
-    except (
-        *(zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError),
-        NotImplementedError,
-    ) as error:
+    except _ZIP_ERRORS as error:
         raise _damaged(name, error) from error
     if len(data) > LARGEST_PART:
         raise IntegrityError(f"{path} in {name} unpacks to over {LARGEST_PART >> 20} MiB")

@@ -49,7 +49,9 @@ _TOKEN = re.compile(
 _LEFT_ALONE = re.compile(
     r"\stranslate\s*=\s*[\"']?no\b|\sclass\s*=\s*(?:\"[^\"]*|'[^']*|)\bnotranslate\b", re.IGNORECASE
 )
-_DECLARED = re.compile(rb"""<meta[^>]{0,200}charset=["']?([\w.:-]+)""", re.IGNORECASE)
+_DECLARED = re.compile(
+    rb"""(?:<meta[^>]{0,200}charset=|<\?xml[^>]{0,100}encoding=)["']?([\w.:-]+)""", re.IGNORECASE
+)
 
 
 def read(source: str, suffix: str = ".html", encoding: str = "utf-8") -> Spliced:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AT = "at"  # the key of the range in a token's meta
 _PAIRED = ("em_open", "em_close", "strong_open", "strong_close", "s_open", "s_close")
 _ADDRESS = re.compile(r"https?://[^\s<>]*[\w/]")
-_MARK = re.compile(r"[^\w\s]|_")
+_MARK = re.compile(r"[^\w\s]|[_\n]")
 _MOST_MARKS = 20_000  # of punctuation in a paragraph
 _BRACKET = 10  # marks that a bracket counts for: the parser is quadratic in their number
 
@@ -157,7 +157,7 @@ def _limit(state: StateCore) -> None:
             brackets = sum(map(token.content.count, "[<"))
             if count + _BRACKET * brackets > _MOST_MARKS:
                 raise IntegrityError(
-                    f"a paragraph has {count} punctuation marks, too many to read it as Markdown",
+                    f"a paragraph has {count} marks and lines, too many to read it as Markdown",
                     "add --format text",
                 )
 

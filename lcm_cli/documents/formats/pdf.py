@@ -45,7 +45,7 @@ def read(data: bytes, name: str) -> Spliced:
     source = ""
     found: list[tuple[Passage, Slot]] = []
     for number, page in enumerate(pages, start=1):
-        start, text = len(source), _markdown(page, body)
+        start, text = len(source), _spaced(_markdown(page, body))
         for block in blocks(text):
             words = text[block.start : block.end]
             if _WORDS.search(words):
@@ -113,6 +113,17 @@ def _markdown(page: Sequence[_Line], body: float) -> str:
             lines += ["", line.text] if above else [line.text]
         above = heading
     return "\n".join(lines).strip("\n")
+
+
+def _spaced(text: str) -> str:
+    """Return a text with a blank line between blocks, which are paragraphs in Markdown."""
+    parts, at = [], 0
+    for block in blocks(text):
+        between = text[at : block.start]
+        parts.append(between if "\n\n" in between or not at else between.replace("\n", "\n\n", 1))
+        parts.append(text[block.start : block.end])
+        at = block.end
+    return "".join([*parts, text[at:]])
 
 
 def _without_running_lines(pages: Sequence[list[_Line]]) -> list[list[_Line]]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import groupby, takewhile
 
 from lxml import etree
 
@@ -22,12 +23,14 @@ _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 _PARTS = re.compile(r"word/(document|header\d*|footer\d*|footnotes|endnotes)\.xml")
 _HEADING = re.compile(r"heading|title|berschrift|titre|t.?tulo|kop", re.IGNORECASE)
+_REFERENCES = (f"{_W}footnoteReference", f"{_W}endnoteReference", f"{_W}commentReference")
+_WRAPPERS = tuple(f"{_W}{name}" for name in ("hyperlink", "ins", "moveTo", "smartTag"))
 _WORDS = re.compile(r"\w")
 
 
 @dataclass
 class _Run:
-    """A run of text of one style."""
+    """A run of text of one style, or a reference to a note, which has no text."""
 
     element: etree._Element
     text: str = ""
@@ -35,8 +38,9 @@ class _Run:
     @property
     def link(self) -> etree._Element | None:
         """The hyperlink around the run."""
-        parent = self.element.getparent()
-        return parent if parent is not None and parent.tag == f"{_W}hyperlink" else None
+        above = self.element.iterancestors(f"{_W}hyperlink", f"{_W}p")
+        nearest = next(above, None)
+        return nearest if nearest is not None and nearest.tag == f"{_W}hyperlink" else None
 
     @property
     def style(self) -> bytes:
@@ -55,6 +59,16 @@ class _Stretch:
     def text(self) -> str:
         return "".join(run.text for run in self.runs)
 
+    @property
+    def anchor(self) -> etree._Element:
+        """The first of the elements to replace: siblings with all runs, and no others, in them."""
+        outer = [run.element if run.link is None else run.link for run in self.runs]
+        above = [[each, *each.iterancestors()][::-1] for each in outer]
+        depth = next(
+            n for n, same in enumerate(zip(*above)) if len(set(same)) > 1 or same[0] in outer
+        )
+        return above[0][depth]
+
 
 class _XmlPart:
     """A part of the document with its passages."""
@@ -65,6 +79,8 @@ class _XmlPart:
         self._stretches: list[_Stretch] = []
         self.passages: list[Passage] = []
         heading = ""
+        for run in list(root.iter(f"{_W}r")):
+            _split(run)
         for paragraph in root.iter(f"{_W}p"):
             if any(above.tag.endswith("}Fallback") for above in paragraph.iterancestors()):
                 continue
@@ -104,21 +120,37 @@ def _is_heading(paragraph: etree._Element) -> bool:
     return style is not None and bool(_HEADING.search(style.get(f"{_W}val", "")))
 
 
+def _split(run: etree._Element) -> None:
+    """Split a run with text and other elements into runs with one of them each."""
+    own, *children = run if run.find(f"{_W}rPr") is not None else (None, *run)
+    if len(children) < 2 or run.find(f"{_W}t") is None:
+        return
+    for child in children:
+        part = etree.Element(run.tag, dict(run.attrib))
+        if own is not None:
+            part.append(deepcopy(own))
+        part.append(child)
+        run.addprevious(part)
+    _detach(run)
+
+
 def _stretches(paragraph: etree._Element) -> Iterator[_Stretch]:
     """Yield the stretches of a paragraph, without those of paragraphs inside it (text boxes)."""
     stretch = _Stretch()
     depth, link = 0, False  # of nested fields, and whether the field is a hyperlink
     for run in paragraph.iter(f"{_W}r"):
-        owner = next(run.iterancestors(f"{_W}p"), None)
-        if owner is not paragraph or any(True for _ in run.iterancestors(f"{_W}del")):
+        above = list(takewhile(lambda each: each.tag != f"{_W}p", run.iterancestors()))
+        owner = above[-1].getparent() if above else run.getparent()
+        if owner is not paragraph or any(each.tag == f"{_W}del" for each in above):
             continue
+        simple = any(each.tag == f"{_W}fldSimple" for each in above)
         for child in run:
-            if child.tag == f"{_W}t":
-                if depth and not link:
-                    continue
-                if not stretch.runs or stretch.runs[-1].element is not run:
-                    stretch.runs.append(_Run(run))
-                stretch.runs[-1].text += child.text or ""
+            if child.tag == f"{_W}t" and not simple:
+                if not depth or link:
+                    stretch.runs.append(_Run(run, child.text or ""))
+                continue
+            if child.tag in _REFERENCES and stretch.runs and not depth:
+                stretch.runs.append(_Run(run))
                 continue
             if child.tag == f"{_W}fldChar":
                 kind = child.get(f"{_W}fldCharType")
@@ -128,11 +160,9 @@ def _stretches(paragraph: etree._Element) -> Iterator[_Stretch]:
                 link = "HYPERLINK" in (child.text or "")
             elif child.tag in (f"{_W}rPr", f"{_W}lastRenderedPageBreak"):
                 continue
-            if stretch.runs:
-                yield stretch
+            yield stretch
             stretch = _Stretch()
-    if stretch.runs:
-        yield stretch
+    yield stretch
 
 
 def _marks(stretch: _Stretch) -> Iterator[Mark]:
@@ -141,8 +171,9 @@ def _marks(stretch: _Stretch) -> Iterator[Mark]:
     at = 0
     for number, run in enumerate(stretch.runs):
         end = at + len(run.text)
-        if run.link is not None or run.style != base.style:
-            yield Mark(at, end, str(number), "", kept=run.link is not None)
+        kept = run.link is not None or not run.text
+        if kept or run.style != base.style:
+            yield Mark(at, end, str(number), "", kept)
         at = end
 
 
@@ -156,33 +187,38 @@ def _base(stretch: _Stretch) -> _Run:
     return max((run for run in plain if run.style == style), key=lambda run: len(run.text))
 
 
-def _replace(stretch: _Stretch, passage: Passage, pairs: Sequence[Pair], lang: str) -> None:
-    """Put the translation of a stretch in place of its runs."""
+def _runs(
+    stretch: _Stretch, passage: Passage, pairs: Sequence[Pair], lang: str
+) -> Iterator[tuple[_Run, str]]:
+    """Yield the texts of a stretch's translation, each with the run whose style it has."""
     base = _base(stretch)
     text = passage.text
-    edges = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
-    new = [
-        _element(stretch.runs[int(piece.marks[-1].before)] if piece.marks else base, piece.text)
-        for piece in pieces(passage, pairs, lang)
-    ]
-    ends = [[_element(base, edge)] if edge else [] for edge in edges]
-    first = stretch.runs[0]
-    anchor = first.element if first.link is None else first.link
-    for element in [*ends[0], *new, *ends[1]]:
-        anchor.addprevious(element)
+    yield base, text[: len(text) - len(text.lstrip())]
+    for piece in pieces(passage, pairs, lang):
+        yield stretch.runs[int(piece.marks[-1].before)] if piece.marks else base, piece.text
+    yield base, text[len(text.rstrip()) :]
+
+
+def _replace(stretch: _Stretch, passage: Passage, pairs: Sequence[Pair], lang: str) -> None:
+    """Put the translation of a stretch in place of its runs."""
+    anchor = stretch.anchor
+    for _, same in groupby(_runs(stretch, passage, pairs, lang), lambda pair: id(pair[0])):
+        parts = list(same)
+        run, text = parts[0][0], "".join(part for _, part in parts)
+        if text or not run.text:
+            anchor.addprevious(_element(run, text))
     for run in stretch.runs:
-        _remove(run)
+        _detach(run.element)
 
 
 def _element(run: _Run, text: str) -> etree._Element:
     """Return a run with other text, in its link if it has one."""
-    element = etree.Element(f"{_W}r")
-    own = run.element.find(f"{_W}rPr")
-    if own is not None:
-        element.append(deepcopy(own))
-    words = etree.SubElement(element, f"{_W}t")
-    words.text = text
-    words.set(_SPACE, "preserve")
+    element = deepcopy(run.element)
+    element.tail = None
+    for words in element.findall(f"{_W}t"):
+        words.text = text
+        if text != text.strip():
+            words.set(_SPACE, "preserve")
     if run.link is None:
         return element
     link = etree.Element(run.link.tag, dict(run.link.attrib))
@@ -190,14 +226,11 @@ def _element(run: _Run, text: str) -> etree._Element:
     return link
 
 
-def _remove(run: _Run) -> None:
-    """Remove the text of a run, and the run and its link if nothing else is in them."""
-    link = run.link
-    for words in run.element.findall(f"{_W}t"):
-        run.element.remove(words)
-    rest = [child for child in run.element if child.tag != f"{_W}rPr"]
-    parent = run.element.getparent()
-    if not rest and parent is not None:
-        parent.remove(run.element)
-    if link is not None and len(link) == 0 and (above := link.getparent()) is not None:
-        above.remove(link)
+def _detach(element: etree._Element) -> None:
+    """Remove an element, and those around it that have nothing else in them."""
+    parent = element.getparent()
+    if parent is None:
+        return
+    parent.remove(element)
+    if len(parent) == 0 and parent.tag in _WRAPPERS:
+        _detach(parent)
