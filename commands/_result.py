@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -37,14 +38,18 @@ class OutputKind:
 class Result:
     """The output of a command: takes lines of text, documents, files, or JSON objects.
 
-    `name` is that of the file, None for standard output.
+    `name` is that of the file, None for standard output. `as_json` is true if it holds only JSON.
     """
 
     def __init__(
-        self, write: Callable[[bytes], None] | None = None, name: str | None = None
+        self,
+        write: Callable[[bytes], None] | None = None,
+        name: str | None = None,
+        as_json: bool = False,
     ) -> None:
         self._write = write
         self._name = name
+        self._as_json = as_json
         self._begun = False
 
     def text(self, line: str) -> None:
@@ -80,6 +85,10 @@ class Result:
         self, document: Document, kind: OutputKind, codes: Sequence[str], several: bool
     ) -> None:
         """Raise UsageError if the document's files cannot be written here; costs nothing."""
+        if self._as_json:
+            return
+        if self._write is None and not kind.is_text:
+            console.out_bytes([])  # refuses a terminal
         if kind.plain or (len(codes) == 1 and not several):
             return
         if self._name is not None or not kind.is_text:
@@ -94,8 +103,9 @@ class Result:
     ) -> None:
         """Write a document by language code: alone as it is, otherwise as text with headings."""
         alone = len(contents) == 1 and not several
-        if not alone or (kind.is_text and self._write is None):
-            texts = {code: [data.decode().removesuffix("\n")] for code, data in contents.items()}
+        shown = self._write is None and kind.is_text and (kind.plain or sys.stdout.isatty())
+        if shown or not alone:
+            texts = {code: [_text(data)] for code, data in contents.items()}
             self.document(document, texts, several)
             return
         for data in contents.values():
@@ -105,6 +115,11 @@ class Result:
                 self._write(data)
 
 
+def _text(data: bytes) -> str:
+    """Return a file as text to print: without byte order mark, carriage returns and last break."""
+    return data.decode("utf-8-sig").replace("\r", "").removesuffix("\n")
+
+
 class FolderResult(Result):
     """A file for each document and language, named by a template."""
 
@@ -112,7 +127,7 @@ class FolderResult(Result):
         super().__init__()
         self._template = template
         self._force = force
-        self._written: dict[Path, str] = {}
+        self._owners: dict[Path, tuple[str, str]] = {}  # label and language
 
     def check(
         self, document: Document, kind: OutputKind, codes: Sequence[str], several: bool
@@ -131,7 +146,6 @@ class FolderResult(Result):
     ) -> None:
         for code, data in contents.items():
             path = self._path(document, kind, code)
-            self._written[path] = document.label
             make_folder(path.parent)
             with atomic_path(path, force=self._force) as temporary:
                 temporary.write_bytes(data)
@@ -140,9 +154,12 @@ class FolderResult(Result):
     def _path(self, document: Document, kind: OutputKind, code: str) -> Path:
         names = {"lang": short_tag(code), "code": code, "ext": kind.suffix}
         path = Path(self._template.format(stem=file_stem(document), **names))
-        if path in self._written:
+        owner = document.label, code
+        other = self._owners.setdefault(path, owner)
+        if other != owner:
+            names = [f"{label} in {language(code).name}" for label, code in (owner, other)]
             raise UsageError(
-                f"{document.label} and {self._written[path]} would both be written to {path}",
+                f"{names[0]} and {names[1]} would both be written to {path}",
                 "tell them apart: --output-template '{stem}.{code}{ext}'",
             )
         if path.exists() and not self._force:
@@ -181,7 +198,7 @@ def _template(output: str | None, template: str | None) -> str | None:
             f"{template!r} is not a template of file names",
             "use {stem}, {lang} (fr), {code} (fra_Latn) and {ext} (.txt)",
         ) from error
-    # Braces in the name of the folder are no fields.
+    # Braces in the name of the folder are not fields.
     return (
         (output or "").replace("{", "{{").replace("}", "}}")
         + ("/" if output and not output.endswith("/") else "")
@@ -205,14 +222,14 @@ def open_result(
         yield FolderResult(names, force)
         return
     if output is None or output == "-":
-        yield Result()
+        yield Result(as_json=as_json)
         return
     with atomic_path(Path(output), force=force) as temporary, temporary.open("wb") as file:
 
         def write(data: bytes) -> None:
             file.write(data)
 
-        yield Result(write, output)
+        yield Result(write, output, as_json)
 
 
 class Pipe(io.RawIOBase):

@@ -133,7 +133,7 @@ def _with_addresses(tokens: list[Token], content: str) -> list[Token]:
             continue
         found.append(replace(token, end=start, text=token.text[: start - token.start]))
         found += _verbatim(start, end, 0, content[start:end], "address")
-        tokens[last] = replace(rest, start=end, text=rest.text[len(rest.text) - (rest.end - end) :])
+        tokens[last] = replace(rest, start=end, text=rest.text[end - rest.start :])
         n = last
     return found
 

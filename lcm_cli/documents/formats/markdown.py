@@ -22,6 +22,7 @@ from lcm_cli.documents.formats.runs import Token, passage_in
 if TYPE_CHECKING:
     from markdown_it.token import Token as Inline
 
+_TOML = re.compile(r"\A\+\+\+(\n.*?\n|\n)\+\+\+\n", re.DOTALL)  # front matter
 _ALERT = re.compile(r"\[!\w+\]$")  # the first line of GitHub's alerts
 _ALONE = re.compile(r":{3,}.*|!!!.*|\?\?\?.*|\{[%{].*[%}]\}")  # a line of a directive
 _ITEM = re.compile(r"\n?(?:\[[ xX]\]\s+|:\s+)")  # a check box, or the mark of a definition
@@ -33,7 +34,7 @@ _SPECIAL = re.compile(
     r"|[\\`\[\]]|<(?=[a-zA-Z/!?])|~~|(?<!\s)\*|\*(?!\s)|(?<!\w)_|_(?!\w)|&(?=#?\w+;)"
     r"|\$(?=\S(?:[^$]*[^\s$])?\$(?!\d))"
 )
-_CLOSING = re.compile(r"(?<=\s)(?=#+$)")  # of a heading
+_CLOSING = re.compile(r"(?:^|(?<=\s))(?=#+$)")  # of a heading
 
 
 def read(source: str, suffix: str = ".md") -> Spliced:
@@ -67,15 +68,22 @@ def _write_heading(passage: Passage, pairs: Sequence[Pair], lang: str) -> str:
 
 
 def _write_cell(passage: Passage, pairs: Sequence[Pair], lang: str) -> str:
-    # Markup is copied from the source, where its bars are escaped already.
-    return re.sub(r"(?<!\\)\|", r"\\|", _write_inside(passage, pairs, lang))
+    text = fill(passage, pairs, lang, _escape_cell).replace("\n", " ")
+    return re.sub(r"(?<!\\)\|", r"\\|", text)  # in code
+
+
+def _escape_cell(text: str) -> str:
+    # A backslash before a bar would escape it, whatever is before the backslash.
+    return re.sub(r"\\\\(?=\||$)", "&#92;", escape(text)).replace("|", "\\|")
 
 
 def _found(source: str) -> Iterator[tuple[Passage, Slot]]:
     lines = _Lines(source)
     heading, tag = "", ""
     count = 0
-    for token in located_parser().parse(source):
+    # The parser knows the marks of YAML only, which are as long.
+    known = _TOML.sub(lambda found: f"---{found[1]}---\n", source)
+    for token in located_parser().parse(known):
         if token.type.endswith("_open"):
             tag = token.tag
         if token.map is None:

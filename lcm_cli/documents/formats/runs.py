@@ -43,6 +43,7 @@ def passage_in(
     """
     if not any(t.kind == "text" and not t.skip and WORDS.search(t.text) for t in run):
         return None
+    run = _joined(_without_empty(run), source)
     partners = _partners(run)
     first, last = _peeled(run, partners)
     parts: list[str] = []
@@ -76,6 +77,45 @@ def passage_in(
     return Passage(text, marks=tuple(marks)), Slot(start, end, write)
 
 
+def _without_empty(run: Sequence[Token]) -> list[Token]:
+    """Return a run with elements without text, such as a link around an image, as one token."""
+    partners, filled = _partners(run), _filled(run)
+    found: list[Token] = []
+    n = 0
+    while n < len(run):
+        end = partners.get(n, -1)
+        if end > n and filled[end] == filled[n]:
+            found.append(Token("other", run[n].start, run[end].end))
+            n = end
+        else:
+            found.append(run[n])
+        n += 1
+    return found
+
+
+def _joined(run: Sequence[Token], source: str) -> list[Token]:
+    """Return a run where images and the like at the edges of an element are part of its tags."""
+    partners = _partners(run)
+    found: list[Token] = []
+    opening = grown = False  # whether the last token is a tag, and whether it has an image in it
+    for n, token in enumerate(run):
+        before = found[-1] if found else Token("text", 0, 0)
+        if token.kind == "other" and opening:
+            found[-1], grown = replace(before, end=token.end), True
+            continue
+        if token.kind == "text" and grown:
+            raw = source[token.start : token.end]
+            size = len(raw) - len(raw.lstrip())
+            found[-1] = replace(before, end=before.end + size)
+            token = replace(token, start=token.start + size, text=token.text.lstrip())
+        if token.kind == "close" and n in partners:
+            while found[-1].kind == "other":
+                token = replace(token, start=found.pop().start)
+        opening, grown = token.kind == "open" and n in partners, False
+        found.append(token)
+    return found
+
+
 def _mark(tag: Token, closing: Token, start: int, end: int, source: str) -> Mark:
     before, after = source[tag.start : tag.end], source[closing.start : closing.end]
     return Mark(start, end, before, after, tag.kept, tag.verbatim, closing.renamed)
@@ -106,7 +146,7 @@ def _partners(run: Sequence[Token]) -> dict[int, int]:
 
 def _peeled(run: Sequence[Token], partners: dict[int, int]) -> tuple[int, int]:
     """Return the range of a run without white space, tags and comments at its edges."""
-    filled = list(accumulate((bool(t.kind == "text" and t.text.strip()) for t in run), initial=0))
+    filled = _filled(run)
     first, last = 0, len(run)
     while True:
         begin, end = partners.get(first), partners.get(last - 1)
@@ -122,6 +162,11 @@ def _peeled(run: Sequence[Token], partners: dict[int, int]) -> tuple[int, int]:
             last = end
         else:
             return first, last
+
+
+def _filled(run: Sequence[Token]) -> list[int]:
+    """Return the number of tokens with words before each place in a run."""
+    return list(accumulate((bool(t.kind == "text" and t.text.strip()) for t in run), initial=0))
 
 
 def _is_edge(token: Token, partner: int | None) -> bool:

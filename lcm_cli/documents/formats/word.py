@@ -65,7 +65,9 @@ class _Stretch:
         outer = [run.element if run.link is None else run.link for run in self.runs]
         above = [[each, *each.iterancestors()][::-1] for each in outer]
         depth = next(
-            n for n, same in enumerate(zip(*above)) if len(set(same)) > 1 or same[0] in outer
+            n
+            for n, level in enumerate(zip(*above, strict=False))
+            if len(set(level)) > 1 or level[0] in outer
         )
         return above[0][depth]
 
