@@ -72,7 +72,7 @@ class AnswerPrinter:
                 code: list(_cited(answer, code)) if self._cite else [text]
                 for code, text in answer.texts.items()
             }
-            self._out.document(each.document.label, blocks, self._road.several)
+            self._out.document(each.document, blocks, self._road.several)
 
     def _refused(self, each: "Prepared", answer: "Answer") -> bool:
         """Report why the model's answer was refused; return whether this is an error."""
@@ -112,6 +112,7 @@ def _sentence(sentence: "AnswerSentence") -> dict[str, Any]:
         {
             "index": source.index,
             "text": source.text,
+            "place": source.place or None,
             "similarity": {code: round(value, 4) for code, value in source.similarity.items()},
         }
         for source in sentence.sources
@@ -127,9 +128,10 @@ def _cited(answer: "Answer", code: str) -> Iterator[str]:
     for sentence in answer.sentences:
         yield sentence.texts[code]
         for source in sentence.sources:
+            where = f"{source.index}, {source.place}" if source.place else str(source.index)
             if quoted and code == answer.lang:
-                yield f"    [{source.index}] word for word"
+                yield f"    [{where}] word for word"
                 continue
             far = not quoted and source.similarity[code] < Thresholds().near
             mark = "nothing is near; nearest: " if far else ""
-            yield f"    {mark}[{source.index}] {source.similarity[code]:.2f}  {source.text}"
+            yield f"    {mark}[{where}] {source.similarity[code]:.2f}  {source.text}"

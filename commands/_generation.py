@@ -133,7 +133,7 @@ class Printer:
         if self._words:
             blocks = {code: [each.texts[code] for each in done.sentences] for code in done.texts}
             if self._several:
-                self._out.document(document.label, blocks, True)
+                self._out.document(document, blocks, True)
             else:
                 for code in list(blocks)[1:]:
                     heading = f"\n{language(code).name} ({code}):"

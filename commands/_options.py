@@ -7,11 +7,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from lcm_cli import console, settings
+from lcm_cli.documents.formats.reading import ReadOptions
+from lcm_cli.documents.kinds import Kind
 from lcm_cli.errors import UsageError
 
 # Options, by their long names, that the top level of the config file may set.
@@ -64,11 +66,25 @@ def _spaces(incomplete: str) -> Iterator[tuple[str, str]]:
     return ((space.name, space.summary) for space in spaces if space.name.startswith(incomplete))
 
 
+def _checked_format(name: str | None) -> str | None:
+    from lcm_cli.documents.kinds import NAMES
+
+    if name is not None and name not in NAMES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(NAMES)}.")
+    return name
+
+
+def _formats(incomplete: str) -> Iterator[tuple[str, str]]:
+    from lcm_cli.documents.kinds import NAMES
+
+    return ((kind, name) for kind, name in NAMES.items() if kind.startswith(incomplete))
+
+
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FILE",
-        help="Files, folders or globs; - for standard input.",
+        help="Files, folders, globs or addresses (https://...); - for standard input.",
         show_default=False,
     ),
 ]
@@ -140,6 +156,26 @@ To = Annotated[
         autocompletion=_languages,
     ),
 ]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Input format: text, markdown, html, srt, ...  [default: detected]",
+        show_default=False,
+        callback=_checked_format,
+        autocompletion=_formats,
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(
+        "--column",
+        metavar="NAME",
+        help="Column with the text, in tables (CSV, TSV, JSON).",
+        show_default=False,
+    ),
+]
 OnePerLine = Annotated[
     bool, typer.Option("--one-per-line", help="Treat each line of text as one sentence.")
 ]
@@ -153,8 +189,22 @@ Output = Annotated[
         show_default=False,
     ),
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        "--output-template",
+        metavar="NAME",
+        help="Names of the files in the output folder.  [default: {stem}.{lang}{ext}]",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")]
+
+
+def read_options(format: str | None, column: str | None, *, whole: bool = False) -> ReadOptions:
+    """Return how the inputs are read."""
+    return ReadOptions(cast(Kind | None, format), column, whole)
 
 
 def input_paths(inputs: list[str] | None) -> list[str]:

@@ -2,57 +2,234 @@
 
 import io
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from lcm_cli import console
-from lcm_cli.files import atomic_path
+from lcm_cli.documents import Document
+from lcm_cli.documents.kinds import is_suffix
+from lcm_cli.errors import UsageError
+from lcm_cli.files import atomic_path, make_folder
 from lcm_cli.pipeline import Prepared
-from lcm_cli.text.languages import language
+from lcm_cli.text.languages import language, short_tag
 from lcm_cli.version import __version__
 
 if TYPE_CHECKING:
     from lcm_cli.documents import ConceptWriter, SpaceInfo
     from lcm_cli.space import Space
 
+DEFAULT_TEMPLATE = "{stem}.{lang}{ext}"
+
+
+@dataclass(frozen=True)
+class OutputKind:
+    """The kind of a document's output: its suffix, whether it is text, and without any markup."""
+
+    suffix: str = ".txt"
+    is_text: bool = True
+    plain: bool = True
+
 
 class Result:
-    """The output of a command: takes lines of text, documents, or JSON objects."""
+    """The output of a command: takes lines of text, documents, files, or JSON objects.
 
-    def __init__(self, text: Callable[[str], None], emit: Callable[[Any], None]) -> None:
-        self.text = text
-        self.emit = emit
+    `name` is that of the file, None for standard output. `as_json` is true if it holds only JSON.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[bytes], None] | None = None,
+        name: str | None = None,
+        as_json: bool = False,
+    ) -> None:
+        self._write = write
+        self._name = name
+        self._as_json = as_json
         self._begun = False
 
-    def document(self, heading: str, blocks: Mapping[str, Sequence[str]], several: bool) -> None:
+    def text(self, line: str) -> None:
+        """Write a line."""
+        if self._write is None:
+            console.out(line)
+        else:
+            self._write(f"{line}\n".encode())
+
+    def emit(self, obj: Any) -> None:
+        """Write an object as a line of JSON."""
+        if self._write is None:
+            console.emit(obj)
+        else:
+            self.text(json.dumps(obj, ensure_ascii=False))
+
+    def document(
+        self, document: Document, blocks: Mapping[str, Sequence[str]], several: bool
+    ) -> None:
         """Write the lines of a document by language code.
 
-        The heading is for `several` documents; each language is labelled if there are several.
+        Of `several` documents each has a heading, and of several languages each has a label.
         """
         if several:
             gap = "\n" if self._begun else ""
-            self.text(f"{gap}==> {heading} <==")
+            self.text(f"{gap}==> {document.label} <==")
         self._begun = True
         labels = {code: [f"{language(code).name} ({code}):"] for code in blocks if len(blocks) > 1}
         parts = [[*labels.get(code, []), *lines] for code, lines in blocks.items()]
         self.text("\n\n".join("\n".join(part) for part in parts))
 
+    def check(
+        self, document: Document, kind: OutputKind, codes: Sequence[str], several: bool
+    ) -> None:
+        """Raise UsageError if the document's files cannot be written here; costs nothing."""
+        if self._as_json:
+            return
+        if self._write is None and not kind.is_text:
+            console.out_bytes([])  # refuses a terminal
+        if kind.plain or (len(codes) == 1 and not several):
+            return
+        if self._name is not None or not kind.is_text:
+            where = self._name or "standard output"
+            raise UsageError(
+                f"{where} holds one document in one language as {kind.suffix}",
+                "name a folder, for a file each: -o FOLDER/",
+            )
+
+    def files(
+        self, document: Document, kind: OutputKind, contents: Mapping[str, bytes], several: bool
+    ) -> None:
+        """Write a document by language code: alone as it is, otherwise as text with headings."""
+        alone = len(contents) == 1 and not several
+        shown = self._write is None and kind.is_text and (kind.plain or sys.stdout.isatty())
+        if shown or not alone:
+            texts = {code: [_text(data)] for code, data in contents.items()}
+            self.document(document, texts, several)
+            return
+        for data in contents.values():
+            if self._write is None:
+                console.out_bytes([data])
+            else:
+                self._write(data)
+
+
+def _text(data: bytes) -> str:
+    """Return a file as text to print: without byte order mark, carriage returns and last break."""
+    return data.decode("utf-8-sig").replace("\r", "").removesuffix("\n")
+
+
+class FolderResult(Result):
+    """A file for each document and language, named by a template."""
+
+    def __init__(self, template: str, force: bool) -> None:
+        super().__init__()
+        self._template = template
+        self._force = force
+        self._owners: dict[Path, tuple[str, str]] = {}  # label and language
+
+    def check(
+        self, document: Document, kind: OutputKind, codes: Sequence[str], several: bool
+    ) -> None:
+        for code in codes:
+            self._path(document, kind, code)
+
+    def document(
+        self, document: Document, blocks: Mapping[str, Sequence[str]], several: bool
+    ) -> None:
+        contents = {code: "\n".join([*lines, ""]).encode() for code, lines in blocks.items()}
+        self.files(document, OutputKind(), contents, several)
+
+    def files(
+        self, document: Document, kind: OutputKind, contents: Mapping[str, bytes], several: bool
+    ) -> None:
+        for code, data in contents.items():
+            path = self._path(document, kind, code)
+            make_folder(path.parent)
+            with atomic_path(path, force=self._force) as temporary:
+                temporary.write_bytes(data)
+            console.info(f"wrote {path}")
+
+    def _path(self, document: Document, kind: OutputKind, code: str) -> Path:
+        names = {"lang": short_tag(code), "code": code, "ext": kind.suffix}
+        path = Path(self._template.format(stem=file_stem(document), **names))
+        owner = document.label, code
+        other = self._owners.setdefault(path, owner)
+        if other != owner:
+            names = [f"{label} in {language(code).name}" for label, code in (owner, other)]
+            raise UsageError(
+                f"{names[0]} and {names[1]} would both be written to {path}",
+                "tell them apart: --output-template '{stem}.{code}{ext}'",
+            )
+        if path.exists() and not self._force:
+            raise UsageError(f"{path} exists already", "add --force, or choose another folder")
+        return path
+
+
+def file_stem(document: Document) -> str:
+    """Return the name of a document's files, with the folders below the one that was read."""
+    name = document.id
+    known = is_suffix(PurePosixPath(name).suffix)
+    name = name.removesuffix(PurePosixPath(name).suffix) if known else name
+    # An id may be any text; as a path it must stay below the output folder.
+    parts = (re.sub(r"[\\:*?\"<>|\x00-\x1f]+", "-", part) for part in name.split("/"))
+    return "/".join(part for part in parts if part.strip(". ")) or "document"
+
+
+def _template(output: str | None, template: str | None) -> str | None:
+    """Return the template of the output files, None for a single output.
+
+    Raises UsageError for a field that does not exist, and a folder that is a file.
+    """
+    folder = output is not None and (output.endswith("/") or Path(output).is_dir())
+    if template is None and not folder:
+        return None
+    if output is not None and not folder:
+        raise UsageError(
+            f"{output} is one file, and --output-template names many",
+            "end the name of the folder with a slash, or drop one of the two",
+        )
+    template = template or DEFAULT_TEMPLATE
+    try:
+        template.format(stem="", lang="", code="", ext="")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{template!r} is not a template of file names",
+            "use {stem}, {lang} (fr), {code} (fra_Latn) and {ext} (.txt)",
+        ) from error
+    # Braces in the name of the folder are not fields.
+    return (
+        (output or "").replace("{", "{{").replace("}", "}}")
+        + ("/" if output and not output.endswith("/") else "")
+        + template
+    )
+
 
 @contextmanager
-def open_result(output: str | None, force: bool) -> Iterator[Result]:
-    """Open the output: standard output, or a file that appears once it is complete."""
+def open_result(
+    output: str | None, force: bool, template: str | None = None, *, as_json: bool = False
+) -> Iterator[Result]:
+    """Open the output: standard output, a file that appears once it is complete, or a folder.
+
+    `template` names the files of a folder. Raises UsageError if it has unknown fields, or for JSON,
+    which is one stream.
+    """
+    names = _template(output, template)
+    if names is not None:
+        if as_json:
+            raise UsageError("--json writes one file", "name it: -o FILE.jsonl")
+        yield FolderResult(names, force)
+        return
     if output is None or output == "-":
-        yield Result(console.out, console.emit)
+        yield Result(as_json=as_json)
         return
     with atomic_path(Path(output), force=force) as temporary, temporary.open("wb") as file:
 
-        def text(line: str) -> None:
-            file.write(f"{line}\n".encode())
+        def write(data: bytes) -> None:
+            file.write(data)
 
-        yield Result(text, lambda obj: text(json.dumps(obj, ensure_ascii=False)))
+        yield Result(write, output, as_json)
 
 
 class Pipe(io.RawIOBase):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lcm_cli import console
 from lcm_cli.documents import Document, check_space, read, read_any, read_concepts
+from lcm_cli.documents.formats.reading import DETECT, ReadOptions
 from lcm_cli.documents.windows import stdin_pauses, windows
 from lcm_cli.errors import LcmError, UsageError
 from lcm_cli.pipeline import (
@@ -81,8 +82,10 @@ class Road(_Inputs[Prepared]):
         source: str,
         one_per_line: bool,
         ahead: int = 1,
+        reading: ReadOptions = DETECT,
     ) -> None:
         super().__init__(inputs)
+        self._reading = reading
         self._space = space
         self._lang = "auto" if space is None else space.language(source)
         self._one_per_line = one_per_line
@@ -139,6 +142,19 @@ class Road(_Inputs[Prepared]):
                 self._report_cuts(done)
                 yield done
 
+    def accepted(
+        self, window: Sequence[Prepared], check: Callable[[Prepared], None]
+    ) -> list[Prepared]:
+        """Return the documents that pass a check, and report the others."""
+        passed = []
+        for each in window:
+            try:
+                check(each)
+                passed.append(each)
+            except LcmError as error:
+                self.problems(error)
+        return passed
+
     def finish(self, any_done: bool = True) -> None:
         """Report how many long sentences were cut, and exit if there were problems."""
         if self._pieces:
@@ -149,7 +165,7 @@ class Road(_Inputs[Prepared]):
         self.problems.finish(any_done)
 
     def _read(self) -> Iterator[Document]:
-        return read(self._paths, on_error=self.problems)
+        return read(self._paths, self._reading, on_error=self.problems)
 
     def _prepared(self) -> Iterator[Prepared]:
         for document in self._read():
@@ -219,7 +235,7 @@ class PromptRoad(Road):
                 yield documents
 
     def _read(self) -> Iterator[Document]:
-        return read_any(self._paths, on_error=self.problems)
+        return read_any(self._paths, self._reading, on_error=self.problems)
 
     def _prepare(self, document: Document) -> Prepared:
         if document.concepts is None:

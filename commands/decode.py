@@ -94,7 +94,7 @@ def main(
                     out.emit(_record(decoded, loaded, seed if sample else None))
                 else:
                     blocks = {code: _lines(decoded, code, n_best) for code in codes}
-                    out.document(decoded.document.label, blocks, road.several)
+                    out.document(decoded.document, blocks, road.several)
     road.problems.finish()
 
 

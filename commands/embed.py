@@ -27,6 +27,8 @@ Dtype = Literal["float16", "float32"]
 def main(
     inputs: options.Inputs = None,
     source: options.From = "auto",
+    format: options.Format = None,
+    column: options.Column = None,
     output: options.Output = None,
     json: options.Json = False,
     dtype: Annotated[
@@ -63,7 +65,8 @@ def main(
     target = None if json and output in (None, "-") else output
     _check(target, json, force, fragility)
     located = LocatedSpace(space)
-    road = Road(inputs, located, source, one_per_line)
+    reading = options.read_options(format, column)
+    road = Road(inputs, located, source, one_per_line, reading=reading)
     loaded = located.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
     run |= {"precision": precision, "fragility": fragility}

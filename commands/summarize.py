@@ -25,6 +25,8 @@ def main(
     inputs: options.Inputs = None,
     to: options.To = None,
     source: options.From = "auto",
+    format: options.Format = None,
+    column: options.Column = None,
     length: Annotated[
         str | None,
         typer.Option(
@@ -40,6 +42,7 @@ def main(
     seed: options.Seed = 0,
     json: options.Json = False,
     output: options.Output = None,
+    output_template: options.Template = None,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
     space: options.Space = None,
@@ -61,11 +64,12 @@ def main(
     from ._space import LocatedSpace
 
     wanted = None if length is None else Length.parse(length)
-    with open_result(output, force) as out:
+    with open_result(output, force, output_template, as_json=json) as out:
         located = LocatedSpace(space)
         requested = shared.RequestedModel(ctx, model, "summarize")
         codes = located.targets(to)
-        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2)
+        reading = options.read_options(format, column)
+        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2, reading=reading)
         loaded = located.load(device, precision, batch_tokens)
         chosen = requested.load(loaded)
         printer = shared.AnswerPrinter(out, road, "summaries", json=json, cite=cite, strict=strict)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from lcm_cli.pipeline import Decoded, Prepared
     from lcm_cli.space import Space
 
+    from ._result import OutputKind
+
 EPILOG = """\
 echo "The cat sleeps." | lcm translate - --to fr
 
@@ -23,8 +25,11 @@ def main(
     inputs: options.Inputs = None,
     to: options.To = None,
     source: options.From = "auto",
+    format: options.Format = None,
+    column: options.Column = None,
     json: options.Json = False,
     output: options.Output = None,
+    output_template: options.Template = None,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
     space: options.Space = None,
@@ -39,22 +44,40 @@ def main(
     from ._road import WINDOW_ROWS, Road
     from ._space import LocatedSpace
 
-    with open_result(output, force) as out:
+    with open_result(output, force, output_template, as_json=json) as out:
         located = LocatedSpace(space)
         codes = located.required_targets(to)
-        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2)
+        reading = options.read_options(format, column, whole=True)
+        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2, reading=reading)
         loaded = located.load(device, precision, batch_tokens)
         with console.progress("translating (sentences)") as advance:
             for window in road.embedded(loaded, lambda n: None, max(1, WINDOW_ROWS // len(codes))):
+                window = road.accepted(
+                    window, lambda each: out.check(each.document, _kind(each), codes, road.several)
+                )
                 documents = [each.document for each in window]
                 texts = decode(documents, codes, loaded, progress=advance)
                 for each, decoded in zip(window, texts, strict=True):
                     if json:
                         out.emit(_record(each, decoded, one_per_line, loaded))
-                    else:
+                    elif (layout := each.layout()) is None:
                         blocks = {code: [decoded.text(code, one_per_line)] for code in codes}
-                        out.document(each.document.label, blocks, road.several)
+                        out.document(each.document, blocks, road.several)
+                    else:
+                        best = {c: [t[0].text for t in decoded.texts[c]] for c in codes}
+                        files = {code: each.render(layout, best[code], code) for code in codes}
+                        out.files(each.document, _kind(each), files, road.several)
     road.finish()
+
+
+def _kind(each: "Prepared") -> "OutputKind":
+    """Return the kind of file that a document's translation is."""
+    from ._result import OutputKind
+
+    layout = each.document.layout
+    if layout is None:
+        return OutputKind()
+    return OutputKind(layout.suffix, layout.is_text, plain=False)
 
 
 def _record(

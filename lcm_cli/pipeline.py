@@ -8,7 +8,7 @@ Shapes: S sentences, D concept dim.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +17,12 @@ from lcm_cli.documents import Document, SpaceInfo
 from lcm_cli.documents.document import check_plans
 from lcm_cli.errors import LcmError, UsageError
 from lcm_cli.progress import Progress
-from lcm_cli.text.languages import find_language, language
+from lcm_cli.text.languages import find_language, gap
 
 if TYPE_CHECKING:
+    from lcm_cli.documents.formats.layout import Layout
     from lcm_cli.space import DecodeOptions, Encoded, Space, Text, Truncation
-
-
-_NO_GAP = ("Hans", "Hant", "Jpan")  # scripts without spaces between sentences
+    from lcm_cli.text.segment import Segment
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,16 @@ class Prepared:
 
     `split` holds the indices of sentences that are pieces of an overlong one. Indices in
     `truncated` count on from the document's sentences into its target's and its plans'.
+    `passages` holds, for each sentence, the index of its passage in `layout()`; it is empty if the
+    document was given as sentences.
     """
 
     document: Document
     split: list[int] = field(default_factory=list)
     truncated: "list[Truncation]" = field(default_factory=list)
+    passages: list[int] = field(default_factory=list)
+    text: str = ""  # of a plain text
+    one_per_line: bool = False
 
     @property
     def size(self) -> int:
@@ -51,6 +55,33 @@ class Prepared:
         """The concepts (S, D) float32."""
         assert self.document.concepts is not None
         return np.asarray(self.document.concepts, dtype=np.float32)
+
+    def place(self, sentence: int) -> str:
+        """Return where a reader finds a sentence: a page, a time or a heading, "" if unknown."""
+        if not self.document.passages:
+            return ""
+        return self.document.passages[self.passages[sentence]].place
+
+    def layout(self) -> "Layout | None":
+        """Return the layout into which translations fit, None if it is not known."""
+        if self.document.layout is not None or not self.text:
+            return self.document.layout
+        from lcm_cli.documents.formats import plain
+
+        return plain.read_lines(self.text) if self.one_per_line else plain.read(self.text)
+
+    def render(self, layout: "Layout", sentences: Sequence[str], lang: str) -> bytes:
+        """Return the document with other sentences, which are in the language with code `lang`."""
+        pairs: list[list[tuple[str, str]]] = [[] for _ in layout.passages]
+        own = self.document.sentences
+        for passage, old, new in zip(self.passages, own, sentences, strict=True):
+            pairs[passage].append((old, new))
+        # A passage without sentences consists of marks such as "* * *": it stays.
+        kept = [
+            found or [(passage.text, passage.text)]
+            for passage, found in zip(layout.passages, pairs, strict=True)
+        ]
+        return layout.render(kept, lang)
 
 
 @dataclass(frozen=True)
@@ -108,8 +139,6 @@ def prepare_documents(
     does not say its language, or `auto` to detect it. Raises an LcmError that names the document,
     for a language that the space lacks or that cannot be detected.
     """
-    from lcm_cli.text.segment import segment
-
     try:
         lang = _language(document, languages, where, source)
         if document.target is not None:
@@ -119,17 +148,37 @@ def prepare_documents(
         if document.plans is not None:
             plans = replace(document.plans, lang=lang, concepts=None)
             document = replace(document, plans=plans)
-        pieces = []
+        pieces: list[tuple[Segment, int]] = []  # with the index of the passage
         if not document.sentences:
-            pieces = segment(document.text, lang, one_per_line=one_per_line)
+            pieces = _pieces(document, lang, one_per_line)
     except LcmError as error:
         raise type(error)(f"{document.label}: {error.message}", error.hint) from error
     found = replace(document, lang=lang, concepts=None)
     if not document.sentences:
-        found.text, found.sentences = "", [piece.text for piece in pieces]
-        found.paragraphs = [piece.paragraph for piece in pieces]
+        found.text, found.sentences = "", [piece.text for piece, _ in pieces]
+        found.paragraphs = [piece.paragraph for piece, _ in pieces]
     check_plans(found)
-    return Prepared(found, [i for i, piece in enumerate(pieces) if piece.split])
+    return Prepared(
+        found,
+        [i for i, (piece, _) in enumerate(pieces) if piece.split],
+        passages=[passage for _, passage in pieces],
+        text="" if document.passages else document.text,
+        one_per_line=one_per_line,
+    )
+
+
+def _pieces(document: Document, lang: str, one_per_line: bool) -> "list[tuple[Segment, int]]":
+    """Return the sentences of a document's text, each with the index of its passage."""
+    from lcm_cli.text.segment import segment
+
+    if not document.passages:
+        found = segment(document.text, lang, one_per_line=one_per_line)
+        return [(each, n if one_per_line else each.block) for n, each in enumerate(found)]
+    return [
+        (replace(each, paragraph=passage.paragraph), number)
+        for number, passage in enumerate(document.passages)
+        for each in segment(passage.text, lang, one_per_line=one_per_line)
+    ]
 
 
 def embed(
@@ -202,13 +251,19 @@ def prose(
 ) -> str:
     """Return sentences as running text, or one per line; a blank line separates paragraphs.
 
-    `paragraphs` holds the paragraph number of each sentence; without it there is one paragraph.
+    `paragraphs` holds the paragraph number of each sentence; without it there is one paragraph. A
+    heading, which has no full stop, ends its line.
     """
-    gap = "" if language(lang).script in _NO_GAP else " "
-    gap = "\n" if one_per_line else gap
+    between = "\n" if one_per_line else gap(lang)
     numbered = zip(paragraphs or [0] * len(sentences), sentences, strict=True)
     parts = groupby(numbered, key=lambda pair: pair[0])
-    return "\n\n".join(gap.join(sentence for _, sentence in part) for _, part in parts)
+    return "\n\n".join(_line(between, [sentence for _, sentence in part]) for _, part in parts)
+
+
+def _line(between: str, sentences: Sequence[str]) -> str:
+    """Join sentences, with a line break after those that end in a letter or a digit."""
+    ends = ("\n" if between == " " and text[-1:].isalnum() else between for text in sentences)
+    return "".join(chain.from_iterable(zip(sentences, ends, strict=True))).removesuffix(between)
 
 
 def _language(document: Document, languages: Sequence[str], where: str, source: str) -> str:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lcm_cli.documents.formats.layout import Layout, Passage
+
 Concepts: TypeAlias = "NDArray[np.floating[Any]]"  # a string, since numpy is imported lazily
 Scores: TypeAlias = "NDArray[np.float32]"
 
@@ -44,6 +46,8 @@ class Document:
     target: Document | None = None  # the text that a model should produce, such as a summary
     plans: Document | None = None  # one sentence per paragraph, stating its topic
     fragility: Scores | None = None  # per sentence, (S,) float32; only training reads it
+    passages: tuple[Passage, ...] = ()  # of its file; empty for plain text, which blocks divide
+    layout: Layout | None = None  # of its file, if the text can be replaced in it
 
     @property
     def label(self) -> str:

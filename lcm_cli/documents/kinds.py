@@ -7,22 +7,64 @@ from typing import Literal
 
 from lcm_cli.errors import IntegrityError
 
-Kind = Literal["text", "jsonl", "parquet", "arrow", "safetensors"]
+Kind = Literal[
+    "text",
+    "markdown",
+    "html",
+    "srt",
+    "vtt",
+    "docx",
+    "epub",
+    "pdf",
+    "csv",
+    "tsv",
+    "json",
+    "po",
+    "jsonl",
+    "parquet",
+    "arrow",
+    "safetensors",
+]
 
 HEAD = 4096  # bytes of a file that are examined
 STREAM_HEAD = 16  # bytes of a stream: its writer may pause long after the first few
 
 NAMES: dict[Kind, str] = {
     "text": "text",
+    "markdown": "Markdown",
+    "html": "HTML",
+    "srt": "SubRip",
+    "vtt": "WebVTT",
+    "docx": "a Word document",
+    "epub": "an EPUB book",
+    "pdf": "PDF",
+    "csv": "CSV",
+    "tsv": "TSV",
+    "json": "JSON",
+    "po": "a gettext catalog",
     "jsonl": "JSON Lines",
     "parquet": "Parquet",
     "arrow": "Arrow IPC",
     "safetensors": "safetensors",
 }
+BINARY: tuple[Kind, ...] = ("docx", "epub", "pdf", "parquet", "arrow", "safetensors")
 _SUFFIXES: dict[str, Kind] = {
     ".txt": "text",
     ".text": "text",
-    ".md": "text",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".srt": "srt",
+    ".vtt": "vtt",
+    ".docx": "docx",
+    ".epub": "epub",
+    ".pdf": "pdf",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".po": "po",
+    ".pot": "po",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -32,12 +74,19 @@ _SUFFIXES: dict[str, Kind] = {
     ".feather": "arrow",
     ".safetensors": "safetensors",
 }
+# Formats whose markup would be taken for words, by suffix, with what to do instead.
+_AS_TEXT = "or add --format text to read it as it is"
+_UNREAD: dict[str, str] = {
+    **dict.fromkeys((".ass", ".ssa", ".ttml"), f"convert it: ffmpeg -i FILE NEW.srt, {_AS_TEXT}"),
+    **dict.fromkeys((".tex", ".rst", ".org"), f"convert it: pandoc FILE -o NEW.md, {_AS_TEXT}"),
+    **dict.fromkeys((".xml", ".svg", ".xlf", ".xliff"), "add --format html for its text"),
+    ".ipynb": "convert it: jupyter nbconvert --to markdown FILE",
+}
 _UNPACK = "unpack it first: {} FILE"
 _FOREIGN = (  # (first bytes, name of the format, hint)
-    (b"%PDF", "a PDF", "extract its text first: pdftotext FILE"),
-    (b"PK\x03\x04", "a zip archive or an office document", "save its text in a .txt file"),
-    (b"\xd0\xcf\x11\xe0", "an office document", "save its text in a .txt file"),
-    (b"{\\rtf", "an RTF document", "save its text in a .txt file"),
+    (b"PK\x03\x04", "a zip archive or an office document", "save it as .docx, or unpack it"),
+    (b"\xd0\xcf\x11\xe0", "an old office document", "save it as .docx"),
+    (b"{\\rtf", "an RTF document", "save it as .docx"),
     (b"\x1f\x8b", "packed with gzip", _UNPACK.format("gunzip")),
     (b"\xfd7zXZ\x00", "packed with xz", _UNPACK.format("unxz")),
     (b"\x28\xb5\x2f\xfd", "packed with zstd", _UNPACK.format("unzstd")),
@@ -52,6 +101,9 @@ _FOREIGN = (  # (first bytes, name of the format, hint)
     (b"ID3", "an MP3 file", ""),
     (b"\x7fELF", "a program", ""),
 )
+_EPUB = b"application/epub+zip"
+_PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html[\s>])", re.IGNORECASE)
+_SUBRIP = re.compile(rb"\s*\d+[ \t]*\r?\n\d{1,2}:\d\d:\d\d[,.]\d")
 # Control characters that text does not contain. NUL is one of them, although UTF-16 is full of it.
 _CONTROL = bytes([*range(9), *range(14, 27), *range(28, 32), 127])
 
@@ -62,8 +114,19 @@ class Source:
 
     name: str  # for messages
     id: str  # of its document if that has no id, else the first part of such ids
-    path: Path | None = None  # None: standard input
+    path: Path | None = None  # None: standard input, or a page of the web
     kind: Kind | None = None  # None: a stream, whose format is detected when it is opened
+    url: str = ""  # of a page of the web
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its name in lower case."""
+        return "" if self.path is None else self.path.suffix.lower()
+
+
+def is_suffix(suffix: str) -> bool:
+    """Return whether a suffix names a format."""
+    return suffix.lower() in _SUFFIXES
 
 
 def sniff(head: bytes, name: str, suffix: str = "") -> Kind:
@@ -75,18 +138,36 @@ def sniff(head: bytes, name: str, suffix: str = "") -> Kind:
     kind = _kind_by_magic(head)
     if kind is not None:
         return kind
-    implied = _SUFFIXES.get(suffix.lower())
+    suffix = suffix.lower()
+    implied = _SUFFIXES.get(suffix)
     if not head:
         raise IntegrityError(f"{name} is empty", "check the command that wrote it")
-    if implied not in (None, "text", "jsonl"):
+    if implied in BINARY:
         raise IntegrityError(
-            f"{name} is not {NAMES[implied]} data, in spite of its name",
+            f"{name} is not {_data(implied)}, in spite of its name",
             "it is damaged or in another format: write it again, or rename it",
         )
     _refuse_foreign(head, name)
-    if implied is not None:
+    if suffix in _UNREAD:
+        raise IntegrityError(f"{name} is not plain text", _UNREAD[suffix])
+    if implied not in (None, "text"):
         return implied
-    return "jsonl" if re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"', head) else "text"
+    return _kind_by_text(head.removeprefix(b"\xef\xbb\xbf"), implied or "text")
+
+
+def _data(kind: Kind) -> str:
+    return NAMES[kind] if NAMES[kind].startswith("a") else f"{NAMES[kind]} data"
+
+
+def _kind_by_text(head: bytes, implied: Kind) -> Kind:
+    """Return the format of a text by its first bytes, or the one that its name implies."""
+    if head.startswith(b"WEBVTT"):
+        return "vtt"
+    if _SUBRIP.match(head):
+        return "srt"
+    if _PAGE.match(head):
+        return "html"
+    return "jsonl" if re.match(rb'\s*\{\s*"', head) else implied
 
 
 def _kind_by_magic(head: bytes) -> Kind | None:
@@ -94,6 +175,12 @@ def _kind_by_magic(head: bytes) -> Kind | None:
         return "parquet"
     if head.startswith((b"\xff\xff\xff\xff", b"ARROW1")):
         return "arrow"
+    if head.startswith(b"%PDF-"):
+        return "pdf"
+    if head.startswith(b"PK\x03\x04"):
+        if _EPUB in head[:100]:
+            return "epub"
+        return "docx" if b"[Content_Types].xml" in head or b"word/" in head else None
     # The length of the header in 8 bytes, then a JSON object. Eight characters of text, read as a
     # length, would be far larger.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:

@@ -6,25 +6,32 @@ from typing import BinaryIO
 
 from lcm_cli.documents.document import Document, SpaceInfo
 from lcm_cli.documents.encoding import check_text
+from lcm_cli.documents.formats.reading import DETECT, ReadOptions, has_layout, read_documents
 from lcm_cli.documents.kinds import Source
 from lcm_cli.documents.sources import OnError, expand_paths, opened
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 
 
 def read(
-    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: OnError | None = None
+    paths: Sequence[str],
+    options: ReadOptions | None = None,
+    *,
+    stdin: BinaryIO | None = None,
+    on_error: OnError | None = None,
 ) -> Iterator[Document]:
     """Return the documents in `paths` for their text, without their concepts.
 
-    `paths` may hold files, folders, globs and - (`stdin`); an empty list means -. Each document has
+    `paths` may hold files, folders, globs, addresses of pages and - (`stdin`); an empty list means
+    -. Each document has
     `text` or `sentences`. Missing and unsupported files are reported before this returns, other
     problems as the documents are consumed. A problem is passed to `on_error`, and reading continues
     with the next document or file; without `on_error` it is raised (NotFoundError, IntegrityError,
     UsageError).
     """
     report = on_error or _raise
-    sources = list(expand_paths(paths or ["-"], report))
-    return _read(sources, stdin, report)
+    options = options or DETECT
+    sources = list(expand_paths(paths or ["-"], report, options.kind))
+    return _read(sources, stdin, report, options)
 
 
 def read_concepts(
@@ -49,7 +56,11 @@ def read_concepts(
 
 
 def read_any(
-    paths: Sequence[str], *, stdin: BinaryIO | None = None, on_error: OnError | None = None
+    paths: Sequence[str],
+    options: ReadOptions | None = None,
+    *,
+    stdin: BinaryIO | None = None,
+    on_error: OnError | None = None,
 ) -> Iterator[Document]:
     """Return the documents in `paths` with their concepts, or with their text if they have none.
 
@@ -57,16 +68,19 @@ def read_any(
     sentence if the document has sentences.
     """
     report = on_error or _raise
-    sources = list(expand_paths(paths or ["-"], report))
-    return _read_any(sources, stdin, report)
+    options = options or DETECT
+    sources = list(expand_paths(paths or ["-"], report, options.kind))
+    return _read_any(sources, stdin, report, options)
 
 
 def read_source(
-    source: Source, concepts: bool, stdin: BinaryIO | None
+    source: Source, concepts: bool, stdin: BinaryIO | None, options: ReadOptions = DETECT
 ) -> Iterator[Document | LcmError]:
     """Yield the documents of a source, unchecked, and an error in place of each broken one."""
     with opened(source, stdin) as (file, kind):
-        if kind == "text":
+        if has_layout(kind, options):
+            yield from read_documents(file, source, kind, options)
+        elif kind == "text":
             from lcm_cli.documents.text import read_text
 
             yield from read_text(file, source)
@@ -89,8 +103,10 @@ def _raise(error: LcmError) -> None:
     raise error
 
 
-def _read(sources: list[Source], stdin: BinaryIO | None, report: OnError) -> Iterator[Document]:
-    for document in _documents(sources, False, stdin, report):
+def _read(
+    sources: list[Source], stdin: BinaryIO | None, report: OnError, options: ReadOptions
+) -> Iterator[Document]:
+    for document in _documents(sources, False, stdin, report, options):
         document.concepts = document.space = None
         for part in (document.target, document.plans):
             if part is not None:
@@ -103,8 +119,10 @@ def _read(sources: list[Source], stdin: BinaryIO | None, report: OnError) -> Ite
         yield document
 
 
-def _read_any(sources: list[Source], stdin: BinaryIO | None, report: OnError) -> Iterator[Document]:
-    for document in _documents(sources, True, stdin, report):
+def _read_any(
+    sources: list[Source], stdin: BinaryIO | None, report: OnError, options: ReadOptions
+) -> Iterator[Document]:
+    for document in _documents(sources, True, stdin, report, options):
         try:
             if document.concepts is None:
                 _check_has_text(document)
@@ -124,7 +142,7 @@ def _read_concepts(
     from lcm_cli.documents.checks import check_concepts, space_of
 
     space = None
-    for document in _documents(sources, True, stdin, report):
+    for document in _documents(sources, True, stdin, report, DETECT):
         try:
             if document.concepts is None and document.text:
                 raise _not_embedded(document)
@@ -137,12 +155,16 @@ def _read_concepts(
 
 
 def _documents(
-    sources: list[Source], concepts: bool, stdin: BinaryIO | None, report: OnError
+    sources: list[Source],
+    concepts: bool,
+    stdin: BinaryIO | None,
+    report: OnError,
+    options: ReadOptions,
 ) -> Iterator[Document]:
     """Yield the documents of all sources, passing problems to `report`."""
     for source in sources:
         empty = True
-        for item in _documents_and_errors(source, concepts, stdin):
+        for item in _documents_and_errors(source, concepts, stdin, options):
             empty = False
             if isinstance(item, LcmError):
                 report(item)
@@ -153,11 +175,11 @@ def _documents(
 
 
 def _documents_and_errors(
-    source: Source, concepts: bool, stdin: BinaryIO | None
+    source: Source, concepts: bool, stdin: BinaryIO | None, options: ReadOptions
 ) -> Iterator[Document | LcmError]:
     """Yield what `read_source` yields, then the error that ended it, if any."""
     try:
-        yield from read_source(source, concepts, stdin)
+        yield from read_source(source, concepts, stdin, options)
     except LcmError as error:
         yield error
 

@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from lcm_cli.documents.encoding import STDIN
 from lcm_cli.documents.kinds import HEAD, STREAM_HEAD, Kind, Source, sniff
+from lcm_cli.documents.pages import fetch_page, is_address, page_id
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.files import not_there
 
@@ -18,18 +20,22 @@ OnError = Callable[[LcmError], None]
 _LISTED = 10  # files named in one message, at most
 
 
-def expand_paths(paths: Sequence[str], report: OnError) -> Iterator[Source]:
+def expand_paths(
+    paths: Sequence[str], report: OnError, kind: Kind | None = None
+) -> Iterator[Source]:
     """Yield the sources that `paths` name, in order; those in a folder or glob are sorted by name.
 
-    Hidden files in folders are skipped. The first bytes of every file are examined here, so that
-    unreadable files are known before anything is loaded or computed; problems go to `report`.
-    Raises UsageError if - is named twice.
+    A path may be the address of a page (http, https). `kind` is the format of all sources, None to
+    detect each. Hidden files in folders are skipped. The first bytes of every file are examined
+    here, so that unreadable files are known before anything is loaded or computed; problems go to
+    `report`. Raises UsageError if - is named twice.
     """
     if list(paths).count("-") > 1:
         raise UsageError("- (standard input) is named twice", "it can be read only once")
     for path in paths:
         try:
-            yield from _expand(path, report)
+            for source in _expand(path, report, kind):
+                yield source if kind is None else replace(source, kind=kind)
         except LcmError as error:
             report(error)
 
@@ -49,12 +55,19 @@ def opened(source: Source, stdin: BinaryIO | None = None) -> Iterator[tuple[Bina
             yield file, source.kind
         return
     with ExitStack() as stack:
+        if source.url:
+            data, kind = fetch_page(source.url)
+            yield io.BytesIO(data), source.kind or kind
+            return
         if source.path is None:
             stream = stdin or sys.stdin.buffer
         else:
             stream = stack.enter_context(_open(source.path))
         head = stream.read(STREAM_HEAD)
-        yield io.BufferedReader(_Rejoined(head, stream)), sniff(head, source.name)
+        if head.startswith(b"PK\x03\x04"):  # the members, which tell the format, are further on
+            head += stream.read()
+        kind = source.kind or sniff(head[:HEAD], source.name)
+        yield io.BufferedReader(_Rejoined(head, stream)), kind
 
 
 class _Rejoined(io.RawIOBase):
@@ -76,27 +89,30 @@ class _Rejoined(io.RawIOBase):
         return len(data)
 
 
-def _expand(path: str, report: OnError) -> Iterator[Source]:
+def _expand(path: str, report: OnError, kind: Kind | None) -> Iterator[Source]:
     if path == "-":
         yield Source(STDIN, STDIN)
+    elif is_address(path):
+        yield Source(path, page_id(path), url=path)
     elif os.path.isdir(path):  # noqa: PTH112 (a glob may not be a valid path)
-        yield from _folder_sources(Path(path), report)
+        yield from _folder_sources(Path(path), report, kind)
     elif os.path.exists(path):  # noqa: PTH110
-        yield _file_source(Path(path), Path(path).name)
+        yield _file_source(Path(path), Path(path).name, kind)
     elif glob.has_magic(path):  # tried last: a name may look like a glob
-        yield from _glob_sources(path, report)
+        yield from _glob_sources(path, report, kind)
     else:
         raise not_there(Path(path))
 
 
-def _file_source(path: Path, id: str) -> Source:
+def _file_source(path: Path, id: str, kind: Kind | None) -> Source:
     id = os.fsencode(id).decode("utf-8", "replace")  # a name may be any bytes, an id is text
     if not path.exists():
         raise not_there(path)
     if not path.is_file():
         return Source(str(path), id, path)  # a pipe such as <(command) can be read only once
     with _open(path) as file:
-        kind = sniff(file.read(HEAD), str(path), path.suffix)
+        head = file.read(HEAD)
+    kind = kind or sniff(head, str(path), path.suffix)
     return Source(str(path), id, path, kind)
 
 
@@ -109,7 +125,7 @@ def _open(path: Path) -> BinaryIO:
         raise UsageError(f"cannot read {path}: {error.strerror}", f"see: ls -l {path}") from error
 
 
-def _glob_sources(pattern: str, report: OnError) -> Iterator[Source]:
+def _glob_sources(pattern: str, report: OnError, kind: Kind | None) -> Iterator[Source]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
     files = [Path(name) for name in matches if Path(name).is_file()]
     # ** also matches the files in each folder that it matches; * may match data set folders.
@@ -119,12 +135,12 @@ def _glob_sources(pattern: str, report: OnError) -> Iterator[Source]:
     if files:
         common = os.path.commonpath([path.parent for path in files])
         ids = {path: path.relative_to(common).as_posix() for path in files}
-        yield from _file_sources(ids, Path(common), report)
+        yield from _file_sources(ids, Path(common), report, kind)
     for folder in folders:
-        yield from _folder_sources(folder, report)
+        yield from _folder_sources(folder, report, kind)
 
 
-def _folder_sources(folder: Path, report: OnError) -> Iterator[Source]:
+def _folder_sources(folder: Path, report: OnError, kind: Kind | None) -> Iterator[Source]:
     """Yield the shards of the data sets at or below a folder, then every other file below it."""
     files: dict[Path, str] = {}
     shards: list[Source] = []
@@ -138,7 +154,7 @@ def _folder_sources(folder: Path, report: OnError) -> Iterator[Source]:
     if not files and not shards:
         raise NotFoundError(f"no documents in the folder {folder}", "hidden files are not read")
     yield from shards
-    yield from _file_sources(files, folder, report)
+    yield from _file_sources(files, folder, report, kind)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -168,12 +184,14 @@ def _shards(folder: Path) -> list[Source] | None:
     return [Source(str(path), path.name, path, "parquet") for path in paths]
 
 
-def _file_sources(files: dict[Path, str], folder: Path, report: OnError) -> Iterator[Source]:
+def _file_sources(
+    files: dict[Path, str], folder: Path, report: OnError, kind: Kind | None
+) -> Iterator[Source]:
     """Yield the readable files (path to id) as sources, and report the others together."""
     sources, problems = [], []
     for path, id in files.items():
         try:
-            source = _file_source(path, id)
+            source = _file_source(path, id, kind)
             if source.kind is None:  # reading from a pipe might never end
                 raise IntegrityError(f"{path} is not a regular file")
             sources.append(source)

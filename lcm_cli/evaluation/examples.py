@@ -1,7 +1,7 @@
 """Examples to evaluate on, each from one row of a file: a source text with its references.
 
-Files are JSON Lines, Parquet or Arrow, or data sets of the Hub (see example_sources.py). Columns
-are recognized by their names or given; text is split into sentences if it is not yet.
+Files are JSON Lines, CSV, TSV, Parquet or Arrow, or data sets of the Hub (see example_sources.py).
+Columns are recognized by their names or given; text is split into sentences if it is not yet.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from lcm_cli.documents import Document
 from lcm_cli.documents.encoding import check_text, decode_text
+from lcm_cli.documents.formats.tables import read_delimited
 from lcm_cli.documents.kinds import Source
 from lcm_cli.documents.sources import OnError, expand_paths, opened
 from lcm_cli.documents.text import Line, one_per_line
@@ -132,12 +133,18 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any] | LcmError]]:
     for source in expand_paths([path], _raise):
         number = 0
         with opened(source) as (file, kind):
-            if kind not in ("jsonl", "parquet", "arrow"):
+            if kind not in ("jsonl", "csv", "tsv", "parquet", "arrow"):
                 raise UsageError(
-                    f"{source.name} is not JSON Lines, Parquet or Arrow",
+                    f"{source.name} is not a table (JSON Lines, CSV, TSV, Parquet or Arrow)",
                     'a line is an object such as {"text": "One. Two.", "summary": "One."}',
                 )
-            rows = _json_lines(file, source) if kind == "jsonl" else _table(file, source, kind)
+            rows: Iterator[tuple[int, dict[str, Any] | LcmError]]
+            if kind == "jsonl":
+                rows = _json_lines(file, source)
+            elif kind in ("csv", "tsv"):
+                rows = enumerate(read_delimited(file.read(), source.name, kind), start=1)
+            else:
+                rows = _table(file, source, kind)
             for number, row in rows:
                 yield before + number, row
         before += number

@@ -34,6 +34,8 @@ def _row(line: str) -> Language:
 
 _ALL: dict[str, Language] = {row.code: row for row in map(_row, TABLE.splitlines())}
 
+_NO_GAP = ("Hans", "Hant", "Jpan")  # scripts without spaces between sentences
+
 SONAR: tuple[str, ...] = tuple(_ALL)  # in the order of the card, which is that of the language ids
 
 
@@ -42,6 +44,17 @@ def language(code: str) -> Language:
     if code not in _ALL:
         raise _unknown(code)
     return _ALL[code]
+
+
+def gap(code: str) -> str:
+    """Return what separates the sentences of a language: a space, or nothing."""
+    return "" if language(code).script in _NO_GAP else " "
+
+
+def short_tag(code: str) -> str:
+    """Return the shortest tag that names exactly this language: `fr` for fra_Latn, or its code."""
+    two = language(code).iso639_1
+    return two if two and _usual(_candidates(two)) == code else code
 
 
 def find_language(query: str, within: Collection[str] | None = None, where: str = "") -> Language:

@@ -298,6 +298,7 @@ def _sentences(draft: _Draft) -> Iterator[AnswerSentence]:
                     int(s) + 1,
                     draft.source.document.sentences[s],
                     {code: float(near_NS[n, s]) for code, near_NS in near.items()},
+                    draft.source.place(int(s)),
                 )
                 for s in order
                 if mean_S[s] >= mean_S[order[0]] - SOURCE_MARGIN

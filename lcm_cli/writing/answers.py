@@ -25,7 +25,7 @@ AUTO, EXTRACTIVE = "auto", "extractive"  # names for the space's own model, and 
 
 @dataclass(frozen=True)
 class Citation:
-    """A source sentence of the document; `index` counts from 1.
+    """A source sentence of the document; `index` counts from 1, `place` is a page, time or heading.
 
     `similarity` holds, by language code, the cosine of its concept to the answer's sentence in that
     language, encoded again.
@@ -34,6 +34,7 @@ class Citation:
     index: int
     text: str
     similarity: dict[str, float] = field(default_factory=dict)
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def quote_all(
                 code: _cosine(again_D, concepts_ND[row]) for code, again_D in encoded[row].items()
             }
             similarity = {code: near.get(code, 1.0) for code in texts}  # 1: in its own words
-        quoted.append(AnswerSentence(texts, (Citation(n + 1, source, similarity),)))
+        quoted.append(AnswerSentence(texts, (Citation(n + 1, source, similarity, each.place(n)),)))
     rest = iter(quoted)
     return [
         Answer.of(each, method, tuple(islice(rest, len(own))), length)

@@ -1,0 +1,281 @@
+"""Placement of a passage's markup in its translation.
+
+Sentences are translated as plain text, so nothing says where the words of a link went. A mark that
+covers whole sentences covers their translations. Within a sentence, a mark goes around its own
+words if the translation contains them (names and code do); else a link or code follows the
+sentence in parentheses, and emphasis is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from lcm_cli.documents.formats.layout import Mark, Pair, Passage
+from lcm_cli.text.blocks import INVISIBLE
+from lcm_cli.text.languages import gap
+
+_FARTHEST = 1000  # characters between two of a sentence, most of which are white space
+_LAST_WORD = re.compile(r"\w+\W*$")
+_FIRST_WORD = re.compile(r"\W*\w+")
+_FINAL = re.compile(r"[.!?…。！？:;,]*[\"'”’»)\]]*$")
+
+
+@dataclass
+class Piece:
+    """Text with the marks around it, the outermost first."""
+
+    text: str
+    marks: tuple[Mark, ...] = ()
+
+
+@dataclass
+class _Span:
+    """A mark at the characters [start, end) of a translated sentence."""
+
+    mark: Mark
+    start: int
+    end: int
+
+
+@dataclass
+class _Sentence:
+    """A translated sentence, and the range of its source in the passage."""
+
+    text: str
+    start: int
+    end: int
+    spans: list[_Span] = field(default_factory=list)
+
+
+def pieces(passage: Passage, pairs: Sequence[Pair], lang: str) -> list[Piece]:
+    """Return the translation of a passage in pieces of equal markup."""
+    sentences = _located(passage.text, pairs)
+    whole: list[tuple[Mark, int, int]] = []  # marks around the sentences [first, last]
+    for mark in sorted(passage.marks, key=lambda mark: (mark.start, -mark.end)):
+        _place(mark, sentences, passage.text, whole)
+    found: list[Piece] = []
+    for number, sentence in enumerate(sentences):
+        if number:
+            around = tuple(mark for mark, first, last in whole if first < number <= last)
+            found.append(Piece(gap(lang), around))
+        around = tuple(mark for mark, first, last in whole if first <= number <= last)
+        found += [Piece(piece.text, around + piece.marks) for piece in _cut(sentence)]
+    return [piece for piece in found if piece.text or piece.marks]
+
+
+def fill(passage: Passage, pairs: Sequence[Pair], lang: str, escape: Callable[[str], str]) -> str:
+    """Return the translation of a passage with its markup; `escape` escapes plain text."""
+    parts: list[str] = []
+    open_marks: tuple[Mark, ...] = ()
+    for piece in [*pieces(passage, pairs, lang), Piece("")]:
+        same = 0
+        while same < min(len(open_marks), len(piece.marks)) and (
+            open_marks[same] is piece.marks[same]
+        ):
+            same += 1
+        parts += [mark.after for mark in reversed(open_marks[same:])]
+        parts += [mark.before for mark in piece.marks[same:]]
+        open_marks = piece.marks
+        verbatim = any(mark.verbatim for mark in piece.marks)
+        parts.append(piece.text if verbatim else escape(piece.text))
+    return "".join(parts)
+
+
+def locate(text: str, sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the range of each sentence in `text`, from which they were cut in this order.
+
+    Segmentation changes white space, joins hyphenated line ends and drops invisible characters, so
+    the characters of `text` that a sentence lacks are skipped.
+    """
+    at = 0
+    for sentence in sentences:
+        first_word = sentence.split(maxsplit=1)[:1]
+        begin = text.find(first_word[0], at) if first_word else at
+        end = begin = begin if begin >= 0 else _first(text, sentence, at)
+        for character in sentence:
+            if (
+                not character.isspace()
+                and (found := text.find(character, end, end + _FARTHEST)) >= 0
+            ):
+                end = found + 1
+        at = end
+        yield begin, end
+
+
+def completed(text: str, pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with what segmentation leaves out between them: bullets and numbers."""
+    found: list[Pair] = []
+    at = 0
+    for (old, new), (start, end) in zip(pairs, locate(text, [o for o, _ in pairs]), strict=True):
+        left = _visible(text[at:start])
+        found.append((left + old, left + new))
+        at = end
+    if found and (rest := _visible(text[at:]).rstrip()):
+        found[-1] = (found[-1][0] + rest, found[-1][1] + rest)
+    return found
+
+
+def _visible(text: str) -> str:
+    """Return what is left out between sentences, empty if it is only invisible."""
+    return text.lstrip() if text.strip(INVISIBLE + " \t\n\r\f\v") else ""
+
+
+def _first(text: str, sentence: str, at: int) -> int:
+    """Return where the first character of a sentence is that `text` has after `at`."""
+    places = (text.find(character, at) for character in sentence if not character.isspace())
+    return next((place for place in places if place >= 0), at)
+
+
+def _located(text: str, pairs: Sequence[Pair]) -> list[_Sentence]:
+    pairs = completed(text, pairs)
+    ranges = locate(text, [source for source, _ in pairs])
+    return [_Sentence(new, *found) for (_, new), found in zip(pairs, ranges, strict=True)]
+
+
+def _place(
+    mark: Mark, sentences: Sequence[_Sentence], text: str, whole: list[tuple[Mark, int, int]]
+) -> None:
+    """Add a mark to its sentence, or to the list of those around whole sentences."""
+    low = bisect_right(sentences, mark.start, key=lambda one: one.end)
+    high = bisect_left(sentences, mark.end, key=lambda one: one.start) - 1
+    if mark.start == mark.end or low > high:
+        _insert(mark, sentences, text)
+        return
+    first, last = sentences[low], sentences[high]
+    inside = _flat(text[mark.start : mark.end]).strip()
+    if _covers(mark, first.start, last.end, text):
+        if not mark.verbatim:
+            whole.append((_renamed(mark, inside, sentences[low : high + 1]), low, high))
+            return
+        if low == high:  # code alone is not translated
+            first.text = inside + _flat(text[mark.end : first.end])
+    share = (mark.start - first.start) / max(1, first.end - first.start)
+    expected = share * len(first.text)
+    at = _find(_pattern(inside, text, mark), first, expected) if inside and low == high else -1
+    if at >= 0:
+        first.spans.append(_Span(mark, at, at + len(inside)))
+    elif mark.kept:
+        _append(mark, last, inside)
+
+
+def _renamed(mark: Mark, inside: str, sentences: Sequence[_Sentence]) -> Mark:
+    """Return a mark around whole sentences as it is if their words change."""
+    same = inside in " ".join(one.text for one in sentences)
+    return mark if same or not mark.renamed else replace(mark, after=mark.renamed)
+
+
+def _covers(mark: Mark, start: int, end: int, text: str) -> bool:
+    """Return whether a mark covers all of [start, end) but its final punctuation."""
+    left = text[start : mark.start] if mark.start > start else ""
+    right = text[mark.end : end] if mark.end < end else ""
+    return not left.strip() and not re.search(r"\w", right)
+
+
+def _pattern(words: str, text: str, mark: Mark) -> str:
+    """Return the pattern of the words of a mark: whole words, if they are in `text`."""
+    left = text[max(0, mark.start - 1) : mark.start + 1].isalnum() and mark.start > 0
+    right = text[mark.end - 1 : mark.end + 1].isalnum() and mark.end < len(text)
+    before = r"(?<!\w)" if words[0].isalnum() and not left else ""
+    after = r"(?!\w)" if words[-1].isalnum() and not right else ""
+    return before + re.escape(words) + after
+
+
+def _find(pattern: str, sentence: _Sentence, expected: float) -> int:
+    """Return where the match of a pattern nearest to `expected` begins, outside marks, or -1."""
+    found = re.finditer(pattern, sentence.text)
+    starts = [each.start() for each in found if _is_free(*each.span(), sentence.spans)]
+    return min(starts, key=lambda start: abs(start - expected), default=-1)
+
+
+def _is_free(start: int, end: int, spans: Sequence[_Span]) -> bool:
+    """Return whether a mark at [start, end) would lie beside or inside each of the spans."""
+    return all(
+        end <= span.start or span.end <= start or (span.start <= start and end <= span.end)
+        for span in spans
+    )
+
+
+def _insert(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
+    """Place a mark without words of its own, such as an image or a reference to a footnote.
+
+    It goes to the end of the sentence that it is in, unless the words before it are still the
+    same, or the word before it or after it is still there.
+    """
+    if not sentences:
+        return
+    owner = next((one for one in sentences if mark.start <= one.end), sentences[-1])
+    left, right = text[owner.start : mark.start], text[mark.start : owner.end]
+    at = _gap(left, right, owner.text)
+    if left[-1:].isspace() and not owner.text[:at][-1:].isspace():
+        _widen(owner, at)
+        at += 1
+    if at == len(owner.text):
+        mark = replace(mark, after=mark.after.rstrip(" "))
+    owner.spans.append(_Span(mark, at, at))
+
+
+def _widen(sentence: _Sentence, at: int) -> None:
+    """Insert a space."""
+    sentence.text = f"{sentence.text[:at]} {sentence.text[at:]}"
+    for span in sentence.spans:
+        span.start += span.start > at or (span.start == at < span.end)
+        span.end += span.end > at
+
+
+def _gap(left: str, right: str, new: str) -> int:
+    """Return the place in a new sentence that corresponds to the one between two parts of an old.
+
+    White space belongs to the part that has it.
+    """
+    if not left.strip():
+        return 0
+    head = _flat(left)
+    if new.startswith(head):
+        return len(head)
+    before, after = _LAST_WORD.search(head), _FIRST_WORD.match(_flat(right))
+    if before and (at := _unique(before[0], new)) >= 0:
+        return at + len(before[0])
+    if after and (at := _unique(after[0], new)) >= 0:
+        return at
+    return len(new)
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def _unique(words: str, text: str) -> int:
+    """Return the place of words that occur once in a text, or -1."""
+    edges = r"(?<!\w)" if words[0].isalnum() else "", r"(?!\w)" if words[-1].isalnum() else ""
+    found = [each.start() for each in re.finditer(re.escape(words).join(edges), text)]
+    return found[0] if len(found) == 1 else -1
+
+
+def _append(mark: Mark, sentence: _Sentence, words: str) -> None:
+    """Add the words of a mark to the end of a sentence, before its final punctuation."""
+    found = _FINAL.search(sentence.text)
+    at = len(sentence.text) if found is None else found.start()
+    if any(span.end > at for span in sentence.spans):
+        at = len(sentence.text)
+    opening = " (" if sentence.text[:at] else "("
+    start = at + len(opening)
+    sentence.text = f"{sentence.text[:at]}{opening}{words}){sentence.text[at:]}"
+    for span in sentence.spans:
+        if span.start == span.end == at:  # it stays at the end of the sentence
+            span.start = span.end = len(sentence.text)
+    sentence.spans.append(_Span(mark, start, start + len(words)))
+
+
+def _cut(sentence: _Sentence) -> Iterator[Piece]:
+    """Cut a sentence at the edges of its marks."""
+    spans = sorted(sentence.spans, key=lambda span: (span.start, -span.end))
+    edges = sorted({0, len(sentence.text), *(e for s in spans for e in (s.start, s.end))})
+    for start, end in zip(edges, [*edges[1:], edges[-1]], strict=True):
+        empty = (s for s in spans if s.start == s.end == start)
+        yield from (Piece("", (span.mark,)) for span in empty)
+        if start < end:
+            around = (s.mark for s in spans if s.start <= start and end <= s.end)
+            yield Piece(sentence.text[start:end], tuple(around))
