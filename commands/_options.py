@@ -179,6 +179,12 @@ Column = Annotated[
 OnePerLine = Annotated[
     bool, typer.Option("--one-per-line", help="Treat each line of text as one sentence.")
 ]
+Split = Annotated[
+    Literal["auto", "sat"],
+    typer.Option(
+        "--split", help="How sentences are found: by rules, or by SaT for text without punctuation."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 Output = Annotated[
     str | None,

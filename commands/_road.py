@@ -20,7 +20,7 @@ from lcm_cli.pipeline import (
     without_target,
 )
 from lcm_cli.progress import Progress
-from lcm_cli.text.segment import MAX_CHARACTERS
+from lcm_cli.text.segment import MAX_CHARACTERS, Split
 
 from ._options import input_paths
 from ._problems import Problems
@@ -83,8 +83,10 @@ class Road(_Inputs[Prepared]):
         one_per_line: bool,
         ahead: int = 1,
         reading: ReadOptions = DETECT,
+        split: Split = "auto",
     ) -> None:
         super().__init__(inputs)
+        self._split = split
         self._reading = reading
         self._space = space
         self._lang = "auto" if space is None else space.language(source)
@@ -178,7 +180,9 @@ class Road(_Inputs[Prepared]):
         if self._space is None:
             raise text_needs_space(document)
         languages, name = self._space.languages, self._space.name
-        return prepare_documents(document, languages, name, self._lang, self._one_per_line)
+        return prepare_documents(
+            document, languages, name, self._lang, self._one_per_line, self._split
+        )
 
     def _report_cuts(self, window: Sequence[Prepared]) -> None:
         for each in window:

@@ -43,6 +43,7 @@ def main(
     ] = False,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
+    split: options.Split = "auto",
     space: options.Space = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -66,10 +67,11 @@ def main(
     _check(target, json, force, fragility)
     located = LocatedSpace(space)
     reading = options.read_options(format, column)
-    road = Road(inputs, located, source, one_per_line, reading=reading)
+    road = Road(inputs, located, source, one_per_line, reading=reading, split=split)
     loaded = located.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
     run |= {"precision": precision, "fragility": fragility}
+    run |= {"format": format, "column": column, "split": split}
     known = channel_statistics(road.beginning(SAMPLE), loaded) if fragility else None
     documents = sentences = 0
     start = time.perf_counter()

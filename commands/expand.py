@@ -45,6 +45,7 @@ def main(
     output_template: options.Template = None,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
+    split: options.Split = "auto",
     space: options.Space = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -68,7 +69,15 @@ def main(
         requested = shared.RequestedModel(ctx, model, "expand")
         codes = located.targets(to)
         reading = options.read_options(format, column)
-        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2, reading=reading)
+        road = Road(
+            inputs,
+            located,
+            source,
+            one_per_line,
+            ahead=1 if json else 2,
+            reading=reading,
+            split=split,
+        )
         loaded = located.load(device, precision, batch_tokens)
         chosen = requested.load(loaded)
         if chosen is None:

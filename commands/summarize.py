@@ -45,6 +45,7 @@ def main(
     output_template: options.Template = None,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
+    split: options.Split = "auto",
     space: options.Space = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -69,7 +70,15 @@ def main(
         requested = shared.RequestedModel(ctx, model, "summarize")
         codes = located.targets(to)
         reading = options.read_options(format, column)
-        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2, reading=reading)
+        road = Road(
+            inputs,
+            located,
+            source,
+            one_per_line,
+            ahead=1 if json else 2,
+            reading=reading,
+            split=split,
+        )
         loaded = located.load(device, precision, batch_tokens)
         chosen = requested.load(loaded)
         printer = shared.AnswerPrinter(out, road, "summaries", json=json, cite=cite, strict=strict)

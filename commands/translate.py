@@ -32,6 +32,7 @@ def main(
     output_template: options.Template = None,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
+    split: options.Split = "auto",
     space: options.Space = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -48,7 +49,15 @@ def main(
         located = LocatedSpace(space)
         codes = located.required_targets(to)
         reading = options.read_options(format, column, whole=True)
-        road = Road(inputs, located, source, one_per_line, ahead=1 if json else 2, reading=reading)
+        road = Road(
+            inputs,
+            located,
+            source,
+            one_per_line,
+            ahead=1 if json else 2,
+            reading=reading,
+            split=split,
+        )
         loaded = located.load(device, precision, batch_tokens)
         with console.progress("translating (sentences)") as advance:
             for window in road.embedded(loaded, lambda n: None, max(1, WINDOW_ROWS // len(codes))):

@@ -22,7 +22,7 @@ from lcm_cli.text.languages import find_language, gap
 if TYPE_CHECKING:
     from lcm_cli.documents.formats.layout import Layout
     from lcm_cli.space import DecodeOptions, Encoded, Space, Text, Truncation
-    from lcm_cli.text.segment import Segment
+    from lcm_cli.text.segment import Segment, Split
 
 
 @dataclass(frozen=True)
@@ -132,25 +132,29 @@ def prepare_documents(
     where: str,
     source: str = "auto",
     one_per_line: bool = False,
+    split: "Split" = "auto",
 ) -> Prepared:
     """Determine a document's language and sentences, unless it has them.
 
     `languages` are the codes of the space called `where`. `source` is the code for a document that
-    does not say its language, or `auto` to detect it. Raises an LcmError that names the document,
-    for a language that the space lacks or that cannot be detected.
+    does not say its language, or `auto` to detect it. `split` is how sentences are found. Raises an
+    LcmError that names the document, for a language that the space lacks or that cannot be
+    detected.
     """
     try:
         lang = _language(document, languages, where, source)
         if document.target is not None:
             target = replace(document.target, lang=lang)
-            target = prepare_documents(target, languages, where, source, one_per_line).document
+            target = prepare_documents(
+                target, languages, where, source, one_per_line, split
+            ).document
             document = replace(document, target=target)
         if document.plans is not None:
             plans = replace(document.plans, lang=lang, concepts=None)
             document = replace(document, plans=plans)
         pieces: list[tuple[Segment, int]] = []  # with the index of the passage
         if not document.sentences:
-            pieces = _pieces(document, lang, one_per_line)
+            pieces = _pieces(document, lang, one_per_line, split)
     except LcmError as error:
         raise type(error)(f"{document.label}: {error.message}", error.hint) from error
     found = replace(document, lang=lang, concepts=None)
@@ -167,17 +171,19 @@ def prepare_documents(
     )
 
 
-def _pieces(document: Document, lang: str, one_per_line: bool) -> "list[tuple[Segment, int]]":
+def _pieces(
+    document: Document, lang: str, one_per_line: bool, split: "Split"
+) -> "list[tuple[Segment, int]]":
     """Return the sentences of a document's text, each with the index of its passage."""
     from lcm_cli.text.segment import segment
 
     if not document.passages:
-        found = segment(document.text, lang, one_per_line=one_per_line)
+        found = segment(document.text, lang, one_per_line=one_per_line, split=split)
         return [(each, n if one_per_line else each.block) for n, each in enumerate(found)]
     return [
         (replace(each, paragraph=passage.paragraph), number)
         for number, passage in enumerate(document.passages)
-        for each in segment(passage.text, lang, one_per_line=one_per_line)
+        for each in segment(passage.text, lang, one_per_line=one_per_line, split=split)
     ]
 
 

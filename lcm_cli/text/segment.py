@@ -17,6 +17,8 @@ from lcm_cli.text.corrections import sentences
 from lcm_cli.text.sentence_ends import CLOSERS
 from lcm_cli.text.unwrap import Unwrapper
 
+Split = Literal["auto", "sat"]  # by rules, or by the model SaT
+
 MAX_CHARACTERS = 250
 BLOCK = 20_000  # characters per call of sentencex, whose time is quadratic in the text's length
 
@@ -43,7 +45,7 @@ def segment(
     *,
     one_per_line: bool = False,
     max_characters: int = MAX_CHARACTERS,
-    split: Literal["auto", "sat"] = "auto",
+    split: Split = "auto",
 ) -> list[Segment]:
     """Return the sentences of `text`, which is in the language with code `lang`.
 
