@@ -166,9 +166,14 @@ def prepare_documents(
         found,
         [i for i, (piece, _) in enumerate(pieces) if piece.split],
         passages=[passage for _, passage in pieces],
-        text="" if document.passages else document.text,
+        text=document.text if _is_plain(document) else "",
         one_per_line=one_per_line,
     )
+
+
+def _is_plain(document: Document) -> bool:
+    """Return whether a document's text is divided into passages by its blocks."""
+    return document.layout is None and not document.passages
 
 
 def _pieces(
@@ -177,7 +182,7 @@ def _pieces(
     """Return the sentences of a document's text, each with the index of its passage."""
     from lcm_cli.text.segment import segment
 
-    if not document.passages:
+    if _is_plain(document):
         found = segment(document.text, lang, one_per_line=one_per_line, split=split)
         return [(each, n if one_per_line else each.block) for n, each in enumerate(found)]
     return [
