@@ -17,7 +17,7 @@ from typing import Any
 from lcm_cli.errors import IntegrityError
 from lcm_cli.files import atomic_path, disk_error, not_there
 from lcm_cli.paths import user_config_file
-from lcm_cli.schema import nearest
+from lcm_cli.schema import nearest, toml_table
 
 LOCAL = Path("lcm.toml")
 
@@ -35,10 +35,7 @@ def find_settings(chosen: Path | None = None) -> Path | None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a config file. Raises IntegrityError if it is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not valid TOML: {error}") from error
+    return toml_table(path.read_bytes(), str(path))
 
 
 def defaults(

@@ -107,7 +107,7 @@ def _length(data: bytes, chance: Random) -> bytes:
 
 
 def _number(data: bytes, chance: Random) -> bytes:
-    form = chance.choice("<e <f <d".split())
+    form = chance.choice(["<e", "<f", "<d"])
     place = _place(data, chance) // 2 * 2
     packed = struct.pack(form, chance.choice(_NUMBERS))
     return data[:place] + packed + data[place + len(packed) :]

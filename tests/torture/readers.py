@@ -81,7 +81,7 @@ def command(*arguments: str) -> Call:
         with _streams() as streams:
             code = main([each.replace("PATH", str(path)) for each in arguments])
         errors = streams["stderr"].getvalue().decode("utf-8", "replace")
-        if "unexpected " in errors or "Traceback" in errors:
+        if "error: unexpected " in errors or "Traceback" in errors:
             raise AssertionError(errors)
         if code:
             raise LcmError(errors)

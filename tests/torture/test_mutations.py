@@ -19,7 +19,9 @@ def every(random_space: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     from lcm_cli.models.config import preset
 
     folder = tmp_path_factory.mktemp("torture") / "model"
-    save(build(preset("base", "nano", concept_dim=32, max_length=64)), folder)
+    save(
+        build(preset("base", "nano", concept_dim=32, max_length=64, input_weight_norm=True)), folder
+    )
     found = readers(random_space, folder)
     for reader in found:  # each is valid as it is
         place = tmp_path_factory.mktemp("valid")
