@@ -6,11 +6,13 @@ The worker reports the memory that each attempt adds to the process at its peak 
 import json
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SECONDS = 5.0
+SECONDS = 5.0  # of the processor
+BLOCKED = 60.0  # seconds, for an attempt that waits
 MEMORY = 64 << 20
 
 
@@ -27,18 +29,27 @@ class Outcome:
         return self.result not in ("accepted", "refused")
 
 
+_HANGS = {
+    "SIGPROF": f"still busy after {SECONDS:.0f} s",
+    "SIGALRM": f"still waiting after {BLOCKED:.0f} s",
+}
+
+
 def guarded(
     numbers: Sequence[int], attempt: Callable[[int], tuple[str, str, int]]
 ) -> Iterator[Outcome]:
     """Yield the outcome of `attempt` on each of `numbers`.
 
-    `attempt` returns a result, a message and the size of the input. A worker that dies or takes
-    longer than SECONDS is replaced.
+    `attempt` returns a result, a message and the size of the input. A worker that dies, or that
+    works longer than SECONDS or waits longer than BLOCKED, is replaced.
     """
     done = 0
     while done < len(numbers):
         receiver, sender = os.pipe()
-        if not (worker := os.fork()):
+        with warnings.catch_warnings():  # Python 3.12 warns of forks beside threads
+            warnings.simplefilter("ignore", DeprecationWarning)
+            worker = os.fork()
+        if not worker:
             os.close(receiver)
             _work(numbers[done:], attempt, sender)
         os.close(sender)
@@ -49,21 +60,21 @@ def guarded(
         code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
         if done < len(numbers):
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            hang = f"still busy after {SECONDS:.0f} s"
-            yield Outcome(numbers[done], hang if name == "SIGALRM" else f"ended by {name}")
+            yield Outcome(numbers[done], _HANGS.get(name, f"ended by {name}"))
             done += 1
 
 
 def _work(
     numbers: Sequence[int], attempt: Callable[[int], tuple[str, str, int]], sender: int
 ) -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, even within a C library
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)  # ends the process, even within a C library
     try:
         for number in numbers:
             before = _reset_peak()
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            _set_timers(SECONDS, BLOCKED)
             result, message, size = attempt(number)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _set_timers(0, 0)
             grown = _memory("VmHWM") - before
             if grown > 2 * size + MEMORY:
                 result = f"needs {grown >> 20} MiB for {size:,} bytes"
@@ -72,6 +83,11 @@ def _work(
     except BaseException:
         os._exit(70)
     os._exit(0)
+
+
+def _set_timers(busy: float, blocked: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, busy)
+    signal.setitimer(signal.ITIMER_REAL, blocked)
 
 
 def _reset_peak() -> int:
