@@ -33,7 +33,7 @@ from lcm_cli.training import fitting, loop, prepare
 from lcm_cli.training.data import batches
 
 torch.set_num_threads(1)
-writing.open_writer.__wrapped__.__kwdefaults__ |= {"shard_bytes": 60_000, "save_seconds": 0.2}
+writing.open_writer.__wrapped__.__kwdefaults__ |= {"shard_bytes": 30_000, "save_seconds": 0.2}
 space = load_space("tiny", device="cpu")
 space.decode(space.encode(["Imports all modules."], "eng_Latn").concepts, ["eng_Latn"])
 for line in sys.stdin:
@@ -109,7 +109,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_embed(lcm_killed, tmp_path):
     lcm = lcm_killed()
-    texts = (f"The hen ran {n} times. A dog slept on{' and on' * (n % 7)}." for n in range(400))
+    texts = (f"The hen ran {n} times. A dog slept on{' and on' * (n % 7)}." for n in range(200))
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "a.jsonl").write_text(lines)
     command = ("embed", "a.jsonl", "--from", "en", "--device", "cpu", "-o")
