@@ -4,7 +4,8 @@ Columns: id, lang, text (string); sentences (list of strings), paragraphs (list 
 (list of fixed-size lists of float16 or float32); split (string); target_sentences, target_concepts,
 plans and plan_concepts (typed like sentences and concepts); fragility and target_fragility (lists
 of float32, read only by training). The official LCM code names the sentences text_sentences and the
-concepts text_sentences_sonar_emb.
+concepts text_sentences_sonar_emb. Where other programs write one vector a row, a list of numbers,
+the row is a document of one concept.
 """
 
 from __future__ import annotations
