@@ -186,7 +186,7 @@ def resume(folder: Path) -> list[str]:
 
 def trained(folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
     """Return the weights of a run, and its log without times."""
-    timed = ("seconds", "concepts_per_second", "time", "memory")
+    timed = ("second", "minutes", "memory")
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     log = [{k: v for k, v in r.items() if not any(t in k for t in timed)} for r in records]
     return (folder / "model" / "model.safetensors").read_bytes(), log
