@@ -4,17 +4,19 @@ A matrix NAME may be stored as int8 with one scale per row, in NAME.scale (see l
 Scales are not parameters of the model, so they are not counted. Only JSON is parsed.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from lcm_cli.errors import IntegrityError
+from lcm_cli.schema import json_value
 
 SCALE = ".scale"  # the suffix that turns the name of a matrix into that of its scales
 HEADER_LIMIT = 100 << 20  # bytes, as in the safetensors library
+_HINT = "copy or make the file again"
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -23,23 +25,26 @@ Entries = Mapping[str, Mapping[str, Any]]
 def read_header(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Any]]:
     """Return the bytes of a safetensors header, including its length, and its parsed entries.
 
-    Raises IntegrityError if it is truncated or not a JSON object.
+    Each entry has a dtype, a shape and the data_offsets that fit them; `__metadata__`, if present,
+    maps strings to strings. Raises IntegrityError if the header is truncated or malformed.
     """
     length = file.read(8)
     size = int.from_bytes(length, "little")
     header = file.read(size) if size <= HEADER_LIMIT else b""
-    try:
-        entries = json.loads(header)
-    except ValueError as error:
-        raise damaged(name, "its header is incomplete") from error
-    if len(length) < 8 or not isinstance(entries, dict):
+    if len(header) < size:
+        raise damaged(name, "its header is incomplete")
+    entries = json_value(header, f"the header of {name}", _HINT)
+    if not isinstance(entries, dict):
         raise damaged(name, "its header is not an object")
+    for key, entry in entries.items():
+        if not (_is_metadata if key == "__metadata__" else _is_entry)(entry):
+            raise damaged(name, f"its header has a malformed entry for {key[:80]!r}")
     return length + header, entries
 
 
 def damaged(name: str, reason: str) -> IntegrityError:
     """Return the error for a safetensors file that cannot be read."""
-    return IntegrityError(f"{name} is damaged or cut off: {reason}", "copy or make the file again")
+    return IntegrityError(f"{name} is damaged or cut off: {reason}", _HINT)
 
 
 def read_entries(path: Path) -> tuple[int, dict[str, str], dict[str, dict[str, Any]]]:
@@ -49,19 +54,28 @@ def read_entries(path: Path) -> tuple[int, dict[str, str], dict[str, dict[str, A
     """
     with path.open("rb") as file:
         header, entries = read_header(file, str(path))
-    metadata = entries.pop("__metadata__", None) or {}
-    for name, entry in entries.items():
-        if not _is_entry(entry):
-            raise damaged(str(path), f"its header has a malformed entry for {name}")
-    return len(header), metadata, entries
+    return len(header), entries.pop("__metadata__", None) or {}, entries
+
+
+def _is_metadata(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    )
 
 
 def _is_entry(entry: Any) -> bool:
-    try:
-        start, end = entry["data_offsets"]
-        return 0 <= start <= end and math.prod(entry["shape"]) >= 0 and bool(entry["dtype"])
-    except (TypeError, KeyError, ValueError):
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        return False
+    length = offsets[1] - offsets[0]
+    width = _BYTES.get(entry["dtype"])
+    return length >= 0 if width is None else math.prod(shape) * width == length
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
 
 
 def is_scale(name: str, int8: Collection[str]) -> bool:

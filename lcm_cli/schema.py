@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
@@ -27,6 +28,40 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
+def json_value(text: str | bytes, source: str, hint: str = "") -> Any:
+    """Return the value of a JSON text, such as the content of the file `source`.
+
+    Raises IntegrityError for text that is not UTF-8 or JSON, or is nested too deeply to be read.
+    """
+    return _value(json.loads, "JSON", text, source, hint)
+
+
+def toml_table(text: str | bytes, source: str, hint: str = "") -> dict[str, Any]:
+    """Return the table in a TOML text, such as the content of the file `source`.
+
+    Raises IntegrityError as `json_value` does.
+    """
+    table: dict[str, Any] = _value(_toml, "TOML", text, source, hint)
+    return table
+
+
+def _toml(text: str) -> dict[str, Any]:
+    table = tomllib.loads(text)
+    str(table)  # fails for a number of thousands of digits, which may be written in hexadecimal
+    return table
+
+
+def _value(
+    parser: Callable[[str], Any], form: str, text: str | bytes, source: str, hint: str
+) -> Any:
+    try:
+        return parser(text if isinstance(text, str) else text.decode("utf-8"))
+    except RecursionError as error:
+        raise IntegrityError(f"{source} is not valid {form}: nested too deeply", hint) from error
+    except ValueError as error:  # also for bytes that are not UTF-8 and for numbers too long
+        raise IntegrityError(f"{source} is not valid {form}: {error}", hint) from error
+
+
 def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
     """Return `data` as an instance of `cls`, a dataclass (pydantic's or the standard library's).
 
@@ -47,6 +82,8 @@ def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
         raise IntegrityError(f"{source}: {message}", "; ".join(hints)) from error
     except LcmError as error:
         raise type(error)(f"{source}: {error.message}", error.hint) from error
+    except (ValueError, RecursionError) as error:  # from json: a number of thousands of digits
+        raise IntegrityError(f"{source}: {error}") from error
 
 
 @cache  # pydantic takes milliseconds to build one, and there are as many cards as checkpoints

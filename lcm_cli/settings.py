@@ -20,7 +20,7 @@ from typing import Any, Literal
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import atomic_path, disk_error, not_there, read_utf8
 from lcm_cli.paths import user_config_file
-from lcm_cli.schema import nearest
+from lcm_cli.schema import nearest, toml_table
 
 LOCAL = Path("lcm.toml")
 Takes = Literal["value", "list", "switch", "count"]  # what an option takes
@@ -51,10 +51,7 @@ def _check_chosen(path: Path) -> None:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a config file. Raises IntegrityError if it is not TOML or not UTF-8."""
-    try:
-        return tomllib.loads(read_utf8(path))
-    except tomllib.TOMLDecodeError as error:
-        raise IntegrityError(f"{path} is not valid TOML: {error}") from error
+    return toml_table(read_utf8(path), str(path))
 
 
 def defaults(

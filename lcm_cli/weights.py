@@ -13,16 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.headers import SCALE, is_scale
 
 Store = Literal["float32", "float16", "int8"]
+Network = TypeVar("Network", bound=nn.Module)
 
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 _BLOCK = 1 << 24  # bytes written, or numbers rounded, at a time
@@ -117,6 +118,26 @@ class _SkipDraws(TorchFunctionMode):
             if tensor.is_meta:
                 return tensor
         return func(*args, **kwargs)
+
+
+def without_weights(
+    build: Callable[[], Network], layers: int, weights: Mapping[str, "Weight"], source: Path
+) -> Network:
+    """Return the network that `build` makes, without content, for `weights` that have been read.
+
+    Raises IntegrityError for sizes that no network has, and for more `layers` than there are
+    weights: those of a damaged config.json could take hours to build.
+    """
+    if layers > len(weights):
+        raise IntegrityError(
+            f"{source} has {len(weights)} tensors, too few for the {layers} layers of its config"
+        )
+    try:
+        with without_content():
+            return build()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise IntegrityError(f"{source}: its config has impossible sizes: {reason}") from error
 
 
 def read_weights(*files: Path) -> dict[str, Weight]:

@@ -4,7 +4,8 @@ Columns: id, lang, text (string); sentences (list of strings), paragraphs (list 
 (list of fixed-size lists of float16 or float32); split (string); target_sentences, target_concepts,
 plans and plan_concepts (typed like sentences and concepts); fragility and target_fragility (lists
 of float32, read only by training). The official LCM code names the sentences text_sentences and the
-concepts text_sentences_sonar_emb.
+concepts text_sentences_sonar_emb. Where other programs write one vector a row, a list of numbers,
+the row is a document of one concept.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ PLANS = ("plans",)
 PLAN_CONCEPTS = ("plan_concepts",)
 FRAGILITY = ("fragility", "target_fragility")
 BATCH_BYTES = 16 << 20  # decoded from a Parquet file at a time
+_DIM_DIGITS = 9  # of a space's number of dimensions, at most
+_READ_BYTES = 16 << 20  # read from a stream at a time
 # The end-of-stream marker of Arrow IPC: a continuation word, then metadata of length 0.
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _FILE_MAGIC = b"ARROW1\x00\x00"  # an Arrow IPC file is this magic, a stream and a footer
@@ -125,7 +128,8 @@ def _vectors(matrices: Sequence[Concepts | None], kind: pa.DataType) -> pa.Array
 def about(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     """Return the entries of a schema's metadata whose keys begin with "lcm.", as strings."""
     decoded = {
-        key.decode(): value.decode("utf-8", "replace") for key, value in (metadata or {}).items()
+        key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+        for key, value in (metadata or {}).items()
     }
     return {key: value for key, value in decoded.items() if key.startswith("lcm.")}
 
@@ -137,10 +141,10 @@ def read_space_info(metadata: Mapping[str, str], name: str) -> SpaceInfo | None:
     """
     if not {"lcm.space", "lcm.fingerprint", "lcm.dim"} <= metadata.keys():
         return None
-    if not metadata["lcm.dim"].isdecimal():
-        raise IntegrityError(f"{name}: lcm.dim = {metadata['lcm.dim']!r} is not a number")
-    dim = int(metadata["lcm.dim"])
-    return SpaceInfo(metadata["lcm.space"], metadata["lcm.fingerprint"], dim)
+    dim = metadata["lcm.dim"]
+    if not dim.isdecimal() or len(dim) > _DIM_DIGITS:
+        raise IntegrityError(f"{name}: lcm.dim = {dim[:40]!r} is not the number of dimensions")
+    return SpaceInfo(metadata["lcm.space"], metadata["lcm.fingerprint"], int(dim))
 
 
 def parquet_metadata(path: Path) -> dict[str, str]:
@@ -212,8 +216,8 @@ def intact(name: str) -> Iterator[None]:
     """Turn an error of Arrow's while reading the file `name` into IntegrityError."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].strip()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise IntegrityError(
             f"{name} is damaged or cut off: {reason}", "copy or make the file again"
         ) from error
@@ -233,11 +237,15 @@ class _StreamBytes:
         self._head = b"" if self.last == _FILE_MAGIC else self.last
 
     def read(self, size: int = -1) -> bytes:
-        data = self._head[:size]
-        self._head = self._head[len(data) :]
-        if size > len(data):
-            data += self._file.read(size - len(data))
-        self.last = (self.last + data)[-8:]
+        blocks = [self._head[:size]]
+        self._head = self._head[size:]
+        missing = size - len(blocks[0])
+        # In blocks: Python reserves all of `size`, which in a damaged stream may be petabytes.
+        while missing > 0 and (block := self._file.read(min(missing, _READ_BYTES))):
+            blocks.append(block)
+            missing -= len(block)
+        data = blocks[1] if len(blocks) == 2 and not blocks[0] else b"".join(blocks)
+        self.last = (self.last + data[-8:])[-8:]
         return data
 
     def readable(self) -> bool:
@@ -286,6 +294,10 @@ class _RowReader:
     def documents(self, batch: pa.RecordBatch) -> Iterator[Document | LcmError]:
         """Yield a document, or an error, for each row."""
         columns = {name: batch.column(name) for name in self.columns}
+        for column in columns.values():
+            # Arrow trusts lengths and offsets: wrong ones would end the process when a cell is
+            # read. UTF-8 is checked later, so that a bad string only costs its own row.
+            column.view(_undecoded(column.type)).validate(full=True)
         for index in range(batch.num_rows):
             row = {name: column[index] for name, column in columns.items()}
             try:
@@ -348,6 +360,24 @@ class _RowReader:
                 )
 
 
+def _undecoded(kind: pa.DataType) -> pa.DataType:
+    """Return a type with binary in place of string, also in lists."""
+    if kind in _BINARY:
+        return _BINARY[kind]
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_undecoded(kind.value_type), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_undecoded(kind.value_type))
+    return pa.list_(_undecoded(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+_BINARY = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
+
+
 def _is_string(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -358,7 +388,9 @@ def _is_string(kind: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or (pa.types.is_fixed_size_list(kind) and kind.list_size > 0)
     )
 
 
@@ -367,8 +399,10 @@ def _is_strings(kind: pa.DataType) -> bool:
 
 
 def _is_vectors(kind: pa.DataType) -> bool:
+    """Return whether a cell holds vectors, or a single vector."""
     inner = kind.value_type if _is_list(kind) else kind
-    return _is_list(inner) and bool(pa.types.is_floating(inner.value_type))
+    number = inner.value_type if _is_list(inner) else inner
+    return _is_list(kind) and bool(pa.types.is_floating(number))
 
 
 _EXPECTED = {
@@ -412,8 +446,11 @@ def _without_nulls(values: list[Any] | None, what: str, label: str) -> list[Any]
 def _matrix(vectors: pa.Array, label: str, hint: str) -> Concepts:
     """Return the concepts of one row as a writable array (S, D), float16 or float32.
 
-    Raises IntegrityError with `hint` if a vector or a value is null, or the widths differ.
+    A list of numbers is a single concept. Raises IntegrityError with `hint` if a vector or a value
+    is null, or the widths differ.
     """
+    if pa.types.is_floating(vectors.type) and len(vectors):
+        vectors = pa.ListArray.from_arrays([0, len(vectors)], vectors)
     if vectors.null_count:
         missing = f"{vectors.null_count} of its {len(vectors)} concepts are missing (null)"
         raise IntegrityError(f"{label}: {missing}", hint)

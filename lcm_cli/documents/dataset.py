@@ -19,6 +19,7 @@ from typing import Any
 from lcm_cli.documents.document import SpaceInfo, check_space
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.files import atomic_path, make_folder
+from lcm_cli.schema import json_value, parse
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -87,11 +88,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json_value(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict) or data.get("kind") != "dataset":
         return None  # another program's manifest
     if data.get("version") != VERSION:
@@ -99,8 +98,6 @@ def read_manifest(folder: Path) -> Manifest | None:
             f"{path} has version {data.get('version')!r}, but this lcm reads version {VERSION}",
             "update lcm",
         )
-    from lcm_cli.schema import parse
-
     return parse(Manifest, data, str(path))
 
 
@@ -269,16 +266,11 @@ def _read_journal(folder: Path, run: dict[str, Any], info: SpaceInfo, dtype: str
 
     Raises UsageError if it belongs to another run, IntegrityError if one of its files has changed.
     """
-    from lcm_cli.schema import parse
-
     path = folder / _JOURNAL
     if not path.is_file():
         return None
     start_over = f"start over: -o {folder} --force"
-    try:
-        journal = parse(Journal, json.loads(path.read_text(encoding="utf-8")), str(path))
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not valid JSON: {error}", start_over) from error
+    journal = parse(Journal, json_value(path.read_bytes(), str(path), start_over), str(path))
     # The journal's run went through JSON, where tuples became lists; so must the one to compare.
     if (journal.run, journal.space, journal.dtype) != (json.loads(json.dumps(run)), info, dtype):
         raise UsageError(

@@ -16,6 +16,7 @@ from lcm_cli.documents.document import Document, check_alignment, checked_part, 
 from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError
 from lcm_cli.headers import damaged, read_header
+from lcm_cli.schema import json_value
 
 TENSOR = "concepts"
 TARGET = "target_concepts"
@@ -36,9 +37,9 @@ def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator
             f"{source.name} has no tensor {TENSOR!r}, so it is not a document",
             f"list its tensors: lcm inspect {source.name}",
         )
-    if entry.get("dtype") not in _DTYPES or len(entry.get("shape", ())) != 2:
+    if entry["dtype"] not in _DTYPES or len(entry["shape"]) != 2:
         raise IntegrityError(
-            f"{source.name}: {TENSOR} is {entry.get('dtype')} {entry.get('shape')}"
+            f"{source.name}: {TENSOR} is {entry['dtype']} {entry['shape']}"
             " instead of F16 or F32 with shape [sentences, dimensions]"
         )
     tensors = _load(header + file.read(), source.name) if concepts else {}
@@ -92,10 +93,7 @@ def _load(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _list(metadata: dict[str, str], key: str, kind: type, name: str) -> list[Any]:
-    try:
-        values = json.loads(metadata.get(key, "[]"))
-    except ValueError as error:
-        raise IntegrityError(f"{name}: {key} in its metadata is not valid JSON: {error}") from error
+    values = json_value(metadata.get(key, "[]"), f"{name}: {key} in its metadata")
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise IntegrityError(f"{name}: {key} in its metadata is not a list of {kind.__name__}")
     return values

@@ -2,7 +2,6 @@
 
 import atexit
 import re
-import tomllib
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.files import not_there
 from lcm_cli.paths import cache_dir
-from lcm_cli.schema import nearest, parse
+from lcm_cli.schema import nearest, parse, toml_table
 from lcm_cli.text.languages import SONAR
 
 ROLES = ("encoder", "decoder", "tokenizer")
@@ -199,11 +198,7 @@ def find_card_file(source: str) -> Traversable | Path | None:
 
 def read_card(entry: Traversable | Path) -> Card:
     """Read a card. Raises IntegrityError."""
-    try:
-        data = tomllib.loads(entry.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError(f"{entry} is not valid TOML: {error}") from error
-    return parse(Card, data, str(entry))
+    return parse(Card, toml_table(entry.read_bytes(), str(entry)), str(entry))
 
 
 def _names() -> list[str]:

@@ -1,12 +1,12 @@
 """Layouts of checkpoints, detected from the file names and config.json of a folder."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.schema import json_value
 
 # lcm's own two, and the foreign ones, which are converted once.
 Layout = Literal["space", "model", "sonar-llm", "official", "m2m-100"]
@@ -116,8 +116,5 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} if there is no file. Raises IntegrityError if it is not JSON."""
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} is not valid JSON: {error}") from error
+    content = json_value(path.read_bytes(), str(path))
     return content if isinstance(content, dict) else {}

@@ -4,7 +4,6 @@ Nothing here uses the network (see lcm_cli.transfer): errors name the missing fi
 that fetches it.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +25,49 @@ from lcm_cli.hub.cards import (
 )
 from lcm_cli.hub.layouts import SPACE_FILES
 from lcm_cli.hub.snapshot import local_snapshot
+from lcm_cli.schema import json_value, parse
 
 MODEL_FILES = {"config": "config.json", "model": "model.safetensors"}
+_LARGEST = (1 << 31) - 1  # of any number in a config
+_MOST_TOKENS = 1 << 16  # of a sentence
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """The numbers of an encoder, or of a decoder, in a space's config.json."""
+
+    layers: int
+    model_dim: int
+    heads: int
+    ffn_dim: int
+    vocabulary: int
+    max_length: int = 514
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            most = _MOST_TOKENS if name == "max_length" else _LARGEST
+            if not 0 < value <= most:
+                raise IntegrityError(f"{name} = {value} is not between 1 and {most}")
+        if self.model_dim % self.heads:
+            raise IntegrityError(
+                f"model_dim {self.model_dim} is not a multiple of {self.heads} heads"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DecoderShapes(_Shapes):
+    concept_dim: int
+
+
+@dataclass(frozen=True)
+class _SpaceConfig:
+    """The part of a space's config.json that is read."""
+
+    name: str
+    licence: str
+    languages: tuple[str, ...]
+    encoder: _Shapes
+    decoder: _DecoderShapes
 
 
 @dataclass(frozen=True)
@@ -126,22 +166,23 @@ def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]
     path = folder / name
     if not path.is_file():
         raise NotFoundError(f"{folder} is not a space: it has no {name}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not valid JSON: {error}") from error
-    if isinstance(config, dict) and config.get("model_type") == "m2m_100":
+    config = json_value(path.read_bytes(), str(path))
+    if not isinstance(config, dict):
+        raise IntegrityError(f"{path} does not contain a JSON object")
+    if config.get("model_type") == "m2m_100":
         raise LcmError(
             f"{folder} holds weights in the M2M-100 layout, which lcm has to convert before use",
             "run: lcm pull sonar-hub; for other weights, copy its card (checkpoints/sonar-hub.toml)"
             ", set the folder or repository of each part, and run: lcm pull CARD.toml",
         )
-    missing = {"kind", "name", "licence", "languages", "encoder", "decoder"} - set(config)
+    known = {"kind", "name", "licence", "languages", "encoder", "decoder"}
+    missing = known - set(config)
     if missing or config["kind"] != "space":
         raise IntegrityError(
             f"{path} does not describe a space: {sorted(missing) or config['kind']}"
         )
-    return dict(config)
+    parse(_SpaceConfig, {key: config[key] for key in known - {"kind"}}, str(path))
+    return config
 
 
 def _of_card(card: Card, entry: Traversable | Path, source: str) -> SpaceFiles:

@@ -17,7 +17,14 @@ from lcm_cli.files import atomic_files
 from lcm_cli.hub.layouts import weight_parts
 from lcm_cli.hub.locate import MODEL_FILES, ModelFiles, locate_model
 from lcm_cli.models.base_lcm import BaseLCM
-from lcm_cli.models.config import AnyConfig, QuantizerConfig, SpaceRef, read_model_config, to_dict
+from lcm_cli.models.config import (
+    AnyConfig,
+    QuantizerConfig,
+    SpaceRef,
+    TransformerConfig,
+    read_model_config,
+    to_dict,
+)
 from lcm_cli.models.interface import ConceptModel
 from lcm_cli.models.one_tower import OneTowerLCM
 from lcm_cli.models.packed import lay_out
@@ -30,7 +37,7 @@ from lcm_cli.weights import (
     Weight,
     pieces,
     read_weights,
-    without_content,
+    without_weights,
     write_safetensors,
 )
 
@@ -102,11 +109,16 @@ def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
     `load_model` does.
     """
     config = read_model_config(files.config)
-    with without_content():
-        model = build(config)
     weights = read_weights(*weight_parts(files.weights))
+    model = without_weights(lambda: build(config), _layers(config), weights, files.weights)
     check_state(model, weights, str(files.weights))
     return model, weights
+
+
+def _layers(config: AnyConfig | QuantizerConfig) -> int:
+    """Return the number of layers in all stacks."""
+    parts = vars(config).values()
+    return sum(part.layers for part in parts if isinstance(part, TransformerConfig))
 
 
 def check_state(model: nn.Module, state: Mapping[str, Weight], source: str) -> None:

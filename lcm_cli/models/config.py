@@ -5,7 +5,6 @@ built. This module does not import torch: `preset("two_tower", "39M")` is cheap.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +12,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
-from lcm_cli.schema import nearest, parse
+from lcm_cli.schema import json_value, nearest, parse
 
 Positions = Literal["rope", "sine", "learned", "none"]
 Norm = Literal["rms", "standard", "fp32", "unit"]
 NormOrder = Literal["pre", "post", "normformer"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "elu", "selu", "softsign"]
 BREAK_TEXT = "[BREAK]"
+_LARGEST = (1 << 31) - 1  # of any number in a config
+_MOST_STEPS = 100_000  # of a noise schedule, which lists them
 ScheduleName = Literal["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
 PredictionType = Literal["x0", "epsilon", "v"]
 
@@ -71,6 +72,8 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         _positive(self, "layers", "heads", "inner_dim", "rope_theta")
         _fraction(self, "dropout", "final_dropout", "attention_dropout")
+        if self.head_dim is not None:
+            _positive(self, "head_dim")
         groups = self.kv_heads or self.heads
         _require(
             groups > 0 and self.heads % groups == 0,
@@ -125,6 +128,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "steps", "beta_start", "exponent", "gamma")
+        _require(self.steps <= _MOST_STEPS, f"steps {self.steps} exceed {_MOST_STEPS}")
         _require(
             self.beta_start <= self.beta_end < 1,
             f"betas must rise and stay below 1, not {self.beta_start} to {self.beta_end}",
@@ -354,10 +358,7 @@ def read_model_config(file: Path) -> AnyConfig | QuantizerConfig:
     """
     if not file.is_file():
         raise NotFoundError(f"no such file: {file}")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise IntegrityError(f"{file} is not JSON: {error}") from error
+    data = json_value(file.read_bytes(), str(file))
     if not isinstance(data, dict):
         raise IntegrityError(f"{file} does not contain a JSON object")
     if data.get("kind") == "space":
@@ -441,6 +442,7 @@ def _positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(value > 0, f"{type(config).__name__}: {name} must be positive, not {value}")
+        _require(value <= _LARGEST, f"{type(config).__name__}: {name} is too large: {value}")
 
 
 def _fraction(config: object, *names: str) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lcm_cli.errors import IntegrityError
-from lcm_cli.weights import Int8Matrix, Weight, read_weights, without_content
+from lcm_cli.space.decoder import DecoderConfig
+from lcm_cli.space.encoder import EncoderConfig
+from lcm_cli.weights import Int8Matrix, Network, Weight, read_weights, without_weights
 
-Network = TypeVar("Network", bound=nn.Module)
-Config = TypeVar("Config")
+Config = TypeVar("Config", EncoderConfig, DecoderConfig)
 
 
 def load_weights(
@@ -39,9 +40,8 @@ def open_weights(
 
     Raises as `load_weights` does.
     """
-    with without_content():
-        network = build(config)
     weights = read_weights(path)
+    network = without_weights(lambda: build(config), config.layers, weights, path)
     _check_shapes(path, network.state_dict(), weights)
     return network, weights
 

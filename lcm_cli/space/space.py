@@ -21,11 +21,11 @@ from lcm_cli.progress import Progress
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.kernels import pack_linear, quantize
-from lcm_cli.space.loading import Config, Network, load_weights, stored_scales
+from lcm_cli.space.loading import Config, load_weights, stored_scales
 from lcm_cli.space.search import DecodeOptions, search
 from lcm_cli.space.tokenizer import EOS, Tokenizer
 from lcm_cli.text.languages import find_language
-from lcm_cli.weights import read_weights, sampled
+from lcm_cli.weights import Network, read_weights, sampled
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 

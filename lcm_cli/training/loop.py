@@ -82,13 +82,17 @@ class Run:
     _evaluated: int = -1  # the step of the last evaluation
     _started: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self._recent = _Recent(self.trainer)
+
     def train(self) -> bool:
         """Train to the last step, or until stopped; return whether training is done.
 
         Saves every `save_every` steps, and at the end. Raises LcmError if the loss is not finite
         or the disk is full; earlier states are kept.
         """
-        trainer, recent = self.trainer, _Recent(self.trainer)
+        trainer, recent = self.trainer, self._recent
+        recent.start()
         while True:
             last = trainer.step >= trainer.steps
             if last or self._due(trainer.eval_every):
@@ -123,6 +127,7 @@ class Run:
             self.trainer.restore(state["trainer"], shards)
             self._seconds, self._best = state["seconds"], state["best"]
             self._waited, self._evaluated = state["waited"], state["evaluated"]
+            self._recent.restore(state.get("recent", {}))  # earlier states have none
         except (IntegrityError, RuntimeError, KeyError, ValueError, TypeError) as error:
             hint = f"the recipe must have the run's first shapes: {self.folder}/recipe.json"
             raise IntegrityError(
@@ -155,6 +160,7 @@ class Run:
             "best": self._best,
             "waited": self._waited,
             "evaluated": self._evaluated,
+            "recent": self._recent.state(),
         }
         shards = trainer.shards()
         save_state(self.folder, trainer.step, state, trainer.keep, trainer.world, shards)
@@ -211,13 +217,28 @@ class _Recent:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._reset()
+        self.restore({})
 
-    def _reset(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-        self._steps = 0
-        self._since = time.monotonic()
+    def start(self) -> None:
+        """Start the clock, without the time between the construction of a run and its training."""
+        self._since = time.monotonic() - self._before
+
+    def state(self) -> dict[str, Any]:
+        """Return the sums so far, so that a resumed run logs the means of an uninterrupted one."""
+        return {
+            "sums": {key: float(value) for key, value in self._sums.items()},
+            "counts": dict(self._counts),
+            "steps": self._steps,
+            "seconds": time.monotonic() - self._since,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from the sums in a `state`; an empty one has none."""
+        self._sums: dict[str, Any] = dict(state.get("sums", {}))
+        self._counts: dict[str, int] = dict(state.get("counts", {}))
+        self._steps: int = state.get("steps", 0)
+        self._before: float = state.get("seconds", 0.0)
+        self.start()
 
     def add(self, metrics: dict[str, Any]) -> bool:
         """Add the metrics of a step; return whether some are tensors, not read yet."""
@@ -242,5 +263,5 @@ class _Recent:
 
     def take(self) -> dict[str, float]:
         means = self.means()
-        self._reset()
+        self.restore({})
         return means

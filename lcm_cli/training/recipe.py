@@ -1,9 +1,8 @@
 """Training recipes: TOML files that are fully checked before anything starts."""
 
-import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from lcm_cli.models.config import (
     preset,
     to_dict,
 )
-from lcm_cli.schema import nearest, parse
+from lcm_cli.schema import json_value, nearest, parse, toml_table
 from lcm_cli.training.data_options import DataOptions
 
 
@@ -49,6 +48,12 @@ class SpaceShape:
     decoder_layers: int = 3
     max_length: int = 256
     tie: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for invalid numbers."""
+        for name, value in vars(self).items():
+            if value < 1 and name != "tie":
+                raise IntegrityError(f"shape.{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True)
@@ -356,12 +361,8 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         hint = "examples/recipes has recipes to start from; see docs/training.md"
         raise NotFoundError(f"no such recipe: {path}", hint)
-    try:
-        read = json.loads if path.suffix == ".json" else tomllib.loads
-        data: dict[str, Any] = read(read_utf8(path))
-    except ValueError as error:  # from either parser
-        form = "JSON" if path.suffix == ".json" else "TOML"
-        raise IntegrityError(f"{path} is not valid {form}: {error}") from error
+    read: Callable[[str, str], Any] = json_value if path.suffix == ".json" else toml_table
+    data = read(read_utf8(path), str(path))
     if not isinstance(data, dict):
         raise IntegrityError(f"{path} is not a recipe")
     whole = data
