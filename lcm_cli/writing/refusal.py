@@ -28,6 +28,7 @@ REASONS: dict[Refusal, str] = {
     "unrelated": "the model's answer is not about the text",
     "language": "the model's answer is in another language",
 }
+LEAST_WORDS = 8  # of a single sentence whose language is checked
 # Up to 40 characters, four or more times in a row.
 _LOOP = re.compile(r"(.{1,40}?)\1{3,}", re.DOTALL)
 
@@ -68,7 +69,26 @@ def refuse(
     nearest_N = cosines(concepts_ND, sources_SD).max(axis=1)
     if nearest_N.max() < limits.near or nearest_N.mean() < limits.about:
         return "unrelated"
-    if any(_is_foreign(" ".join(said), code, languages) for code, said in texts.items()):
+    if any(is_foreign(" ".join(said), code, languages) for code, said in texts.items()):
+        return "language"
+    return None
+
+
+def refuse_sentence(
+    text: str, code: str, source: str, languages: Collection[str] = ()
+) -> Literal["empty", "repetition", "language"] | None:
+    """Return the reason to refuse a translation of the sentence `source`, or None if it passes.
+
+    A translation may repeat the same few words if its source does. The language of a short sentence
+    is not checked. `languages` are the codes that the text could be in by mistake.
+    """
+    count = count_words(text)
+    if count == 0:
+        return "empty"
+    share = Thresholds().loop
+    if _loops(text.casefold(), share) and not _loops(source.casefold(), share):
+        return "repetition"
+    if languages and count >= LEAST_WORDS and is_foreign(text, code, languages):
         return "language"
     return None
 
@@ -89,7 +109,7 @@ def _loops(words: str, share: float) -> bool:
     return looped > share * len(words)
 
 
-def _is_foreign(text: str, code: str, languages: Collection[str]) -> bool:
+def is_foreign(text: str, code: str, languages: Collection[str]) -> bool:
     """Return whether `text` is with certainty in another of `languages`."""
     words = sample_text(text)
     ranked = rank_languages(words, languages)
