@@ -91,8 +91,8 @@ def numbers(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             runs += [found["fraction"]] if found["fraction"] else []
         else:
             runs = re.findall(r"\d+", found["plain"])
-        # Leading zeros count only in a fraction: "03.12.2020" is "3/12/2020", but not "1.05" "1.5".
-        decimal = len(runs) == 2 and re.fullmatch(r"\d+[.,]\d+", found["plain"] or "0.0")
+        # Leading zeros count only in fractions and minutes: "03.12.2020" is "3/12/2020".
+        decimal = len(runs) == 2 and re.fullmatch(r"\d+[.,:]\d+", found["plain"] or "0.0")
         runs = [run if decimal and i else run.lstrip("0") or "0" for i, run in enumerate(runs)]
         yield text[found.start() : found.end()], tuple(runs)
 
