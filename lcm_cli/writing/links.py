@@ -12,7 +12,7 @@ from dataclasses import dataclass
 # Common first names that keep their spelling in most languages in Latin script.
 NAMES = ("Tom", "Maria", "Paul")
 
-_PLAIN = r"[^\s<>\"“”«»]+"
+_PLAIN = r"[^\s<>\"“”«»\u3000-\u9fff\uff00-\uffef]+"
 _DOMAINS = "com|org|net|edu|gov|info|io|eu|de|fr|es|nl|be|ch|at|uk|us"
 _LINK = re.compile(
     rf"(?:(?:https?|ftp)://|www\.){_PLAIN}"

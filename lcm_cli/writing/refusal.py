@@ -86,7 +86,7 @@ def refuse_sentence(
     if count == 0:
         return "empty"
     share = Thresholds().loop
-    if _loops(text.casefold(), share) and not _loops(source.casefold(), share):
+    if _loops(_words(text), share) and not _loops(_words(source), share):
         return "repetition"
     if languages and count >= LEAST_WORDS and is_foreign(text, code, languages):
         return "language"
@@ -96,12 +96,16 @@ def refuse_sentence(
 def _repeats(said: Sequence[str], concepts_ND: Array, limits: Thresholds) -> bool:
     """Return whether too many sentences repeat an earlier one or loop."""
     alike_NN = np.tril(cosines(concepts_ND, concepts_ND), -1) >= limits.same
-    words = [" ".join(re.findall(r"\w+", text.casefold())) for text in said]
+    words = [_words(text) for text in said]
     count = sum(
         bool(alike_NN[n].any()) or words[n] in words[:n] or _loops(words[n], limits.loop)
         for n in range(len(said))
     )
     return count > limits.repeats * len(said)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _loops(words: str, share: float) -> bool:

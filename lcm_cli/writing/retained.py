@@ -47,7 +47,7 @@ _NEGATIONS = {
     "eng": r"not|no|never|none|nobody|nothing|nowhere|neither|nor|without|cannot"
     r"|\w+n['’]t(?! (?:I|you|he|she|it|we|they|there)\?)",
     "deu": r"nicht|kein\w*|nein|nie|niemals|niemand\w*|nichts|nirgend\w*|weder|ohne",
-    "fra": r"ne|n['’](?=\w)|non|pas|jamais|rien|aucune?|nulle?|sans|ni",
+    "fra": r"ne|n['’]|non|pas|jamais|rien|aucune?|nulle?|sans|ni",
     "spa": r"no|nunca|jamás|nadie|nada|ning[uú]n\w*|ni|sin|tampoco",
     "nld": r"niet|nee|geen|nooit|niemand|niets|nergens|noch|zonder",
 }
@@ -124,4 +124,6 @@ def _has_unit(unit: str, text: str, lang: str) -> bool:
 def _negation(lang: str) -> re.Pattern[str] | None:
     """Return the pattern of a language's negations; None without a table."""
     words = _NEGATIONS.get(lang[:3])
-    return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
+    # A word may follow the apostrophe of an elision.
+    end = r"(?:(?<=['’])|(?!\w))"
+    return re.compile(rf"(?<!\w)(?:{words}){end}", re.IGNORECASE) if words else None

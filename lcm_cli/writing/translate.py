@@ -35,7 +35,7 @@ DOUBTS: dict[Doubt, str] = {
 }
 # The cosine below which a translation is doubtful, by the fingerprint of a space. Measured with
 # benchmarks/translation_checks.py for `tiny`; the default has not been measured in other spaces.
-NEAR = {"d055ddc61f4658e6": 0.7}
+NEAR = {"d055ddc61f4658e6": 0.74}
 UNMEASURED = 0.6
 RETRY_NGRAM = 3  # no run of this many tokens repeats when a refused sentence is decoded again
 
@@ -251,21 +251,29 @@ class _Translator:
 
     def _judge(self, drafts: Sequence[_Draft]) -> None:
         for draft in drafts:
-            draft.doubt = refuse_sentence(
-                draft.best.text, draft.code, draft.source.text, self._space.languages
-            ) or ("far" if draft.best.similarity < self._near else None)
+            draft.doubt = self._refusal(draft, draft.best)
+            if draft.doubt is None and draft.best.similarity < self._near:
+                draft.doubt = "far"
 
     def _try_again(self, drafts: Sequence[_Draft]) -> None:
-        """Replace doubtful translations by the most similar of all options, if that is better."""
-        for code, group in groupby(drafts, key=lambda draft: draft.code):
+        """Choose the most similar of all options for doubtful drafts; search refused ones again."""
+        refused = [draft for draft in drafts if draft.doubt != "far"]
+        for code, group in groupby(refused, key=lambda draft: draft.code):
             own = list(group)
             found = self._decode([draft.source for draft in own], [code], RETRY_NGRAM, None)[code]
             for draft, texts in zip(own, found, strict=True):
                 draft.options += self._ranked(draft.source, code, texts)
         self._measure([(draft, draft.options) for draft in drafts])
         for draft in drafts:
+            if draft.doubt == "language":  # checked only for the first option so far
+                for option in draft.options:
+                    option.refused = self._refusal(draft, option) is not None
             draft.options.sort(key=lambda o: (o.refused, o.lost, -o.similarity))
         self._judge(drafts)
+
+    def _refusal(self, draft: _Draft, option: _Option) -> Doubt | None:
+        languages = self._space.languages
+        return refuse_sentence(option.text, draft.code, draft.source.text, languages)
 
     def _rendering(self, draft: _Draft) -> Rendering:
         source, masked = draft.source, draft.source.masked
