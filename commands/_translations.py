@@ -56,7 +56,8 @@ class DoubtReport:
         document = translation.document
         for term in self._glossary.found(document.sentences[n], document.lang, code):
             self._found[term] += 1
-            self._missed[term] += term.term in rendering.lost
+            if term.term in rendering.lost:
+                self._missed[term] += 1
 
 
 def cited(translation: Translation, code: str) -> Iterator[str]:

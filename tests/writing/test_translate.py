@@ -10,6 +10,7 @@ from lcm_cli.pipeline import embed, prepare_documents
 from lcm_cli.space import DecodeOptions, Space, load_space
 from lcm_cli.space.similarity import cosines
 from lcm_cli.writing.glossary import Glossary, Term
+from lcm_cli.writing.refusal import refuse_sentence
 from lcm_cli.writing.translate import (
     NEAR,
     UNMEASURED,
@@ -86,9 +87,16 @@ def test_another_meaning_is_far(tiny: Space) -> None:
     assert one(tiny, "Xqv brd ghlmp wrtz knndf.").doubt == "far"
 
 
-def test_a_translation_that_repeats_itself_is_searched_again(tiny: Space) -> None:
-    source = " ".join(["buy now"] * 30)
-    assert one(tiny, source).doubt in (None, "far")  # it repeats itself as its source does
+def test_a_translation_that_repeats_itself_is_searched_again(untrained: Space) -> None:
+    source, code = "The hen ran.", "fra_Latn"
+    concept = untrained.encode([source], "eng_Latn").concepts
+    limits = untrained.limits([source], "eng_Latn")
+    first = untrained.decode(concept, [code], DecodeOptions(n_best=5), limits=limits)[code][0]
+    assert {refuse_sentence(text.text, code, source) for text in first} == {"repetition"}
+    found = one(untrained, source)
+    assert found.doubt != "repetition"
+    again = untrained.encode([found.text], code).concepts
+    assert found.similarity == pytest.approx(float(cosines(again, concept)[0, 0]), abs=1e-5)
 
 
 @pytest.mark.parametrize("text", ["***", "1,000.", "https://example.com/a", "a" * 240, "🙂"])
