@@ -6,6 +6,7 @@ the meaning it keeps. docs/translate.md explains the checks and reports how well
 Shapes: S distinct sentences, D concept dim.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -37,6 +38,7 @@ DOUBTS: dict[Doubt, str] = {
 # benchmarks/translation_checks.py for `tiny`; the default has not been measured in other spaces.
 NEAR = {"d055ddc61f4658e6": 0.74}
 UNMEASURED = 0.6
+MOST_SIMILAR_OF = 3  # the likeliest texts, among which a translation that is far is replaced
 RETRY_NGRAM = 3  # no run of this many tokens repeats when a refused sentence is decoded again
 
 
@@ -113,6 +115,10 @@ class _Option:
     refused: bool
     lost: int  # number of parts it lacks
     similarity: float = float("nan")  # until it is encoded again
+
+    @property
+    def new(self) -> bool:
+        return math.isnan(self.similarity)
 
 
 @dataclass
@@ -240,8 +246,8 @@ class _Translator:
         return sorted(options, key=lambda option: (option.refused, option.lost))
 
     def _measure(self, drafts: Sequence[tuple[_Draft, Sequence[_Option]]]) -> None:
-        """Encode options again, all in one call, and set their similarity to the source."""
-        rows = [(draft, option) for draft, options in drafts for option in options]
+        """Encode options again, all in one call, unless their similarity is known; set it."""
+        rows = [(d, option) for d, options in drafts for option in options if option.new]
         encoded = self._space.encode(
             [option.text for _, option in rows], [draft.code for draft, _ in rows]
         )
@@ -256,13 +262,16 @@ class _Translator:
                 draft.doubt = "far"
 
     def _try_again(self, drafts: Sequence[_Draft]) -> None:
-        """Choose the most similar of all options for doubtful drafts; search refused ones again."""
+        """Choose the most similar option for doubtful drafts; search refused ones again."""
         refused = [draft for draft in drafts if draft.doubt != "far"]
         for code, group in groupby(refused, key=lambda draft: draft.code):
             own = list(group)
             found = self._decode([draft.source for draft in own], [code], RETRY_NGRAM, None)[code]
             for draft, texts in zip(own, found, strict=True):
                 draft.options += self._ranked(draft.source, code, texts)
+        for draft in drafts:
+            if draft.doubt == "far":
+                del draft.options[max(MOST_SIMILAR_OF, self._options.n_best) :]
         self._measure([(draft, draft.options) for draft in drafts])
         for draft in drafts:
             if draft.doubt == "language":  # checked only for the first option so far
