@@ -9,13 +9,22 @@ Shapes: N answer sentences, S source sentences, D concept dim.
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lcm_cli.space.similarity import cosines
-from lcm_cli.text.detect import is_sure, rank_languages, sample_text
+from lcm_cli.text.detect import (
+    VARIETIES,
+    is_sure,
+    load_identifier,
+    rank_languages,
+    resolve_code,
+    sample_text,
+)
+from lcm_cli.text.languages import find_language, language
 from lcm_cli.text.length import count_words
 
 Array = NDArray[np.floating[Any]]
@@ -114,8 +123,21 @@ def _loops(words: str, share: float) -> bool:
 
 
 def is_foreign(text: str, code: str, languages: Collection[str]) -> bool:
-    """Return whether `text` is with certainty in another of `languages`."""
+    """Return whether `text` is with certainty in another of `languages`.
+
+    A language that the identifier does not know, or merges with another, is never ruled out.
+    """
     words = sample_text(text)
     ranked = rank_languages(words, languages)
     best = ranked[0][0]
-    return best != code and best in languages and is_sure(ranked, words)
+    return best != code and best in languages and is_sure(ranked, words) and _is_identified(code)
+
+
+@cache
+def _is_identified(code: str) -> bool:
+    script = language(code).script
+    merged = {variety for varieties in VARIETIES.values() for variety in varieties}
+    # The identifier knows each language in its usual script only.
+    if code in merged or find_language(code[:3]).code != code:
+        return False
+    return any(resolve_code(label, script) == code for label in load_identifier().nb_classes)
