@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Common first names that keep their spelling in most languages in Latin script.
-NAMES = ("Tom", "Maria", "Paul")
+# Names that `tiny` keeps best, and most languages in Latin script spell alike (docs/translate.md).
+NAMES = ("Tom", "Boston", "Berlin")
 
 _PLAIN = r"[^\s<>\"“”«»\u3000-\u9fff\uff00-\uffef]+"
 _DOMAINS = "com|org|net|edu|gov|info|io|eu|de|fr|es|nl|be|ch|at|uk|us"

@@ -29,8 +29,8 @@ def test_finds_links(text: str, links: list[str] | None) -> None:
 
 def test_a_name_takes_the_place_of_each_link() -> None:
     hidden = mask("Tom, ask anna@example.org or http://example.com.")
-    assert hidden.text == "Tom, ask Maria or Paul."
-    restored = hidden.restore("Tom, frag Paul oder Maria.")
+    assert hidden.text == "Tom, ask Boston or Berlin."
+    restored = hidden.restore("Tom, frag Berlin oder Boston.")
     assert restored == "Tom, frag http://example.com oder anna@example.org."
 
 
@@ -46,7 +46,7 @@ def test_links_beyond_the_names_are_added_too() -> None:
     links = [f"http://example.com/{n}" for n in range(5)]
     hidden = mask(" ".join(["See", *links]) + ".")
     assert hidden.text.split() == ["See", *NAMES, "."]
-    restored = hidden.restore("Siehe Tom, Maria, Paul.")
+    restored = hidden.restore("Siehe Tom, Boston, Berlin.")
     assert restored == f"Siehe {', '.join(links[:3])} ({', '.join(links[3:])})."
 
 
@@ -55,7 +55,7 @@ _PIECES = st.sampled_from(
 )
 
 
-@given(st.lists(_PIECES), st.lists(st.sampled_from([*NAMES, "und", ".", "(", "Maria's"])))
+@given(st.lists(_PIECES), st.lists(st.sampled_from([*NAMES, "und", ".", "(", "Berlin's"])))
 def test_no_link_is_ever_lost(source: list[str], translation: list[str]) -> None:
     hidden = mask(" ".join(source))
     restored = hidden.restore(" ".join(translation))
