@@ -100,7 +100,7 @@ def _term(
 ) -> Term:
     shown = " | ".join(cells)
     if not 2 <= len(cells) <= 3:
-        raise IntegrityError(f"{place} has {len(cells)} columns, not 2 or 3: {shown!r}", _HINT)
+        raise IntegrityError(f"{place} does not have 2 or 3 columns: {shown!r}", _HINT)
     term, translation, lang = (cells[i] if 0 <= i < len(cells) else "" for i in order)
     if not term or not translation:
         what = "translation" if term else "term"

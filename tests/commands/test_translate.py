@@ -125,7 +125,7 @@ def test_a_glossary_and_its_missed_terms(lcm: Run, tmp_path: Path) -> None:
     terms.write_text("dog\n", encoding="utf-8")
     done = lcm("translate", "--to", "fr", "--glossary", terms, input=text)
     assert (done.code, done.stdout) == (5, "")
-    assert "terms.tsv line 1 has 1 columns, not 2 or 3: 'dog'" in done.stderr
+    assert "terms.tsv line 1 does not have 2 or 3 columns: 'dog'" in done.stderr
 
 
 def test_document_language_goes_before_from(road: Run, tmp_path: Path) -> None:
