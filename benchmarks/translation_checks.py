@@ -102,7 +102,8 @@ def wrong_references(pairs: Sequence[Pair]) -> dict[str, list[tuple[int, str]]]:
     for lang in dict.fromkeys(pair.lang for pair in pairs):
         own = [n for n, pair in enumerate(pairs) if pair.lang == lang]
         own.sort(key=lambda n: len(pairs[n].reference))  # take one of similar length
-        for n, other in zip(own, [*own[3:], *own[-6:-3]], strict=True):
+        for place, n in enumerate(own):
+            other = own[place + 3 if place + 3 < len(own) else place - 3]
             wrong["another's"].append((n, pairs[other].reference))
     for n, pair in enumerate(pairs):
         words = pair.reference.split()
