@@ -1,23 +1,23 @@
 """lcm translate: documents in other languages, sentence by sentence through concepts."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from lcm_cli import console
+from lcm_cli.errors import UsageError
 
 from . import _options as options
-
-if TYPE_CHECKING:
-    from lcm_cli.pipeline import Decoded, Prepared
-    from lcm_cli.space import Space
-
-    from ._result import OutputKind
 
 EPILOG = """\
 echo "The cat sleeps." | lcm translate - --to fr
 
-lcm translate letter.txt --to German --to es -o letters.txt
+lcm translate README.md film.srt report.docx --to de,es -o out/
 
-lcm translate lines.txt --one-per-line --from fra --to eng
+lcm translate letter.txt --to fr --cite --n-best 3
+
+lcm translate lines.txt --one-per-line --from fra --to eng --glossary terms.tsv
 """
 
 
@@ -27,6 +27,30 @@ def main(
     source: options.From = "auto",
     format: options.Format = None,
     column: options.Column = None,
+    cite: Annotated[
+        bool, typer.Option("--cite", help="Show the source of each sentence and how sure it is.")
+    ] = False,
+    n_best: Annotated[
+        int,
+        typer.Option(
+            "--n-best", min=1, metavar="N", help="With --cite or --json: texts for each sentence."
+        ),
+    ] = 1,
+    glossary: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prefer these translations: TSV or CSV of term, translation and, optionally, "
+            "language.",
+            show_default=False,
+        ),
+    ] = None,
+    no_repeat_ngram: Annotated[
+        int | None,
+        typer.Option(
+            "--no-repeat-ngram", min=1, metavar="N", help="Never repeat a run of N tokens."
+        ),
+    ] = None,
     json: options.Json = False,
     output: options.Output = None,
     output_template: options.Template = None,
@@ -38,74 +62,50 @@ def main(
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
 ) -> None:
-    """Translate documents, sentence by sentence, through concepts."""
-    from lcm_cli.pipeline import decode
+    """Translate documents, sentence by sentence, through concepts.
+
+    Each translation is compared with its source: the number of doubtful sentences is reported at
+    the end, and --cite marks them.
+    """
+    from lcm_cli.pipeline import Prepared
+    from lcm_cli.writing.glossary import read_glossary
+    from lcm_cli.writing.translate import TranslateOptions, threshold, translate_all
 
     from ._result import open_result
     from ._road import WINDOW_ROWS, Road
     from ._space import LocatedSpace
+    from ._translations import DoubtReport, cited, output_kind, record, rendered
 
+    if n_best > 1 and not (cite or json):
+        raise UsageError("--n-best has no effect on plain text", "add --cite or --json")
     with open_result(output, force, output_template, as_json=json) as out:
         located = LocatedSpace(space)
         codes = located.required_targets(to)
+        terms = read_glossary(glossary, located.languages, located.name) if glossary else None
+        wanted = TranslateOptions(n_best, no_repeat_ngram or 0, terms)
         reading = options.read_options(format, column, whole=True)
-        road = Road(
-            inputs,
-            located,
-            source,
-            one_per_line,
-            ahead=1 if json else 2,
-            reading=reading,
-            split=split,
-        )
+        ahead = 1 if json else 2
+        road = Road(inputs, located, source, one_per_line, ahead, reading, split)
         loaded = located.load(device, precision, batch_tokens)
+        report = DoubtReport(threshold(loaded), terms)
+
+        def check(each: Prepared) -> None:
+            if not json:
+                out.check(each.document, output_kind(each, cite), codes, road.several)
+
         with console.progress("translating (sentences)") as advance:
             for window in road.embedded(loaded, lambda n: None, max(1, WINDOW_ROWS // len(codes))):
-                window = road.accepted(
-                    window, lambda each: out.check(each.document, _kind(each), codes, road.several)
-                )
-                documents = [each.document for each in window]
-                texts = decode(documents, codes, loaded, progress=advance)
-                for each, decoded in zip(window, texts, strict=True):
+                accepted = road.accepted(window, check)
+                translations = translate_all(accepted, loaded, codes, wanted, progress=advance)
+                for each, translation in zip(accepted, translations, strict=True):
+                    report.add(translation)
                     if json:
-                        out.emit(_record(each, decoded, one_per_line, loaded))
-                    elif (layout := each.layout()) is None:
-                        blocks = {code: [decoded.text(code, one_per_line)] for code in codes}
+                        out.emit(record(each, translation, one_per_line, loaded))
+                    elif cite:
+                        blocks = {code: list(cited(translation, code)) for code in codes}
                         out.document(each.document, blocks, road.several)
                     else:
-                        best = {c: [t[0].text for t in decoded.texts[c]] for c in codes}
-                        files = {code: each.render(layout, best[code], code) for code in codes}
-                        out.files(each.document, _kind(each), files, road.several)
+                        files = rendered(each, translation, one_per_line)
+                        out.files(each.document, output_kind(each), files, road.several)
+    report.finish("they are marked" if cite or json else "--cite shows them")
     road.finish()
-
-
-def _kind(each: "Prepared") -> "OutputKind":
-    """Return the kind of file that a document's translation is."""
-    from ._result import OutputKind
-
-    layout = each.document.layout
-    if layout is None:
-        return OutputKind()
-    return OutputKind(layout.suffix, layout.is_text, plain=False)
-
-
-def _record(
-    each: "Prepared", decoded: "Decoded", one_per_line: bool, space: "Space"
-) -> dict[str, Any]:
-    from ._result import provenance, truncations
-
-    return {
-        "id": each.document.id,
-        "lang": each.document.lang,
-        "sentences": [
-            {
-                "index": i + 1,
-                "text": text,
-                "texts": {code: texts[i][0].text for code, texts in decoded.texts.items()},
-            }
-            for i, text in enumerate(each.document.sentences)
-        ],
-        "translations": {code: decoded.text(code, one_per_line) for code in decoded.texts},
-        "truncated": truncations(each),
-        **provenance(space),
-    }

@@ -81,6 +81,7 @@ def is_sure(ranked: list[tuple[str, float]], text: str, sure: float = SURE) -> b
     return not best.startswith("?") and margin >= sure * len(text.encode()) ** 0.25
 
 
+@cache
 def resolve_code(label: str, script: str) -> str:
     """Return the code for the library's label ("zh", "deu") of a text in `script`, or ""."""
     try:

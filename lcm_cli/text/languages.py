@@ -34,6 +34,8 @@ def _row(line: str) -> Language:
 
 _ALL: dict[str, Language] = {row.code: row for row in map(_row, TABLE.splitlines())}
 
+# Scripts without spaces between words.
+UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 _NO_GAP = ("Hans", "Hant", "Jpan")  # scripts without spaces between sentences
 
 SONAR: tuple[str, ...] = tuple(_ALL)  # in the order of the card, which is that of the language ids

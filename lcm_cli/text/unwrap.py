@@ -8,7 +8,6 @@ from itertools import pairwise
 from lcm_cli.text import languages
 from lcm_cli.text.abbreviations import word_set
 
-UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 _CASED = ("Latn", "Cyrl", "Grek", "Armn")  # scripts in which words are hyphenated
 
 _HYPHENATED = re.compile(r"([^\W_]+(?:[-'’\u2010][^\W_]+)*)([-\u2010])$")
@@ -64,7 +63,7 @@ class Unwrapper:
         if "\n" not in block:
             return block
         lines = list(map(str.strip, block.split("\n")))
-        if self.script not in UNSPACED and not _HYPHEN_AT_END.search(block):
+        if self.script not in languages.UNSPACED and not _HYPHEN_AT_END.search(block):
             return " ".join(lines)
         parts = [lines[0]]
         for before, after in pairwise(lines):
@@ -77,14 +76,14 @@ class Unwrapper:
         """Return the line before a line end, perhaps without its hyphen, and the gap after it."""
         if before.endswith("\u00ad"):
             return before, ""
-        if before.endswith(_HYPHENS) and self.script not in (*_CASED, *UNSPACED):
+        if before.endswith(_HYPHENS) and self.script not in (*_CASED, *languages.UNSPACED):
             return before, "" if before[-2:-1].strip("- ") else " "
         if before.endswith(_HYPHENS) and self.script in _CASED:
             found = _HYPHENATED.search(before[-_LONGEST_WORD:])
             follows = _FIRST.match(after)
             if found and follows:
                 return self._hyphen(before, found[1], follows.group())
-        if self.script not in UNSPACED:
+        if self.script not in languages.UNSPACED:
             return before, " "
         return before, " " if before[-1:].isascii() and after[:1].isascii() else ""
 

@@ -9,13 +9,22 @@ Shapes: N answer sentences, S source sentences, D concept dim.
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lcm_cli.space.similarity import cosines
-from lcm_cli.text.detect import is_sure, rank_languages, sample_text
+from lcm_cli.text.detect import (
+    VARIETIES,
+    is_sure,
+    load_identifier,
+    rank_languages,
+    resolve_code,
+    sample_text,
+)
+from lcm_cli.text.languages import find_language, language
 from lcm_cli.text.length import count_words
 
 Array = NDArray[np.floating[Any]]
@@ -28,6 +37,7 @@ REASONS: dict[Refusal, str] = {
     "unrelated": "the model's answer is not about the text",
     "language": "the model's answer is in another language",
 }
+LEAST_WORDS = 8  # of a single sentence whose language is checked
 # Up to 40 characters, four or more times in a row.
 _LOOP = re.compile(r"(.{1,40}?)\1{3,}", re.DOTALL)
 
@@ -68,7 +78,26 @@ def refuse(
     nearest_N = cosines(concepts_ND, sources_SD).max(axis=1)
     if nearest_N.max() < limits.near or nearest_N.mean() < limits.about:
         return "unrelated"
-    if any(_is_foreign(" ".join(said), code, languages) for code, said in texts.items()):
+    if any(is_foreign(" ".join(said), code, languages) for code, said in texts.items()):
+        return "language"
+    return None
+
+
+def refuse_sentence(
+    text: str, code: str, source: str, languages: Collection[str] = ()
+) -> Literal["empty", "repetition", "language"] | None:
+    """Return the reason to refuse a translation of the sentence `source`, or None if it passes.
+
+    A translation may repeat the same few words if its source does. The language of a short sentence
+    is not checked. `languages` are the codes that the text could be in by mistake.
+    """
+    count = count_words(text)
+    if count == 0:
+        return "empty"
+    share = Thresholds().loop
+    if _loops(_words(text), share) and not _loops(_words(source), share):
+        return "repetition"
+    if languages and count >= LEAST_WORDS and is_foreign(text, code, languages):
         return "language"
     return None
 
@@ -76,7 +105,7 @@ def refuse(
 def _repeats(said: Sequence[str], concepts_ND: Array, limits: Thresholds) -> bool:
     """Return whether too many sentences repeat an earlier one or loop."""
     alike_NN = np.tril(cosines(concepts_ND, concepts_ND), -1) >= limits.same
-    words = [" ".join(re.findall(r"\w+", text.casefold())) for text in said]
+    words = [_words(text) for text in said]
     count = sum(
         bool(alike_NN[n].any()) or words[n] in words[:n] or _loops(words[n], limits.loop)
         for n in range(len(said))
@@ -84,14 +113,31 @@ def _repeats(said: Sequence[str], concepts_ND: Array, limits: Thresholds) -> boo
     return count > limits.repeats * len(said)
 
 
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
 def _loops(words: str, share: float) -> bool:
     looped = sum(len(found[0]) for found in _LOOP.finditer(words))
     return looped > share * len(words)
 
 
-def _is_foreign(text: str, code: str, languages: Collection[str]) -> bool:
-    """Return whether `text` is with certainty in another of `languages`."""
+def is_foreign(text: str, code: str, languages: Collection[str]) -> bool:
+    """Return whether `text` is with certainty in another of `languages`.
+
+    A language that the identifier does not know, or merges with another, is never ruled out.
+    """
     words = sample_text(text)
     ranked = rank_languages(words, languages)
     best = ranked[0][0]
-    return best != code and best in languages and is_sure(ranked, words)
+    return best != code and best in languages and is_sure(ranked, words) and _is_identified(code)
+
+
+@cache
+def _is_identified(code: str) -> bool:
+    script = language(code).script
+    merged = {variety for varieties in VARIETIES.values() for variety in varieties}
+    # The identifier knows each language in its usual script only.
+    if code in merged or find_language(code[:3]).code != code:
+        return False
+    return any(resolve_code(label, script) == code for label in load_identifier().nb_classes)

@@ -1,6 +1,7 @@
 """lcm translate."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from lcm_cli.space import load_space
 
 Run = Callable[..., Any]
 
+SOUND = "The old man had a dog."
+DOUBTFUL = "Xqv brd ghlmp wrtz knndf."
 
-def test_prints_just_the_text(road: Run, random_space: Path) -> None:
-    done = road("translate", "-", "--to", "fr", "--from", "en", input=b"The hen ran.")
-    space = load_space(str(random_space), device="cpu")
-    concepts = space.encode(["The hen ran."], "eng_Latn").concepts
-    limits = space.limits(["The hen ran."], "eng_Latn")
-    text = space.decode(concepts, ["fra_Latn"], limits=limits)["fra_Latn"][0][0].text
+
+def test_prints_just_the_text(lcm: Run) -> None:
+    arguments = ("translate", "-", "--to", "fr", "--from", "en", "-q")
+    done = lcm(*arguments, input=SOUND.encode())
+    space = load_space("tiny", device="cpu")
+    concepts = space.encode([SOUND], "eng_Latn").concepts
+    text = space.decode(concepts, ["fra_Latn"])["fra_Latn"][0][0].text
     assert (done.code, done.stdout, done.stderr) == (0, f"{text}\n", "")
 
 
@@ -76,7 +80,52 @@ def test_json(road: Run, story: Path, german: Path) -> None:
     assert [first["lang"], second["lang"]] == ["eng_Latn", "deu_Latn"]
     assert len(first["translations"]) == 5
     assert [sentence["index"] for sentence in first["sentences"]] == list(range(1, 16))
-    assert list(second["sentences"][0]) == ["index", "text", "texts"]
+    keys = ["index", "text", "texts", "similarity", "doubt", "lost"]
+    assert list(second["sentences"][0]) == keys
+
+
+def test_citations_and_the_count_of_doubtful_sentences(lcm: Run) -> None:
+    text = f"{SOUND} {DOUBTFUL}\n\n***\n".encode()
+    plain = lcm("translate", "--to", "fr", "--from", "en", input=text)
+    count = "1 of 3 sentences is doubtful (below 0.74 or refused); --cite shows them"
+    assert plain.stderr.splitlines()[-1] == count
+    assert plain.stdout.endswith("\n\n***\n")
+    done = lcm("translate", "--to", "fr", "--from", "en", "--cite", "--n-best", "2", input=text)
+    lines = done.stdout.splitlines()
+    assert plain.stdout.startswith(lines[0])
+    assert re.fullmatch(rf"    \[1\] 0\.\d\d  {re.escape(SOUND)}", lines[1])
+    assert re.fullmatch(r"    or 0\.\d\d \(-\d+\.\d{3}\)  .+", lines[2])
+    mark = "    doubtful, its meaning may differ from the source: [2] 0."
+    assert lines[4].startswith(mark) and lines[4].endswith(DOUBTFUL)
+    assert lines[-2:] == ["***", "    [3] 1.00  ***"]
+
+
+def test_json_has_similarity_doubt_losses_and_candidates(lcm: Run) -> None:
+    text = f"{SOUND} {DOUBTFUL} Ask 1234 or http://example.com/a.".encode()
+    arguments = ("translate", "--to", "fr", "--from", "en", "--json", "--n-best", "3")
+    record = json.loads(lcm(*arguments, input=text).stdout)
+    first, second, third = record["sentences"]
+    assert (first["doubt"], second["doubt"]) == ({"fra_Latn": None}, {"fra_Latn": "far"})
+    assert first["similarity"]["fra_Latn"] > 0.74 > second["similarity"]["fra_Latn"]
+    assert first["lost"] == {"fra_Latn": []}
+    candidates = first["candidates"]["fra_Latn"]
+    assert len(candidates) == 3 and list(candidates[0]) == ["text", "score", "similarity"]
+    assert candidates[0]["text"] == first["texts"]["fra_Latn"]
+    assert "http://example.com/a" in third["texts"]["fra_Latn"]
+
+
+def test_a_glossary_and_its_missed_terms(lcm: Run, tmp_path: Path) -> None:
+    terms = tmp_path / "terms.tsv"
+    terms.write_text("dog\tzzz\tfr\nman\thomme\n", encoding="utf-8")
+    text = f"{SOUND} My dog sleeps.".encode()
+    done = lcm("translate", "--to", "fr", "--from", "en", "--glossary", terms, "--cite", input=text)
+    assert "glossary: 'dog' -> 'zzz' missed in 2 of 2 sentences" in done.stderr
+    assert "homme" in done.stdout and "'man'" not in done.stderr
+    assert done.stdout.count("    missing: dog") == 2
+    terms.write_text("dog\n", encoding="utf-8")
+    done = lcm("translate", "--to", "fr", "--glossary", terms, input=text)
+    assert (done.code, done.stdout) == (5, "")
+    assert "terms.tsv line 1 does not have 2 or 3 columns: 'dog'" in done.stderr
 
 
 def test_document_language_goes_before_from(road: Run, tmp_path: Path) -> None:
@@ -95,6 +144,8 @@ def test_document_language_goes_before_from(road: Run, tmp_path: Path) -> None:
         ([], 2, "no target language"),
         (["--to", "frx"], 3, "did you mean French (fra_Latn)"),
         (["--to", "fr", "-o", "nosuch/out.txt"], 3, "no such folder: nosuch"),
+        (["--to", "fr", "--n-best", "2"], 2, "--n-best has no effect on plain text"),
+        (["--to", "fr", "--glossary", "nosuch.tsv"], 3, "no such file: nosuch.tsv"),
     ],
 )
 def test_errors(road: Run, arguments: list[str], code: int, message: str) -> None:

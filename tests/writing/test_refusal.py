@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcm_cli.space.similarity import cosines
-from lcm_cli.writing.refusal import Thresholds, refuse
+from lcm_cli.writing.refusal import Thresholds, refuse, refuse_sentence
 
 SOURCES = np.eye(8, dtype=np.float32)
 GOOD = ["A small cat sat in the garden.", "A girl opened the door of the house."]
@@ -99,3 +99,29 @@ def test_any_text_is_judged(texts: list[str], seed: int) -> None:
     concepts = np.random.default_rng(seed).normal(size=(len(texts), 8))
     reasons = {None, "empty", "repetition", "unrelated", "language"}
     assert refuse({"eng_Latn": texts}, concepts, SOURCES, languages=LANGUAGES) in reasons
+
+
+LOOP = "The man and the man and the man and the man and the man."
+GERMAN = "Am Montag ging der alte Mann mit seinem Hund in den Wald hinter dem Dorf."
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "reason"),
+    [
+        (GOOD[0], "Eine Katze.", None),
+        ("", "Eine Katze.", "empty"),
+        ("* — !", "Eine Katze.", "empty"),
+        (LOOP, "Der Mann.", "repetition"),
+        ("Ha, ha, ha, ha, ha!", "Ha ha ha ha ha ha.", None),
+        (GERMAN, "Le lundi.", "language"),
+        ("Am Montag im Wald.", "Lundi au bois.", None),  # too short to be sure
+    ],
+)
+def test_sentences(text: str, source: str, reason: str | None) -> None:
+    assert refuse_sentence(text, "eng_Latn", source, LANGUAGES) == reason
+
+
+@pytest.mark.parametrize("code", ["ary_Arab", "szl_Latn", "ace_Arab", "zho_Hant"])
+def test_a_language_that_the_identifier_does_not_know_is_never_foreign(code: str) -> None:
+    assert refuse_sentence(GERMAN, code, "A man.", (*LANGUAGES, code)) is None
+    assert refuse_sentence(GERMAN, "pol_Latn", "A man.", (*LANGUAGES, "pol_Latn")) == "language"
