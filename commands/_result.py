@@ -157,9 +157,9 @@ class FolderResult(Result):
         owner = document.label, code
         other = self._owners.setdefault(path, owner)
         if other != owner:
-            names = [f"{label} in {language(code).name}" for label, code in (owner, other)]
+            both = [f"{label} in {language(code).name}" for label, code in (owner, other)]
             raise UsageError(
-                f"{names[0]} and {names[1]} would both be written to {path}",
+                f"{both[0]} and {both[1]} would both be written to {path}",
                 "tell them apart: --output-template '{stem}.{code}{ext}'",
             )
         if path.exists() and not self._force:

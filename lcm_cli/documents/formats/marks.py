@@ -54,8 +54,10 @@ def pieces(passage: Passage, pairs: Sequence[Pair], lang: str) -> list[Piece]:
     """Return the translation of a passage in pieces of equal markup."""
     sentences = _located(passage.text, pairs)
     whole: list[tuple[Mark, int, int]] = []  # marks around the sentences [first, last]
-    for mark in sorted(passage.marks, key=lambda mark: (mark.start, -mark.end)):
-        _place(mark, sentences, passage.text, whole)
+    marks = sorted(passage.marks, key=lambda each: (each.start, each.end > each.start, -each.end))
+    lost = [mark for mark in marks if not _place(mark, sentences, passage, whole)]
+    for mark in lost:  # last, for the text that they add is not part of the translation
+        _append(mark, sentences, passage.text)
     found: list[Piece] = []
     for number, sentence in enumerate(sentences):
         if number:
@@ -136,20 +138,26 @@ def _located(text: str, pairs: Sequence[Pair]) -> list[_Sentence]:
 
 
 def _place(
-    mark: Mark, sentences: Sequence[_Sentence], text: str, whole: list[tuple[Mark, int, int]]
-) -> None:
-    """Add a mark to its sentence, or to the list of those around whole sentences."""
-    low = bisect_right(sentences, mark.start, key=lambda one: one.end)
-    high = bisect_left(sentences, mark.end, key=lambda one: one.start) - 1
+    mark: Mark,
+    sentences: Sequence[_Sentence],
+    passage: Passage,
+    whole: list[tuple[Mark, int, int]],
+) -> bool:
+    """Add a mark to its sentence, or to the list of those around whole sentences.
+
+    Return false for one to keep whose words are not there.
+    """
+    text = passage.text
+    low, high = _touched(mark, sentences)
     if mark.start == mark.end or low > high:
         _insert(mark, sentences, text)
-        return
+        return True
     first, last = sentences[low], sentences[high]
     inside = _flat(text[mark.start : mark.end]).strip()
-    if _covers(mark, first.start, last.end, text):
+    if _covers(mark, first.start, last.end, passage):
         if not mark.verbatim:
             whole.append((_renamed(mark, inside, sentences[low : high + 1]), low, high))
-            return
+            return True
         if low == high:  # code alone is not translated
             first.text = inside + _flat(text[mark.end : first.end])
     share = (mark.start - first.start) / max(1, first.end - first.start)
@@ -157,8 +165,13 @@ def _place(
     at = _find(_pattern(inside, text, mark), first, expected) if inside and low == high else -1
     if at >= 0:
         first.spans.append(_Span(mark, at, at + len(inside)))
-    elif mark.kept:
-        _append(mark, last, inside)
+    return at >= 0 or not mark.kept
+
+
+def _touched(mark: Mark, sentences: Sequence[_Sentence]) -> tuple[int, int]:
+    """Return the numbers of the first and the last sentence that a mark is in."""
+    low = bisect_right(sentences, mark.start, key=lambda one: one.end)
+    return low, bisect_left(sentences, mark.end, key=lambda one: one.start) - 1
 
 
 def _renamed(mark: Mark, inside: str, sentences: Sequence[_Sentence]) -> Mark:
@@ -167,11 +180,12 @@ def _renamed(mark: Mark, inside: str, sentences: Sequence[_Sentence]) -> Mark:
     return mark if same or not mark.renamed else replace(mark, after=mark.renamed)
 
 
-def _covers(mark: Mark, start: int, end: int, text: str) -> bool:
+def _covers(mark: Mark, start: int, end: int, passage: Passage) -> bool:
     """Return whether a mark covers all of [start, end) but its final punctuation."""
-    left = text[start : mark.start] if mark.start > start else ""
-    right = text[mark.end : end] if mark.end < end else ""
-    return not left.strip() and not re.search(r"\w", right)
+    left = passage.text[start : mark.start] if mark.start > start else ""
+    right = passage.text[mark.end : end] if mark.end < end else ""
+    others = any(mark.end <= other.start < end for other in passage.marks if other is not mark)
+    return not left.strip() and not re.search(r"\w", right) and not (right and others)
 
 
 def _pattern(words: str, text: str, mark: Mark) -> str:
@@ -185,15 +199,17 @@ def _pattern(words: str, text: str, mark: Mark) -> str:
 
 def _find(pattern: str, sentence: _Sentence, expected: float) -> int:
     """Return where the match of a pattern nearest to `expected` begins, outside marks, or -1."""
-    found = re.finditer(pattern, sentence.text)
-    starts = [each.start() for each in found if _is_free(*each.span(), sentence.spans)]
+    found = re.finditer(f"(?=({pattern}))", sentence.text)  # which may overlap
+    starts = [each.start() for each in found if _is_free(*each.span(1), sentence.spans)]
     return min(starts, key=lambda start: abs(start - expected), default=-1)
 
 
 def _is_free(start: int, end: int, spans: Sequence[_Span]) -> bool:
     """Return whether a mark at [start, end) would lie beside or inside each of the spans."""
     return all(
-        end <= span.start or span.end <= start or (span.start <= start and end <= span.end)
+        end <= span.start
+        or span.end <= start
+        or (span.start <= start and end <= span.end and not span.mark.verbatim)
         for span in spans
     )
 
@@ -254,8 +270,10 @@ def _unique(words: str, text: str) -> int:
     return found[0] if len(found) == 1 else -1
 
 
-def _append(mark: Mark, sentence: _Sentence, words: str) -> None:
-    """Add the words of a mark to the end of a sentence, before its final punctuation."""
+def _append(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
+    """Add the words of a mark to the end of its last sentence, before the final punctuation."""
+    sentence = sentences[_touched(mark, sentences)[1]]
+    words = _flat(text[mark.start : mark.end]).strip()
     found = _FINAL.search(sentence.text)
     at = len(sentence.text) if found is None else found.start()
     if any(span.end > at for span in sentence.spans):
