@@ -154,15 +154,14 @@ def _place(
         return True
     first, last = sentences[low], sentences[high]
     inside = _flat(text[mark.start : mark.end]).strip()
-    if _covers(mark, first.start, last.end, passage):
+    at = _found(mark, first, text) if inside and low == high else -1
+    if _covers(mark, first.start, last.end, passage) and (at < 0 or mark.end >= last.end):
         if not mark.verbatim:
             whole.append((_renamed(mark, inside, sentences[low : high + 1]), low, high))
             return True
         if low == high:  # code alone is not translated
             first.text = inside + _flat(text[mark.end : first.end])
-    share = (mark.start - first.start) / max(1, first.end - first.start)
-    expected = share * len(first.text)
-    at = _find(_pattern(inside, text, mark), first, expected) if inside and low == high else -1
+            at = 0
     if at >= 0:
         first.spans.append(_Span(mark, at, at + len(inside)))
     return at >= 0 or not mark.kept
@@ -197,10 +196,17 @@ def _pattern(words: str, text: str, mark: Mark) -> str:
     return before + re.escape(words) + after
 
 
-def _find(pattern: str, sentence: _Sentence, expected: float) -> int:
-    """Return where the match of a pattern nearest to `expected` begins, outside marks, or -1."""
-    found = re.finditer(f"(?=({pattern}))", sentence.text)  # which may overlap
+def _found(mark: Mark, sentence: _Sentence, text: str) -> int:
+    """Return where the words of a mark are in a sentence, outside other marks, or -1.
+
+    Of several places, the one nearest to their place in the source.
+    """
+    words = _flat(text[mark.start : mark.end]).strip()
+    share = (mark.start - sentence.start) / max(1, sentence.end - sentence.start)
+    # The places may overlap.
+    found = re.finditer(f"(?=({_pattern(words, text, mark)}))", sentence.text)
     starts = [each.start() for each in found if _is_free(*each.span(1), sentence.spans)]
+    expected = share * len(sentence.text)
     return min(starts, key=lambda start: abs(start - expected), default=-1)
 
 
