@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from lcm_cli.documents.formats.layout import Mark, Pair, Passage
-from lcm_cli.text.blocks import INVISIBLE
+from lcm_cli.documents.formats.locating import completed, locate
 from lcm_cli.text.languages import gap
 
-_FARTHEST = 1000  # characters between two of a sentence, most of which are white space
 _LAST_WORD = re.compile(r"\w+\W*$")
 _FIRST_WORD = re.compile(r"\W*\w+")
 _FINAL = re.compile(r"[.!?…。！？:;,]*[\"'”’»)\]]*$")
@@ -54,8 +53,9 @@ def pieces(passage: Passage, pairs: Sequence[Pair], lang: str) -> list[Piece]:
     """Return the translation of a passage in pieces of equal markup."""
     sentences = _located(passage.text, pairs)
     whole: list[tuple[Mark, int, int]] = []  # marks around the sentences [first, last]
-    marks = sorted(passage.marks, key=lambda each: (each.start, each.end > each.start, -each.end))
-    lost = [mark for mark in marks if not _place(mark, sentences, passage, whole)]
+    lost = [
+        mark for mark in _outer_first(passage.marks) if not _place(mark, sentences, passage, whole)
+    ]
     for mark in lost:  # last, for the text that they add is not part of the translation
         _append(mark, sentences, passage.text)
     found: list[Piece] = []
@@ -86,49 +86,15 @@ def fill(passage: Passage, pairs: Sequence[Pair], lang: str, escape: Callable[[s
     return "".join(parts)
 
 
-def locate(text: str, sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the range of each sentence in `text`, from which they were cut in this order.
+def _outer_first(marks: Sequence[Mark]) -> list[Mark]:
+    """Return marks, which are in the order of their ends, in the order of their starts."""
 
-    Segmentation changes white space, joins hyphenated line ends and drops invisible characters, so
-    the characters of `text` that a sentence lacks are skipped.
-    """
-    at = 0
-    for sentence in sentences:
-        first_word = sentence.split(maxsplit=1)[:1]
-        begin = text.find(first_word[0], at) if first_word else at
-        end = begin = begin if begin >= 0 else _first(text, sentence, at)
-        for character in sentence:
-            if (
-                not character.isspace()
-                and (found := text.find(character, end, end + _FARTHEST)) >= 0
-            ):
-                end = found + 1
-        at = end
-        yield begin, end
+    def key(numbered: tuple[int, Mark]) -> tuple[int, bool, int, int]:
+        number, mark = numbered
+        wide = mark.end > mark.start
+        return mark.start, wide, -mark.end, -number if wide else number
 
-
-def completed(text: str, pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs with what segmentation leaves out between them: bullets and numbers."""
-    found: list[Pair] = []
-    at = 0
-    for (old, new), (start, end) in zip(pairs, locate(text, [o for o, _ in pairs]), strict=True):
-        left = _visible(text[at:start])
-        found.append((left + old, left + new))
-        at = end
-    if found and (rest := _visible(text[at:]).rstrip()):
-        found[-1] = (found[-1][0] + rest, found[-1][1] + rest)
-    return found
-
-
-def _visible(text: str) -> str:
-    """Return what is left out between sentences, empty if it is only invisible."""
-    return text.lstrip() if text.strip(INVISIBLE + " \t\n\r\f\v") else ""
-
-
-def _first(text: str, sentence: str, at: int) -> int:
-    """Return where the first character of a sentence is that `text` has after `at`."""
-    places = (text.find(character, at) for character in sentence if not character.isspace())
-    return next((place for place in places if place >= 0), at)
+    return [mark for _, mark in sorted(enumerate(marks), key=key)]
 
 
 def _located(text: str, pairs: Sequence[Pair]) -> list[_Sentence]:
