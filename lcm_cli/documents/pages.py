@@ -50,26 +50,31 @@ def fetch_page(url: str) -> tuple[bytes, Kind]:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             data: bytes = response.read(LARGEST + 1)
+            if len(data) <= LARGEST and response.length:  # read(n) does not complain
+                raise http.client.IncompleteRead(data, response.length)
             declared = response.headers.get_content_type()
             charset = response.headers.get_content_charset()
             suffix = PurePosixPath(urlsplit(response.url).path).suffix
     except urllib.error.HTTPError as error:
+        error.close()
         kinds = {404: NotFoundError, 410: NotFoundError, 401: AuthError, 403: AuthError}
         raise kinds.get(error.code, LcmError)(f"{url}: {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise LcmError(f"{url} cannot be read: {reason}", "check the address") from error
     if len(data) > LARGEST:
         raise IntegrityError(f"{url} is larger than {LARGEST >> 20} MiB", "download it first")
     kind = _TYPES.get(declared) or sniff(data[:4096], url, suffix)
-    if charset and kind == "html" and not re.search(rb"<meta[^>]{0,200}charset", data[:4096], re.I):
+    if charset and kind == "html":
         data = _as_utf8(data, charset)
     return data, kind
 
 
 def _as_utf8(data: bytes, charset: str) -> bytes:
-    """Return a page in UTF-8 whose encoding only its header names."""
+    """Return a page in UTF-8, unless it names an encoding itself."""
+    from lcm_cli.documents.formats import html
+
     try:
-        return data.decode(charset).encode()
+        return data if html.declares_encoding(data) else data.decode(charset).encode()
     except (LookupError, ValueError):
         return data

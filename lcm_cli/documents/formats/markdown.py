@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"\d{1,9}(?=[.)](?:\s|$))")
 _SPECIAL = re.compile(
     r"(?P<number>\[(?:\d+|\.\.\.|…)\](?![(\[:]))"  # harmless, and frequent: stays
     r"|[\\`\[\]]|<(?=[a-zA-Z/!?])|~~|(?<!\s)\*|\*(?!\s)|(?<!\w)_|_(?!\w)|&(?=#?\w+;)"
-    r"|\$(?=\S(?:[^$]*[^\s$])?\$(?!\d))"
+    r"|\$(?=.*\$(?!\d))"
 )
 _CLOSING = re.compile(r"(?:^|(?<=\s))(?=#+$)")  # of a heading
 

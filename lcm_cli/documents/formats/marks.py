@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from lcm_cli.documents.formats.layout import Mark, Pair, Passage
-from lcm_cli.text.blocks import INVISIBLE
+from lcm_cli.documents.formats.locating import completed, locate
 from lcm_cli.text.languages import gap
 
-_FARTHEST = 1000  # characters between two of a sentence, most of which are white space
 _LAST_WORD = re.compile(r"\w+\W*$")
 _FIRST_WORD = re.compile(r"\W*\w+")
 _FINAL = re.compile(r"[.!?…。！？:;,]*[\"'”’»)\]]*$")
@@ -54,8 +53,11 @@ def pieces(passage: Passage, pairs: Sequence[Pair], lang: str) -> list[Piece]:
     """Return the translation of a passage in pieces of equal markup."""
     sentences = _located(passage.text, pairs)
     whole: list[tuple[Mark, int, int]] = []  # marks around the sentences [first, last]
-    for mark in sorted(passage.marks, key=lambda mark: (mark.start, -mark.end)):
-        _place(mark, sentences, passage.text, whole)
+    lost = [
+        mark for mark in _outer_first(passage.marks) if not _place(mark, sentences, passage, whole)
+    ]
+    for mark in lost:  # last, for the text that they add is not part of the translation
+        _append(mark, sentences, passage.text)
     found: list[Piece] = []
     for number, sentence in enumerate(sentences):
         if number:
@@ -84,49 +86,15 @@ def fill(passage: Passage, pairs: Sequence[Pair], lang: str, escape: Callable[[s
     return "".join(parts)
 
 
-def locate(text: str, sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the range of each sentence in `text`, from which they were cut in this order.
+def _outer_first(marks: Sequence[Mark]) -> list[Mark]:
+    """Return marks, which are in the order of their ends, in the order of their starts."""
 
-    Segmentation changes white space, joins hyphenated line ends and drops invisible characters, so
-    the characters of `text` that a sentence lacks are skipped.
-    """
-    at = 0
-    for sentence in sentences:
-        first_word = sentence.split(maxsplit=1)[:1]
-        begin = text.find(first_word[0], at) if first_word else at
-        end = begin = begin if begin >= 0 else _first(text, sentence, at)
-        for character in sentence:
-            if (
-                not character.isspace()
-                and (found := text.find(character, end, end + _FARTHEST)) >= 0
-            ):
-                end = found + 1
-        at = end
-        yield begin, end
+    def key(numbered: tuple[int, Mark]) -> tuple[int, bool, int, int]:
+        number, mark = numbered
+        wide = mark.end > mark.start
+        return mark.start, wide, -mark.end, -number if wide else number
 
-
-def completed(text: str, pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs with what segmentation leaves out between them: bullets and numbers."""
-    found: list[Pair] = []
-    at = 0
-    for (old, new), (start, end) in zip(pairs, locate(text, [o for o, _ in pairs]), strict=True):
-        left = _visible(text[at:start])
-        found.append((left + old, left + new))
-        at = end
-    if found and (rest := _visible(text[at:]).rstrip()):
-        found[-1] = (found[-1][0] + rest, found[-1][1] + rest)
-    return found
-
-
-def _visible(text: str) -> str:
-    """Return what is left out between sentences, empty if it is only invisible."""
-    return text.lstrip() if text.strip(INVISIBLE + " \t\n\r\f\v") else ""
-
-
-def _first(text: str, sentence: str, at: int) -> int:
-    """Return where the first character of a sentence is that `text` has after `at`."""
-    places = (text.find(character, at) for character in sentence if not character.isspace())
-    return next((place for place in places if place >= 0), at)
+    return [mark for _, mark in sorted(enumerate(marks), key=key)]
 
 
 def _located(text: str, pairs: Sequence[Pair]) -> list[_Sentence]:
@@ -136,29 +104,39 @@ def _located(text: str, pairs: Sequence[Pair]) -> list[_Sentence]:
 
 
 def _place(
-    mark: Mark, sentences: Sequence[_Sentence], text: str, whole: list[tuple[Mark, int, int]]
-) -> None:
-    """Add a mark to its sentence, or to the list of those around whole sentences."""
-    low = bisect_right(sentences, mark.start, key=lambda one: one.end)
-    high = bisect_left(sentences, mark.end, key=lambda one: one.start) - 1
+    mark: Mark,
+    sentences: Sequence[_Sentence],
+    passage: Passage,
+    whole: list[tuple[Mark, int, int]],
+) -> bool:
+    """Add a mark to its sentence, or to the list of those around whole sentences.
+
+    Return false for one to keep whose words are not there.
+    """
+    text = passage.text
+    low, high = _touched(mark, sentences)
     if mark.start == mark.end or low > high:
         _insert(mark, sentences, text)
-        return
+        return True
     first, last = sentences[low], sentences[high]
     inside = _flat(text[mark.start : mark.end]).strip()
-    if _covers(mark, first.start, last.end, text):
+    at = _found(mark, first, text) if inside and low == high else -1
+    if _covers(mark, first.start, last.end, passage) and (at < 0 or mark.end >= last.end):
         if not mark.verbatim:
             whole.append((_renamed(mark, inside, sentences[low : high + 1]), low, high))
-            return
+            return True
         if low == high:  # code alone is not translated
             first.text = inside + _flat(text[mark.end : first.end])
-    share = (mark.start - first.start) / max(1, first.end - first.start)
-    expected = share * len(first.text)
-    at = _find(_pattern(inside, text, mark), first, expected) if inside and low == high else -1
+            at = 0
     if at >= 0:
         first.spans.append(_Span(mark, at, at + len(inside)))
-    elif mark.kept:
-        _append(mark, last, inside)
+    return at >= 0 or not mark.kept
+
+
+def _touched(mark: Mark, sentences: Sequence[_Sentence]) -> tuple[int, int]:
+    """Return the numbers of the first and the last sentence that a mark is in."""
+    low = bisect_right(sentences, mark.start, key=lambda one: one.end)
+    return low, bisect_left(sentences, mark.end, key=lambda one: one.start) - 1
 
 
 def _renamed(mark: Mark, inside: str, sentences: Sequence[_Sentence]) -> Mark:
@@ -167,11 +145,12 @@ def _renamed(mark: Mark, inside: str, sentences: Sequence[_Sentence]) -> Mark:
     return mark if same or not mark.renamed else replace(mark, after=mark.renamed)
 
 
-def _covers(mark: Mark, start: int, end: int, text: str) -> bool:
+def _covers(mark: Mark, start: int, end: int, passage: Passage) -> bool:
     """Return whether a mark covers all of [start, end) but its final punctuation."""
-    left = text[start : mark.start] if mark.start > start else ""
-    right = text[mark.end : end] if mark.end < end else ""
-    return not left.strip() and not re.search(r"\w", right)
+    left = passage.text[start : mark.start] if mark.start > start else ""
+    right = passage.text[mark.end : end] if mark.end < end else ""
+    others = any(mark.end <= other.start < end for other in passage.marks if other is not mark)
+    return not left.strip() and not re.search(r"\w", right) and not (right and others)
 
 
 def _pattern(words: str, text: str, mark: Mark) -> str:
@@ -183,17 +162,26 @@ def _pattern(words: str, text: str, mark: Mark) -> str:
     return before + re.escape(words) + after
 
 
-def _find(pattern: str, sentence: _Sentence, expected: float) -> int:
-    """Return where the match of a pattern nearest to `expected` begins, outside marks, or -1."""
-    found = re.finditer(pattern, sentence.text)
-    starts = [each.start() for each in found if _is_free(*each.span(), sentence.spans)]
+def _found(mark: Mark, sentence: _Sentence, text: str) -> int:
+    """Return where the words of a mark are in a sentence, outside other marks, or -1.
+
+    Of several places, the one nearest to their place in the source.
+    """
+    words = _flat(text[mark.start : mark.end]).strip()
+    share = (mark.start - sentence.start) / max(1, sentence.end - sentence.start)
+    # The places may overlap.
+    found = re.finditer(f"(?=({_pattern(words, text, mark)}))", sentence.text)
+    starts = [each.start() for each in found if _is_free(*each.span(1), sentence.spans)]
+    expected = share * len(sentence.text)
     return min(starts, key=lambda start: abs(start - expected), default=-1)
 
 
 def _is_free(start: int, end: int, spans: Sequence[_Span]) -> bool:
     """Return whether a mark at [start, end) would lie beside or inside each of the spans."""
     return all(
-        end <= span.start or span.end <= start or (span.start <= start and end <= span.end)
+        end <= span.start
+        or span.end <= start
+        or (span.start <= start and end <= span.end and not span.mark.verbatim)
         for span in spans
     )
 
@@ -254,8 +242,10 @@ def _unique(words: str, text: str) -> int:
     return found[0] if len(found) == 1 else -1
 
 
-def _append(mark: Mark, sentence: _Sentence, words: str) -> None:
-    """Add the words of a mark to the end of a sentence, before its final punctuation."""
+def _append(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
+    """Add the words of a mark to the end of its last sentence, before the final punctuation."""
+    sentence = sentences[_touched(mark, sentences)[1]]
+    words = _flat(text[mark.start : mark.end]).strip()
     found = _FINAL.search(sentence.text)
     at = len(sentence.text) if found is None else found.start()
     if any(span.end > at for span in sentence.spans):

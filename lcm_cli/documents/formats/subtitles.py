@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice, pairwise
 
 from lcm_cli.documents.formats.layout import Pair, Passage
-from lcm_cli.documents.formats.marks import completed, locate
+from lcm_cli.documents.formats.locating import completed, locate
 from lcm_cli.text.languages import gap
 
 LINE = 42  # characters of a subtitle's line that are readable at a glance

@@ -81,16 +81,16 @@ class _Events(HTMLParser):
 
     def handle_data(self, data):
         words = data.replace("\u00ad", "").replace("\u200b", "")
-        if self.found and self.found[-1][0] == "text":
+        if self.found and self.found[-1][0] == "data":
             words = self.found.pop()[1] + words
         if words.strip():
-            self.found.append(("text", words))
+            self.found.append(("data", words))
 
 
 def events(data):
     """Return the events of a page, with white space collapsed."""
     return [
-        (kind, " ".join(rest.split())) if kind == "text" else (kind, rest)
+        (kind, " ".join(rest.split())) if kind == "data" else (kind, rest)
         for kind, rest in _Events(data.decode()).found
     ]
 
