@@ -103,12 +103,14 @@ class Result:
     ) -> None:
         """Write a document by language code: alone as it is, otherwise as text with headings."""
         alone = len(contents) == 1 and not several
-        shown = self._write is None and kind.is_text and (kind.plain or sys.stdout.isatty())
+        shown = self._write is None and kind.is_text and sys.stdout.isatty()
         if shown or not alone:
             texts = {code: [_text(data)] for code, data in contents.items()}
             self.document(document, texts, several)
             return
         for data in contents.values():
+            if kind.plain and not data.endswith((b"\n", b"\r")):
+                data += b"\n"
             if self._write is None:
                 console.out_bytes([data])
             else:

@@ -76,20 +76,20 @@ def cited(translation: Translation, code: str) -> Iterator[str]:
 
 def output_kind(each: "Prepared", cite: bool = False) -> OutputKind:
     """Return the kind of a document's output: its own format, or text for citations."""
-    layout = each.document.layout
-    if layout is None or cite:
+    skeleton = each.document.skeleton
+    if skeleton is None or cite:
         return OutputKind()
-    return OutputKind(layout.suffix, layout.is_text, plain=False)
+    return OutputKind(skeleton.suffix, skeleton.is_text, plain=False)
 
 
 def rendered(each: "Prepared", translation: Translation, one_per_line: bool) -> dict[str, bytes]:
-    """Return the document by language code, in the layout of its file if it has one."""
-    layout = each.layout()
-    if layout is None:
+    """Return the document by language code, in the format of its file if it has one."""
+    skeleton = each.skeleton()
+    if skeleton is None:
         texts = {code: translation.text(code, one_per_line) for code in translation.sentences}
         return {code: f"{text}\n".encode() for code, text in texts.items()}
     return {
-        code: each.render(layout, [one.text for one in said], code)
+        code: each.render(skeleton, [one.text for one in said], code)
         for code, said in translation.sentences.items()
     }
 

@@ -20,7 +20,7 @@ from lcm_cli.progress import Progress
 from lcm_cli.text.languages import find_language, gap
 
 if TYPE_CHECKING:
-    from lcm_cli.documents.formats.layout import Layout
+    from lcm_cli.documents.formats.skeleton import Skeleton
     from lcm_cli.space import DecodeOptions, Encoded, Space, Text, Truncation
     from lcm_cli.text.segment import Segment, Split
 
@@ -31,8 +31,8 @@ class Prepared:
 
     `split` holds the indices of sentences that are pieces of an overlong one. Indices in
     `truncated` count on from the document's sentences into its target's and its plans'.
-    `passages` holds, for each sentence, the index of its passage in `layout()`; it is empty if the
-    document was given as sentences.
+    `passages` holds, for each sentence, the index of its passage in `skeleton()`; it is empty if
+    the document was given as sentences.
     """
 
     document: Document
@@ -62,26 +62,28 @@ class Prepared:
             return ""
         return self.document.passages[self.passages[sentence]].place
 
-    def layout(self) -> "Layout | None":
-        """Return the layout into which translations fit, None if it is not known."""
-        if self.document.layout is not None or not self.text:
-            return self.document.layout
+    def skeleton(self) -> "Skeleton | None":
+        """Return the skeleton into which translations fit, None if it is not known."""
+        if self.document.skeleton is not None or not self.text:
+            return self.document.skeleton
         from lcm_cli.documents.formats import plain
+        from lcm_cli.documents.formats.written import AsWritten, TextForm
 
-        return plain.read_lines(self.text) if self.one_per_line else plain.read(self.text)
+        found = plain.read_lines(self.text) if self.one_per_line else plain.read(self.text)
+        return AsWritten(found, self.document.form or TextForm())
 
-    def render(self, layout: "Layout", sentences: Sequence[str], lang: str) -> bytes:
+    def render(self, skeleton: "Skeleton", sentences: Sequence[str], lang: str) -> bytes:
         """Return the document with other sentences, which are in the language with code `lang`."""
-        pairs: list[list[tuple[str, str]]] = [[] for _ in layout.passages]
+        pairs: list[list[tuple[str, str]]] = [[] for _ in skeleton.passages]
         own = self.document.sentences
         for passage, old, new in zip(self.passages, own, sentences, strict=True):
             pairs[passage].append((old, new))
         # A passage without sentences consists of marks such as "* * *": it stays.
         kept = [
             found or [(passage.text, passage.text)]
-            for passage, found in zip(layout.passages, pairs, strict=True)
+            for passage, found in zip(skeleton.passages, pairs, strict=True)
         ]
-        return layout.render(kept, lang)
+        return skeleton.render(kept, lang)
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def prepare_documents(
 
 def _is_plain(document: Document) -> bool:
     """Return whether a document's text is divided into passages by its blocks."""
-    return document.layout is None and not document.passages
+    return document.skeleton is None and not document.passages
 
 
 def _pieces(

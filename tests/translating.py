@@ -17,9 +17,9 @@ def read_whole(path: Path, column: str | None = None) -> Document:
 def translate(document: Document, change: Callable[[str], str], lang: str = "eng_Latn") -> bytes:
     """Return the file of a document with each sentence replaced by `change(sentence)`."""
     prepared = prepare_documents(document, ["eng_Latn"], "here", "eng_Latn")
-    layout = prepared.layout()
-    assert layout is not None
-    return prepared.render(layout, [change(each) for each in prepared.document.sentences], lang)
+    skeleton = prepared.skeleton()
+    assert skeleton is not None
+    return prepared.render(skeleton, [change(each) for each in prepared.document.sentences], lang)
 
 
 def translated(

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lcm_cli.documents.formats.layout import Layout, Passage
+    from lcm_cli.documents.formats.skeleton import Passage, Skeleton
+    from lcm_cli.documents.formats.written import TextForm
 
 Concepts: TypeAlias = "NDArray[np.floating[Any]]"  # a string, since numpy is imported lazily
 Scores: TypeAlias = "NDArray[np.float32]"
@@ -46,8 +47,9 @@ class Document:
     target: Document | None = None  # the text that a model should produce, such as a summary
     plans: Document | None = None  # one sentence per paragraph, stating its topic
     fragility: Scores | None = None  # per sentence, (S,) float32; only training reads it
+    form: TextForm | None = None  # of its file, if that is plain text
     passages: tuple[Passage, ...] = ()  # of its file; empty for plain text, which blocks divide
-    layout: Layout | None = None  # of its file, if the text can be replaced in it
+    skeleton: Skeleton | None = None  # of its file, if the text can be replaced in it
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from lcm_cli.documents.document import Document, SpaceInfo
 from lcm_cli.documents.encoding import check_text
-from lcm_cli.documents.formats.reading import DETECT, ReadOptions, has_layout, read_documents
+from lcm_cli.documents.formats.reading import DETECT, ReadOptions, has_skeleton, read_documents
 from lcm_cli.documents.kinds import Source
 from lcm_cli.documents.sources import OnError, expand_paths, opened
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
@@ -78,7 +78,7 @@ def read_source(
 ) -> Iterator[Document | LcmError]:
     """Yield the documents of a source, unchecked, and an error in place of each broken one."""
     with opened(source, stdin) as (file, kind):
-        if has_layout(kind, options):
+        if has_skeleton(kind, options):
             yield from read_documents(file, source, kind, options)
         elif kind == "text":
             from lcm_cli.documents.text import read_text

@@ -14,6 +14,7 @@ from lcm_cli.documents.document import (
     target_of,
 )
 from lcm_cli.documents.encoding import converting, decode_text, mostly_utf8
+from lcm_cli.documents.formats.written import TextForm
 from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError, LcmError
 
@@ -28,19 +29,20 @@ def read_text(file: BinaryIO, source: Source) -> Iterator[Document]:
 
     Raises IntegrityError if the file is not UTF-8, has only white space, or is a JSON array.
     """
-    text = decode_text(file.read(), source.name)
+    data = file.read()
+    text = decode_text(data, source.name)
     if not text.strip():
         raise _blank(source.name, "text")
     if text.lstrip().startswith("[") and _are_records(items := _parsed(text)):
         raise _array(items, source.name)
-    yield Document(source.id, text=text, origin=source.name)
+    yield Document(source.id, text=text, origin=source.name, form=TextForm.of(data))
 
 
 def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Document | LcmError]:
     """Yield the documents in a JSON Lines file, each as soon as its line arrives.
 
     A bad line is yielded as its error. Raises IntegrityError if the file is not UTF-8, is JSON in
-    another layout, or has only white space.
+    another form, or has only white space.
     """
     blank = True
     for number, line in one_per_line(_lines(file, source.name), source.name):
@@ -67,7 +69,7 @@ def one_per_line(lines: Iterator[Line], name: str) -> Iterator[Line]:
     first = head[0][1] if head else None
     if isinstance(first, str) and not isinstance(_parsed(first), dict):
         head += islice(lines, 1)
-        _refuse_other_layouts(first, head[-1][1] if head[1:] else "", name)
+        _refuse_other_forms(first, head[-1][1] if head[1:] else "", name)
     yield from chain(head, lines)
 
 
@@ -86,7 +88,7 @@ def _lines(file: BinaryIO, name: str) -> Iterator[Line]:
         offset += len(data)
 
 
-def _refuse_other_layouts(first: str, second: str | LcmError, name: str) -> None:
+def _refuse_other_forms(first: str, second: str | LcmError, name: str) -> None:
     """Raise if JSON that begins with these two lines is not JSON Lines; there may be no second."""
     first, items = first.strip(), _parsed(first)
     if first.startswith("[") and (second == "" or items is None):

@@ -33,13 +33,13 @@ def test_content_types(cache, server, path, kind, body, suffix):
         + path[path.find("?") :][: 4 * ("?" in path)]
     )
     (document,) = read([address], WHOLE)
-    assert document.layout.suffix == suffix
+    assert document.skeleton.suffix == suffix
     assert document.passages[0].text in ("Grüße.", "Hi.", "Hello.")
 
 
 def test_plain_text(cache, server):
     (document,) = read([serve(server, "/notes.txt", b"Hello there.", "text/plain")], WHOLE)
-    assert (document.id, document.text, document.layout) == ("notes.txt", "Hello there.", None)
+    assert (document.id, document.text, document.skeleton) == ("notes.txt", "Hello there.", None)
 
 
 def test_an_article_is_read_without_the_menu(cache, server):

@@ -22,7 +22,7 @@ from lxml import etree
 
 from lcm_cli.documents.encoding import decode_text
 from lcm_cli.documents.formats import html
-from lcm_cli.documents.formats.layout import Pair, Passage
+from lcm_cli.documents.formats.skeleton import Pair, Passage
 from lcm_cli.errors import IntegrityError
 
 LARGEST_PART = 100 << 20  # bytes; a member that unpacks to more is taken for an attack
@@ -43,7 +43,7 @@ class Part(Protocol):
 
 
 class Archive:
-    """The layout of an archive; `parts` holds its members with text, by name, in reading order."""
+    """The skeleton of an archive; `parts` holds its members with text by name, in reading order."""
 
     is_text = False
 
@@ -74,7 +74,7 @@ class Archive:
 
 
 def read_epub(data: bytes, name: str) -> Archive:
-    """Return the layout of an EPUB book. Raises IntegrityError if it is damaged or protected."""
+    """Return the skeleton of an EPUB book. Raises IntegrityError if it is damaged or protected."""
     with opened(data, name) as book:
         package = _package(book, name)
         protected = book.namelist().count("META-INF/encryption.xml")

@@ -11,8 +11,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from lcm_cli.documents.formats.layout import Mark, Pair, Passage, Slot, Spliced
 from lcm_cli.documents.formats.marks import fill
+from lcm_cli.documents.formats.skeleton import Mark, Pair, Passage, Slot, Spliced
 from lcm_cli.errors import IntegrityError
 from lcm_cli.text.blocks import blocks
 from lcm_cli.text.languages import short_tag
@@ -28,7 +28,7 @@ _WORDS = re.compile(r"\w")
 
 
 class Catalog:
-    """The layout of a catalog: passages for each text that lacks a translation.
+    """The skeleton of a catalog: passages for each text that lacks a translation.
 
     Raises IntegrityError for a source that is not a catalog.
     """
@@ -96,7 +96,7 @@ def _plurals(entries: polib.POFile) -> int:
 
 
 def _message(text: str) -> Spliced:
-    """Return the layout of a message, whose line breaks at its ends gettext compares."""
+    """Return the skeleton of a message, whose line breaks at its ends gettext compares."""
     return Spliced(text, _blocks(text), ".txt")
 
 

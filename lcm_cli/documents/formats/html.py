@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from lcm_cli.documents.formats.layout import Pair, Passage, Slot, Spliced
 from lcm_cli.documents.formats.marks import fill
 from lcm_cli.documents.formats.runs import Token, passage_in
+from lcm_cli.documents.formats.skeleton import Pair, Passage, Slot, Spliced
 
 
 def _names(text: str) -> frozenset[str]:
@@ -55,7 +55,7 @@ _DECLARED = re.compile(
 
 
 def read(source: str, suffix: str = ".html", encoding: str = "utf-8") -> Spliced:
-    """Return the layout of an HTML or XHTML file."""
+    """Return the skeleton of an HTML or XHTML file."""
     found = ((passage, slot) for passage, slot, _ in _passages(source))
     return Spliced(source, found, suffix, encoding)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lcm_cli.documents.formats.layout import Pair
+from lcm_cli.documents.formats.skeleton import Pair
 from lcm_cli.text.blocks import INVISIBLE
 
 _FARTHEST = 1000  # characters between two of a sentence, most of which are white space

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from lcm_cli.documents.formats import html
 from lcm_cli.documents.formats.inline import located_parser, tokens
-from lcm_cli.documents.formats.layout import Pair, Passage, Slot, Spliced, Write
 from lcm_cli.documents.formats.marks import fill
 from lcm_cli.documents.formats.runs import Token, passage_in
+from lcm_cli.documents.formats.skeleton import Pair, Passage, Slot, Spliced, Write
 
 if TYPE_CHECKING:
     from markdown_it.token import Token as Inline
@@ -38,7 +38,7 @@ _CLOSING = re.compile(r"(?:^|(?<=\s))(?=#+$)")  # of a heading
 
 
 def read(source: str, suffix: str = ".md") -> Spliced:
-    """Return the layout of a Markdown file: CommonMark with tables, footnotes and mathematics.
+    """Return the skeleton of a Markdown file: CommonMark with tables, footnotes and mathematics.
 
     Raises IntegrityError for a paragraph with far more syntax than text.
     """
@@ -153,8 +153,8 @@ class _Lines:
 def _html(lines: _Lines, map: Sequence[int]) -> Iterator[tuple[Passage, Slot]]:
     """Yield the passages of an HTML block."""
     start, end = lines.span(map)
-    layout = html.read(lines.source[start:end])
-    for passage, slot in zip(layout.passages, layout.slots, strict=True):
+    skeleton = html.read(lines.source[start:end])
+    for passage, slot in zip(skeleton.passages, skeleton.slots, strict=True):
         yield passage, replace(slot, start=start + slot.start, end=start + slot.end)
 
 

@@ -13,8 +13,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from lcm_cli.documents.formats.layout import Mark, Pair, Passage
 from lcm_cli.documents.formats.locating import completed, locate
+from lcm_cli.documents.formats.skeleton import Mark, Pair, Passage
 from lcm_cli.text.languages import gap
 
 _LAST_WORD = re.compile(r"\w+\W*$")

@@ -1,4 +1,4 @@
-"""PDF: the text of its pages, written as Markdown, since a page's layout cannot be refilled."""
+"""PDF: the text of its pages, written as Markdown, since a page cannot be refilled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lcm_cli.documents.formats import markdown
-from lcm_cli.documents.formats.layout import Passage, Slot, Spliced
+from lcm_cli.documents.formats.skeleton import Passage, Slot, Spliced
 from lcm_cli.errors import IntegrityError
 from lcm_cli.text.blocks import blocks
 
@@ -36,7 +36,7 @@ class _Line:
 
 
 def read(data: bytes, name: str) -> Spliced:
-    """Return the layout of a PDF. Raises IntegrityError if it is damaged, locked or has no text."""
+    """Return the skeleton of a PDF. Raises IntegrityError if it is damaged, locked or empty."""
     pages = _without_running_lines(_pages(data, name))
     if not any(_WORDS.search(line.text) for page in pages for line in page):
         hint = "if it is scanned, recognise its text first: ocrmypdf FILE NEW.pdf"

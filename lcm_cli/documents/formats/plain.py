@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from lcm_cli.documents.formats.layout import Pair, Passage, Slot, Spliced
+from lcm_cli.documents.formats.skeleton import Pair, Passage, Slot, Spliced
 from lcm_cli.text.blocks import blocks
 from lcm_cli.text.languages import gap
 
@@ -17,12 +17,12 @@ _WORDS = re.compile(r"\w")
 
 
 def read(source: str, suffix: str = ".txt") -> Spliced:
-    """Return the layout of a plain text."""
+    """Return the skeleton of a plain text."""
     return Spliced(source, _blocks(source), suffix)
 
 
 def read_lines(source: str, suffix: str = ".txt") -> Spliced:
-    """Return the layout of a text with a sentence on each line."""
+    """Return the skeleton of a text with a sentence on each line."""
     return Spliced(source, _lines(source), suffix)
 
 

@@ -1,4 +1,4 @@
-"""Documents with a layout: reading of the formats whose text is not plain."""
+"""Documents with a skeleton: reading of the formats whose text is not plain."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 from lcm_cli.documents.document import Document
 from lcm_cli.documents.encoding import decode_text
-from lcm_cli.documents.formats.layout import Layout, Passage
-from lcm_cli.documents.formats.written import AsWritten
+from lcm_cli.documents.formats.skeleton import Passage, Skeleton
+from lcm_cli.documents.formats.written import AsWritten, TextForm
 from lcm_cli.documents.kinds import BINARY, NAMES, Kind, Source
 from lcm_cli.errors import UsageError
 
@@ -32,7 +32,7 @@ class ReadOptions:
 DETECT = ReadOptions()
 
 
-def has_layout(kind: Kind, options: ReadOptions) -> bool:
+def has_skeleton(kind: Kind, options: ReadOptions) -> bool:
     """Return whether files of this format are read here. Raises UsageError for a stray column."""
     table = kind in ("csv", "tsv", "json", "jsonl")
     if options.column is not None and not table:
@@ -47,7 +47,7 @@ def has_layout(kind: Kind, options: ReadOptions) -> bool:
 def read_documents(
     file: BinaryIO, source: Source, kind: Kind, options: ReadOptions
 ) -> Iterator[Document]:
-    """Yield the documents in a file of a format for which `has_layout` is true.
+    """Yield the documents in a file of a format for which `has_skeleton` is true.
 
     Raises IntegrityError for a damaged file, UsageError for a missing package or column.
     """
@@ -59,16 +59,16 @@ def read_documents(
         passages = _article(data, source)
         yield _document(source, passages, None)
         return
-    layout = _READERS[kind](data, source)
+    skeleton = _READERS[kind](data, source)
     if kind not in BINARY:
-        layout = AsWritten(layout, data)
-    yield _document(source, list(layout.passages), layout)
+        skeleton = AsWritten(skeleton, TextForm.of(data))
+    yield _document(source, list(skeleton.passages), skeleton)
 
 
-def _document(source: Source, passages: list[Passage], layout: Layout | None) -> Document:
+def _document(source: Source, passages: list[Passage], skeleton: Skeleton | None) -> Document:
     text = "\n\n".join(passage.text for passage in passages)
     return Document(
-        source.id, text=text, origin=source.name, passages=tuple(passages), layout=layout
+        source.id, text=text, origin=source.name, passages=tuple(passages), skeleton=skeleton
     )
 
 
@@ -80,11 +80,13 @@ def _rows(data: bytes, source: Source, kind: Kind, options: ReadOptions) -> Iter
     suffix = source.suffix or f".{kind}"
     if kind == "jsonl" and suffix == ".json":
         suffix = ".json" if text.lstrip().startswith("[") else ".jsonl"
-    layout = tables.read(text, source.name, suffix, options.column)
+    skeleton = tables.read(text, source.name, suffix, options.column)
     if options.whole:
-        yield _document(source, layout.passages, AsWritten(layout, data, line_ends=False))
+        yield _document(
+            source, skeleton.passages, AsWritten(skeleton, TextForm(TextForm.of(data).mark))
+        )
         return
-    for cell in layout.cells:
+    for cell in skeleton.cells:
         origin = f"{source.name} row {cell.row}"
         yield Document(f"{source.id}:{cell.row}", text=cell.text, origin=origin)
 
@@ -110,21 +112,21 @@ def _page(data: bytes, source: Source) -> tuple[str, str]:
     return html.decode(data) or (decode_text(data, source.name), "utf-8")
 
 
-def _markdown(data: bytes, source: Source) -> Layout:
+def _markdown(data: bytes, source: Source) -> Skeleton:
     from lcm_cli.documents.formats import markdown
 
     return markdown.read(decode_text(data, source.name), source.suffix or ".md")
 
 
-def _html(data: bytes, source: Source) -> Layout:
+def _html(data: bytes, source: Source) -> Skeleton:
     from lcm_cli.documents.formats import html
 
     text, encoding = _page(data, source)
     return html.read(text, source.suffix or ".html", encoding)
 
 
-def _subtitles(kind: Kind) -> Callable[[bytes, Source], Layout]:
-    def read(data: bytes, source: Source) -> Layout:
+def _subtitles(kind: Kind) -> Callable[[bytes, Source], Skeleton]:
+    def read(data: bytes, source: Source) -> Skeleton:
         from lcm_cli.documents.formats import subtitles
 
         return subtitles.read(decode_text(data, source.name), f".{kind}")
@@ -132,26 +134,26 @@ def _subtitles(kind: Kind) -> Callable[[bytes, Source], Layout]:
     return read
 
 
-def _word(data: bytes, source: Source) -> Layout:
+def _word(data: bytes, source: Source) -> Skeleton:
     from lcm_cli.documents.formats import word
 
     return word.read(data, source.name)
 
 
-def _book(data: bytes, source: Source) -> Layout:
+def _book(data: bytes, source: Source) -> Skeleton:
     from lcm_cli.documents.formats import archive
 
     return archive.read_epub(data, source.name)
 
 
-def _pdf(data: bytes, source: Source) -> Layout:
+def _pdf(data: bytes, source: Source) -> Skeleton:
     with _extra("pypdf", "PDF"):
         from lcm_cli.documents.formats import pdf
 
         return pdf.read(data, source.name)
 
 
-def _catalog(data: bytes, source: Source) -> Layout:
+def _catalog(data: bytes, source: Source) -> Skeleton:
     with _extra("polib", "gettext catalogs"):
         from lcm_cli.documents.formats import gettext
 
@@ -171,7 +173,7 @@ def _extra(package: str, what: str) -> Iterator[None]:
         ) from error
 
 
-_READERS: dict[Kind, Callable[[bytes, Source], Layout]] = {
+_READERS: dict[Kind, Callable[[bytes, Source], Skeleton]] = {
     "markdown": _markdown,
     "html": _html,
     "srt": _subtitles("srt"),

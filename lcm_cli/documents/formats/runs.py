@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
-from lcm_cli.documents.formats.layout import Mark, Passage, Slot, Write
+from lcm_cli.documents.formats.skeleton import Mark, Passage, Slot, Write
 
 WORDS = re.compile(r"\w")
 _SPACE = re.compile(r"[ \t\n\r\f]+")

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice, pairwise
 
-from lcm_cli.documents.formats.layout import Pair, Passage
 from lcm_cli.documents.formats.locating import completed, locate
+from lcm_cli.documents.formats.skeleton import Pair, Passage
 from lcm_cli.text.languages import gap
 
 LINE = 42  # characters of a subtitle's line that are readable at a glance
@@ -56,7 +56,7 @@ class _Speech:
 
 
 class Subtitles:
-    """The layout of a subtitle file."""
+    """The skeleton of a subtitle file."""
 
     is_text = True
 
@@ -93,7 +93,7 @@ class Subtitles:
 
 
 def read(source: str, suffix: str) -> Subtitles:
-    """Return the layout of a subtitle file; `suffix` is .srt or .vtt."""
+    """Return the skeleton of a subtitle file; `suffix` is .srt or .vtt."""
     return Subtitles(source, suffix)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lcm_cli.documents.encoding import decode_text
 from lcm_cli.documents.formats import plain
-from lcm_cli.documents.formats.layout import Pair, Spliced
+from lcm_cli.documents.formats.skeleton import Pair, Spliced
 from lcm_cli.documents.kinds import Kind
 from lcm_cli.errors import IntegrityError, UsageError
 
@@ -38,7 +38,7 @@ class Cell:
 
 
 class Table:
-    """The layout of a table; `cells` holds those of the column that have text."""
+    """The skeleton of a table; `cells` holds those of the column that have text."""
 
     is_text = True
 
@@ -66,7 +66,7 @@ class Table:
 
 
 def read(source: str, name: str, suffix: str, column: str | None) -> Table:
-    """Return the layout of the table called `name`; its suffix tells the format.
+    """Return the skeleton of the table called `name`; its suffix tells the format.
 
     Raises UsageError for a column that is not named or does not exist, IntegrityError for a file
     that is not a table.

@@ -15,8 +15,8 @@ from itertools import groupby, takewhile
 from lxml import etree
 
 from lcm_cli.documents.formats.archive import Archive, Part, member, opened, parsed
-from lcm_cli.documents.formats.layout import Mark, Pair, Passage
 from lcm_cli.documents.formats.marks import pieces
+from lcm_cli.documents.formats.skeleton import Mark, Pair, Passage
 from lcm_cli.errors import IntegrityError
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
@@ -105,7 +105,7 @@ class _XmlPart:
 
 
 def read(data: bytes, name: str) -> Archive:
-    """Return the layout of a Word document. Raises IntegrityError if it is damaged."""
+    """Return the skeleton of a Word document. Raises IntegrityError if it is damaged."""
     with opened(data, name) as archive:
         if "word/document.xml" not in archive.namelist():
             raise IntegrityError(f"{name} is not a Word document", "save it as .docx or as text")

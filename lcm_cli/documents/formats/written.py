@@ -1,44 +1,51 @@
-"""Line ends and byte order marks, which text loses as it is read."""
+"""Line ends and byte order marks, which a text loses as it is read and regains as it is written."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lcm_cli.documents.formats.layout import Layout, Pair, Passage
+from lcm_cli.documents.formats.skeleton import Pair, Passage, Skeleton
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """The byte order mark of a text file, and its most frequent line end."""
+
+    mark: bytes = b""
+    line_end: bytes = b"\n"
+
+    @classmethod
+    def of(cls, data: bytes) -> TextForm:
+        """Return the form of a file with this content."""
+        both = data.count(b"\r\n")
+        counts = {b"\n": data.count(b"\n") - both, b"\r\n": both, b"\r": data.count(b"\r") - both}
+        mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+        return cls(mark, max(counts, key=lambda end: counts[end]))
 
 
 class AsWritten:
-    """A layout whose file gets the byte order mark and the line ends of `data`, its source.
+    """A skeleton whose file is written in a given form; all its line ends become alike."""
 
-    In a file with different line ends, all become the most frequent one.
-    """
-
-    def __init__(self, layout: Layout, data: bytes, *, line_ends: bool = True) -> None:
-        self._layout = layout
-        self._mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
-        self._end = _line_end(data) if line_ends else b"\n"
+    def __init__(self, skeleton: Skeleton, form: TextForm) -> None:
+        self._skeleton = skeleton
+        self._form = form
 
     @property
     def passages(self) -> Sequence[Passage]:
-        return self._layout.passages
+        return self._skeleton.passages
 
     @property
     def suffix(self) -> str:
-        return self._layout.suffix
+        return self._skeleton.suffix
 
     @property
     def is_text(self) -> bool:
-        return self._layout.is_text
+        return self._skeleton.is_text
 
     def render(self, sentences: Sequence[Sequence[Pair]], lang: str) -> bytes:
         """Return the file with other text in its passages."""
-        done = self._layout.render(sentences, lang)
-        return self._mark + (done if self._end == b"\n" else done.replace(b"\n", self._end))
-
-
-def _line_end(data: bytes) -> bytes:
-    """Return the most frequent line end."""
-    both = data.count(b"\r\n")
-    counts = {b"\n": data.count(b"\n") - both, b"\r\n": both, b"\r": data.count(b"\r") - both}
-    return max(counts, key=lambda end: counts[end])
+        done = self._skeleton.render(sentences, lang)
+        end = self._form.line_end
+        return self._form.mark + (done if end == b"\n" else done.replace(b"\n", end))

@@ -25,10 +25,10 @@ def backwards(text):
     return " ".join(reversed(text.split()))
 
 
-def apply(layout, change):
-    if not layout.passages:
-        return layout.render([], "eng_Latn").decode()
-    document = Document("d", text="-", passages=tuple(layout.passages), layout=layout)
+def apply(skeleton, change):
+    if not skeleton.passages:
+        return skeleton.render([], "eng_Latn").decode()
+    document = Document("d", text="-", passages=tuple(skeleton.passages), skeleton=skeleton)
     return translate(document, change).decode()
 
 
@@ -214,8 +214,8 @@ def test_csv_cells(end, delimiter, rows, quoting):
     made = csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting)
     made.writerows([["a", "text", "c"], *rows])
     source = out.getvalue()
-    layout = tables.read(source, "x", ".tsv" if delimiter == "\t" else ".csv", "text")
-    changed = apply(layout, str.upper)
+    skeleton = tables.read(source, "x", ".tsv" if delimiter == "\t" else ".csv", "text")
+    changed = apply(skeleton, str.upper)
     again = list(csv.reader(io.StringIO(changed, newline=""), delimiter=delimiter))
     assert [[row[0], row[2]] for row in again[1:]] == [[row[0], row[2]] for row in rows]
     for old, new in zip(rows, again[1:], strict=True):
@@ -242,9 +242,9 @@ def test_json_values(suffix, ascii, records, indent):
         source = json.dumps(records, ensure_ascii=ascii, indent=indent)
     else:
         source = "\n".join(json.dumps(each, ensure_ascii=ascii) for each in records)
-    layout = tables.read(source, "x", suffix, "text")
-    assert apply(layout, str) == source
-    done = apply(layout, str.upper)
+    skeleton = tables.read(source, "x", suffix, "text")
+    assert apply(skeleton, str) == source
+    done = apply(skeleton, str.upper)
     found = json.loads(done) if suffix == ".json" else [*map(json.loads, done.split("\n"))]
     assert found == [each | {"text": each["text"].upper()} for each in records]
 
@@ -265,7 +265,7 @@ prose = st.lists(
 
 @FEW
 @given(prose)
-def test_plain_text_keeps_its_layout(source):
-    layout = plain.read(source)
-    if layout.passages:  # rules alone are not text
-        assert apply(layout, str.upper).split() == source.upper().split()
+def test_plain_text_keeps_its_skeleton(source):
+    skeleton = plain.read(source)
+    if skeleton.passages:  # rules alone are not text
+        assert apply(skeleton, str.upper).split() == source.upper().split()

@@ -168,7 +168,7 @@ def test_html_in_another_encoding():
     )  # fmt: skip
     greek = translated(SAMPLES / "latin1.html", lambda sentence: "α")
     assert b"<p>&#945;</p>" in greek
-    assert not read_whole(SAMPLES / "latin1.html").layout.is_text  # nor is it fit for a terminal
+    assert not read_whole(SAMPLES / "latin1.html").skeleton.is_text  # nor is it fit for a terminal
 
 
 def members(data):
@@ -242,7 +242,7 @@ def test_books_keep_the_order_of_reading():
 def test_pages_of_a_pdf_become_markdown():
     document = read_whole(SAMPLES / "page.pdf")
     text = translated(SAMPLES / "page.pdf").decode()
-    assert document.layout.suffix == ".md"
+    assert document.skeleton.suffix == ".md"
     assert text.startswith("## The lighthouse\n\nThe old lighthouse stands at the end of the long")
     assert "\n\nShe liked tea.\n\nShe had two cats.\n\n" in text
     assert "efficient" in text and "first-rate" in text

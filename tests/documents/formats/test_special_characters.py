@@ -22,10 +22,10 @@ texts = st.text(SYNTAX, min_size=1, max_size=25).map(lambda text: " ".join(text.
 texts = texts.filter(bool)
 
 
-def render(layout, text):
+def render(skeleton, text):
     """Return the file whose only passage is replaced by `text`."""
-    (passage,) = layout.passages
-    return layout.render([[(passage.text, text)]], "eng_Latn").decode()
+    (passage,) = skeleton.passages
+    return skeleton.render([[(passage.text, text)]], "eng_Latn").decode()
 
 
 def shown(children):
@@ -56,11 +56,11 @@ def parser():
 @example(text=": a")
 def test_markdown(around, text):
     word = "placeholder"
-    layout = markdown.read(around.format(word))
-    found = [passage for passage in layout.passages if passage.text == word]
+    skeleton = markdown.read(around.format(word))
+    found = [passage for passage in skeleton.passages if passage.text == word]
     assert len(found) == 1
-    pairs = [[(p.text, text if p.text == word else p.text)] for p in layout.passages]
-    done = layout.render(pairs, "eng_Latn").decode()
+    pairs = [[(p.text, text if p.text == word else p.text)] for p in skeleton.passages]
+    done = skeleton.render(pairs, "eng_Latn").decode()
     before, after = parser().parse(around.format(word)), parser().parse(done)
     assert [token.type for token in after] == [token.type for token in before], done
     contents = [shown(token.children) for token in after if token.type == "inline"]
@@ -74,9 +74,9 @@ def test_markdown(around, text):
 @example(text="\\")
 def test_markdown_cells(text):
     source = "|a|b|\n|-|-|\n|1|placeholder|\n"
-    layout = markdown.read(source)
-    pairs = [[(p.text, text if p.text == "placeholder" else p.text)] for p in layout.passages]
-    tokens = parser().parse(layout.render(pairs, "eng_Latn").decode())
+    skeleton = markdown.read(source)
+    pairs = [[(p.text, text if p.text == "placeholder" else p.text)] for p in skeleton.passages]
+    tokens = parser().parse(skeleton.render(pairs, "eng_Latn").decode())
     cells = [token for token in tokens if token.type == "inline"]
     assert [shown(cell.children) for cell in cells] == ["a", "b", "1", text]
 
@@ -113,9 +113,9 @@ def test_subtitles(suffix, text):
     head = "WEBVTT\n\n" if suffix == ".vtt" else "1\n"
     cues = "00:00:01.000 --> 00:00:02.000\nPlaceholder.\n\n2\n00:00:03.000 --> 00:00:04.000\nend\n"
     source = head + (cues if suffix == ".vtt" else cues.replace(".000", ",000"))
-    layout = subtitles.read(source, suffix)
-    pairs = [[(p.text, text if p.text == "Placeholder." else p.text)] for p in layout.passages]
-    done = layout.render(pairs, "eng_Latn").decode()
+    skeleton = subtitles.read(source, suffix)
+    pairs = [[(p.text, text if p.text == "Placeholder." else p.text)] for p in skeleton.passages]
+    done = skeleton.render(pairs, "eng_Latn").decode()
     lines = done.split("\n")
     start = next(n for n, line in enumerate(lines) if "00:00:01" in line)
     (body, *_) = "\n".join(lines[start + 1 :]).split("\n\n")

@@ -1,6 +1,6 @@
-"""A document in the layout of its file: passages to translate, and a writer that replaces them.
+"""The skeleton of a document's file: the passages to translate, and what stays around them.
 
-A format reads a file into a `Layout`. Its passages hold everything that a reader of the document
+A format reads a file into a `Skeleton`. Its passages hold everything that a reader of the document
 reads; markup, code, times and table structure are not part of them, and `render` returns them
 unchanged around the new text.
 """
@@ -47,7 +47,7 @@ class Passage:
     marks: tuple[Mark, ...] = ()
 
 
-class Layout(Protocol):
+class Skeleton(Protocol):
     """A file with its passages."""
 
     @property
@@ -91,7 +91,7 @@ class Slot:
 
 
 class Spliced:
-    """A layout that copies the source of its file around the slots of the passages."""
+    """A skeleton that copies the source of its file around the slots of the passages."""
 
     def __init__(
         self,
