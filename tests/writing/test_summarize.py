@@ -81,8 +81,9 @@ def test_choice_has_the_wanted_number_of_sentences(story: Prepared) -> None:
     assert len(choose_sentences(story, Length(3, "sentences"))) == 3
     assert len(choose_sentences(story, Length(20, "percent"))) == 2  # of 8, rounded up
     assert len(choose_sentences(story, Length(1, "percent"))) == 1
-    assert choose_sentences(story, Length(100, "percent")) == list(range(8))
-    assert choose_sentences(story, Length(99, "sentences")) == list(range(8))
+    every = list(range(7))  # the eighth repeats the third
+    assert choose_sentences(story, Length(100, "percent")) == every
+    assert choose_sentences(story, Length(99, "sentences")) == every
 
 
 def test_nothing_without_words_or_said_before_is_chosen(story: Prepared) -> None:
@@ -97,7 +98,7 @@ def test_words_are_a_budget(story: Prepared, budget: int) -> None:
     words = [count_words(sentence) for sentence in STORY]
     assert chosen == sorted(chosen)
     assert len(chosen) == 1 or sum(words[i] for i in chosen) <= budget
-    assert budget < 1000 or len(chosen) == 8
+    assert budget < 1000 or len(chosen) == 7
 
 
 def test_own_language_is_quoted(space: Space) -> None:
