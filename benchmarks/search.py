@@ -6,8 +6,8 @@
 `exact` compares lcm's search of float16 vectors with numpy (a matrix product and argpartition) and
 with faiss (IndexFlatIP), both in float32. The programs take turns, so that the load of the machine
 is the same for all, and the best of the rounds counts. Times are processor times divided by the
-number of threads, which depend little on other programs. Each row also gives the prediction: bytes of
-the vectors / measured bandwidth for one query, operations / measured speed of a large matrix
+number of threads, which depend little on other programs. Each row also gives the prediction: bytes
+of the vectors / measured bandwidth for one query, operations / measured speed of a large matrix
 product for many.
 
 `graph` reads real concepts (rows of a .npy file, unit length not required), adds noise to make as
@@ -113,7 +113,7 @@ def _exact_row(vectors: np.ndarray, queries: int, threads: int, rounds: int) -> 
 
 def graphs(options: argparse.Namespace) -> None:
     """Print build time, memory, speed and recall of each graph, each in its own process."""
-    print("| rows | graph | build, processor s | resident MB | file MB | queries/s and thread | recall@10 |")
+    print("| rows | graph | build, CPU s | resident MB | file MB | queries/CPU s | recall@10 |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for rows in options.rows:
         for name in GRAPHS:

@@ -121,7 +121,7 @@ def _coarse(vectors_ND: Vectors, queries_QD: NDArray[np.float32]) -> NDArray[np.
     halves = vectors_ND.dtype == np.float16
     if halves and len(queries_QD) <= _FEW:
         # Half the bytes of float32 through the memory; torch sums in float32, then rounds.
-        vectors = _tensor(vectors_ND)
+        vectors = torch.from_numpy(vectors_ND)
         queries = torch.from_numpy(queries_QD).half()
         scores: NDArray[np.float32]
         scores = torch.stack([vectors @ query for query in queries], dim=1).float().numpy()
@@ -132,7 +132,7 @@ def _coarse(vectors_ND: Vectors, queries_QD: NDArray[np.float32]) -> NDArray[np.
     for start in range(0, len(vectors_ND), _CAST):
         part_ND = vectors_ND[start : start + _CAST]
         if halves:  # torch casts float16 about ten times as fast as numpy
-            cast = room[: len(part_ND)].copy_(_tensor(part_ND))
+            cast = room[: len(part_ND)].copy_(torch.from_numpy(part_ND))
             part_ND = cast.numpy()
         np.matmul(part_ND, queries_DQ, out=coarse_NQ[start : start + len(part_ND)])
     return coarse_NQ
@@ -145,17 +145,6 @@ def _at_least(
     # Several times as fast as np.nonzero on the matrix, where few are true.
     flat = np.flatnonzero((scores_NQ >= bar_Q.astype(np.float32)).ravel())
     return np.divmod(flat, scores_NQ.shape[1])
-
-
-def _tensor(array: Vectors) -> Any:
-    """Return a tensor on the memory of `array`, which may be read-only: nobody writes to it."""
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array)
 
 
 def _exact_scores(
