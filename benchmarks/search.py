@@ -164,29 +164,34 @@ def usearch_graph(dtype: str) -> Callable[..., Any]:
     return build
 
 
-def faiss_graph(vectors: np.ndarray, threads: int) -> Any:
-    """Build faiss's graph over float16 vectors."""
-    import faiss
+def faiss_graph(kind: str) -> Callable[..., Any]:
+    """Return a builder of faiss's graph with vectors of one of its ScalarQuantizer's kinds."""
 
-    faiss.omp_set_num_threads(threads)
-    index = faiss.IndexHNSWSQ(
-        vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, 16, faiss.METRIC_INNER_PRODUCT
-    )
-    index.hnsw.efConstruction = 128
-    index.train(vectors[:1000])
-    index.add(vectors)
+    def build(vectors: np.ndarray, threads: int) -> Any:
+        import faiss
 
-    def search(asked: np.ndarray, width: int) -> Any:
-        index.hnsw.efSearch = width
-        return index.search(asked, 10)[1]
+        faiss.omp_set_num_threads(threads)
+        index = faiss.IndexHNSWSQ(
+            vectors.shape[1], getattr(faiss.ScalarQuantizer, kind), 16, faiss.METRIC_INNER_PRODUCT
+        )
+        index.hnsw.efConstruction = 128
+        index.train(vectors[:100_000])
+        index.add(vectors)
 
-    return search, lambda path: faiss.write_index(index, path)
+        def search(asked: np.ndarray, width: int) -> Any:
+            index.hnsw.efSearch = width
+            return index.search(asked, 10)[1]
+
+        return search, lambda path: faiss.write_index(index, path)
+
+    return build
 
 
 GRAPHS: dict[str, Callable[..., Any]] = {
+    "faiss float16": faiss_graph("QT_fp16"),
+    "faiss int8": faiss_graph("QT_8bit"),
     "usearch float16": usearch_graph("f16"),
     "usearch int8": usearch_graph("i8"),
-    "faiss float16": faiss_graph,
 }
 
 

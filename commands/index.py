@@ -58,7 +58,7 @@ def main(
     folder = Path(output)
     check_place(folder, force=force)
     if approximate:
-        graph.version()  # raises without usearch, before any work
+        graph.require_faiss()  # raises without it, before any work
     problems = Problems()
     try:
         info, documents = read_concepts(input_paths(inputs), on_error=problems)

@@ -33,7 +33,8 @@ class Nearest:
     """
 
     def __init__(self, queries_QD: Vectors, k: int) -> None:
-        self._exact_QD = unit_length(np.asarray(queries_QD, dtype=np.float64))
+        self._exact_QD: NDArray[np.float64]
+        self._exact_QD = unit_length(np.asarray(queries_QD, dtype=np.float64)).astype(np.float64)
         self._fast_QD = self._exact_QD.astype(np.float32)
         self.count = 0  # vectors added
         self._scores_QK = np.full((len(queries_QD), k), -np.inf)

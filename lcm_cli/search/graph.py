@@ -1,6 +1,6 @@
-"""Approximate nearest neighbours in a graph (HNSW, Malkov and Yashunin 2018), with usearch.
+"""Approximate nearest neighbours in a graph (HNSW, Malkov and Yashunin 2018), with faiss.
 
-The graph only proposes candidates; their scores are computed from the float16 vectors.
+The graph only proposes candidates; their scores are computed from the index's own vectors.
 """
 
 from collections.abc import Iterable
@@ -15,75 +15,65 @@ from lcm_cli.progress import Progress
 from lcm_cli.search.exact import Vectors
 
 # Chosen by measurement: the tables in docs/search.md.
-CONNECTIVITY = 16
+LINKS = 16  # of a vector, twice as many in the lowest layer
 WIDTH_BUILDING = 128
 WIDTH_SEARCHING = 128
-CANDIDATES = 4  # times as many as are asked for, then scored exactly
+CANDIDATES = 2  # times as many as are asked for, then scored exactly
 _STEP = 8192
 
 
-def build(blocks: Iterable[Vectors], width: int, path: Path, progress: Progress) -> str:
-    """Write the graph of unit vectors (N, width) float16 to `path`; return usearch's version.
+def build(blocks: Iterable[Vectors], width: int, path: Path, progress: Progress) -> None:
+    """Write the graph of unit vectors (N, width) float16 to `path`.
 
-    `progress` receives the number of vectors added.
+    `progress` receives the number of vectors added. Raises LcmError if faiss is not installed.
     """
-    index = _usearch().index.Index(
-        ndim=width,
-        metric="ip",
-        dtype="f16",
-        connectivity=CONNECTIVITY,
-        expansion_add=WIDTH_BUILDING,
-    )
-    count = 0
+    faiss = require_faiss()
+    kind = faiss.ScalarQuantizer.QT_fp16
+    graph = faiss.IndexHNSWSQ(width, kind, LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = WIDTH_BUILDING
+    graph.is_trained = True  # float16 has nothing to train
     for block in blocks:
         for start in range(0, len(block), _STEP):
-            part = np.ascontiguousarray(block[start : start + _STEP])
-            index.add(np.arange(count, count + len(part)), part)
-            count += len(part)
+            part = block[start : start + _STEP].astype(np.float32)
+            graph.add(part)
             progress(len(part))
-    index.save(str(path))
-    return version()
+    faiss.write_index(graph, str(path))
 
 
-def version() -> str:
-    """Return the version of usearch. Raises LcmError if it is not installed."""
-    return str(_usearch().__version__)
+def require_faiss() -> Any:
+    """Return the module faiss. Raises LcmError if it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise LcmError(
+            "approximate search needs faiss, which is not installed",
+            "pip install 'lcm-cli[index]', or search exactly: --exact",
+        ) from error
+    return faiss
 
 
 class Graph:
     """A graph in a file, mapped into memory."""
 
     def __init__(self, path: Path, rows: int, width: int) -> None:
-        """Raise LcmError without usearch, IntegrityError if the file does not fit the vectors."""
-        library = _usearch()
+        """Raise LcmError without faiss, IntegrityError if the file does not fit the vectors."""
+        faiss = require_faiss()
         try:
-            self._index: Any = library.index.Index.restore(str(path), view=True)
-        except Exception as error:  # usearch raises RuntimeError and others
-            raise _damaged(path, str(error)) from error
-        if self._index is None or (len(self._index), self._index.ndim) != (rows, width):
+            self._graph = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise _damaged(path, str(error).splitlines()[-1]) from error
+        if (self._graph.ntotal, self._graph.d) != (rows, width):
             raise _damaged(path, f"it does not hold {rows} vectors of {width} dimensions")
 
     def candidates(self, queries_QD: Vectors, k: int) -> list[NDArray[np.int64]]:
         """Return the positions of candidates for the `k` nearest vectors of each query."""
-        count = min(CANDIDATES * k, len(self._index))
-        self._index.expansion_search = max(WIDTH_SEARCHING, 2 * count)
-        found = self._index.search(queries_QD.astype(np.float16), count)
-        matches = [found] if len(queries_QD) == 1 else list(found)
-        return [np.asarray(each.keys, dtype=np.int64).reshape(-1) for each in matches]
+        count = min(CANDIDATES * k, self._graph.ntotal)
+        self._graph.hnsw.efSearch = max(WIDTH_SEARCHING, 2 * count)
+        _, places_QC = self._graph.search(np.ascontiguousarray(queries_QD, np.float32), count)
+        return [places_C[places_C >= 0] for places_C in places_QC]
 
 
 def _damaged(path: Path, reason: str) -> IntegrityError:
     return IntegrityError(
         f"{path} is damaged: {reason}", "make the index again, or search without it: --exact"
     )
-
-
-def _usearch() -> Any:
-    try:
-        import usearch.index
-    except ImportError as error:
-        raise LcmError(
-            "approximate search needs usearch, which is not installed",
-            "pip install 'lcm-cli[index]', or search exactly: --exact",
-        ) from error
-    return usearch

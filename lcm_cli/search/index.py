@@ -3,7 +3,7 @@
     manifest.json       the space, the counts, and the size and checksum of every other file
     vectors-00000.f16   unit vectors, row by row, little-endian float16 without a header
     sentences.arrow     Arrow IPC file, a row per vector: document, sentence, lang, text, norm
-    graph.usearch       only in an approximate index
+    graph.faiss         only in an approximate index
 
 The folder is written under another name and renamed once it is complete.
 """
@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 KIND = "index"
 VERSION = 1
 SENTENCES = "sentences.arrow"
-GRAPH = "graph.usearch"
+GRAPH = "graph.faiss"
 DTYPE = np.dtype("<f2")
 SHARD_ROWS = 1 << 20
 _LAYOUT = pa.schema(
@@ -71,7 +71,6 @@ class Manifest:
     shards: list[Part]
     sentences: Part
     graph: Part | None = None
-    graph_library: str = ""
 
 
 def is_index(path: Path) -> bool:
@@ -112,11 +111,11 @@ def write_index(
     """Write the index of `documents`, which all have concepts, and return its manifest.
 
     `start` opens the jobs whose progress is shown, in sentences. Raises UsageError as `check_place`
-    does, LcmError without usearch for an approximate index.
+    does, LcmError without faiss for an approximate index.
     """
     check_place(folder, force=force)
     if approximate:
-        graph.version()
+        graph.require_faiss()
     make_folder(folder.absolute().parent)
     draft = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}."))
     try:
@@ -268,9 +267,8 @@ def _with_graph(folder: Path, manifest: Manifest, progress: Progress) -> Manifes
     shards = (
         _matrix(folder / shard.file, shard.rows, manifest.space.dim) for shard in manifest.shards
     )
-    version = graph.build(shards, manifest.space.dim, folder / GRAPH, progress)
-    part = _part(folder / GRAPH, manifest.rows)
-    return replace(manifest, graph=part, graph_library=f"usearch {version}")
+    graph.build(shards, manifest.space.dim, folder / GRAPH, progress)
+    return replace(manifest, graph=_part(folder / GRAPH, manifest.rows))
 
 
 def _matrix(path: Path, rows: int, width: int) -> Vectors:
@@ -327,22 +325,13 @@ def _damaged(path: Path, reason: str) -> IntegrityError:
 
 
 def _batch(block: list[Document], norms: np.ndarray) -> pa.RecordBatch:
-    counts = [len(_concepts(document)) for document in block]
-    columns = [
-        [document.id for document, count in zip(block, counts, strict=True) for _ in range(count)],
-        [number for count in counts for number in range(1, count + 1)],
-        [
-            document.lang
-            for document, count in zip(block, counts, strict=True)
-            for _ in range(count)
-        ],
-        [
-            text
-            for document, count in zip(block, counts, strict=True)
-            for text in document.sentences or [None] * count
-        ],
-        norms.astype(np.float32),
+    rows = [
+        (document.id, number + 1, document.lang, document.sentences[number : number + 1] or [None])
+        for document in block
+        for number in range(len(_concepts(document)))
     ]
+    ids, numbers, languages, texts = zip(*rows, strict=True)
+    columns = ids, numbers, languages, [text for (text,) in texts], norms.astype(np.float32)
     arrays = [pa.array(c, field.type) for c, field in zip(columns, _LAYOUT, strict=True)]
     return pa.record_batch(arrays, schema=_LAYOUT)
 
