@@ -44,8 +44,8 @@ def search_documents(
     kept: dict[int, tuple[Document, int]] = {}  # of the nearest so far, by position
     for block in blocks(documents):
         first = nearest.count
-        nearest.add(unit_length(np.concatenate([_concepts(d) for d in block], dtype=np.float32)))
-        lengths = np.cumsum([0, *(len(_concepts(document)) for document in block)])
+        nearest.add(unit_length(np.concatenate([concepts_of(d) for d in block], dtype=np.float32)))
+        lengths = np.cumsum([0, *(len(concepts_of(document)) for document in block)])
         old = kept
         kept = {}
         for position in np.unique(nearest.found()[1]).tolist():
@@ -72,7 +72,7 @@ def blocks(documents: Iterable[Document], rows: int = BLOCK) -> Iterator[list[Do
     count = 0
     for document in documents:
         block.append(document)
-        count += len(_concepts(document))
+        count += len(concepts_of(document))
         if count >= rows:
             yield block
             block, count = [], 0
@@ -89,15 +89,16 @@ def merged(results: Sequence[list[list[Hit]]], k: int) -> list[list[Hit]]:
 def _alone(document: Document, at: int) -> Document:
     """Return a document with one sentence only, so that the others can be freed."""
     sentences = document.sentences[at : at + 1]
-    concepts = _concepts(document)[at : at + 1].copy()
+    concepts = concepts_of(document)[at : at + 1].copy()
     return Document(document.id, document.lang, sentences=sentences, concepts=concepts)
 
 
 def _hit(score: float, document: Document, at: int) -> Hit:
     text = document.sentences[0] if document.sentences else ""
-    return Hit(score, document.id, at + 1, document.lang, text, _concepts(document)[0])
+    return Hit(score, document.id, at + 1, document.lang, text, concepts_of(document)[0])
 
 
-def _concepts(document: Document) -> Vectors:
+def concepts_of(document: Document) -> Vectors:
+    """Return the concepts of a document that has them, (S, D)."""
     assert document.concepts is not None
     return document.concepts

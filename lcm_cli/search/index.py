@@ -25,7 +25,7 @@ from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import disk_error, make_folder, not_there, replace_folder, sha256
 from lcm_cli.progress import Progress, StartJob, ignore, no_progress
 from lcm_cli.search import graph
-from lcm_cli.search.corpus import Hit, blocks
+from lcm_cli.search.corpus import Hit, blocks, concepts_of
 from lcm_cli.search.exact import STEP, Nearest, Vectors, rescored
 from lcm_cli.space.similarity import unit_length
 
@@ -149,7 +149,7 @@ class _Writer:
 
     def add(self, block: list[Document]) -> int:
         """Write the sentences of some documents; return how many they are."""
-        concepts = np.concatenate([_concepts(document) for document in block], dtype=np.float32)
+        concepts = np.concatenate([concepts_of(document) for document in block], dtype=np.float32)
         name = next(reversed(self._shards), "")
         if not name or self._shards[name] >= SHARD_ROWS:
             name = f"vectors-{len(self._shards):05d}.f16"
@@ -326,23 +326,17 @@ def _damaged(path: Path, reason: str) -> IntegrityError:
 
 def _batch(block: list[Document], norms: np.ndarray) -> pa.RecordBatch:
     rows = [
-        (document.id, number + 1, document.lang, document.sentences[number : number + 1] or [None])
+        (document.id, number + 1, document.lang, text)
         for document in block
-        for number in range(len(_concepts(document)))
+        for number, text in enumerate(document.sentences or [None] * len(concepts_of(document)))
     ]
-    ids, numbers, languages, texts = zip(*rows, strict=True)
-    columns = ids, numbers, languages, [text for (text,) in texts], norms.astype(np.float32)
+    columns = [*zip(*rows, strict=True), norms.astype(np.float32)]
     arrays = [pa.array(c, field.type) for c, field in zip(columns, _LAYOUT, strict=True)]
     return pa.record_batch(arrays, schema=_LAYOUT)
 
 
 def _part(path: Path, rows: int) -> Part:
     return Part(path.name, rows, path.stat().st_size, sha256(path))
-
-
-def _concepts(document: Document) -> Vectors:
-    assert document.concepts is not None
-    return document.concepts
 
 
 def _umask() -> int:

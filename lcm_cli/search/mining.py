@@ -38,6 +38,8 @@ def mine(
     position. Memory grows with X + Y, not with X * Y. `progress` receives the number of sentences
     compared with the whole other pile, X + Y in all.
     """
+    if not len(x_XD) or not len(y_YD):
+        return []
     firsts = [_firsts(pile) for pile in (x_XD, y_YD)]
     x_XD, y_YD = (
         unit_length(pile[first].astype(np.float32))
