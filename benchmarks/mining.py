@@ -7,9 +7,9 @@
 FR); its pairs of the split "dev" are to be found, each language alone, and then among 2,000
 sentences on either side that belong to other pairs of the split "train". `--flores` has an object
 {"lang", "sentences"} per line (FLORES-200 devtest, CC-BY-SA 4.0). `--stories` has an object {"id",
-""lang", "pages"} per line (African Storybook and Global Storybooks, CC-BY 4.0): the pages of all
-stories in two languages are two shuffled piles. The sides are shuffled with a fixed
-seed. A found pair counts if its texts are a pair of the data.
+"lang", "pages"} per line (African Storybook and Global Storybooks, CC-BY 4.0): the pages of all
+stories in two languages are two shuffled piles. The sides are shuffled with a fixed seed. A found
+pair counts if its texts are a pair of the data.
 
 The alignment drops 15 % of the sentences of FLORES on each side, and joins 10 % with their
 neighbours; a link of several sentences counts once for each pair in it. Markdown tables for

@@ -5,8 +5,9 @@
 
 `exact` compares lcm's search of float16 vectors with numpy (a matrix product and argpartition) and
 with faiss (IndexFlatIP), both in float32. The programs take turns, so that the load of the machine
-is the same for all, and the best of the rounds counts. Times are processor times divided by the
-number of threads, which depend little on other programs. Each row also gives the prediction: bytes
+is the same for all, and the best of the rounds counts. Times are processor times, which depend
+little on other programs, but wall-clock times for several threads, which wait for each other. Each
+row also gives the prediction: bytes
 of the vectors / measured bandwidth for one query, operations / measured speed of a large matrix
 product for many.
 
@@ -16,6 +17,7 @@ Markdown table for docs/search.md.
 """
 
 import argparse
+import functools
 import resource
 import subprocess
 import sys
@@ -96,14 +98,17 @@ def _exact_row(vectors: np.ndarray, queries: int, threads: int, rounds: int) -> 
     }
     best = dict.fromkeys((*ways, "read", "multiply"), np.inf)
     block = _random(1024, vectors.shape[1])
+    seconds = functools.partial(
+        _seconds, clock=time.process_time if threads == 1 else time.perf_counter
+    )
     bits = torch.from_numpy(half.view(np.int32))
     with threadpool_limits(threads):
         for _ in range(rounds):
             for name, way in ways.items():
-                best[name] = min(best[name], _seconds(way) / threads)
+                best[name] = min(best[name], seconds(way))
             # The bandwidth of a sequential read of the stored vectors.
-            best["read"] = min(best["read"], _seconds(bits.max) / threads)
-            product = _seconds(lambda: [block @ asked.T for _ in range(8)]) / threads
+            best["read"] = min(best["read"], seconds(bits.max))
+            product = seconds(lambda: [block @ asked.T for _ in range(8)])
             best["multiply"] = min(best["multiply"], product * len(vectors) / 8192)
     predicted = max(best["read"], best["multiply"] if queries > 1 else 0.0)
     speeds = [len(vectors) / 1e6 / t for t in (predicted, *(best[name] for name in ways))]
@@ -230,10 +235,10 @@ def _random(rows: int, width: int, seed: int = 0) -> np.ndarray:
     return unit_length(rng.standard_normal((rows, width), dtype=np.float32))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.process_time()
+def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    began = clock()
     work()
-    return time.process_time() - began
+    return clock() - began
 
 
 if __name__ == "__main__":

@@ -82,6 +82,8 @@ def main(
 
     with open_result(output, force) as out:
         paths = required(within)
+        if query == "-" and "-" in paths:
+            raise UsageError("- (standard input) is named twice", "it can be read only once")
         located = LocatedSpace(space)
         codes = located.targets(to)
         asked = _Queries(query, located, source, one_per_line)
@@ -129,7 +131,11 @@ class _Queries:
 
         if self._road is None:
             assert self._typed is not None
-            return embed([self._typed], space)
+            (typed,) = embed([self._typed], space)
+            for cut in typed.truncated:
+                what = f"the query has {cut.tokens} tokens"
+                console.warn(f"{what}; only the first {cut.limit} are encoded")
+            return [typed]
         with console.progress("embedding (sentences)") as advance:
             return [each for window in self._road.embedded(space, advance) for each in window]
 

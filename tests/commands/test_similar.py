@@ -130,6 +130,7 @@ def test_the_graph_of_an_index(lcm: Run, corpus: Path, tmp_path: Path) -> None:
         ([""], 2, "the query is empty"),
         ([" \n"], 2, "the query is empty"),
         (["The cat is sleeping.", "-k", "0"], 2, "-k"),
+        (["-", "--in", "-"], 2, "named twice"),
         (["nosuch.txt"], 3, "no such file: nosuch.txt"),
         (["The cat is sleeping.", "--from", "jpn"], 3, "tiny has no Japanese"),
         (["The cat is sleeping.", "--to", "jpn"], 3, "tiny has no Japanese"),
@@ -141,6 +142,12 @@ def test_bad_queries(lcm: Run, corpus: Path, arguments: list[str], code: int, me
     done = lcm("similar", *arguments, "--in", corpus)
     assert (done.code, done.stdout) == (code, "")
     assert message in done.stderr
+
+
+def test_a_query_over_the_token_limit(lcm: Run, corpus: Path) -> None:
+    done = lcm("similar", "The cat is sleeping. " * 60, "--in", corpus, "-k", "1")
+    assert done.code == 0 and len(done.stdout.splitlines()) == 1
+    assert "only the first 128 are encoded" in done.stderr
 
 
 def test_an_empty_file_of_queries(lcm: Run, corpus: Path, tmp_path: Path) -> None:
