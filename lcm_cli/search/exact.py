@@ -13,7 +13,7 @@ from lcm_cli.errors import IntegrityError
 from lcm_cli.space.similarity import unit_length
 
 STEP = 65_536  # vectors scored at a time for few queries, an eighth of it for many
-_CAST = 1024  # vectors in float32 at a time, to stay in the cache
+_CAST = 1 << 18  # numbers in float32 at a time with one thread, to stay in the cache
 _GROUP = 256  # queries scored at a time
 _FEW = 2  # queries up to which products with float16 vectors beat casting them
 # The coarse scores are off by at most the rounding of a query and of a score to float16, 2^-11 each
@@ -129,9 +129,13 @@ def _coarse(vectors_ND: Vectors, queries_QD: NDArray[np.float32]) -> NDArray[np.
         return scores
     coarse_NQ = np.empty((len(vectors_ND), len(queries_QD)), np.float32)
     queries_DQ = np.ascontiguousarray(queries_QD.T)
-    room = torch.empty(min(_CAST, len(vectors_ND)), vectors_ND.shape[1])
-    for start in range(0, len(vectors_ND), _CAST):
-        part_ND = vectors_ND[start : start + _CAST]
+    # Several threads wait for each other at every product: one large product is worth more then.
+    step = len(vectors_ND)
+    if torch.get_num_threads() == 1:
+        step = min(step, max(1, _CAST // vectors_ND.shape[1]))
+    room = torch.empty(step, vectors_ND.shape[1])
+    for start in range(0, len(vectors_ND), step):
+        part_ND = vectors_ND[start : start + step]
         if halves:  # torch casts float16 about ten times as fast as numpy
             cast = room[: len(part_ND)].copy_(torch.from_numpy(part_ND))
             part_ND = cast.numpy()

@@ -17,7 +17,7 @@ from lcm_cli.search.exact import Vectors
 # Chosen by measurement: the tables in docs/search.md.
 LINKS = 16  # of a vector, twice as many in the lowest layer
 WIDTH_BUILDING = 128
-WIDTH_SEARCHING = 128
+WIDTH_SEARCHING = 256
 CANDIDATES = 2  # times as many as are asked for, then scored exactly
 _STEP = 8192
 
