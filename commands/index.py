@@ -43,7 +43,7 @@ def main(
     """Make an index of concepts (from lcm embed), for lcm similar.
 
     The index holds the sentences and their concepts in float16, mapped into memory when it is
-    searched. It appears once it is complete; an interrupted run leaves nothing behind.
+    searched. The folder appears once it is complete.
     """
     from lcm_cli.documents import read_concepts
     from lcm_cli.errors import LcmError
