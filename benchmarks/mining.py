@@ -102,7 +102,7 @@ def _pages(path: str, pivot: str, lang: str) -> Pairs:
         others = stories.get((CODES[pivot], id), [])
         if own == CODES[lang] and len(pages) == len(others):
             pairs += list(zip(others, pages, strict=True))
-    # The encoder reads 128 tokens: pages that are longer are left out.
+    # The encoder reads 256 tokens: pages that are much longer are left out.
     return [(a, b) for a, b in pairs if 0 < len(a) <= 250 and 0 < len(b) <= 250]
 
 

@@ -7,13 +7,12 @@
 with faiss (IndexFlatIP), both in float32. The programs take turns, so that the load of the machine
 is the same for all, and the best of the rounds counts. Times are processor times, which depend
 little on other programs, but wall-clock times for several threads, which wait for each other. Each
-row also gives the prediction: bytes
-of the vectors / measured bandwidth for one query, operations / measured speed of a large matrix
-product for many.
+row also gives the prediction: bytes of the vectors / measured bandwidth for one query, operations /
+measured speed of a matrix product for many.
 
 `graph` reads real concepts (rows of a .npy file, unit length not required), adds noise to make as
-many vectors as asked for, and compares usearch and faiss (pip install faiss-cpu). The result is a
-Markdown table for docs/search.md.
+many vectors as asked for, and compares faiss and usearch (pip install faiss-cpu usearch). The
+result is a Markdown table for docs/search.md.
 """
 
 import argparse

@@ -147,7 +147,7 @@ def test_bad_queries(lcm: Run, corpus: Path, arguments: list[str], code: int, me
 def test_a_query_over_the_token_limit(lcm: Run, corpus: Path) -> None:
     done = lcm("similar", "The cat is sleeping. " * 60, "--in", corpus, "-k", "1")
     assert done.code == 0 and len(done.stdout.splitlines()) == 1
-    assert "only the first 128 are encoded" in done.stderr
+    assert "only the first 256 are encoded" in done.stderr
 
 
 def test_an_empty_file_of_queries(lcm: Run, corpus: Path, tmp_path: Path) -> None:
