@@ -25,7 +25,7 @@ from itertools import pairwise
 import numpy as np
 
 from lcm_cli.search.alignment import Side, align
-from lcm_cli.search.mining import mine
+from lcm_cli.search.mining import THRESHOLD, mine
 from lcm_cli.space import Space, load_space
 
 PIVOT = "eng_Latn"
@@ -146,7 +146,7 @@ def _scores(hits: int, found: int, wanted: int) -> tuple[float, float, float]:
 
 
 def _print_best(name: str, pairs: Pairs, extra: Pairs, curve: np.ndarray) -> None:
-    default = THRESHOLDS.index(1.18)
+    default = THRESHOLDS.index(THRESHOLD)
     best = int(curve[:, 0].argmax())
     cells = [f"{100 * value:.1f}" for value in (*curve[default], curve[best, 0])]
     sizes = f"{len(set(pairs))} | {len(extra)}"
