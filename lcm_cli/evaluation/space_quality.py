@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lcm_cli.evaluation.metrics import chrf
+from lcm_cli.search.margin import NEIGHBOURS, ratio_margin
 from lcm_cli.space import DecodeOptions, Space
+from lcm_cli.space.similarity import cosines
 
 Line = Mapping[str, str]  # a sentence and its translations, by language code
 
@@ -93,20 +95,17 @@ def _measure_pair(
     quality.xsim[f"{left}-{right}"] = xsim(concepts[left], concepts[right])
 
 
-def xsim(left_SD: np.ndarray, right_SD: np.ndarray, neighbours: int = 4) -> float:
+def xsim(left_SD: np.ndarray, right_SD: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
     """Return the percentage of sentences nearest to their translation, averaged over directions.
 
-    Row n of the one matrix translates row n of the other. Nearness is the ratio margin of Artetxe
-    and Schwenk (2019), with NN_k the k = `neighbours` nearest neighbours in the other language:
-
-        margin(x, y) = cos(x, y) / (mean of cos(x, NN_k(x)) / 2 + mean of cos(y, NN_k(y)) / 2)
+    Row n of one matrix translates row n of the other. Nearness is the ratio margin with this number
+    of neighbours (see lcm_cli.search.margin).
     """
-    a_SD, b_SD = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left_SD, right_SD))
-    cosine_SS = a_SD @ b_SD.T
+    cosine_SS = cosines(left_SD, right_SD)
     k = min(neighbours, len(cosine_SS))
     near_a_S = np.sort(cosine_SS, axis=1)[:, -k:].mean(axis=1)
     near_b_S = np.sort(cosine_SS, axis=0)[-k:].mean(axis=0)
-    margin_SS = cosine_SS / ((near_a_S[:, None] + near_b_S[None, :]) / 2)
+    margin_SS = ratio_margin(cosine_SS, near_a_S[:, None], near_b_S[None, :])
     own_S = np.arange(len(margin_SS))
     forward, backward = margin_SS.argmax(axis=1) == own_S, margin_SS.argmax(axis=0) == own_S
     return 50.0 * float(forward.mean() + backward.mean())

@@ -1,0 +1,1 @@
+"""Search and mining in concept space: nearest sentences, indexes, translations in two texts."""
