@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lcm_cli import console
+from lcm_cli.documents import Document
 from lcm_cli.errors import UsageError
 
 from . import _options as options
@@ -100,7 +101,8 @@ def main(
             if json:
                 out.emit(_record(sentence, lang, hits, texts, loaded))
             else:
-                _show(out, sentence, hits, texts, codes, several)
+                asked_for = Document(sentence, lang, origin=sentence)
+                _show(out, asked_for, hits, texts, codes, several)
     asked.finish()
     corpora.problems.finish()
 
@@ -109,7 +111,6 @@ class _Queries:
     """The sentences to search for: those of a file, or the argument itself."""
 
     def __init__(self, query: str, located: Any, source: str, one_per_line: bool) -> None:
-        from lcm_cli.documents import Document
         from lcm_cli.pipeline import prepare_documents
 
         from ._road import Road
@@ -199,7 +200,7 @@ def _limit(hit: "Hit", space: "Space") -> int:
 
 def _show(
     out: "Result",
-    sentence: str,
+    query: Document,
     hits: "list[Hit]",
     texts: "dict[int, dict[str, str]]",
     codes: Sequence[str],
@@ -210,7 +211,7 @@ def _show(
         shown = [texts[id(hit)][code] for code in codes] or [hit.text]
         cells = [f"{hit.score:.3f}", hit.document, str(hit.number), hit.lang, *shown]
         lines.append("\t".join(" ".join(cell.split()) for cell in cells))
-    out.document(sentence, {"": lines}, several)
+    out.document(query, {query.lang: lines}, several)
 
 
 def _record(
