@@ -8,7 +8,7 @@ Shapes: S sentences, D concept dim.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, groupby
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -264,19 +264,12 @@ def prose(
 ) -> str:
     """Return sentences as running text, or one per line; a blank line separates paragraphs.
 
-    `paragraphs` holds the paragraph number of each sentence; without it there is one paragraph. A
-    heading, which has no full stop, ends its line.
+    `paragraphs` holds the paragraph number of each sentence; without it there is one paragraph.
     """
     between = "\n" if one_per_line else gap(lang)
     numbered = zip(paragraphs or [0] * len(sentences), sentences, strict=True)
     parts = groupby(numbered, key=lambda pair: pair[0])
-    return "\n\n".join(_line(between, [sentence for _, sentence in part]) for _, part in parts)
-
-
-def _line(between: str, sentences: Sequence[str]) -> str:
-    """Join sentences, with a line break after those that end in a letter or a digit."""
-    ends = ("\n" if between == " " and text[-1:].isalnum() else between for text in sentences)
-    return "".join(chain.from_iterable(zip(sentences, ends, strict=True))).removesuffix(between)
+    return "\n\n".join(between.join(sentence for _, sentence in part) for _, part in parts)
 
 
 def _language(document: Document, languages: Sequence[str], where: str, source: str) -> str:

@@ -5,7 +5,7 @@ Shapes: N sentences, D concept dim.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from lcm_cli.pipeline import Prepared, prose
 from lcm_cli.progress import Progress
 from lcm_cli.space.similarity import cosines
+from lcm_cli.text.languages import gap
 from lcm_cli.text.length import Length
 from lcm_cli.writing.refusal import Refusal
 
@@ -87,7 +88,14 @@ class Answer:
     def texts(self) -> dict[str, str]:
         """The whole text by language code."""
         codes = self.sentences[0].texts if self.sentences else ()
-        return {code: prose([s.texts[code] for s in self.sentences], code) for code in codes}
+        return {code: _text([each.texts[code] for each in self.sentences], code) for code in codes}
+
+
+def _text(sentences: Sequence[str], code: str) -> str:
+    """Return sentences as running text, in which a heading has its own line."""
+    headings = [text[-1:].isalnum() and gap(code) == " " for text in sentences]
+    lines = accumulate(headings[:-1], initial=0)
+    return prose(sentences, code, list(lines)).replace("\n\n", "\n")
 
 
 def with_fallbacks(answers: Sequence[Answer], quoted: Sequence[Answer]) -> list[Answer]:
