@@ -19,7 +19,7 @@ from lcm_cli.errors import UsageError
 # Options, by their long names, that the top level of the config file may set.
 SHARED = (
     *("space", "model", "device", "precision", "batch-tokens", "from", "to", "one-per-line"),
-    *("seed", "quiet", "verbose", "offline"),
+    *("format", "column", "split", "output-template", "seed", "quiet", "verbose", "offline"),
 )
 _CHECKPOINTS = ("space", "model", "models")  # parameters that name checkpoints
 CONFIG = "lcm.config"  # key of the path of the config file in a context

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
@@ -169,6 +169,10 @@ class FolderResult(Result):
         return path
 
 
+class _NothingWritten(Exception):
+    """Discards an output file."""
+
+
 def file_stem(document: Document) -> str:
     """Return the name of a document's files, with the folders below the one that was read."""
     name = document.id
@@ -226,12 +230,18 @@ def open_result(
     if output is None or output == "-":
         yield Result(as_json=as_json)
         return
-    with atomic_path(Path(output), force=force) as temporary, temporary.open("wb") as file:
+    with (
+        suppress(_NothingWritten),
+        atomic_path(Path(output), force=force) as temporary,
+        temporary.open("wb") as file,
+    ):
 
         def write(data: bytes) -> None:
             file.write(data)
 
         yield Result(write, output, as_json)
+        if not file.tell():
+            raise _NothingWritten  # every document failed: leave no empty file
 
 
 class Pipe(io.RawIOBase):

@@ -105,12 +105,18 @@ def record(
             _sentence(n, text, {code: said[n] for code, said in translation.sentences.items()})
             for n, text in enumerate(each.document.sentences)
         ],
-        "translations": {
-            code: translation.text(code, one_per_line) for code in translation.sentences
-        },
+        "translations": _whole(each, translation, one_per_line),
         "truncated": truncations(each),
         **provenance(space),
     }
+
+
+def _whole(each: "Prepared", translation: Translation, one_per_line: bool) -> dict[str, str]:
+    """Return the document by language code: in its format, unless that is binary."""
+    if not output_kind(each).is_text:
+        return {code: translation.text(code, one_per_line) for code in translation.sentences}
+    files = rendered(each, translation, one_per_line)
+    return {code: data.decode("utf-8-sig").removesuffix("\n") for code, data in files.items()}
 
 
 def _sentence(n: int, text: str, said: dict[str, Rendering]) -> dict[str, Any]:

@@ -33,7 +33,10 @@ def read_header(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Any]]:
     header = file.read(size) if size <= HEADER_LIMIT else b""
     if len(header) < size:
         raise damaged(name, "its header is incomplete")
-    entries = json_value(header, f"the header of {name}", _HINT)
+    try:
+        entries = json_value(header, "its header")
+    except IntegrityError as error:
+        raise damaged(name, error.message) from error
     if not isinstance(entries, dict):
         raise damaged(name, "its header is not an object")
     for key, entry in entries.items():

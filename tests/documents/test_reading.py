@@ -192,9 +192,10 @@ def test_foreign_files_in_a_folder_are_listed_together(tmp_path):
 @pytest.mark.parametrize(
     ("data", "what", "hint"),
     [
-        (b"%PDF-1.7", "a PDF", "pdftotext"),
+        (b"%PDF-1.7", "cannot be read as PDF", "copy it again"),
+        (b"{\\rtf1 a}", "an RTF document", ".docx"),
         (b"\x1f\x8b\x08\x00", "gzip", "gunzip"),
-        (b"PK\x03\x04abc", "office", ".txt"),
+        (b"PK\x03\x04abc", "office", ".docx"),
         (b"\x00\x01\x02\x03" * 30, "binary", ""),
     ],
 )

@@ -118,7 +118,7 @@ def test_missing_damaged_and_foreign_files(tmp_path):
         read(tmp_path / "missing.jsonl")
     text = tmp_path / "a.txt"
     text.write_text("One. Two.")
-    with pytest.raises(UsageError, match="not JSON Lines"):
+    with pytest.raises(UsageError, match="not a table"):
         read(text)
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(IntegrityError, match="damaged"):

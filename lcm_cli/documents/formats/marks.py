@@ -171,19 +171,23 @@ def _found(mark: Mark, sentence: _Sentence, text: str) -> int:
     share = (mark.start - sentence.start) / max(1, sentence.end - sentence.start)
     # The places may overlap.
     found = re.finditer(f"(?=({_pattern(words, text, mark)}))", sentence.text)
-    starts = [each.start() for each in found if _is_free(*each.span(1), sentence.spans)]
+    starts = [each.start() for each in found if _is_free(mark, *each.span(1), sentence.spans)]
     expected = share * len(sentence.text)
     return min(starts, key=lambda start: abs(start - expected), default=-1)
 
 
-def _is_free(start: int, end: int, spans: Sequence[_Span]) -> bool:
-    """Return whether a mark at [start, end) would lie beside or inside each of the spans."""
+def _is_free(mark: Mark, start: int, end: int, spans: Sequence[_Span]) -> bool:
+    """Return whether a mark at [start, end) lies beside each span, or inside as in the source."""
     return all(
         end <= span.start
         or span.end <= start
-        or (span.start <= start and end <= span.end and not span.mark.verbatim)
+        or (span.start <= start and end <= span.end and _is_inside(mark, span.mark))
         for span in spans
     )
+
+
+def _is_inside(mark: Mark, other: Mark) -> bool:
+    return not other.verbatim and other.start <= mark.start and mark.end <= other.end
 
 
 def _insert(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
