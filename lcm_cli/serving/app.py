@@ -5,16 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lcm_cli.serving import embeddings, translation, writing
 from lcm_cli.serving.batching import Deadline, OutOfTimeError
-from lcm_cli.serving.gate import Gate, GateMiddleware, error_response, report
+from lcm_cli.serving.gate import Gate, GateMiddleware, report
 from lcm_cli.serving.metrics import CONTENT_TYPE
 from lcm_cli.serving.requests import Fields, RefusedError, read_fields
 from lcm_cli.serving.service import Service, too_slow
@@ -43,22 +40,27 @@ FILES = {
 
 def build_app(gate: Gate) -> ASGIApp:
     """Return the ASGI application of a server."""
-    routes = [Route(path, _posted(gate, path, handler), methods=["POST"])
-              for path, handler in POSTED.items()]  # fmt: skip
-    routes += [Route(path, _file(*file)) for path, file in FILES.items()]
-    routes += [
-        Route("/v1/models", _models(gate)),
-        Route("/languages", _languages(gate)),
-        Route("/health", _health(gate)),
-        Route("/metrics", _metrics(gate)),
-    ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
-    app.router.redirect_slashes = False
-    return GateMiddleware(app, gate, {route.path for route in routes})
+    posted = {path: _posted(gate, path, handler) for path, handler in POSTED.items()}
+    shown = {path: _file(*file) for path, file in FILES.items()} | {
+        "/v1/models": _models(gate),
+        "/languages": _languages(gate),
+        "/health": _health(gate),
+        "/metrics": _metrics(gate),
+    }
+    routes = {path: (("POST",), endpoint) for path, endpoint in posted.items()}
+    routes |= {path: (("GET", "HEAD"), endpoint) for path, endpoint in shown.items()}
 
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in routes:
+            raise RefusedError(404, "there is no such path")
+        methods, endpoint = routes[scope["path"]]
+        if scope["method"] not in methods:
+            allowed = ", ".join(methods)
+            raise RefusedError(405, f"this path takes {allowed}", {"Allow": allowed})
+        response = await endpoint(Request(scope, receive))
+        await response(scope, receive, send)
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, error)
+    return GateMiddleware(app, gate, routes)
 
 
 def _posted(gate: Gate, path: str, handler: Handler) -> Endpoint:

@@ -15,13 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lcm_cli import console
 from lcm_cli.errors import LcmError
+from lcm_cli.serving.batching import StoppedError
 from lcm_cli.serving.metrics import Metrics
 from lcm_cli.serving.requests import RefusedError
 from lcm_cli.serving.service import RETRY_AFTER, Service
@@ -150,9 +150,8 @@ def error_response(path: str, error: Exception) -> Response:
     """Return the answer to a request that failed, in the form that clients of `path` expect."""
     if isinstance(error, RefusedError):
         return _error(path, error.status, error.message, error.headers)
-    if isinstance(error, HTTPException):
-        message = error.detail.lower() if error.status_code != 404 else "there is no such path"
-        return _error(path, error.status_code, message, error.headers or {})
+    if isinstance(error, StoppedError):
+        return error_response(path, unavailable("the server is stopping"))
     return _error(path, 500, f"internal error {report(error)}", {})
 
 

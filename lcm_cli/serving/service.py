@@ -67,7 +67,7 @@ class Service:
         codes = {code: short_code(code, self.space.languages) for code in self.space.languages}
         targets = sorted(codes.values())
         listed = [
-            {"code": short, "name": language(code).name, "targets": targets}
+            {"code": short, "name": language(code).name, "targets": targets, "id": code}
             for code, short in codes.items()
         ]
         return sorted(listed, key=lambda one: str(one["name"]))
