@@ -50,7 +50,7 @@ def embeddings(service: Service, fields: Fields) -> dict[str, Any]:
 
 def _inputs(fields: Fields) -> list[str]:
     given = fields.get("input")
-    first = given[0] if isinstance(given, list) and given else given
+    first = next(iter(given), None) if isinstance(given, list) else given
     if isinstance(first, int | list):
         raise RefusedError(400, "'input' must be text; this server does not take token ids")
     texts = fields.texts("input")

@@ -6,6 +6,7 @@ the log and the metrics. Neither bodies nor queries of requests are logged.
 
 import asyncio
 import hmac
+import os
 import secrets
 import time
 import traceback
@@ -52,7 +53,7 @@ class Gate:
         self.active = 0
         self.metrics = metrics or Metrics()
         self.metrics.active = lambda: self.active
-        self._key = None if key is None else _digest(key)
+        self._key = None if key is None else sha256(os.fsencode(key)).digest()
         # On loopback, any other name is a web page's attempt to reach the server through its DNS.
         self._hosts = {*LOOPBACK, host} if host in LOOPBACK else None
 
@@ -69,10 +70,12 @@ class Gate:
         """Refuse a request without the API key, in its header or `given` in its body (401)."""
         if self._key is None:
             return
+        named = None if given is None else given.encode()
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            given = token.strip()
-        if given is None or not hmac.compare_digest(_digest(given), self._key):
+            named = token.strip().encode("latin-1")  # the bytes that were sent
+        # Digests have one length: comparing them takes equally long for every wrong key.
+        if named is None or not hmac.compare_digest(sha256(named).digest(), self._key):
             headers = {"WWW-Authenticate": "Bearer"}
             raise RefusedError(401, "the API key is missing or wrong", headers)
 
@@ -174,10 +177,6 @@ def _error(path: str, status: int, message: str, headers: Mapping[str, str]) -> 
         code = {401: "invalid_api_key", 404: "model_not_found"}.get(status)
         content = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     return JSONResponse(content, status, dict(headers))
-
-
-def _digest(key: str) -> bytes:
-    return sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _shown(path: str) -> str:

@@ -21,6 +21,7 @@ from lcm_cli.serving.service import Service
 # After the signal to stop, connections that the system has already accepted are answered (503).
 LINGER = 0.5  # seconds
 CONNECTIONS = 2048
+KEEP_ALIVE = 65  # seconds; longer than clients and proxies keep an idle connection
 
 
 def serve(host: str, port: int, key: str | None, load: Callable[[Gate], Service]) -> None:
@@ -52,7 +53,7 @@ class Runner:
         config = uvicorn.Config(
             build_app(gate), lifespan="off", ws="none", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=5, timeout_keep_alive=KEEP_ALIVE,
         )  # fmt: skip
         self.server = _Server(config, gate)
 

@@ -101,7 +101,8 @@ def decode(service: Service, fields: Fields) -> dict[str, Any]:
 def _concepts(service: Service, fields: Fields) -> np.ndarray:
     dim = service.space.dim
     try:
-        concepts_SD = np.array(fields.get("concepts"), dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite
+            concepts_SD = np.array(fields.get("concepts"), dtype=np.float32)
     except (ValueError, TypeError, OverflowError) as error:
         raise RefusedError(400, "'concepts' must be a list of lists of numbers") from error
     if concepts_SD.ndim != 2 or not len(concepts_SD):

@@ -139,7 +139,7 @@ def test_the_api_key(serve):
         assert client.post("/translate", data=CAT | {"api_key": "päss"}).status_code == 200
         assert client.post("/translate", json=CAT | {"api_key": "x"}).status_code == 401
         libre = pytest.importorskip("libretranslatepy").LibreTranslateAPI(server.url, "päss")
-        assert libre.translate("The cat sleeps.", "en", "de") == "Die Katze schläft."
+        assert libre.translate("It is cold.", "en", "de") == "Es ist kalt."
         assert libre.languages()
 
 
@@ -171,8 +171,10 @@ def test_unexpected_errors_tell_nothing_but_an_id(serve, capsys, monkeypatch):
     console.configure()
     with serve() as server, httpx.Client(base_url=server.url, timeout=60) as client:
         # A damaged file, as it might be found while a request is answered.
+        path = "/".join(["", "secret", "encoder.safetensors"])
+
         def broken(self, jobs):
-            raise OSError(5, "damaged", "/secret/folder/encoder.safetensors")
+            raise OSError(5, "damaged", path)
 
         with monkeypatch.context() as patch:
             patch.setattr(SharedSpace, "_encoded", broken)
