@@ -47,6 +47,7 @@ def build_app(gate: Gate) -> ASGIApp:
         "/health": _health(gate),
         "/metrics": _metrics(gate),
     }
+    routes: dict[str, tuple[tuple[str, ...], Endpoint]]
     routes = {path: (("POST",), endpoint) for path, endpoint in posted.items()}
     routes |= {path: (("GET", "HEAD"), endpoint) for path, endpoint in shown.items()}
 

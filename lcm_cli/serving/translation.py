@@ -153,6 +153,7 @@ def _document(service: Service, fields: Fields, source: str, code: str) -> dict[
         emit("document", about)
         for part in _parts(prepared):
             emit("sentences", {"sentences": _sentences(service, part, code)})
+        emit("done", {})
 
     if fields.flag("stream"):
         return Stream(run)

@@ -144,8 +144,8 @@ def test_documents_are_translated_by_sentence(client):
     }
     streamed = client.post("/translate", json=body | {"stream": True})
     assert streamed.headers["content-type"].startswith("text/event-stream")
-    (first, about), *rest = events(streamed)
-    assert first == "document" and about["total"] == 15
+    (first, about), *rest, last = events(streamed)
+    assert first == "document" and about["total"] == 15 and last == ("done", {})
     texts = [one["text"] for _, data in rest for one in data["sentences"]]
     assert texts == [one["text"] for one in whole["sentences"]]
 
