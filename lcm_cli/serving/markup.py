@@ -5,8 +5,9 @@ around all of it are kept; those around some of its words are dropped, since a t
 concepts does not show which words they belong to.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
 
 _INLINE = (
@@ -16,6 +17,9 @@ _INLINE = (
 _VOID = "area base br col embed hr img input link meta source track wbr"
 _UNTRANSLATED = "code math pre script style svg textarea"
 INLINE, VOID, UNTRANSLATED = (frozenset(names.split()) for names in (_INLINE, _VOID, _UNTRANSLATED))
+
+
+DEEPEST = 10  # inline tags around all of a text, at most; any others are dropped
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,7 @@ class Page:
     """A piece of HTML: `texts` are to be translated, `filled` returns it with translations."""
 
     def __init__(self, html: str) -> None:
-        tokens = _Tokens()
-        tokens.feed(html)
-        tokens.close()
+        tokens = _Tokens(html)
         self.texts: list[str] = []
         self._parts: list[str | int] = []  # HTML, or the index of a text
         run: list[_Token] = []
@@ -70,16 +72,35 @@ class Page:
 
 
 class _Tokens(HTMLParser):
-    def __init__(self) -> None:
+    """The tokens of a piece of HTML, found in a time that is linear in its length."""
+
+    def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
         self.found: list[_Token] = []
         self._kept: list[str] = []  # open elements whose text is not translated
+        self._counts: Counter[str] = Counter()  # of their names
+        # The parser looks for the end of every tag and comment up to the end of the text, again
+        # and again if there is none. What is not closed is text.
+        end = html.rfind(">") + 1
+        closed = max(0, html.rfind("-->", 0, end))
+        self.feed(html[:closed] + html[closed:end].replace("<!--", "&lt;!--"))
+        self.close()
+        if end < len(html):
+            self._add("text", unescape(html[end:]))
+
+    def parse_html_declaration(self, i: int) -> int:
+        if self.rawdata.startswith("<!--", i):
+            return super().parse_html_declaration(i)
+        # The parser's own version fails for an unknown keyword.
+        end = self.rawdata.find(">", i) + 1
+        self._add("other", self.rawdata[i:end])
+        return end or -1
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self._kept and tag not in VOID:
+        kept = self._kept or tag in UNTRANSLATED or ("translate", "no") in attrs
+        if kept and tag not in VOID:
             self._kept.append(tag)
-        elif tag in UNTRANSLATED or ("translate", "no") in attrs:
-            self._kept += [tag] if tag not in VOID else []
+            self._counts[tag] += 1
         self._add("open", self.get_starttag_text() or "", tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -87,9 +108,11 @@ class _Tokens(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._add("close", f"</{tag}>", tag)
-        if tag in self._kept:
-            while self._kept.pop() != tag:
-                pass
+        while self._counts[tag]:
+            closed = self._kept.pop()
+            self._counts[closed] -= 1
+            if closed == tag:
+                break
 
     def handle_data(self, data: str) -> None:
         if self._kept and self._kept[-1] in ("script", "style"):
@@ -100,14 +123,8 @@ class _Tokens(HTMLParser):
     def handle_comment(self, data: str) -> None:
         self._add("other", f"<!--{data}-->")
 
-    def handle_decl(self, decl: str) -> None:
-        self._add("other", f"<!{decl}>")
-
     def handle_pi(self, data: str) -> None:
         self._add("other", f"<?{data}>")
-
-    def unknown_decl(self, data: str) -> None:
-        self._add("other", f"<![{data}]>")
 
     def _add(self, kind: str, content: str, name: str = "") -> None:
         self.found.append(_Token(kind, content, name, not self._kept))
@@ -118,7 +135,7 @@ def _around(run: list[_Token]) -> tuple[list[str], list[str]]:
     run = [token for token in run if token.kind != "text" or token.content.strip()]
     before: list[str] = []
     after: list[str] = []
-    while run and run[0].kind == "open" and _closes(run) == len(run) - 1:
+    while len(after) < DEEPEST and run and run[0].kind == "open" and _closes(run) == len(run) - 1:
         before.append(run[0].content)
         after.insert(0, run[-1].content)
         run = run[1:-1]

@@ -79,6 +79,13 @@ def test_invalid_calls(lcm, call, code, message):
     assert result.code == code and message in result.stderr and result.stdout == ""
 
 
+def test_the_extra_is_named(lcm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "lcm_cli.serving.server", raising=False)
+    result = lcm("serve")
+    assert result.code == 2 and "pip install 'lcm-cli[serve]'" in result.stderr
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server(lcm, tmp_path, random_space):
     broken = tmp_path / "space"
     broken.mkdir()

@@ -1,5 +1,7 @@
 """HTML keeps its tags, and only its text is translated."""
 
+import time
+
 import pytest
 
 from lcm_cli.serving.markup import Page
@@ -26,6 +28,10 @@ def upper(html: str) -> str:
         ("<!doctype html><!-- one --><p>two", "<!doctype html><!-- one --><p>TWO"),
         (" \n<p>\n one\n two </p>\n", " \n<p>\n ONE TWO </p>\n"),
         ("<p>one</b></p>", "<p>ONE</p>"),
+        ("<!--[if mso]><p>x</p><![endif]-->one", "<!--[if mso]><p>x</p><![endif]-->ONE"),
+        ("<![weird[x]>one<!-- two", "<![weird[x]>ONE&lt;!-- TWO"),
+        ("<p>1 < 2 &amp; <b", "<p>1 &lt; 2 &amp; &lt;B"),
+        ("<code translate=no>a</b>b</code>c", "<code translate=no>a</b>b</code>C"),
         ("", ""),
     ],
 )
@@ -36,3 +42,18 @@ def test_tags_are_kept(html, expected):
 def test_a_translation_cannot_add_tags():
     page = Page("<p>one</p>")
     assert page.filled(["<script>"]) == "<p>&lt;script&gt;</p>"
+
+
+@pytest.mark.parametrize("piece", ["<!--", "<b", "<p ", "&", "<pre>", "<![x", "</b>", "<script>"])
+@pytest.mark.parametrize("end", ["", ">", "</pre>"])
+def test_the_time_is_linear(piece, end):
+    start = time.process_time()
+    Page("x" + piece * 20_000 + end)
+    assert time.process_time() - start < 10
+
+
+def test_deep_nesting_takes_no_longer():
+    start = time.process_time()
+    page = Page("<b>" * 20_000 + "one" + "</b>" * 20_000)
+    assert page.filled(["two"]) == "<b>" * 10 + "two" + "</b>" * 10
+    assert time.process_time() - start < 10

@@ -286,7 +286,13 @@ $("text").onkeydown = event => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 };
 $("file").onchange = () => { open($("file").files[0]); $("file").value = ""; };
-$("example").onclick = () => { $("text").value = EXAMPLE; count(); $("text").focus(); };
+$("example").onclick = () => {
+  $("text").value = EXAMPLE;
+  count();
+  $("text").focus();
+  $("text").setSelectionRange(0, 0);
+  $("text").scrollTop = 0;
+};
 $("copy").onclick = copy;
 const over = on => event => {
   event.preventDefault();
