@@ -126,7 +126,7 @@ class GateMiddleware:
             else:  # the answer has begun: only the log can tell
                 report(error)
         except asyncio.CancelledError:
-            status = status or 503
+            status = status or 500  # as uvicorn answers
             raise
         finally:
             gate.active -= 1

@@ -157,7 +157,10 @@ def load_service(
     """
     shared = SharedSpace(space, metrics)
     shared.warm_up()
-    return Service(shared, _load_model(wanted, shared), limits)
+    service = Service(shared, _load_model(wanted, shared), limits)
+    # Loads the language identifier, which the first requests would otherwise load all at once.
+    service.prepare("It is cold. The cat sleeps.")
+    return service
 
 
 def _load_model(wanted: str, space: SharedSpace) -> LoadedModel | None:
