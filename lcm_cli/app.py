@@ -36,6 +36,7 @@ COMMANDS = (  # in the order of the help, which lists groups last
     "distill",
     "evaluate",
     "plot",
+    "serve",
     "languages",
     "pull",
     "doctor",
