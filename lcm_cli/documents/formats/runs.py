@@ -11,6 +11,7 @@ from typing import Literal
 from lcm_cli.documents.formats.skeleton import Mark, Passage, Slot, Write
 
 WORDS = re.compile(r"\w")
+MOST_MARKS = 500  # of a passage; placing more takes too long, and only generated pages have them
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 
 
@@ -36,7 +37,7 @@ class Token:
 def passage_in(
     run: Sequence[Token], source: str, write: Write, keep_lines: bool = False
 ) -> tuple[Passage, Slot] | None:
-    """Return the passage in a run and its slot, None without words.
+    """Return the passage in a run and its slot, None without words or with far too much markup.
 
     Markup at the ends of a run, and around all of it, stays outside. White space collapses to a
     space, or with `keep_lines` to a line break if it has one.
@@ -67,6 +68,8 @@ def passage_in(
             marks.append(_mark(run[opener], token, starts[opener], length, source))
         else:
             marks.append(Mark(length, length, source[token.start : token.end], "", kept=True))
+    if len(marks) > MOST_MARKS:
+        return None
     text = "".join(parts).rstrip()
     room = len(text)
     marks = [replace(m, start=min(m.start, room), end=min(m.end, room)) for m in marks]
