@@ -28,7 +28,7 @@ POSTED: dict[str, Handler] = {
     "/decode": writing.decode,
     "/generate": writing.generate,
 }
-KEY_IN_BODY = ("/translate", "/detect")  # as LibreTranslate's clients send it
+KEY_IN_BODY = ("/translate", "/detect")  # where LibreTranslate's clients send it
 FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/static/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -108,7 +108,7 @@ def _streamed(service: Service, deadline: Deadline, stream: Stream) -> Response:
         except Exception as error:
             yield event("error", {"error": f"internal error {report(error)}"})
         finally:
-            deadline.cancel()  # also if the client is gone
+            deadline.cancel()  # also if the client has disconnected
 
     return StreamingResponse(body(), media_type="text/event-stream")
 
