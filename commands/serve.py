@@ -1,5 +1,6 @@
 """lcm serve: an HTTP API and a web page, with a space and a model that stay loaded."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +41,15 @@ def main(
     ] = None,
     space: options.Space = None,
     model: options.Model = "auto",
+    index: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--index",
+            metavar="INDEX",
+            help="Index that /similar searches, from lcm index; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
@@ -50,6 +60,7 @@ def main(
     and of LibreTranslate work unchanged; docs/serve.md describes all endpoints.
     """
     from lcm_cli.hub.locate import locate_model
+    from lcm_cli.search.index import Index
 
     from ._space import LocatedSpace
 
@@ -65,10 +76,12 @@ def main(
             raise
         raise UsageError(f"lcm serve needs {error.name}", "pip install 'lcm-cli[serve]'") from error
 
+    indexes = [Index(folder) for folder in index or ()]
+
     def load(gate: "Gate") -> "Service":
         from lcm_cli.serving.service import load_service
 
         loaded = located.load(device, precision, batch_tokens)
-        return load_service(loaded, model, metrics=gate.metrics)
+        return load_service(loaded, model, metrics=gate.metrics, indexes=indexes)
 
     serve(host, port, api_key, load)

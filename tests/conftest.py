@@ -19,11 +19,17 @@ from unittest import mock
 
 import pytest
 from hub_server import HubServer
+from hypothesis import settings
 from processes import ForkServer
 
 # Workers of pytest-xdist share the cores: one thread each, also for their child processes.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples in every run, so that a change fails by its own fault;
+# HYPOTHESIS_PROFILE=default draws new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -322,6 +322,7 @@ def test_large_matrices_are_sampled():
     assert digest({"m": weight * 1.001}) != digest({"m": weight})
 
 
+@pytest.mark.slow
 def test_a_space_is_loaded_without_sympy() -> None:
     code = "import sys, lcm_cli; lcm_cli.load_space('tiny').encoder; print('sympy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lcm_cli.serving import embeddings, translation, writing
+from lcm_cli.serving import embeddings, similar, translation, writing
 from lcm_cli.serving.batching import Deadline, OutOfTimeError
 from lcm_cli.serving.gate import Gate, GateMiddleware, report
 from lcm_cli.serving.metrics import CONTENT_TYPE
@@ -27,6 +27,7 @@ POSTED: dict[str, Handler] = {
     "/summarize": writing.summarize,
     "/decode": writing.decode,
     "/generate": writing.generate,
+    "/similar": similar.similar,
 }
 KEY_IN_BODY = ("/translate", "/detect")  # where LibreTranslate's clients send it
 FILES = {

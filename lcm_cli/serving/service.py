@@ -1,8 +1,8 @@
-"""The space and the models of a server, and the threads in which its requests run."""
+"""The space, model and indexes of a server, and the threads in which its requests run."""
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lcm_cli.documents import Document
+from lcm_cli.documents import Document, check_space
 from lcm_cli.models import load_model
 from lcm_cli.pipeline import Prepared, prepare_documents
+from lcm_cli.search.index import Index
 from lcm_cli.serving.batching import (
     DEADLINE,
     Deadline,
@@ -45,12 +46,17 @@ class LoadedModel:
 
 
 class Service:
-    """The resources that requests share: the space, the model, if any, and the threads."""
+    """The resources that requests share: space, model (if any), indexes and threads."""
 
     def __init__(
-        self, space: SharedSpace, model: LoadedModel | None = None, limits: Limits | None = None
+        self,
+        space: SharedSpace,
+        model: LoadedModel | None = None,
+        limits: Limits | None = None,
+        indexes: Sequence[Index] = (),
     ) -> None:
         self.space, self.model, self.limits = space, model, limits or Limits()
+        self.indexes = indexes
         self._model_lock = threading.Lock()
         self._pending = 0
         self._pending_lock = threading.Lock()  # requests begin and end in different threads
@@ -148,16 +154,23 @@ def too_slow(limits: Limits) -> RefusedError:
 
 
 def load_service(
-    space: Space, wanted: str = AUTO, limits: Limits | None = None, metrics: Metrics | None = None
+    space: Space,
+    wanted: str = AUTO,
+    limits: Limits | None = None,
+    metrics: Metrics | None = None,
+    indexes: Sequence[Index] = (),
 ) -> Service:
     """Load everything that requests need, so that none has to wait for it.
 
-    `wanted` names the concept model: `auto` for the space's own, `extractive` for none. Raises as
-    `load_answer_model` and `load_model` do.
+    `wanted` names the concept model: `auto` for the space's own, `extractive` for none. Raises
+    IntegrityError for an index of another space, and the errors of `load_answer_model` and
+    `load_model`.
     """
+    for index in indexes:
+        check_space(index.space, space)
     shared = SharedSpace(space, metrics)
     shared.warm_up()
-    service = Service(shared, _load_model(wanted, shared), limits)
+    service = Service(shared, _load_model(wanted, shared), limits, indexes)
     # Load the language identifier now; the first requests would all load it at once.
     service.prepare("It is cold. The cat sleeps.")
     return service

@@ -175,6 +175,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(
     road: Run,
     pairs: Path,

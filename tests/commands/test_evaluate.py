@@ -78,6 +78,7 @@ def test_the_same_call_gives_the_same_files_and_a_finished_report_is_kept(lcm, r
     assert lcm(*SUMMARIZE, "--force", "-o", report).code == 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed(lcm, report, surroundings, tmp_path, forks):
     folder = tmp_path / "stopped"
     process = forks.start(*SUMMARIZE, "-o", folder, env=surroundings)

@@ -46,7 +46,9 @@ def post(url, body, **headers):
         return json.load(answer)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_serves_until_a_signal(start, sign):
     process, url = start(LCM_API_KEY="secret")
     body = {"q": "It is cold.", "target": "de", "api_key": "secret"}

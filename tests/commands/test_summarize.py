@@ -300,6 +300,7 @@ model = { name = "taught.safetensors" }
 """
 
 
+@pytest.mark.slow
 def test_the_model_of_the_space_is_the_default(
     copy: Path, taught: Any, surroundings: dict[str, str]
 ) -> None:

@@ -552,7 +552,14 @@ RESUMABLE = """
 """
 
 
-@pytest.mark.parametrize(("shard_bytes", "seconds"), [(400, 60), (1 << 20, 0), (2000, 0.002)])
+@pytest.mark.parametrize(
+    ("shard_bytes", "seconds"),
+    [
+        (400, 60),
+        pytest.param(1 << 20, 0, marks=pytest.mark.slow),
+        pytest.param(2000, 0.002, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_moment_it_can_be_resumed(tmp_path, shard_bytes, seconds):
     """No document is lost or repeated; the data set equals that of a run that was never stopped."""
     whole, often = tmp_path / "whole", tmp_path / "often"

@@ -94,6 +94,7 @@ def model(request: pytest.FixtureRequest, quantizer: ResidualQuantizer) -> Quant
     return model
 
 
+@pytest.mark.slow
 def test_learns_documents_by_heart(model: QuantLCM, quantizer: ResidualQuantizer) -> None:
     x = _points(10).view(2, 5, DIM)
     batch = Batch(x, torch.tensor([5, 5]))

@@ -2,12 +2,13 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from lcm_cli.search.index import Index
 from lcm_cli.serving.gate import Gate
 from lcm_cli.serving.requests import Limits
 from lcm_cli.serving.server import Runner
@@ -58,9 +59,11 @@ def serve(space: Space) -> Callable[..., Any]:
     """Start a server that is ready: serve(key=..., model=..., and the fields of Limits)."""
 
     @contextmanager
-    def start(key: str | None = None, model: str = "auto", **limits: Any) -> Iterator[Running]:
+    def start(
+        key: str | None = None, model: str = "auto", indexes: Sequence[Index] = (), **limits: Any
+    ) -> Iterator[Running]:
         def load(gate: Gate) -> Service:
-            return load_service(space, model, Limits(**limits), gate.metrics)
+            return load_service(space, model, Limits(**limits), gate.metrics, indexes)
 
         with _running(load, key) as server:
             while server.gate.service is None and server.thread.is_alive():

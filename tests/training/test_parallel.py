@@ -30,8 +30,15 @@ def scores(folder):
 @pytest.mark.parametrize(
     ("architecture", "parallel"),
     [
-        *(("base", "ddp"), ("two_tower", "ddp"), ("sonar_llm", "ddp")),
-        *(("one_tower", "fsdp"), ("two_tower", "fsdp"), ("sonar_llm", "fsdp")),
+        ("base", "ddp"),
+        ("one_tower", "fsdp"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                *(("two_tower", "ddp"), ("sonar_llm", "ddp")),
+                *(("two_tower", "fsdp"), ("sonar_llm", "fsdp")),
+            )
+        ),
     ],
 )
 def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, architecture, parallel):
@@ -47,7 +54,9 @@ def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, archit
     )
 
 
-@pytest.mark.parametrize(("parallel", "others"), [("ddp", 1), ("fsdp", 3)])
+@pytest.mark.parametrize(
+    ("parallel", "others"), [("ddp", 1), pytest.param("fsdp", 3, marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_in_another_number_of_processes(
     run, write_recipe, tmp_path, parallel, others
 ):
@@ -98,8 +107,9 @@ def logged(folder):
     ("architecture", "parallel", "weights_of_parts"),
     [
         ("base", "ddp", {}),
-        ("two_tower", "fsdp", {}),
-        ("base", "ddp", {"own": 0.0, "prediction": 0.0}),  # then the head has no gradient
+        pytest.param("two_tower", "fsdp", {}, marks=pytest.mark.slow),
+        # Without these losses the head has no gradient.
+        pytest.param("base", "ddp", {"own": 0.0, "prediction": 0.0}, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_distill_what_one_does(
@@ -127,7 +137,9 @@ def test_two_processes_distill_what_one_does(
     assert left["student"]["l2"] == pytest.approx(right["student"]["l2"], rel=1e-3)
 
 
-@pytest.mark.parametrize(("parallel", "others"), [("ddp", 1), ("fsdp", 2)])
+@pytest.mark.parametrize(
+    ("parallel", "others"), [("ddp", 1), pytest.param("fsdp", 2, marks=pytest.mark.slow)]
+)
 def test_a_distillation_goes_on(run, taught, tmp_path, parallel, others):
     still = ("--set", "model.transformer.dropout=0.0", "--set", "train.schedule=constant")
     common = taught("base", *still, "--set", f"train.parallel={parallel}")
@@ -153,6 +165,7 @@ def test_the_first_process_captures(run, taught, tmp_path):
     assert "done:" in errors.read_text()
 
 
+@pytest.mark.slow
 def test_cut_states_need_several_processes(run, write_recipe, tmp_path):
     recipe, errors = write_recipe("base"), tmp_path / "errors"
     common = ("train", recipe, *COMMON, "--set", "train.parallel=fsdp", "-o", tmp_path / "run")

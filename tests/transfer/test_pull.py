@@ -329,6 +329,7 @@ def test_killed_pull_fetches_only_what_is_missing(cache, card, official, server)
     assert leftovers(cache) == [".small.lock"]
 
 
+@pytest.mark.slow
 def test_three_pulls_at_once(cache, card, official, server):
     for file in FILES.values():
         server.fail(f"/{file}", {"pause": 0.05})

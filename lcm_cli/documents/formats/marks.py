@@ -201,7 +201,7 @@ def _insert(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
     owner = next((one for one in sentences if mark.start <= one.end), sentences[-1])
     left, right = text[owner.start : mark.start], text[mark.start : owner.end]
     at = _gap(left, right, owner.text)
-    if left[-1:].isspace() and not owner.text[:at][-1:].isspace():
+    if at and left[-1:].isspace() and not owner.text[:at][-1:].isspace():
         _widen(owner, at)
         at += 1
     if at == len(owner.text):

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from translating import translate
@@ -86,6 +86,7 @@ def test_markdown_is_its_own_translation_afterwards(source):
 
 @pytest.mark.parametrize("change", [str.upper, backwards])
 @FEW
+@example(source="1. Start ![a](i.png) <kbd>b</kbd>.\n   - c\n\n   para\n")  # it moves to the start
 @given(source=blocks)
 def test_markdown_keeps_structure_code_and_addresses(change, source):
     done = apply(markdown.read(source), change)

@@ -53,7 +53,10 @@ def test_every_model_learns(start, tmp_path, architecture, changes):
     assert log_of(tmp_path) == records
 
 
-@pytest.mark.parametrize("architecture", ["base", "two_tower", "quant"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["base", *(pytest.param(a, marks=pytest.mark.slow) for a in ("two_tower", "quant"))],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(start, tmp_path, architecture):
     extra = ("train.ema=0.9", "train.accumulate=2", "train.eval_every=7")
     whole = start(tmp_path / "whole", *extra, architecture=architecture)

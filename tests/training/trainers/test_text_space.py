@@ -88,6 +88,7 @@ def test_it_starts_from_a_space_in_int8(random_space, tmp_path):
     assert (tmp_path / "int8" / "encoder.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_it_learns_to_say_and_to_translate(recipe, tmp_path):
     trainer = begin(recipe, tmp_path / "run", "train.steps=200", "train.join=0.0")
     records = []
@@ -109,6 +110,7 @@ def batches(trainer: SpaceTrainer, seed: int = 0, **shares: float) -> list[Pairs
     return [pairs[batch] for batch in found]
 
 
+@pytest.mark.slow
 def test_contrast_sets_other_sentences_apart(recipe, tmp_path):
     def mean_loss(weight: float) -> float:
         changes = (f"train.contrast={weight}", "train.align=0.0", "train.steps=60")
@@ -184,6 +186,7 @@ def test_an_average_of_the_weights_is_what_is_saved(recipe, tmp_path):
     assert torch.equal(saved, mine[0].half()) and not torch.equal(saved, weight.detach().half())
 
 
+@pytest.mark.slow
 def test_weight_decay_shrinks_matrices_alone(recipe, tmp_path):
     def norms(decay: float) -> tuple[float, float]:
         changes = (f"train.weight_decay={decay}", "train.steps=60", "train.decay=0.0")
@@ -243,7 +246,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
         assert torch.equal(average, same)
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.slow)])
 def test_a_stopped_process_goes_on(recipe, run, tmp_path, how):
     folder, errors = tmp_path / "run", tmp_path / "errors"
     steps = ("--set", "train.steps=60", "--set", "train.save_every=10")

@@ -220,6 +220,7 @@ def test_lower_precision(start, precision: str) -> None:
     assert half.train_step()["loss"] == pytest.approx(full.train_step()["loss"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_it_learns_to_say_the_next_sentence(
     start, corpus: str, space: Space, tmp_path: Path
 ) -> None:
