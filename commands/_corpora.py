@@ -1,4 +1,4 @@
-"""The concepts that a command searches: indexes, and files that are read in blocks."""
+"""The concepts that a command searches: indexes, and files read in blocks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ SEARCHING = "searching (sentences)"
 
 
 class Corpora:
-    """The indexes and files among some paths; opened, and their space known, before any work."""
+    """The indexes and files among some paths; they are opened, and checked, before any work."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         """Raise IntegrityError if an index is damaged, or if there are no concepts."""
@@ -36,7 +36,7 @@ class Corpora:
             try:
                 info, self._documents = read_concepts(files, on_error=self.problems)
             except LcmError:
-                self.problems.finish(any_done=False)  # the reason has been shown already
+                self.problems.finish(any_done=False)  # the reason has already been shown
                 raise
             self._spaces.append(info)
 

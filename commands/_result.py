@@ -28,7 +28,7 @@ DEFAULT_TEMPLATE = "{stem}.{lang}{ext}"
 
 @dataclass(frozen=True)
 class OutputKind:
-    """The kind of a document's output: its suffix, whether it is text, and without any markup."""
+    """The kind of a document's output: suffix, whether it is text, whether it has no markup."""
 
     suffix: str = ".txt"
     is_text: bool = True
@@ -38,7 +38,7 @@ class OutputKind:
 class Result:
     """The output of a command: takes lines of text, documents, files, or JSON objects.
 
-    `name` is that of the file, None for standard output. `as_json` is true if it holds only JSON.
+    `name` is the name of the file, None for standard output; `as_json` restricts it to JSON.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Result:
     ) -> None:
         """Write the lines of a document by language code.
 
-        Of `several` documents each has a heading, and of several languages each has a label.
+        Each of `several` documents has a heading, and each of several languages a label.
         """
         if several:
             gap = "\n" if self._begun else ""
@@ -84,7 +84,7 @@ class Result:
     def check(
         self, document: Document, kind: OutputKind, codes: Sequence[str], several: bool
     ) -> None:
-        """Raise UsageError if the document's files cannot be written here; costs nothing."""
+        """Raise UsageError if the document's files cannot be written here, before any work."""
         if self._as_json:
             return
         if self._write is None and not kind.is_text:
@@ -95,13 +95,13 @@ class Result:
             where = self._name or "standard output"
             raise UsageError(
                 f"{where} holds one document in one language as {kind.suffix}",
-                "name a folder, for a file each: -o FOLDER/",
+                "name a folder for one file each: -o FOLDER/",
             )
 
     def files(
         self, document: Document, kind: OutputKind, contents: Mapping[str, bytes], several: bool
     ) -> None:
-        """Write a document by language code: alone as it is, otherwise as text with headings."""
+        """Write a document by language code: a single file unchanged, several with headings."""
         alone = len(contents) == 1 and not several
         shown = self._write is None and kind.is_text and sys.stdout.isatty()
         if shown or not alone:
@@ -118,7 +118,7 @@ class Result:
 
 
 def _text(data: bytes) -> str:
-    """Return a file as text to print: without byte order mark, carriage returns and last break."""
+    """Return a file as text to print, without BOM, carriage returns and final line break."""
     return data.decode("utf-8-sig").replace("\r", "").removesuffix("\n")
 
 
@@ -162,7 +162,7 @@ class FolderResult(Result):
             both = [f"{label} in {language(code).name}" for label, code in (owner, other)]
             raise UsageError(
                 f"{both[0]} and {both[1]} would both be written to {path}",
-                "tell them apart: --output-template '{stem}.{code}{ext}'",
+                "use distinct names: --output-template '{stem}.{code}{ext}'",
             )
         if path.exists() and not self._force:
             raise UsageError(f"{path} exists already", "add --force, or choose another folder")
@@ -174,7 +174,7 @@ class _NothingWritten(Exception):
 
 
 def file_stem(document: Document) -> str:
-    """Return the name of a document's files, with the folders below the one that was read."""
+    """Return the stem of a document's files, with its folders below the input folder."""
     name = document.id
     known = is_suffix(PurePosixPath(name).suffix)
     name = name.removesuffix(PurePosixPath(name).suffix) if known else name
@@ -186,14 +186,14 @@ def file_stem(document: Document) -> str:
 def _template(output: str | None, template: str | None) -> str | None:
     """Return the template of the output files, None for a single output.
 
-    Raises UsageError for a field that does not exist, and a folder that is a file.
+    Raises UsageError for an unknown field, and for a folder that is a file.
     """
     folder = output is not None and (output.endswith("/") or Path(output).is_dir())
     if template is None and not folder:
         return None
     if output is not None and not folder:
         raise UsageError(
-            f"{output} is one file, and --output-template names many",
+            f"{output} is one file, but --output-template names several",
             "end the name of the folder with a slash, or drop one of the two",
         )
     template = template or DEFAULT_TEMPLATE
@@ -218,8 +218,8 @@ def open_result(
 ) -> Iterator[Result]:
     """Open the output: standard output, a file that appears once it is complete, or a folder.
 
-    `template` names the files of a folder. Raises UsageError if it has unknown fields, or for JSON,
-    which is one stream.
+    `template` names the files of a folder. Raises UsageError if it has unknown fields, and for JSON
+    in a folder, since JSON is one stream.
     """
     names = _template(output, template)
     if names is not None:

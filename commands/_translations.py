@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DoubtReport:
-    """Warns of refused sentences, and counts doubtful ones and missed terms for `finish`."""
+    """Warns about refused sentences; `finish` reports the doubtful ones and missed terms."""
 
     def __init__(self, near: float, glossary: "Glossary | None") -> None:
         self._near, self._glossary = near, glossary
@@ -27,7 +27,7 @@ class DoubtReport:
         self._missed: Counter[Term] = Counter()
 
     def add(self, translation: Translation) -> None:
-        """Count the sentences of a document, and warn of those that are refused."""
+        """Count the sentences of a document, and warn about refused ones."""
         for code, renderings in translation.sentences.items():
             for n, rendering in enumerate(renderings):
                 self._total += 1
@@ -39,7 +39,7 @@ class DoubtReport:
                     console.warn(f"{place} ({language(code).name}): {DOUBTS[rendering.doubt]}")
 
     def finish(self, hint: str) -> None:
-        """Report the counts; `hint` says where the doubtful sentences are marked."""
+        """Report the counts; `hint` tells users where the doubtful sentences are marked."""
         for term, missed in self._missed.items():
             total = f"{self._found[term]} sentence{'s' * (self._found[term] != 1)}"
             console.info(f"glossary: {term} missed in {missed} of {total}")
@@ -62,7 +62,7 @@ class DoubtReport:
 
 
 def cited(translation: Translation, code: str) -> Iterator[str]:
-    """Yield the sentences in one language, each followed by its source and its faults."""
+    """Yield the sentences in one language, each followed by its source and defects."""
     sources = translation.document.sentences
     for n, (source, said) in enumerate(zip(sources, translation.sentences[code], strict=True)):
         yield said.text

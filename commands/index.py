@@ -1,4 +1,4 @@
-"""lcm index: an index of concepts, for fast search."""
+"""lcm index: an index of concepts for fast search."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,10 +40,10 @@ def main(
     ] = False,
     force: options.Force = False,
 ) -> None:
-    """Make an index of concepts (from lcm embed), for lcm similar.
+    """Build an index of concepts (from lcm embed) for lcm similar.
 
-    The index holds the sentences and their concepts in float16, mapped into memory when it is
-    searched. The folder appears once it is complete.
+    The index holds the sentences and their concepts in float16, and is mapped into memory for
+    searches. The folder appears once it is complete.
     """
     from lcm_cli.documents import read_concepts
     from lcm_cli.errors import LcmError
@@ -58,12 +58,12 @@ def main(
     folder = Path(output)
     check_place(folder, force=force)
     if approximate:
-        graph.require_faiss()  # raises without it, before any work
+        graph.require_faiss()  # raises before any work
     problems = Problems()
     try:
         info, documents = read_concepts(input_paths(inputs), on_error=problems)
     except LcmError:
-        problems.finish(any_done=False)  # the reason has been shown already
+        problems.finish(any_done=False)  # the reason has already been shown
         raise
     manifest = write_index(
         folder, info, documents, approximate=approximate, force=force, start=console.progress

@@ -1,4 +1,4 @@
-"""lcm mine: translations in two piles of text, or in two versions of a document."""
+"""lcm mine: translations in two corpora, or in two versions of a document."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def main(
         typer.Option(
             min=0,
             metavar="X",
-            help="Least margin of a pair; higher is surer.  [default: 1.18]",
+            help="Least margin of a pair; a higher one is stricter.  [default: 1.18]",
             show_default=False,
         ),
     ] = None,
@@ -77,17 +77,17 @@ def main(
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
 ) -> None:
-    """Find translations: pairs of sentences with the same meaning in two piles of text.
+    """Find translations: pairs of sentences with the same meaning in two corpora.
 
-    A line of the result has the score, the sentence of A and that of B, separated by tabs. The
+    Each line of the result gives the score, the sentence of A and that of B, separated by tabs. The
     score is the margin, which compares the cosine of a pair with those of its neighbours; with
-    --align it is the cosine.
+    --align, it is the cosine.
     """
     from ._result import open_result
     from ._space import LocatedSpace
 
     if align and threshold is not None:
-        raise UsageError("--threshold is not for --align", "drop one of them")
+        raise UsageError("--threshold has no effect with --align", "drop one of them")
     if first == second == "-":
         raise UsageError("- (standard input) is named twice", "it can be read only once")
     with open_result(output, force) as out:
@@ -115,7 +115,7 @@ def main(
 
 @dataclass(frozen=True)
 class _Span:
-    """Sentences of a document that follow each other, with their numbers from 1."""
+    """Consecutive sentences of a document."""
 
     document: "Document"
     start: int
@@ -146,12 +146,12 @@ Found = Iterator[tuple[float, _Span, _Span]]
 def _road(path: str, located: "LocatedSpace", lang: str, one_per_line: bool) -> "PromptRoad":
     from ._road import PromptRoad
 
-    # It takes text and concepts alike.
+    # It accepts both text and concepts.
     return PromptRoad([path], located, lang, one_per_line, ahead=1, plans=False)
 
 
 def _pile(road: "PromptRoad", path: str, space: "Space", json: bool) -> "list[Document]":
-    """Return the documents of a pile with their concepts."""
+    """Return the documents of a corpus with their concepts."""
     documents: list[Document] = []
     with console.progress(f"{EMBEDDING}, {path}") as advance:
         for window in road.embedded(space, advance):
@@ -161,7 +161,7 @@ def _pile(road: "PromptRoad", path: str, space: "Space", json: bool) -> "list[Do
         if not json and not document.sentences:
             raise UsageError(
                 f"{document.label} has concepts, but not the text of its sentences",
-                "add --json for their numbers, or give the text",
+                "add --json to print their numbers, or give the text",
             )
     return documents
 

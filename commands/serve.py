@@ -1,4 +1,4 @@
-"""lcm serve: an HTTP API and a page, with a space and models that stay loaded."""
+"""lcm serve: an HTTP API and a web page, with a space and a model that stay loaded."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +35,7 @@ def main(
             "--api-key",
             metavar="KEY",
             envvar="LCM_API_KEY",
-            help="Answer only requests that name this key.",
+            help="Answer only requests with this key.",
             show_default=False,
         ),
     ] = None,

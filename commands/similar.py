@@ -74,7 +74,7 @@ def main(
 ) -> None:
     """Find the sentences nearest in meaning to a query, in any language of the space.
 
-    A line of the result has the cosine, the document, the number of the sentence in it, the
+    Each line of the result gives the cosine, the document, the number of the sentence in it, the
     language and the sentence, separated by tabs.
     """
     from ._corpora import Corpora, required
@@ -108,7 +108,7 @@ def main(
 
 
 class _Queries:
-    """The sentences to search for: those of a file, or the argument itself."""
+    """The sentences to search for: those of a file or the argument itself."""
 
     def __init__(self, query: str, located: Any, source: str, one_per_line: bool) -> None:
         from lcm_cli.pipeline import prepare_documents
@@ -141,7 +141,7 @@ class _Queries:
             return [each for window in self._road.embedded(space, advance) for each in window]
 
     def finish(self) -> None:
-        """Exit if there were problems in a file."""
+        """Exit if a file had problems."""
         if self._road is not None:
             self._road.finish()
 
@@ -149,7 +149,7 @@ class _Queries:
 def _is_path(query: str) -> bool:
     """Return whether the query names a file: one that exists, or a word like "name.txt".
 
-    A name that exists nowhere is then reported as missing, rather than searched for.
+    A missing file of such a name is then reported, rather than searched for as a sentence.
     """
     try:
         if Path(query).exists():
@@ -174,7 +174,7 @@ def _sentences(queries: "Sequence[Prepared]") -> Iterator[tuple[str, str]]:
 def _translated(
     found: "list[list[Hit]]", codes: Sequence[str], space: "Space"
 ) -> "dict[int, dict[str, str]]":
-    """Return the texts of each hit by its id(), by language; its own text in its own language."""
+    """Return the text of each hit by its id() and language: its own text, or decoded."""
     import numpy as np
 
     hits = [hit for row in found for hit in row]

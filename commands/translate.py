@@ -28,7 +28,7 @@ def main(
     format: options.Format = None,
     column: options.Column = None,
     cite: Annotated[
-        bool, typer.Option("--cite", help="Show the source of each sentence and how sure it is.")
+        bool, typer.Option("--cite", help="Show the source and the similarity of each sentence.")
     ] = False,
     n_best: Annotated[
         int,

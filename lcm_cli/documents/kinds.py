@@ -1,4 +1,4 @@
-"""Detection of the format of a file or stream of documents, by its content, then by its name."""
+"""Detection of the format of a file or stream of documents by its content, then its name."""
 
 import re
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ _SUFFIXES: dict[str, Kind] = {
     ".feather": "arrow",
     ".safetensors": "safetensors",
 }
-# Formats whose markup would be taken for words, by suffix, with what to do instead.
+# Unsupported formats whose markup would be read as words, by suffix, with a hint.
 _AS_TEXT = "or add --format text to read it as it is"
 _UNREAD: dict[str, str] = {
     **dict.fromkeys((".ass", ".ssa", ".ttml"), f"convert it: ffmpeg -i FILE NEW.srt, {_AS_TEXT}"),
@@ -113,10 +113,10 @@ class Source:
     """One file or stream of documents."""
 
     name: str  # for messages
-    id: str  # of its document if that has no id, else the first part of such ids
-    path: Path | None = None  # None: standard input, or a page of the web
+    id: str  # of a document without an id of its own; the first part of the ids of several
+    path: Path | None = None  # None: standard input, or a web page
     kind: Kind | None = None  # None: a stream, whose format is detected when it is opened
-    url: str = ""  # of a page of the web
+    url: str = ""  # of a web page
 
     @property
     def suffix(self) -> str:

@@ -1,4 +1,4 @@
-"""Pages of the web as documents: their download, by http or https."""
+"""Web pages as documents, downloaded by http or https."""
 
 import re
 from pathlib import PurePosixPath
@@ -50,7 +50,7 @@ def fetch_page(url: str) -> tuple[bytes, Kind]:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             data: bytes = response.read(LARGEST + 1)
-            if len(data) <= LARGEST and response.length:  # read(n) does not complain
+            if len(data) <= LARGEST and response.length:  # read(n) does not report a short body
                 raise http.client.IncompleteRead(data, response.length)
             declared = response.headers.get_content_type()
             charset = response.headers.get_content_charset()
@@ -71,7 +71,7 @@ def fetch_page(url: str) -> tuple[bytes, Kind]:
 
 
 def _as_utf8(data: bytes, charset: str) -> bytes:
-    """Return a page in UTF-8, unless it names an encoding itself."""
+    """Return a page in UTF-8, unless it names its own encoding."""
     from lcm_cli.documents.formats import html
 
     try:

@@ -25,8 +25,8 @@ def expand_paths(
 ) -> Iterator[Source]:
     """Yield the sources that `paths` name, in order; those in a folder or glob are sorted by name.
 
-    A path may be the address of a page (http, https). `kind` is the format of all sources, None to
-    detect each. Hidden files in folders are skipped. The first bytes of every file are examined
+    A path may be the address of a web page (http, https). `kind` is the format of all sources, None
+    to detect each. Hidden files in folders are skipped. The first bytes of every file are examined
     here, so that unreadable files are known before anything is loaded or computed; problems go to
     `report`. Raises UsageError if - is named twice.
     """
@@ -64,7 +64,7 @@ def opened(source: Source, stdin: BinaryIO | None = None) -> Iterator[tuple[Bina
         else:
             stream = stack.enter_context(_open(source.path))
         head = stream.read(STREAM_HEAD)
-        if head.startswith(b"PK\x03\x04"):  # the members, which tell the format, are further on
+        if head.startswith(b"PK\x03\x04"):  # the members, which identify the format, come later
             head += stream.read()
         kind = source.kind or sniff(head[:HEAD], source.name)
         yield io.BufferedReader(_Rejoined(head, stream)), kind

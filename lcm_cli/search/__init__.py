@@ -1,1 +1,1 @@
-"""Search and mining in concept space: nearest sentences, indexes, translations in two texts."""
+"""Search and mining in concept space: nearest sentences, indexes, pairs of translations."""

@@ -1,15 +1,15 @@
 """Alignment of two versions of a document, sentence by sentence and in order.
 
 The method is that of Vecalign (Thompson and Koehn 2019): dynamic programming over the ways to link
-one or two sentences with one or two, or to leave one out. The cost of a link is the distance of its
-concepts relative to that of unrelated sentences,
+one sentence with one or two, or two with one, or to leave one out. The cost of a link is the
+distance of its concepts relative to that of unrelated sentences,
 
     c(x, y) = (1 - cos(x, y)) n(x) n(y) / (mean of 1 - cos(x, Y) / 2 + mean of 1 - cos(X, y) / 2)
 
 with n the number of sentences in each. The means are over all sentences of the other document,
-where Vecalign takes a sample: the mean cosine is the product with the mean vector. Long documents
-are first aligned in coarser versions, whose concepts are the means of two neighbours, and then only
-near that path, so that time and memory are linear.
+where Vecalign takes a sample: the mean cosine is simply the product with the mean vector. Long
+documents are first aligned in coarser versions, whose concepts are the means of two neighbours, and
+then only near that path, so that time and memory are linear.
 
 Shapes: X and Y sentences of the two documents, B cells of a row of the band, D concept dim.
 """
@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from lcm_cli.search.exact import Vectors
 from lcm_cli.space.similarity import unit_length
 
-# The cost of leaving out a sentence, where that of two unrelated sentences is about 1: two are left
-# out rather than linked at more than twice this cost. Chosen by measurement: docs/search.md.
+# The cost of leaving out a sentence. Linking two unrelated sentences costs about 1; two sentences
+# are left out rather than linked at more than twice SKIP. Chosen by measurement: docs/search.md.
 SKIP = 0.42
 _SMALL = 256  # sentences of the shorter document that are aligned without a band
 _MARGIN = 12  # cells on either side of the coarse path
 
-# Numbers of sentences of the two documents. The order decides between equal costs.
+# Numbers of sentences of X and Y that a move consumes. The order breaks ties.
 _LINKS = ((1, 1), (1, 2), (2, 1))
 _LEAVE_X, _LEAVE_Y = (1, 0), (0, 1)
 _MOVES = (*_LINKS, _LEAVE_X, _LEAVE_Y)
@@ -39,10 +39,10 @@ Row = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Link:
-    """Sentences that translate each other: the first one and their number in each document.
+    """Sentences that translate each other: index of the first and count in each document.
 
-    The number is 0 in one document for a sentence that is left out of the other. `score` is the
-    cosine, 0 for a sentence left out.
+    For a sentence without a counterpart, the count in the other document and `score` are 0; else
+    `score` is the cosine.
     """
 
     score: float
@@ -54,14 +54,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Side:
-    """The concepts of a document (X, D), and those of each two neighbours joined (X - 1, D)."""
+    """The concepts of a document (X, D), and of its neighbouring pairs joined (X - 1, D)."""
 
     single: Vectors
     joined: Vectors
 
     @classmethod
     def of(cls, single_XD: Vectors, joined_XD: Vectors | None = None) -> "Side":
-        """Return a side with unit vectors; without joined concepts, sums of neighbours serve."""
+        """Return a side of unit vectors; by default, joined concepts are sums of neighbours."""
         single_XD = unit_length(np.asarray(single_XD, dtype=np.float64))
         joined_XD = single_XD[:-1] + single_XD[1:] if joined_XD is None else joined_XD
         return cls(single_XD, unit_length(np.asarray(joined_XD, dtype=np.float64)))
@@ -114,7 +114,7 @@ def _band_around(
         low[rows] = np.minimum(low[rows], max(0, 2 * j - 1 - _MARGIN))
         high[rows] = np.maximum(high[rows], min(y_count, 2 * j + 1 + _MARGIN))
     high[-1] = y_count
-    # A path never goes back: neither may the edges, or cells near them could not be reached.
+    # A path never goes back; if the edges did, cells near them could not be reached.
     return np.minimum.accumulate(low[::-1])[::-1], np.maximum.accumulate(high)
 
 
@@ -178,7 +178,7 @@ def _back(
 
 
 def _shifted(row: Row, start: int, columns: NDArray[np.int64]) -> Row:
-    """Return the cells of a row, which begins at column `start`; infinite outside of it."""
+    """Return cells of a row that begins at column `start`, infinite outside it."""
     places = columns - start
     inside = (places >= 0) & (places < len(row))
     cells = np.full(len(columns), np.inf)
@@ -202,7 +202,7 @@ def _link_costs(
     far_x: Row,
     far_y: Row,
 ) -> Row:
-    """Return the costs to link the `a` sentences from `at` with the `b` from each column."""
+    """Return the costs of linking the `a` sentences from `at` with the `b` from each column."""
     of_x, of_y = _vectors(x, a), _vectors(y, b)
     costs = np.full(len(columns), np.inf)
     inside = (columns >= 0) & (columns < len(of_y))

@@ -1,4 +1,4 @@
-"""Nearest sentences in documents with concepts, which are read in blocks.
+"""Search for the nearest sentences in documents with concepts, which are read in blocks.
 
 Shapes: Q queries, N vectors of a block, D concept dim.
 """
@@ -41,7 +41,7 @@ def search_documents(
     searched.
     """
     nearest = Nearest(queries_QD, k)
-    kept: dict[int, tuple[Document, int]] = {}  # of the nearest so far, by position
+    kept: dict[int, tuple[Document, int]] = {}  # the nearest so far, by position
     for block in blocks(documents):
         first = nearest.count
         nearest.add(unit_length(np.concatenate([concepts_of(d) for d in block], dtype=np.float32)))
@@ -67,7 +67,7 @@ def search_documents(
 
 
 def blocks(documents: Iterable[Document], rows: int = BLOCK) -> Iterator[list[Document]]:
-    """Yield documents together until they have `rows` sentences."""
+    """Yield lists of documents with at least `rows` sentences each, except perhaps the last."""
     block: list[Document] = []
     count = 0
     for document in documents:
@@ -87,7 +87,7 @@ def merged(results: Sequence[list[list[Hit]]], k: int) -> list[list[Hit]]:
 
 
 def _alone(document: Document, at: int) -> Document:
-    """Return a document with one sentence only, so that the others can be freed."""
+    """Return a document with one sentence only, so that the memory of the others is freed."""
     sentences = document.sentences[at : at + 1]
     concepts = concepts_of(document)[at : at + 1].copy()
     return Document(document.id, document.lang, sentences=sentences, concepts=concepts)

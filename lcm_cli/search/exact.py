@@ -13,11 +13,11 @@ from lcm_cli.errors import IntegrityError
 from lcm_cli.space.similarity import unit_length
 
 STEP = 65_536  # vectors scored at a time for few queries, an eighth of it for many
-_CAST = 1 << 18  # numbers in float32 at a time with one thread, to stay in the cache
+_CAST = 1 << 18  # numbers cast to float32 at a time with one thread, so that they stay in cache
 _GROUP = 256  # queries scored at a time
 _FEW = 2  # queries up to which products with float16 vectors beat casting them
-# The coarse scores are off by at most the rounding of a query and of a score to float16, 2^-11 each
-# for unit vectors; those in float32 are far closer.
+# The error of coarse scores is at most that of rounding a query and a score to float16, 2^-11 each
+# for unit vectors; it is far smaller in float32.
 _TOLERANCE = 1e-3
 _PAIRS = 8192  # pairs scored exactly at a time
 
@@ -27,8 +27,8 @@ Vectors = NDArray[np.floating[Any]]
 class Nearest:
     """The `k` nearest of all vectors added so far, for each query.
 
-    The result depends neither on the sizes of the blocks nor on the kernels of the processor:
-    a fast product selects candidates with room for its rounding, and float64 decides. Equal scores
+    The result depends neither on the sizes of the blocks nor on the processor's kernels: a fast
+    product selects candidates, with a margin for its rounding, and float64 decides. Equal scores
     are ordered by position.
     """
 
@@ -41,7 +41,7 @@ class Nearest:
         self._positions_QK = np.full((len(queries_QD), k), -1, dtype=np.int64)
 
     def add(self, vectors_ND: Vectors) -> None:
-        """Search the next vectors, of unit length, float16 or float32.
+        """Search further vectors of unit length, in float16 or float32.
 
         Raises IntegrityError for NaN and infinity.
         """
@@ -53,9 +53,9 @@ class Nearest:
                 coarse_NQ = _coarse(block_ND, self._fast_QD[group])
                 if not np.isfinite(coarse_NQ.sum()):
                     raise IntegrityError(
-                        f"there is NaN or infinity in the {len(block_ND)} vectors from number"
+                        f"NaN or infinity in the {len(block_ND)} vectors from number"
                         f" {self.count} on",
-                        "make the index again: lcm index CONCEPTS -o NAME --force",
+                        "rebuild the index: lcm index CONCEPTS -o NAME --force",
                     )
                 self._take(block_ND, coarse_NQ, group)
             self.count += len(block_ND)
@@ -63,7 +63,7 @@ class Nearest:
     def found(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return scores and positions, best first, (Q, K each).
 
-        Where fewer vectors than K were added, the rest is -inf and -1.
+        If fewer than K vectors were added, the rest is -inf and -1.
         """
         return self._scores_QK, self._positions_QK
 
@@ -72,7 +72,7 @@ class Nearest:
         bar_Q = self._scores_QK[group, -1] - _TOLERANCE
         k = self._scores_QK.shape[1]
         if bar_Q.min() == -np.inf and len(coarse_NQ) > k:
-            # The first block: raise the bar to what its own best are sure to reach.
+            # The first block: raise the bar to the score that its own K best reach for certain.
             best_Q = np.partition(coarse_NQ, len(coarse_NQ) - k, axis=0)[len(coarse_NQ) - k]
             bar_Q = np.maximum(bar_Q, best_Q - 2 * _TOLERANCE)
         places, queries = _at_least(coarse_NQ, bar_Q)
@@ -93,7 +93,7 @@ class Nearest:
         scores = np.concatenate([old_scores.ravel(), scores_C])
         positions = np.concatenate([old_positions.ravel(), positions_C])
         order = np.lexsort((positions, -scores, queries))
-        # Every query has at least K entries: its first K follow the start of its run.
+        # Every query has at least K entries, so its K best follow the start of its run.
         starts = np.searchsorted(queries[order], np.arange(count))
         best_QK = order[starts[:, None] + np.arange(k)]
         self._scores_QK[group], self._positions_QK[group] = scores[best_QK], positions[best_QK]
@@ -104,7 +104,7 @@ def rescored(
 ) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """Return the exact scores and the positions of the `k` best candidates of each query.
 
-    Each query has its candidates: unit vectors (C, D), and their positions (C,).
+    Each query has its own candidates: unit vectors (C, D) and their positions (C,).
     """
     best = []
     exact_QD = unit_length(np.asarray(queries_QD, dtype=np.float64))
@@ -121,7 +121,7 @@ def _coarse(vectors_ND: Vectors, queries_QD: NDArray[np.float32]) -> NDArray[np.
 
     halves = vectors_ND.dtype == np.float16
     if halves and len(queries_QD) <= _FEW:
-        # Half the bytes of float32 through the memory; torch sums in float32, then rounds.
+        # Reads half the bytes of float32; torch sums in float32, then rounds.
         vectors = torch.from_numpy(vectors_ND)
         queries = torch.from_numpy(queries_QD).half()
         scores: NDArray[np.float32]
@@ -129,7 +129,7 @@ def _coarse(vectors_ND: Vectors, queries_QD: NDArray[np.float32]) -> NDArray[np.
         return scores
     coarse_NQ = np.empty((len(vectors_ND), len(queries_QD)), np.float32)
     queries_DQ = np.ascontiguousarray(queries_QD.T)
-    # Several threads wait for each other at every product: one large product is worth more then.
+    # Several threads wait for each other at every product: one large product is faster then.
     step = len(vectors_ND)
     if torch.get_num_threads() == 1:
         step = min(step, max(1, _CAST // vectors_ND.shape[1]))
@@ -146,8 +146,8 @@ def _coarse(vectors_ND: Vectors, queries_QD: NDArray[np.float32]) -> NDArray[np.
 def _at_least(
     scores_NQ: NDArray[np.float32], bar_Q: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return row and column of the scores that reach the bar of their column."""
-    # Several times as fast as np.nonzero on the matrix, where few are true.
+    """Return the rows and columns of the scores that reach the bar of their column."""
+    # Several times as fast as np.nonzero on the matrix when few are true.
     flat = np.flatnonzero((scores_NQ >= bar_Q.astype(np.float32)).ravel())
     return np.divmod(flat, scores_NQ.shape[1])
 

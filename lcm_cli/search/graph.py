@@ -15,10 +15,10 @@ from lcm_cli.progress import Progress
 from lcm_cli.search.exact import Vectors
 
 # Chosen by measurement: the tables in docs/search.md.
-LINKS = 16  # of a vector, twice as many in the lowest layer
+LINKS = 16  # per vector; twice as many in the lowest layer
 WIDTH_BUILDING = 128
 WIDTH_SEARCHING = 256
-CANDIDATES = 2  # times as many as are asked for, then scored exactly
+CANDIDATES = 2  # candidates to score exactly, per neighbour requested
 _STEP = 8192
 
 
@@ -75,5 +75,5 @@ class Graph:
 
 def _damaged(path: Path, reason: str) -> IntegrityError:
     return IntegrityError(
-        f"{path} is damaged: {reason}", "make the index again, or search without it: --exact"
+        f"{path} is damaged: {reason}", "rebuild the index, or search without the graph: --exact"
     )

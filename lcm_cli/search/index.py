@@ -5,7 +5,7 @@
     sentences.arrow     Arrow IPC file, a row per vector: document, sentence, lang, text, norm
     graph.faiss         only in an approximate index
 
-The folder is written under another name and renamed once it is complete.
+The folder is written under a temporary name and renamed once it is complete.
 """
 
 import json
@@ -78,7 +78,7 @@ def is_index(path: Path) -> bool:
     try:
         data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        # The matrix gives a damaged manifest away.
+        # The matrix shows that a damaged manifest belonged to an index.
         return (path / MANIFEST).is_file() and any(path.glob("vectors-*.f16"))
     return isinstance(data, dict) and data.get("kind") == KIND
 
@@ -86,7 +86,7 @@ def is_index(path: Path) -> bool:
 def check_place(folder: Path, *, force: bool) -> None:
     """Raise UsageError unless an index may be written to `folder`.
 
-    A folder with anything but an index is refused even with `force`.
+    A folder that holds anything but an index is refused even with `force`.
     """
     if not os.path.lexists(folder):
         return
@@ -108,7 +108,7 @@ def write_index(
     force: bool = False,
     start: StartJob = no_progress,
 ) -> Manifest:
-    """Write the index of `documents`, which all have concepts, and return its manifest.
+    """Write an index of `documents`, which all have concepts, and return its manifest.
 
     `start` opens the jobs whose progress is shown, in sentences. Raises UsageError as `check_place`
     does, LcmError without faiss for an approximate index.
@@ -148,7 +148,7 @@ class _Writer:
         self._sentences = pa.ipc.new_file(str(folder / SENTENCES), _LAYOUT)
 
     def add(self, block: list[Document]) -> int:
-        """Write the sentences of some documents; return how many they are."""
+        """Write the sentences of some documents and return their number."""
         concepts = np.concatenate([concepts_of(document) for document in block], dtype=np.float32)
         name = next(reversed(self._shards), "")
         if not name or self._shards[name] >= SHARD_ROWS:
@@ -206,8 +206,8 @@ class Index:
     ) -> list[list[Hit]]:
         """Return the `k` sentences nearest to each query, best first; fewer if there are fewer.
 
-        Without `exact` the graph proposes candidates. `progress` receives the number of sentences
-        searched, or with the graph all of them at once. Raises LcmError if the graph needs a
+        Without `exact`, the graph proposes candidates. `progress` receives the number of sentences
+        searched; with the graph, all of them at once. Raises LcmError if the graph needs a
         package that is not installed.
         """
         if exact:
@@ -272,7 +272,7 @@ def _with_graph(folder: Path, manifest: Manifest, progress: Progress) -> Manifes
 
 
 def _matrix(path: Path, rows: int, width: int) -> Vectors:
-    # Copy on write: torch warns about arrays that are read-only.
+    # Copy on write, since torch warns about read-only arrays.
     matrix: Vectors = np.memmap(path, DTYPE, "c", shape=(rows, width))
     return matrix
 
@@ -320,7 +320,7 @@ def _check_size(folder: Path, part: Part) -> None:
 def _damaged(path: Path, reason: str) -> IntegrityError:
     return IntegrityError(
         f"{path} is damaged: {reason}",
-        "copy the index again, or make it again: lcm index CONCEPTS -o NAME --force",
+        "copy the index again, or rebuild it: lcm index CONCEPTS -o NAME --force",
     )
 
 

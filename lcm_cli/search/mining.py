@@ -1,6 +1,6 @@
-"""Mining of translations: pairs of sentences in two piles that belong together by their margin.
+"""Mining of translations: pairs of sentences in two corpora, chosen by their margin.
 
-Shapes: X and Y sentences of the two piles, K neighbours, D concept dim, P pairs.
+Shapes: X and Y sentences of the two corpora, K neighbours, D concept dim, P pairs.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from lcm_cli.search.exact import STEP, Nearest, Vectors
 from lcm_cli.search.margin import NEIGHBOURS, ratio_margin
 from lcm_cli.space.similarity import unit_length
 
-# The least margin of a pair by default: the best mean F1 in docs/search.md.
+# The least margin of a pair by default; docs/search.md reports how it was chosen.
 THRESHOLD = 1.18
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The positions of two sentences in their piles, with the margin that they score."""
+    """The positions of two sentences in their corpora, and their margin."""
 
     score: float
     x: int
@@ -29,14 +29,14 @@ class Pair:
 def mine(
     x_XD: Vectors, y_YD: Vectors, *, threshold: float = THRESHOLD, progress: Progress = ignore
 ) -> list[Pair]:
-    """Return the translations in two piles of concepts, best first; no sentence occurs twice.
+    """Return the translations in two corpora of concepts, best first; no sentence occurs twice.
 
     Equal concepts count once: each would be among the nearest neighbours of the other's translation
-    and lower its margin. The positions are those of the first.
+    and lower its margin. The position is that of the first.
     Candidates are the best of the nearest neighbours of each sentence, in both directions; pairs
     are taken greedily by margin ("max" in Artetxe and Schwenk 2019). Equal margins are ordered by
     position. Memory grows with X + Y, not with X * Y. `progress` receives the number of sentences
-    compared with the whole other pile, X + Y in all.
+    compared with the whole other corpus, X + Y in all.
     """
     if not len(x_XD) or not len(y_YD):
         return []
@@ -59,7 +59,7 @@ def mine(
 
 
 def _firsts(pile: Vectors) -> NDArray[np.int64]:
-    """Return the position of the first of all equal rows, for each distinct row."""
+    """Return the position of the first occurrence of each distinct row."""
     found: dict[bytes, int] = {}
     for position, row in enumerate(pile):
         found.setdefault(row.tobytes(), position)

@@ -1,1 +1,1 @@
-"""`lcm serve`: an HTTP API and a page for a space and models that stay loaded."""
+"""`lcm serve`: an HTTP API and a web page on a space and a model that stay loaded."""

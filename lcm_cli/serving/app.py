@@ -29,7 +29,7 @@ POSTED: dict[str, Handler] = {
     "/generate": writing.generate,
     "/similar": similar.similar,
 }
-KEY_IN_BODY = ("/translate", "/detect")  # as LibreTranslate's clients send it
+KEY_IN_BODY = ("/translate", "/detect")  # where LibreTranslate's clients send it
 FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/static/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -109,7 +109,7 @@ def _streamed(service: Service, deadline: Deadline, stream: Stream) -> Response:
         except Exception as error:
             yield event("error", {"error": f"internal error {report(error)}"})
         finally:
-            deadline.cancel()  # also if the client is gone
+            deadline.cancel()  # also if the client has disconnected
 
     return StreamingResponse(body(), media_type="text/event-stream")
 

@@ -1,8 +1,8 @@
 """A space whose callers share batches.
 
 Every request runs in a thread of its own and calls `encode` and `decode` as on any space. The calls
-become jobs in a queue, and one thread, which alone runs the networks, merges those that fit
-together. docs/serve.md has measurements.
+become jobs in a queue; a single thread merges compatible jobs and runs the networks. docs/serve.md
+has measurements.
 
 Shapes: S sentences, D concept dim.
 """
@@ -23,14 +23,14 @@ from lcm_cli.progress import Progress
 from lcm_cli.serving.metrics import Metrics
 from lcm_cli.space import DecodeOptions, Encoded, Space, Text, Truncation
 
-WAIT = 0.004  # seconds for which a batch waits for the jobs of other requests, at most
+WAIT = 0.004  # seconds, at most, that a batch waits for the jobs of other requests
 # Longer calls are cut into several jobs, so that short ones need not wait for the whole.
 ENCODE_JOB, DECODE_JOB = 256, 64  # sentences; sentences times languages
 ENCODE_BATCH, DECODE_BATCH = 512, 256
 
 
 class OutOfTimeError(Exception):
-    """The time limit of a request has passed, or its client is gone."""
+    """The time limit of a request has passed, or its client has disconnected."""
 
 
 class StoppedError(Exception):
@@ -38,7 +38,7 @@ class StoppedError(Exception):
 
 
 class Deadline:
-    """The time by which a request must be done; `cancel` ends it at once."""
+    """The time by which a request must be done; `cancel` brings it forward to now."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -49,16 +49,16 @@ class Deadline:
         return max(0.0, self._end - time.monotonic())
 
     def cancel(self) -> None:
-        """End the time now."""
+        """Make the deadline pass now."""
         self._end = 0.0
 
     def check(self) -> None:
-        """Raise OutOfTimeError if the time is over."""
+        """Raise OutOfTimeError if the deadline has passed."""
         if not self.left:
             raise OutOfTimeError
 
 
-# Of the request that runs in this thread.
+# The deadline of the request that runs in this thread.
 DEADLINE: ContextVar[Deadline | None] = ContextVar("deadline", default=None)
 
 
@@ -87,7 +87,7 @@ class _Decoding(_Job):
 
 
 class SharedSpace(Space):
-    """A space that merges the calls of all threads into batches, run by a thread of its own."""
+    """A space that merges the calls of all threads into batches, which its own thread runs."""
 
     def __init__(self, space: Space, metrics: Metrics | None = None) -> None:
         super().__init__(space.files, space.device, space.precision, space.batch_tokens)
@@ -101,13 +101,13 @@ class SharedSpace(Space):
         self._thread.start()
 
     def warm_up(self) -> None:
-        """Load everything that is otherwise loaded at first use."""
+        """Load everything that would otherwise be loaded at first use."""
         _ = self.fingerprint, self.tokenizer, self.encoder, self.decoder
         lang = self.languages[0]
         self.decode(self.encode(["."], lang).concepts, [lang])
 
     def close(self) -> None:
-        """End the thread after its current batch; jobs that still wait fail with StoppedError."""
+        """End the thread after its current batch; waiting jobs fail with StoppedError."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -119,7 +119,7 @@ class SharedSpace(Space):
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Announce calls from this thread, for which a batch may wait a little."""
+        """Announce calls from this thread, so that batches may wait for them briefly."""
         with self._changed:
             self._requests += 1
         try:
@@ -205,12 +205,12 @@ class SharedSpace(Space):
         self._jobs.clear()
 
     def _next_batch(self) -> list[_Job]:
-        """Wait for jobs; return the first and all that can be merged with it, [] at the end."""
+        """Wait for jobs; return the first and all that can be merged with it, or [] at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._stopped)
             if self._stopped:
                 return []
-            # Alone, a request waits for nobody; among others, briefly, until they all have a job.
+            # A lone request does not wait; several wait briefly until each of them has a job.
             self._changed.wait_for(self._is_full, WAIT)
             first = self._jobs[0]
             most = ENCODE_BATCH if isinstance(first, _Encoding) else DECODE_BATCH
@@ -289,7 +289,7 @@ def _shifted(encoded: Encoded, by: int) -> Encoded:
 
 
 def run_request(space: SharedSpace, deadline: Deadline, work: Callable[[], Any]) -> Any:
-    """Run `work` for a request with this deadline. Raises OutOfTimeError once that is over."""
+    """Run `work` for a request with this deadline. Raises OutOfTimeError once it passes."""
     token = DEADLINE.set(deadline)
     try:
         deadline.check()

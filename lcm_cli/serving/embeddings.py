@@ -1,4 +1,4 @@
-"""The endpoints of OpenAI's clients: /v1/embeddings and /v1/models."""
+"""The endpoints for OpenAI's clients: /v1/embeddings and /v1/models."""
 
 import base64
 from typing import Any
@@ -21,7 +21,7 @@ def models(service: Service) -> dict[str, Any]:
 
 
 def embeddings(service: Service, fields: Fields) -> dict[str, Any]:
-    """Encode each input as one sentence: its concept is its embedding."""
+    """Encode each input as one sentence, whose concept is the embedding."""
     space = service.space
     if fields.text("model", service.name) != service.name:
         message = f"there is no embedding model of this name; this server has {service.name}"

@@ -1,4 +1,4 @@
-"""The gate of the server: every request passes it, and none leaves it without an answer.
+"""The gate of the server: every request passes through it, and each receives an answer.
 
 It checks where a request comes from, adds security headers, turns errors into answers, and writes
 the log and the metrics. Neither bodies nor queries of requests are logged.
@@ -44,7 +44,7 @@ class Gate:
     """The state of a server that its requests share.
 
     `service` is None while the models are loading. `host` is the address that the server is bound
-    to, `key` the API key that requests must name.
+    to, `key` the API key that requests must present.
     """
 
     def __init__(self, host: str, key: str | None = None, metrics: Metrics | None = None) -> None:
@@ -54,7 +54,7 @@ class Gate:
         self.metrics = metrics or Metrics()
         self.metrics.active = lambda: self.active
         self._key = None if key is None else sha256(os.fsencode(key)).digest()
-        # On loopback, any other name is a web page's attempt to reach the server through its DNS.
+        # On loopback, any other host name is a DNS rebinding attack by a web page.
         self._hosts = {*LOOPBACK, host} if host in LOOPBACK else None
 
     @property
@@ -74,7 +74,7 @@ class Gate:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             named = token.strip().encode("latin-1")  # the bytes that were sent
-        # Digests have one length: comparing them takes equally long for every wrong key.
+        # Digests have equal lengths, so comparing them takes equally long for every wrong key.
         if named is None or not hmac.compare_digest(sha256(named).digest(), self._key):
             headers = {"WWW-Authenticate": "Bearer"}
             raise RefusedError(401, "the API key is missing or wrong", headers)
@@ -123,7 +123,7 @@ class GateMiddleware:
         except Exception as error:
             if status == 0:
                 await error_response(path, error)(scope, receive, sending)
-            else:  # the answer has begun: only the log can tell
+            else:  # the answer has begun: only the log can report it
                 report(error)
         except asyncio.CancelledError:
             status = status or 500  # as uvicorn answers
@@ -145,7 +145,7 @@ class GateMiddleware:
 
 
 def unavailable(message: str) -> RefusedError:
-    """Return the refusal of a request that may be tried again."""
+    """Return the refusal of a request that may be repeated later."""
     return RefusedError(503, message, {"Retry-After": RETRY_AFTER})
 
 
@@ -159,9 +159,9 @@ def error_response(path: str, error: Exception) -> Response:
 
 
 def report(error: Exception) -> str:
-    """Log an unexpected error and return the id under which it is in the log.
+    """Log an unexpected error and return its id in the log.
 
-    The message of an error that is not ours may quote the text of a request, and is left out.
+    The message of a foreign error may quote the text of a request, and is left out.
     """
     number = secrets.token_hex(4)
     own = f": {error.message}" if isinstance(error, LcmError) else ""

@@ -15,7 +15,7 @@ LEAST_SHARE = 0.01  # of the odds, for a guess to be listed
 
 @dataclass(frozen=True)
 class Guess:
-    """A language that a text may be in; `share` is its share of the odds, from 0 to 1."""
+    """A possible language of a text; `share` is its share of the odds, from 0 to 1."""
 
     code: str
     share: float
@@ -45,7 +45,7 @@ def resolve(query: str, within: Sequence[str], where: str) -> str:
 def guesses(text: str, within: Sequence[str]) -> list[Guess]:
     """Return the most likely languages of a text in a space, best first, at least one.
 
-    Without evidence that is English, if the space has it, with a share of 0.
+    Without evidence, the guess is English, if the space has it, with a share of 0.
     """
     fallback = Guess(MODEL_LANG if MODEL_LANG in within else within[0], 0.0)
     words = sample_text(text)
@@ -58,7 +58,7 @@ def guesses(text: str, within: Sequence[str]) -> list[Guess]:
 
 
 def resolve_or_guess(query: str, text: str, within: Sequence[str], where: str) -> Guess:
-    """Return the language that `query` names, for sure, or the best guess if that is "auto"."""
+    """Return the language that `query` names, with share 1, or the best guess if it is "auto"."""
     if query == AUTO:
         return guesses(text, within)[0]
     return Guess(resolve(query, within, where), 1.0)

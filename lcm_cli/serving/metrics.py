@@ -35,7 +35,7 @@ class Counter:
 
 
 class Gauge:
-    """A number that is read when the metrics are."""
+    """A number that is read whenever the metrics are."""
 
     kind = "gauge"
 
@@ -103,7 +103,7 @@ class Metrics:
         """Return all metrics in Prometheus's text format."""
         metrics = (
             *(self.requests, self.seconds, self.encoded, self.decoded, self.batches, self.jobs),
-            Gauge("lcm_queue_jobs", "Jobs that wait for a batch.", self.queue),
+            Gauge("lcm_queue_jobs", "Jobs waiting for a batch.", self.queue),
             Gauge("lcm_active_requests", "Requests accepted and not yet answered.", self.active),
         )
         lines = []

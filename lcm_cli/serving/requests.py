@@ -1,4 +1,4 @@
-"""Reading of requests: the body, its fields, and the errors that a client sees."""
+"""Reading requests: the body, its fields, and the errors that a client sees."""
 
 import json
 import math
@@ -15,16 +15,16 @@ from lcm_cli.errors import LcmError
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a server, to protect it from requests that would keep it busy for long."""
+    """Limits that protect a server from requests that would occupy it for long."""
 
     body: int = 1 << 20  # bytes
-    sentences: int = 2048  # in a request; times the number of languages where it decodes
+    sentences: int = 2048  # in a request; times the number of languages to decode
     requests: int = 256  # accepted and not yet answered
     seconds: float = 120.0  # for a request
 
 
 class RefusedError(Exception):
-    """A request that is not answered: the status, the message for its client, further headers."""
+    """A refused request: the status, the message for the client, and further headers."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class RefusedError(Exception):
 def refusing(status: int = 400) -> Iterator[None]:
     """Turn an LcmError about the values of a request into a refusal.
 
-    The hints of LcmErrors are for the command line, and left out.
+    Their hints are for the command line, and are left out.
     """
     try:
         yield
@@ -57,11 +57,11 @@ class Fields:
                 raise RefusedError(400, f"unknown field {_shown(name)}; known are {known}")
 
     def get(self, name: str) -> Any:
-        """Return the value of a field as it is; None if it is missing."""
+        """Return the unchecked value of a field, None if it is missing."""
         return self._values.get(name)
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a string; without a default it must be given."""
+        """Return a string; without a default, the field is required."""
         value = self._values.get(name)
         if value is None:
             if default is None:
@@ -70,14 +70,14 @@ class Fields:
         return _text(name, value)
 
     def texts(self, name: str) -> list[str]:
-        """Return a list of strings, also if a single one is given; [] if it is missing."""
+        """Return a list of strings, also for a single string; [] if the field is missing."""
         value = self._values.get(name)
         if value is None:
             return []
         return [_text(name, each) for each in (value if isinstance(value, list) else [value])]
 
     def choice(self, name: str, among: Sequence[str]) -> str:
-        """Return one of several strings, by default the first."""
+        """Return one of several strings; the default is the first."""
         value = self.text(name, among[0])
         if value not in among:
             raise RefusedError(400, f"{name!r} must be one of {', '.join(among)}")
@@ -125,7 +125,7 @@ class Fields:
 async def read_fields(request: Request, most: int) -> Fields:
     """Return the fields of a body in JSON or of a form.
 
-    Raises RefusedError for a body of more than `most` bytes (413), one of another kind (415), and
+    Raises RefusedError for a body of more than `most` bytes (413), another content type (415), and
     invalid JSON (400).
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -172,7 +172,7 @@ def _form(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise RefusedError(400, "the body is not a valid form in UTF-8") from error
     found: dict[str, Any] = {}
-    for name, value in pairs:  # a name that is repeated makes a list
+    for name, value in pairs:  # repeated names make a list
         old = found.get(name)
         found[name] = value if old is None else [*(old if isinstance(old, list) else [old]), value]
     return found

@@ -1,4 +1,4 @@
-"""Running of the server: its socket, loading in the background, and a graceful stop."""
+"""Running the server: its socket, loading in the background, and a graceful stop."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ KEEP_ALIVE = 65  # seconds; longer than clients and proxies keep an idle connect
 
 
 def serve(host: str, port: int, key: str | None, load: Callable[[Gate], Service]) -> None:
-    """Answer requests until a signal ends the process; `load` runs in the background at first.
+    """Answer requests until a signal ends the process; at first, `load` runs in the background.
 
     Raises UsageError if the address is not available, and whatever `load` raises.
     """
@@ -39,7 +39,7 @@ def serve(host: str, port: int, key: str | None, load: Callable[[Gate], Service]
 
 
 class Runner:
-    """A server on a socket that listens already. `run` returns once it has stopped."""
+    """A server on a socket that is already listening. `run` returns once it has stopped."""
 
     def __init__(
         self, gate: Gate, listener: socket.socket, load: Callable[[Gate], Service]
@@ -109,7 +109,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # Uvicorn's own raises the signals again in the end, and the exit code would not be 0.
+        # Uvicorn's own version raises the signals again at the end; the exit code would not be 0.
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -32,7 +32,7 @@ from lcm_cli.writing.writer import Writer
 
 T = TypeVar("T")
 
-THREADS = 64  # requests that are worked on at a time
+THREADS = 64  # requests processed at a time
 RETRY_AFTER = "2"  # seconds
 
 
@@ -46,7 +46,7 @@ class LoadedModel:
 
 
 class Service:
-    """What requests share: the space, the model if there is one, indexes, and the threads."""
+    """The resources that requests share: the space, the model, if any, indexes, and the threads."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Service:
         self.indexes = indexes
         self._model_lock = threading.Lock()
         self._pending = 0
-        self._pending_lock = threading.Lock()  # they begin and end in different threads
+        self._pending_lock = threading.Lock()  # requests begin and end in different threads
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lcm-request")
 
     @property
@@ -139,7 +139,7 @@ class Service:
             raise
 
     def close(self) -> None:
-        """End the threads; requests that are still in them fail."""
+        """End the threads; requests still running in them fail."""
         self.space.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
@@ -160,7 +160,7 @@ def load_service(
     metrics: Metrics | None = None,
     indexes: Sequence[Index] = (),
 ) -> Service:
-    """Load everything that requests need, so that none of them waits for it.
+    """Load everything that requests need, so that none has to wait for it.
 
     `wanted` names the concept model: `auto` for the space's own, `extractive` for none. Raises
     IntegrityError for an index of another space, and as `load_answer_model` and `load_model` do.
@@ -170,7 +170,7 @@ def load_service(
     shared = SharedSpace(space, metrics)
     shared.warm_up()
     service = Service(shared, _load_model(wanted, shared), limits, indexes)
-    # Loads the language identifier, which the first requests would otherwise load all at once.
+    # Load the language identifier now; the first requests would all load it at once.
     service.prepare("It is cold. The cat sleeps.")
     return service
 
@@ -187,6 +187,6 @@ def _load_model(wanted: str, space: SharedSpace) -> LoadedModel | None:
 
 
 def public_name(name: str) -> str:
-    """Return the name of a checkpoint without the folder that it lies in."""
+    """Return the name of a checkpoint without its parent folders."""
     path = Path(name)
     return path.resolve().name if path.is_absolute() or path.exists() else name

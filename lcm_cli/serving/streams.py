@@ -10,7 +10,7 @@ Emit = Callable[[str, Any], None]  # receives the name of an event and its data
 
 @dataclass(frozen=True)
 class Stream:
-    """An answer in parts: `run` calls the function that it receives with each."""
+    """An answer in parts: `run` passes each part to the function that it receives."""
 
     run: Callable[[Emit], None]
 

@@ -1,4 +1,4 @@
-"""The endpoints of LibreTranslate's clients, /translate and /detect."""
+"""The endpoints for LibreTranslate's clients: /translate and /detect."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -25,7 +25,7 @@ SEEDS = (1 << 32) - 1
 
 
 def summarize(service: Service, fields: Fields) -> dict[str, Any]:
-    """Summarize a text, in its own language or in those of `to`."""
+    """Summarize a text, in its own language or in the languages `to`."""
     fields.only("text", "lang", "to", "length", "model", "cite", "document", "seed")
     space, codes = service.space, _targets(service, fields)
     length = None
@@ -78,7 +78,7 @@ def _rounded(similarity: Mapping[str, float]) -> dict[str, float]:
 
 
 def decode(service: Service, fields: Fields) -> dict[str, Any]:
-    """Decode concepts into the languages of `to`."""
+    """Decode concepts into the languages `to`."""
     names = ("beam", "n_best", "max_tokens", "no_repeat_ngram", "sample", "temperature")
     fields.only("concepts", "to", *names, "top_k", "top_p", "seed")
     codes = _targets(service, fields)
@@ -101,7 +101,7 @@ def decode(service: Service, fields: Fields) -> dict[str, Any]:
 def _concepts(service: Service, fields: Fields) -> np.ndarray:
     dim = service.space.dim
     try:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite
+        with np.errstate(over="ignore"):  # numbers that are too large become infinite
             concepts_SD = np.array(fields.get("concepts"), dtype=np.float32)
     except (ValueError, TypeError, OverflowError) as error:
         raise RefusedError(400, "'concepts' must be a list of lists of numbers") from error
@@ -134,7 +134,7 @@ def _decode_options(fields: Fields) -> DecodeOptions:
 
 
 def generate(service: Service, fields: Fields) -> dict[str, Any] | Stream:
-    """Continue a text; with `stream` each sentence is an event."""
+    """Continue a text; with `stream`, each sentence is an event."""
     names = ("max_concepts", "min_concepts", "seed", "temperature", "steps", "guidance")
     fields.only("text", "lang", "to", "stream", *names)
     model = service.model

@@ -1,13 +1,13 @@
 """The structure of plain text: headings, list items, lines of dialogue and wrapped prose.
 
-Text consists of blocks, and of layout between them: blank lines, indentation, bullets, list
-numbers, the marks of headings, and rules such as `* * *`. A translator copies the layout and
-replaces the blocks. The marks are those of Markdown, read leniently, since most text is not
-Markdown: a line is only taken for an item if its neighbours support that.
+Text consists of blocks with layout between them: blank lines, indentation, bullets, list numbers,
+the marks of headings, and rules such as `* * *`. A translator copies the layout and replaces the
+blocks. The marks are those of Markdown, but since most text is not Markdown, a line only counts as
+an item if its neighbours support that.
 
 Only a line feed ends a line. Other characters that Unicode counts as line ends (U+2028, NEL,
-vertical tab, form feed, a lone carriage return) are white space. Thus a form feed separates
-paragraphs if it is alone on its line.
+vertical tab, form feed, a lone carriage return) are white space. A form feed alone on its line
+therefore separates paragraphs.
 """
 
 import re
@@ -18,8 +18,8 @@ from itertools import groupby
 from lcm_cli.text.abbreviations import NEVER
 
 INVISIBLE = "\u00ad\u200b\u2060\ufeff"  # soft hyphen, zero width space, word joiner, BOM
-TAIL = 40  # characters at the end of a line that show whether it ends a sentence
-NARROW = 40  # characters; no text is wrapped to less, so shorter lines end where they mean to
+TAIL = 40  # characters at the end of a line that decide whether it ends a sentence
+NARROW = 40  # characters; text is not wrapped to less, so shorter lines were broken on purpose
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Block:
     """A stretch of text that no sentence crosses: a heading, a list item, a run of prose.
 
     `start` and `end` are offsets in the whole text. A block begins and ends with a character other
-    than white space and may contain line breaks, which mean no more than a space. `paragraph`
+    than white space and may contain line breaks, which count as spaces. `paragraph`
     counts from 0; blank lines separate paragraphs.
     """
 
@@ -41,13 +41,13 @@ def blocks(text: str) -> list[Block]:
 
     - A bullet (- * + • ‣ · – —) and white space begin an item, as do the em dashes of dialogue,
       with or without a space. The bullet or dash is layout. Inside a paragraph, this holds after an
-      item, after a line that ends a sentence or with a colon, and if the next line is such an item
-      as well; otherwise the dash belongs to wrapped prose.
+      item, after a line that ends a sentence or ends with a colon, and before a line with the same
+      mark; otherwise the dash belongs to wrapped prose.
     - A number ("1.", "2)", "(3)", "a)", "ii)") begins an item under the same conditions, if the
       text also has the item before or after it. A lone number is prose: "3. Oktober".
     - A heading has one to six # before it, or a line of = or - below it.
     - A line of three or more of the same mark (* * *, -----) is layout.
-    - The lines of prose are joined, as a sentence may be wrapped anywhere, and so are verse and
+    - Lines of prose are joined, since a sentence may be wrapped anywhere, as are verse and
       addresses. But a line ends its block if it ends a sentence and was broken on purpose: the next
       word would have fitted, the next line is indented, or all lines of the run end sentences.
     - A line under an item continues it if it is indented, or if its first word would not have
@@ -137,7 +137,7 @@ def _classified(lines: list[_Line]) -> list[_Line]:
         underlined = after.kind == "rule" and _UNDERLINE.fullmatch(after.text)
         if line.kind == "item?":
             paired = line.mark == inside or (after.kind == "item?" and after.mark == line.mark)
-            plain = line.mark not in ("•", "‣")  # nothing but bullets
+            plain = line.mark not in ("•", "‣")  # unambiguous bullets
             line.kind = "text" if plain and not paired and not _free(before) else "item"
         elif line.kind == "heading?" or (line.kind == "text" and underlined):
             line.kind = "heading" if _free(before) else "text"
@@ -169,7 +169,7 @@ def _trim(line: _Line) -> None:
 
 
 def _number(lines: Sequence[_Line]) -> None:
-    """Mark the numbered lines that have a predecessor or a successor as possible items."""
+    """Mark numbered lines whose predecessor or successor exists as possible items."""
     last: dict[tuple[str, str], tuple[int, _Line]] = {}
     for line in lines:
         if line.kind != "text" or not line.mark or _GERMAN_DATE.match(line.text):
@@ -230,7 +230,7 @@ def _continues(line: _Line, before: _Line, item: _Line | None, width: int, all_e
 
 
 def _ends(line: _Line) -> bool:
-    """Return whether a line ends a sentence, as far as its last word shows."""
+    """Return whether a line ends a sentence, judging by its last word."""
     tail = line.text[-TAIL:]
     if tail[-1].isalnum() or not _END.search(tail):
         return False

@@ -1,4 +1,4 @@
-"""sentencex 1.0 with corrections: ends that it misses, and splits where no sentence ends."""
+"""sentencex 1.0 with corrections, for ends that it misses and splits that it should not make."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,8 @@ def sentences(text: str, code: str) -> Iterator[str]:
     yield from (sentence.strip() for sentence in _mended(pieces, code))
 
 
-# Apostrophes that sentencex takes for quotation marks: of Dutch and English short forms, of feet.
+# Apostrophes that sentencex mistakes for quotation marks: in Dutch and English short forms, and
+# the signs for feet and inches.
 _APOSTROPHES = re.compile(
     r"'(?<!\w')(?=(?:[tskmnr]|ns|[Tt]is|[Tt]was|[Tt]were|em|cause|\d\ds?)(?!['’\w]))|"
     r"'(?<!\w')n'(?!\w)|'(?<=\d')(?=\d\d?\")|\"(?<=\d'\d\")|\"(?<=\d'\d\d\")"
@@ -30,7 +31,7 @@ _APOSTROPHES = re.compile(
 
 
 def _masked(text: str, code: str) -> str:
-    """Replace misleading apostrophes by as many characters that mean nothing to sentencex."""
+    """Replace misleading apostrophes, one for one, with characters that sentencex ignores."""
     if "'" not in text or code not in ("en", "nl"):
         return text
     return _APOSTROPHES.sub(lambda found: "\u02bc" * len(found.group()), text)
@@ -56,7 +57,7 @@ _REPORTED = re.compile(r"と|って|など|という")  # 「……」と言い�
 
 
 def _missed(piece: str) -> Iterator[str]:
-    """Yield the sentences of a piece, split at the full stops that sentencex does not know."""
+    """Yield the sentences of a piece, split at full stops that sentencex does not recognize."""
     start = 0
     for end in _UNSEEN.finditer(piece):
         before = piece[: end.end()]
@@ -93,8 +94,8 @@ def _quoted(before: str, after: str) -> bool:
 def _moved(pieces: Iterable[str]) -> Iterator[str]:
     """Yield the pieces with quotation marks and emoji moved to the sentence they belong to.
 
-    An opening quotation mark at the end of a piece belongs to the next, an emoji at the beginning
-    to the one before.
+    An opening quotation mark at the end of a piece belongs to the next piece, an emoji at the
+    beginning to the one before.
     """
     before = ""
     for piece in pieces:

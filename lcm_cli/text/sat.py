@@ -1,4 +1,4 @@
-"""Sentences of text without punctuation, such as transcripts, by the model SaT of wtpsplit.
+"""Segmentation of text without punctuation, such as transcripts, by wtpsplit's model SaT.
 
 Frohmann et al., "Segment Any Text" (2024). The model reads 85 languages and needs no language code.
 """
@@ -31,7 +31,7 @@ def load() -> Any:
         ) from error
     try:
         return wtpsplit.SaT(MODEL)
-    except OSError as error:  # as transformers reports files that it neither has nor can download
+    except OSError as error:  # transformers has no such file and cannot download it
         raise NotFoundError(
             f"cannot load the model {MODEL} of wtpsplit: {str(error).splitlines()[0]}",
             "run the command once with access to the internet; it downloads the model",

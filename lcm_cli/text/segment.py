@@ -1,8 +1,8 @@
 """Segmentation of text into paragraphs and sentences; sentences too long for a concept are cut.
 
-sentencex splits block by block (see `blocks`), and `corrections` mends its known errors. Except for
-layout (white space, bullets, list numbers, marks of headings and rules), invisible characters (see
-`_removed`) and hyphens at line ends, no character is ever lost, and their order is kept.
+sentencex splits block by block (see `blocks`), and `corrections` corrects its known errors. Except
+for layout (white space, bullets, list numbers, marks of headings and rules), invisible characters
+(see `_removed`) and hyphens at line ends, all characters are kept, in order.
 """
 
 import re
@@ -52,7 +52,7 @@ def segment(
     Blank lines end paragraphs; headings and list items are sentences of their own (see `blocks`);
     other line breaks have no meaning. A sentence of more than `max_characters` is cut at the best
     place available: after a sentence or clause inside it, at a space, or anywhere. `one_per_line`
-    takes each line as a sentence and never cuts it; empty lines have no segment.
+    takes each line as a sentence and never cuts it; blank lines have no segment.
 
     `split` is "auto" for rules, or "sat" for the model SaT, which does not rely on punctuation.
     Raises UsageError if its package is missing, NotFoundError if its weights are.
@@ -103,7 +103,7 @@ def _removed(lang: str) -> dict[int, str]:
     """Return the table that removes soft hyphens, zero width spaces, word joiners and BOMs.
 
     In Khmer, Lao, Burmese and Thai, zero width spaces stay: they separate words, and long sentences
-    are cut there. Characters that end lines elsewhere become spaces.
+    are cut there. Other characters that Unicode counts as line ends become spaces.
     """
     kept = languages.language(lang).script in _WORD_SPACED
     return _REMOVED | _ZERO_WIDTH_SPACE if kept else _REMOVED
@@ -126,9 +126,9 @@ _CUTS = tuple(re.compile(mark) for mark in (_SENTENCE_END, _CLAUSE_END, r"[\s\u2
 
 
 def _best_cut(text: str, limit: int) -> int:
-    """Return the index of the best kind of place near an even division."""
+    """Return the index of the best place to cut near an even division."""
     parts = -(-len(text) // limit)
-    # Both sides are cut further: divide in the proportion of the numbers of pieces they will make.
+    # Both sides are cut further: divide in proportion to the numbers of pieces they will make.
     even = len(text) * (parts // 2) / parts
     for mark in _CUTS:
         ends = [found.end() for found in mark.finditer(text)]
@@ -139,7 +139,7 @@ def _best_cut(text: str, limit: int) -> int:
 
 
 def _between_characters(text: str, at: int) -> int:
-    """Return `at`, or the nearest index before it that separates no letter from its marks."""
+    """Return `at`, or the nearest index before it that does not split a letter from its marks."""
     return next((i for i in range(at, max(at - 20, 0), -1) if not _joins(text, i)), at)
 
 

@@ -1,4 +1,4 @@
-"""Joining of wrapped lines, with or without a space or the hyphen at their end."""
+"""Joining of wrapped lines, with or without a space, keeping or dropping hyphens at their ends."""
 
 import re
 from collections import Counter
@@ -49,9 +49,9 @@ _DUTCH_CLASH = re.compile(r".*(?:a-[aeiu]|e-[eiu]|i-[ei]|o-[eiou]|u-[iu]|[ij]-j)
 class Unwrapper:
     """Joins the lines of blocks of a text.
 
-    A hyphen at the end of a line belongs to the word ("well-known") or not ("mar-ket"). Whichever
-    form occurs elsewhere in the text is taken. Otherwise the hyphen stays before a capital or a
-    digit, and where the tables of the language say so.
+    A hyphen at the end of a line may belong to the word ("well-known") or not ("mar-ket"). The form
+    that occurs more often in the text is used. If neither does, the hyphen stays before a capital
+    or a digit, and where the tables of the language require it.
     """
 
     def __init__(self, text: str, lang: str) -> None:
@@ -88,7 +88,7 @@ class Unwrapper:
         return before, " " if before[-1:].isascii() and after[:1].isascii() else ""
 
     def _hyphen(self, before: str, left: str, right: str) -> tuple[str, str]:
-        """Decide on the hyphen between two parts, `left` and `right`, of what may be a word."""
+        """Decide whether the hyphen between `left` and `right`, perhaps parts of a word, stays."""
         if right.casefold() in _CONJUNCTIONS.get(self.language, ()):
             return before, " "
         if not right[0].islower() or not left[-1].isalpha():
@@ -112,5 +112,5 @@ class Unwrapper:
 
     @cached_property
     def words(self) -> Counter[str]:
-        """The words of the text, with how often they occur."""
+        """The words of the text with their counts."""
         return Counter(_WORD.findall(self.text.casefold()))

@@ -1,4 +1,4 @@
-"""Glossaries: terms and the translations that they must have."""
+"""Glossaries: terms and their preferred translations."""
 
 import csv
 import re
@@ -11,15 +11,15 @@ from lcm_cli.documents.encoding import decode_text
 from lcm_cli.errors import IntegrityError, LcmError
 from lcm_cli.text.languages import UNSPACED, find_language, language
 
-# Names of the columns in a header, and what they hold.
+# Names of the columns in a header, and the fields that they hold.
 _COLUMNS = {"source": "term", "target": "translation", "language": "lang"}
 _COLUMNS |= {name: name for name in _COLUMNS.values()}
-_HINT = "a line is: term, translation and, optionally, the language of the translation"
+_HINT = "each line has a term, a translation and, optionally, the language of the translation"
 
 
 @dataclass(frozen=True)
 class Term:
-    """A term and its translation into the language with code `lang`; empty: into any."""
+    """A term and its translation into the language with code `lang`, or into any if empty."""
 
     term: str
     translation: str
@@ -31,7 +31,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Glossary:
-    """Terms that must be translated in a certain way."""
+    """Terms with preferred translations."""
 
     terms: tuple[Term, ...]
 

@@ -1,4 +1,4 @@
-"""URLs and e-mail addresses in a sentence, which pass a translation unchanged.
+"""URLs and e-mail addresses in a sentence, which translation leaves unchanged.
 
 A space has no concept for a link and mangles it together with the rest of the sentence. Before a
 sentence is encoded, a name therefore takes the place of each link; where the name survives in the
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Names that `tiny` keeps best, and most languages in Latin script spell alike (docs/translate.md).
+# Names that `tiny` keeps best and that most languages in Latin script share (docs/translate.md).
 NAMES = ("Tom", "Boston", "Berlin")
 
 _PLAIN = r"[^\s<>\"“”«»\u3000-\u9fff\uff00-\uffef]+"
@@ -25,9 +25,9 @@ _END = re.compile(r"[\s.!?…。！？]*$")
 
 @dataclass(frozen=True)
 class Masked:
-    """A sentence whose `links` are hidden: `text` has one of `names` in place of each.
+    """A sentence whose `links` are hidden: in `text`, one of `names` replaces each link.
 
-    Links beyond the number of names are left out of `text`.
+    Surplus links, for which there is no name, are left out of `text`.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Masked:
         return sum(not _occurs_once(name, translation) for name in self.names)
 
     def restore(self, translation: str) -> str:
-        """Put the links into a translation of `text`; add those whose name is lost at its end."""
+        """Put the links into a translation of `text`, at its end if their name is lost."""
         lost = list(self.links[len(self.names) :])
         for name, link in zip(self.names, self.links, strict=False):
             if _occurs_once(name, translation):
@@ -64,7 +64,7 @@ def mask(text: str) -> Masked:
 
 
 def find_links(text: str) -> list[tuple[int, str]]:
-    """Return the place and text of each URL and e-mail address."""
+    """Return the start and the text of each URL and e-mail address."""
     found = [(match.start(), _trimmed(match[0])) for match in _LINK.finditer(text)]
     return [(begin, link) for begin, link in found if link]
 

@@ -18,7 +18,7 @@ _NUMBER = re.compile(
     r"|(?P<plain>\d+(?:[.,:/’'-]\d+)*)"
 )
 
-# Units after a number, each with the beginnings of words that may replace it.
+# Units next to a number, each with the beginnings of words that may replace it.
 _UNITS = {
     "%": r"per ?cent|pour ?cent|prozent|por ciento|procent",
     "°C": r"°|degr|grad|celsius",
@@ -42,7 +42,7 @@ _GAP = "[ \u00a0\u2009\u202f]?"
 _UNIT = re.compile(rf"\d{_GAP}({_SYMBOL})(?!\w)|(?<!\w)([€$£]){_GAP}(?=\d)")
 
 _NEGATIONS = {
-    # "isn't it?" at the end of a sentence is no negation.
+    # "isn't it?" at the end of a sentence is not a negation.
     "eng": r"not|no|never|none|nobody|nothing|nowhere|neither|nor|without|cannot"
     r"|\w+n['’]t(?! (?:I|you|he|she|it|we|they|there)\?)",
     "deu": r"nicht|kein\w*|nein|nie|niemals|niemand\w*|nichts|nirgend\w*|weder|ohne",
@@ -53,10 +53,10 @@ _NEGATIONS = {
 
 
 def is_copied(text: str, lang: str) -> bool:
-    """Return whether a sentence has nothing to translate, so that it is copied unchanged.
+    """Return whether a sentence has nothing to translate and is copied unchanged.
 
-    This holds for links, for text without letters, and for a single run of letters and digits that
-    is too long for a word, in a language that separates words.
+    This applies to links, to text without letters, and, in a language that separates words, to a
+    single run of letters and digits that is too long for a word.
     """
     if not any(map(str.isalpha, without_links(text))):
         return True
@@ -67,7 +67,7 @@ def is_copied(text: str, lang: str) -> bool:
 def lost_parts(source: str, source_lang: str, text: str, lang: str) -> list[str]:
     """Return the numbers, units and negations of `source` that its translation `text` lacks.
 
-    They are given as they stand in the source. Numbers may differ in their separators, and units
+    They are given as written in the source. Numbers may differ in their separators, and units
     may be spelt out. Negations and units are checked only between languages with a table.
     """
     lost = _lost_numbers(source, text)
@@ -121,7 +121,7 @@ def _has_unit(unit: str, text: str, lang: str) -> bool:
 
 @cache
 def _negation(lang: str) -> re.Pattern[str] | None:
-    """Return the pattern of a language's negations; None without a table."""
+    """Return the pattern of a language's negations, None if it has no table."""
     words = _NEGATIONS.get(lang[:3])
     # A word may follow the apostrophe of an elision.
     end = r"(?:(?<=['’])|(?!\w))"

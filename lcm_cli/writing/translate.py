@@ -1,6 +1,6 @@
-"""Translation sentence by sentence, with a measure of how sure each sentence is.
+"""Translation sentence by sentence, with a measure of confidence for each sentence.
 
-A translation is encoded again: the cosine of its concept and that of the source shows how much of
+A translation is encoded again: the cosine of its concept with that of the source shows how much of
 the meaning it keeps. docs/translate.md explains the checks and reports how well they work.
 
 Shapes: S distinct sentences, D concept dim.
@@ -35,11 +35,11 @@ DOUBTS: dict[Doubt, str] = {
     "language": "the translation is in another language",
 }
 # The cosine below which a translation is doubtful, by the fingerprint of a space. Measured with
-# benchmarks/translation_checks.py for `tiny`; the default has not been measured in other spaces.
+# benchmarks/translation_checks.py for `tiny`; the default for other spaces has not been measured.
 NEAR = {"d055ddc61f4658e6": 0.74}
 UNMEASURED = 0.6
-MOST_SIMILAR_OF = 3  # the likeliest texts, among which a translation that is far is replaced
-RETRY_NGRAM = 3  # no run of this many tokens repeats when a refused sentence is decoded again
+MOST_SIMILAR_OF = 3  # likeliest texts that may replace a translation that is far
+RETRY_NGRAM = 3  # length of the runs of tokens that may not repeat in a second search
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TranslateOptions:
     """Options for translating.
 
     `n_best` is the number of alternatives to return for each sentence, `no_repeat_ngram` the length
-    of the runs of tokens that never repeat (0: no limit).
+    of the runs of tokens that may not repeat (0: no limit).
     """
 
     n_best: int = 1
@@ -69,10 +69,10 @@ class Candidate:
 class Rendering:
     """The translation of one sentence into one language.
 
-    `similarity` is the cosine of the sentence's concept and that of `text`, encoded again; 1 for a
-    sentence that is copied. `doubt` is the reason to distrust it. `lost` holds what it lacks, as
-    written in the source: numbers, units, negations and terms of the glossary. `candidates` are the
-    n best, if more than one was requested, best first.
+    `similarity` is the cosine of the sentence's concept with that of `text`, encoded again; 1 for a
+    copied sentence. `doubt` is the reason to distrust it. `lost` holds the missing numbers, units,
+    negations and terms of the glossary, as written in the source. `candidates` are the n best, if
+    more than one was requested, best first.
     """
 
     text: str
@@ -113,7 +113,7 @@ class _Option:
     text: str
     score: float
     refused: bool
-    lost: int  # number of parts it lacks
+    lost: int  # number of missing parts
     similarity: float = float("nan")  # until it is encoded again
 
     @property
@@ -176,7 +176,7 @@ def threshold(space: "Space") -> float:
 
 
 class _Translator:
-    """Translates distinct sentences that have something to translate."""
+    """Translates distinct sentences that contain something to translate."""
 
     def __init__(
         self, space: "Space", options: TranslateOptions, progress: Progress | None
@@ -196,7 +196,7 @@ class _Translator:
         return {(d.source.lang, d.source.text, d.code): self._rendering(d) for d in drafts}
 
     def _sources(self, concepts: Mapping[tuple[str, str], np.ndarray]) -> list[_Source]:
-        """Return the sentences with their links hidden, and encode anew those that have links."""
+        """Return the sentences with their links hidden; encode those with links again."""
         masks = [mask(text) for _, text in concepts]
         limits = self._space.limits([m.text for m in masks], [lang for lang, _ in concepts])
         changed = [n for n, m in enumerate(masks) if m.links]
@@ -233,7 +233,7 @@ class _Translator:
         return self._space.decode(concepts_SD, to, search, limits=limits, progress=progress)
 
     def _ranked(self, source: _Source, code: str, texts: "Sequence[Text]") -> list[_Option]:
-        """Return the options that a search found: the most complete first, then the likeliest."""
+        """Return the options that a search found, the most complete first; ties by likelihood."""
         options = [
             _Option(
                 text.text,
@@ -246,7 +246,7 @@ class _Translator:
         return sorted(options, key=lambda option: (option.refused, option.lost))
 
     def _measure(self, drafts: Sequence[tuple[_Draft, Sequence[_Option]]]) -> None:
-        """Encode options again, all in one call, unless their similarity is known; set it."""
+        """Set the similarity of options whose similarity is unknown, encoding them in one call."""
         rows = [(d, option) for d, options in drafts for option in options if option.new]
         encoded = self._space.encode(
             [option.text for _, option in rows], [draft.code for draft, _ in rows]
@@ -274,7 +274,7 @@ class _Translator:
                 del draft.options[max(MOST_SIMILAR_OF, self._options.n_best) :]
         self._measure([(draft, draft.options) for draft in drafts])
         for draft in drafts:
-            if draft.doubt == "language":  # checked only for the first option so far
+            if draft.doubt == "language":  # so far checked only for the first option
                 for option in draft.options:
                     option.refused = self._refusal(draft, option) is not None
             draft.options.sort(key=lambda o: (o.refused, o.lost, -o.similarity))
@@ -299,7 +299,7 @@ class _Translator:
         )
 
     def _lost(self, source: _Source, code: str, text: str) -> list[str]:
-        """Return what a translation of `source` lacks; the links of both are hidden."""
+        """Return the parts of `source` that a translation lacks; the links of both are hidden."""
         lost = lost_parts(source.masked.text, source.lang, text, code)
         glossary = self._options.glossary
         terms = glossary.found(source.masked.text, source.lang, code) if glossary else []

@@ -1,1 +1,1 @@
-"""Formats of documents: each reads a file into passages and writes others in their place."""
+"""Formats of documents: each reads a file into passages, and writes their translations back."""

@@ -25,8 +25,8 @@ from lcm_cli.documents.formats import html
 from lcm_cli.documents.formats.skeleton import Pair, Passage
 from lcm_cli.errors import IntegrityError
 
-LARGEST_PART = 100 << 20  # bytes; a member that unpacks to more is taken for an attack
-_LARGEST_RATIO = 200  # of the unpacked size to the packed one
+LARGEST_PART = 100 << 20  # bytes; a member that unpacks to more is treated as an attack
+_LARGEST_RATIO = 200  # of unpacked to packed size
 _ZIP_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError),
     *(RuntimeError, NotImplementedError),
@@ -55,7 +55,7 @@ class Archive:
         self.passages = [replace(passage, paragraph=n) for n, passage in enumerate(found)]
 
     def render(self, sentences: Sequence[Sequence[Pair]], lang: str) -> bytes:
-        """Return the archive with other text in its parts."""
+        """Return the archive with the text of its parts replaced."""
         rest = iter(sentences)
         new = {
             name: part.render(list(islice(rest, len(part.passages))), lang)
@@ -64,7 +64,7 @@ class Archive:
         out = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(self._data)) as old, zipfile.ZipFile(out, "w") as written:
             for member in old.infolist():
-                # With its own ZipInfo a member keeps its order, date and compression.
+                # With its own ZipInfo, a member keeps its order, date and compression.
                 if member.filename in new:
                     written.writestr(member, new[member.filename])
                     continue
@@ -82,7 +82,9 @@ def read_epub(data: bytes, name: str) -> Archive:
         parts: dict[str, Part] = {}
         for path in _chapters(book, package, name):
             if path.encode() in secret:
-                raise IntegrityError(f"{name} is protected against copying", "open it where bought")
+                raise IntegrityError(
+                    f"{name} is protected against copying", "use an unprotected copy"
+                )
             source = member(book, path, name)
             text, encoding = html.decode(source) or (decode_text(source, path), "utf-8")
             parts[path] = html.read(text, ".xhtml", encoding)
@@ -90,7 +92,7 @@ def read_epub(data: bytes, name: str) -> Archive:
 
 
 def opened(data: bytes, name: str) -> zipfile.ZipFile:
-    """Open a zip archive. Raises IntegrityError if a member is damaged, or unpacks to far more."""
+    """Open a zip archive. Raises IntegrityError if a member is damaged or unpacks to too much."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         size = sum(member.file_size for member in archive.infolist())

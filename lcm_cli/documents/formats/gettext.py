@@ -1,6 +1,6 @@
-"""Message catalogs of GNU gettext (.po, .pot): the messages without a translation are filled in.
+"""Message catalogs of GNU gettext (.po, .pot): missing translations are filled in.
 
-Each filled message is marked as fuzzy, gettext's word for "to be checked by a person".
+Each of them is marked as fuzzy, gettext's term for a translation that a person must check.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WORDS = re.compile(r"\w")
 
 
 class Catalog:
-    """The skeleton of a catalog: passages for each text that lacks a translation.
+    """The skeleton of a catalog, with passages for each text that lacks a translation.
 
     Raises IntegrityError for a source that is not a catalog.
     """
@@ -75,7 +75,7 @@ class Catalog:
 
 
 def _untranslated(entries: polib.POFile) -> list[tuple[polib.POEntry, int, str]]:
-    """Return the texts without a translation: an entry, the number of its form, and the text."""
+    """Return the untranslated texts: entry, number of the plural form, and text."""
     found = []
     for entry in entries:
         if entry.obsolete or entry.translated():
@@ -96,7 +96,7 @@ def _plurals(entries: polib.POFile) -> int:
 
 
 def _message(text: str) -> Spliced:
-    """Return the skeleton of a message, whose line breaks at its ends gettext compares."""
+    """Return the skeleton of a message; gettext compares the line breaks at its ends."""
     return Spliced(text, _blocks(text), ".txt")
 
 

@@ -1,4 +1,4 @@
-"""HTML: the running text between the tags is translated, everything else stays byte for byte.
+"""HTML: the running text between the tags is translated, everything else is copied byte for byte.
 
 A passage is the text between two block-level tags or line breaks. Inline tags inside it are marks;
 scripts, styles, preformatted text and elements marked `translate="no"` are left alone. White space
@@ -35,8 +35,8 @@ _RAW = _names("iframe script style textarea title xmp")  # no tags inside
 _AROUND = _names("aside footer form header menu nav")  # not part of an article
 _HEADING = re.compile(r"h[1-6]")
 
-# Each alternative takes the rest of the source if its end is missing, as browsers do; so none is
-# tried at many places in vain.
+# Each alternative takes the rest of the source if its end is missing, as browsers do. Otherwise a
+# search for the end would fail again at every place, in quadratic time.
 _TOKEN = re.compile(
     r"(?P<text>(?:[^<]+|<(?![a-zA-Z!?/]))++)"
     r"|<!--(?:-?>|.*?(?:--!?>|\Z))"
@@ -77,7 +77,7 @@ def declares_encoding(data: bytes) -> bool:
 
 
 def decode(data: bytes) -> tuple[str, str] | None:
-    """Return the text of a page and its encoding, None if that must be UTF-8."""
+    """Return the text of a page and its encoding, or None if the page must be UTF-8."""
     declared = _DECLARED.search(data[:4096])
     if declared is None or data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         return None
@@ -89,7 +89,8 @@ def decode(data: bytes) -> tuple[str, str] | None:
     except UnicodeDecodeError:
         pass
     try:
-        if "<a>".encode(name) != b"<a>":  # not of text, or UTF-16, which the page is not in
+        # A codec that is not for text, or one like UTF-16, which would hide the declaration.
+        if "<a>".encode(name) != b"<a>":
             return None
         return data.decode(name).replace("\r\n", "\n").replace("\r", "\n"), name
     except (LookupError, ValueError):
@@ -97,7 +98,7 @@ def decode(data: bytes) -> tuple[str, str] | None:
 
 
 def tag_token(found: re.Match[str], start: int) -> Token:
-    """Return the token of a match of `match_tag` at `start`."""
+    """Return the token for a match of `match_tag`, at `start` in the source."""
     name = (found["name"] or "").lower()
     end = start + len(found[0])
     attributes = found["attributes"] or ""
@@ -105,7 +106,7 @@ def tag_token(found: re.Match[str], start: int) -> Token:
         return Token("other", start, end)
     if found["close"]:
         return Token("close", start, end, name=name)
-    # <p/> is an opening tag in HTML; in XHTML, and of void elements, it is empty.
+    # HTML reads <p/> as an opening tag, XHTML as an empty element; void elements are always empty.
     if name in _VOID or attributes.endswith("/"):
         return Token("other", start, end, name=name)
     skip = name in _SKIPPED or bool(_LEFT_ALONE.search(attributes))

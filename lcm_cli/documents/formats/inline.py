@@ -1,6 +1,6 @@
 """The inline syntax of Markdown with its place in the source, which markdown-it does not record.
 
-While a rule of the parser adds tokens, its position moves over their source. Each token gets that
+When a rule of the parser adds tokens, the position moves past their source. Each token gets that
 range, as offsets in the content of its block.
 """
 
@@ -27,7 +27,7 @@ _AT = "at"  # the key of the range in a token's meta
 _PAIRED = ("em_open", "em_close", "strong_open", "strong_close", "s_open", "s_close")
 _ADDRESS = re.compile(r"https?://[^\s<>]*[\w/]")
 _MARK = re.compile(r"[^\w\s]|[_\n]")
-_MOST_MARKS = 20_000  # of punctuation in a paragraph
+_MOST_MARKS = 20_000  # marks of punctuation in a paragraph
 _BRACKET = 10  # marks that a bracket counts for: the parser is quadratic in their number
 
 
@@ -40,7 +40,7 @@ def located_parser() -> MarkdownIt:
 
     parser = MarkdownIt("commonmark")
     parser.enable(["table", "strikethrough"])
-    # Joined tokens would have lost their places.
+    # Joined tokens would lose their places.
     parser.disable(["fragments_join", "text_join"])
     parser.use(front_matter_plugin).use(dollarmath_plugin, allow_digits=False, double_inline=True)
     parser.use(footnote_plugin, inline=False, move_to_end=False)
@@ -53,14 +53,14 @@ def located_parser() -> MarkdownIt:
 
 
 def tokens(block: Inline) -> list[Token]:
-    """Return the inline tokens of a block; a hard line break is called br.
+    """Return the inline tokens of a block; a hard line break is named br.
 
-    Addresses that are not marked up are marks all the same, for GitHub makes links of them.
+    Bare addresses count as markup too, since GitHub turns them into links.
     """
     children = [child for child in block.children or [] if child.type != "text" or child.content]
     spans = [_span(child) for child in children]
     found: list[Token] = []
-    labels: list[int] = []  # where those of the open links begin
+    labels: list[int] = []  # starts of the labels of open links
     at = 0
     for n, (child, place) in enumerate(zip(children, spans, strict=True)):
         if place is None:  # text reaches to the next token
@@ -78,7 +78,10 @@ def tokens(block: Inline) -> list[Token]:
 
 
 def _converted(child: Inline, start: int, end: int, label: str) -> Iterator[Token]:
-    """Yield the tokens of one of markdown-it's; `label` is that of a reference without a name."""
+    """Yield the tokens for one of markdown-it's.
+
+    `label` is the label of a reference link without a separate name, otherwise empty.
+    """
     if child.type in ("text", "text_special"):
         yield Token("text", start, end, child.content)
     elif child.type == "softbreak":
@@ -87,7 +90,7 @@ def _converted(child: Inline, start: int, end: int, label: str) -> Iterator[Toke
         yield Token("other", start, end, name="br")
     elif child.type in ("code_inline", "math_inline", "math_inline_double"):
         size = len(child.markup)
-        # A space at both ends of code that begins or ends with a backtick is syntax.
+        # Spaces at both ends of code that begins or ends with a backtick are syntax.
         size += len(child.content) < end - start - 2 * size
         yield from _verbatim(start, end, size, child.content, child.type)
     elif child.nesting:
@@ -102,17 +105,17 @@ def _converted(child: Inline, start: int, end: int, label: str) -> Iterator[Toke
 
 
 def _verbatim(start: int, end: int, size: int, text: str, name: str) -> Iterator[Token]:
-    """Yield the tokens of an element with code, between marks of `size` characters."""
+    """Yield the tokens of a code element between marks of `size` characters."""
     yield Token("open", start, start + size, name=name, kept=True, verbatim=True)
     yield Token("text", start + size, end - size, text, skip=True)
     yield Token("close", end - size, end, name=name)
 
 
 def _with_addresses(tokens: list[Token], content: str) -> list[Token]:
-    """Mark the addresses in the text that are not part of a link or of code."""
+    """Mark the addresses outside links and code."""
     found: list[Token] = []
     addresses = [each.span() for each in _ADDRESS.finditer(content)]
-    depth = n = 0  # of links and code, and the number of the token
+    depth = n = 0  # nesting in links and code; index of the token
     while n < len(tokens):
         token = tokens[n]
         if token.kept:
@@ -143,21 +146,21 @@ def _span(token: Inline) -> tuple[int, int] | None:
     found: tuple[int, int] | None = token.meta.get(_AT)
     if found is None or token.type not in _PAIRED:
         return found
-    # Of the two characters of `**`, which are tokens first, the inner one becomes the tag.
+    # The parser first makes a token of each character of `**`; the inner one becomes the tag.
     if token.nesting == 1:
         return found[1] - len(token.markup), found[1]
     return found[0], found[0] + len(token.markup)
 
 
 def _limit(state: StateCore) -> None:
-    """Raise IntegrityError for a paragraph that would take minutes."""
+    """Raise IntegrityError for a paragraph that would take minutes to parse."""
     for token in state.tokens:
         if token.type == "inline" and len(token.content) > _MOST_MARKS / _BRACKET:
             count = sum(1 for _ in _MARK.finditer(token.content))
             brackets = sum(map(token.content.count, "[<"))
             if count + _BRACKET * brackets > _MOST_MARKS:
                 raise IntegrityError(
-                    f"a paragraph has {count} marks and lines, too many to read it as Markdown",
+                    f"a paragraph has {count} marks and line breaks, too many to read as Markdown",
                     "add --format text",
                 )
 
@@ -170,7 +173,7 @@ def _located(rule: RuleFuncInlineType) -> RuleFuncInlineType:
         pending = bool(state.pending)
         done = rule(state, silent)
         if done and not silent:
-            # Adding a token first adds one of the text before it.
+            # Before a new token, the parser adds one for the pending text.
             new = state.tokens[count + pending :]
             if new:
                 _record(state, new, start)
@@ -185,7 +188,7 @@ def _record(state: StateInline, new: Sequence[Inline], start: int) -> None:
         close = end - 1 if new[0].markup == "autolink" else _label_end(state, start)
         new[0].meta[_AT] = start, start + 1
         new[-1].meta[_AT] = close, end
-    elif new[0].type == "text":  # the marks of emphasis, before they are paired
+    elif new[0].type == "text":  # marks of emphasis that are not paired yet
         for token in new:
             token.meta[_AT] = start, start + len(token.content)
             start += len(token.content)
@@ -194,7 +197,7 @@ def _record(state: StateInline, new: Sequence[Inline], start: int) -> None:
 
 
 def _label_end(state: StateInline, start: int) -> int:
-    """Return where the label of a link ends that begins at `start`."""
+    """Return the end of the label of the link that begins at `start`."""
     end, state.pos = state.pos, start
     found: int = state.md.helpers.parseLinkLabel(state, start)
     state.pos = end

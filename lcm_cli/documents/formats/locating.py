@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lcm_cli.documents.formats.skeleton import Pair
 from lcm_cli.text.blocks import INVISIBLE
 
-_FARTHEST = 1000  # characters between two of a sentence, most of which are white space
+_FARTHEST = 1000  # most characters, chiefly white space, between two of a sentence
 
 
 def locate(text: str, sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -32,7 +32,7 @@ def locate(text: str, sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def completed(text: str, pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs with what segmentation leaves out between them: bullets and numbers."""
+    """Return the pairs with the text that segmentation drops between them: bullets, numbers."""
     found: list[Pair] = []
     at = 0
     for (old, new), (start, end) in zip(pairs, locate(text, [o for o, _ in pairs]), strict=True):
@@ -45,11 +45,11 @@ def completed(text: str, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _visible(text: str) -> str:
-    """Return what is left out between sentences, empty if it is only invisible."""
+    """Return the text dropped between sentences, or an empty string if it is invisible."""
     return text.lstrip() if text.strip(INVISIBLE + " \t\n\r\f\v") else ""
 
 
 def _first(text: str, sentence: str, at: int) -> int:
-    """Return where the first character of a sentence is that `text` has after `at`."""
+    """Return the place of the first character of `sentence` that occurs in `text` after `at`."""
     places = (text.find(character, at) for character in sentence if not character.isspace())
     return next((place for place in places if place >= 0), at)

@@ -1,8 +1,8 @@
 """Markdown: paragraphs, headings, list items and table cells are translated, syntax is copied.
 
 markdown-it finds the blocks and their inline syntax; the text is replaced in the source, so fences,
-front matter, link definitions, bullets and quotes stay as they are. A wrapped paragraph becomes one
-line, which means the same.
+front matter, link definitions, bullets and quotes stay unchanged. A wrapped paragraph becomes one
+line, which renders the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ITEM = re.compile(r"\n?(?:\[[ xX]\]\s+|:\s+)")  # a check box, or the mark of a
 _START = re.compile(r"#{1,6}(?=\s|$)|>|[+-](?=\s|$)|-+$|=+$|:(?=\s|::)|(?<=\d)[.)](?=\s|$)")
 _NUMBER = re.compile(r"\d{1,9}(?=[.)](?:\s|$))")
 _SPECIAL = re.compile(
-    r"(?P<number>\[(?:\d+|\.\.\.|…)\](?![(\[:]))"  # harmless, and frequent: stays
+    r"(?P<number>\[(?:\d+|\.\.\.|…)\](?![(\[:]))"  # harmless and frequent: not escaped
     r"|[\\`\[\]]|<(?=[a-zA-Z/!?])|~~|(?<!\s)\*|\*(?!\s)|(?<!\w)_|_(?!\w)|&(?=#?\w+;)"
     r"|\$(?=.*\$(?!\d))"
 )
@@ -54,7 +54,7 @@ def write(passage: Passage, pairs: Sequence[Pair], lang: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text that Markdown renders as it is."""
+    """Return `text` with escapes, so that Markdown renders it unchanged."""
     return _SPECIAL.sub(lambda found: found[0] if found["number"] else f"\\{found[0]}", text)
 
 
@@ -73,7 +73,7 @@ def _write_cell(passage: Passage, pairs: Sequence[Pair], lang: str) -> str:
 
 
 def _escape_cell(text: str) -> str:
-    # A backslash before a bar would escape it, whatever is before the backslash.
+    # A backslash before a bar escapes it even if the backslash is itself escaped.
     return re.sub(r"\\\\(?=\||$)", "&#92;", escape(text)).replace("|", "\\|")
 
 
@@ -81,7 +81,7 @@ def _found(source: str) -> Iterator[tuple[Passage, Slot]]:
     lines = _Lines(source)
     heading, tag = "", ""
     count = 0
-    # The parser knows the marks of YAML only, which are as long.
+    # The parser knows only the fences of YAML, which have the same length.
     known = _TOML.sub(lambda found: f"---{found[1]}---\n", source)
     for token in located_parser().parse(known):
         if token.type.endswith("_open"):
@@ -174,7 +174,7 @@ def _inline(lines: _Lines, token: Inline, write: Write) -> Iterator[tuple[Passag
 def _passage_runs(tokens: Sequence[Token]) -> Iterator[list[Token]]:
     """Yield the tokens of each passage of a block.
 
-    Hard breaks divide it, and so do lines that are syntax in some dialect.
+    Hard breaks divide it, as do lines that are syntax in a dialect of Markdown.
     """
     run: list[Token] = []
     for number, line in enumerate(_by_line(tokens)):

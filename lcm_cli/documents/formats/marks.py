@@ -1,9 +1,9 @@
 """Placement of a passage's markup in its translation.
 
-Sentences are translated as plain text, so nothing says where the words of a link went. A mark that
+Sentences are translated as plain text, so the translated words of a link are not known. A mark that
 covers whole sentences covers their translations. Within a sentence, a mark goes around its own
-words if the translation contains them (names and code do); else a link or code follows the
-sentence in parentheses, and emphasis is dropped.
+words if the translation contains them, as it does for names and most code; otherwise a link or code
+follows the sentence in parentheses, and emphasis is dropped.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def pieces(passage: Passage, pairs: Sequence[Pair], lang: str) -> list[Piece]:
     lost = [
         mark for mark in _outer_first(passage.marks) if not _place(mark, sentences, passage, whole)
     ]
-    for mark in lost:  # last, for the text that they add is not part of the translation
+    for mark in lost:  # last, since the text that they add is not part of the translation
         _append(mark, sentences, passage.text)
     found: list[Piece] = []
     for number, sentence in enumerate(sentences):
@@ -87,7 +87,7 @@ def fill(passage: Passage, pairs: Sequence[Pair], lang: str, escape: Callable[[s
 
 
 def _outer_first(marks: Sequence[Mark]) -> list[Mark]:
-    """Return marks, which are in the order of their ends, in the order of their starts."""
+    """Sort marks, which are in the order of their ends, by their starts."""
 
     def key(numbered: tuple[int, Mark]) -> tuple[int, bool, int, int]:
         number, mark = numbered
@@ -111,7 +111,7 @@ def _place(
 ) -> bool:
     """Add a mark to its sentence, or to the list of those around whole sentences.
 
-    Return false for one to keep whose words are not there.
+    Return false for a mark that must be kept but whose words are missing from the translation.
     """
     text = passage.text
     low, high = _touched(mark, sentences)
@@ -134,19 +134,19 @@ def _place(
 
 
 def _touched(mark: Mark, sentences: Sequence[_Sentence]) -> tuple[int, int]:
-    """Return the numbers of the first and the last sentence that a mark is in."""
+    """Return the indices of the first and the last sentence that a mark overlaps."""
     low = bisect_right(sentences, mark.start, key=lambda one: one.end)
     return low, bisect_left(sentences, mark.end, key=lambda one: one.start) - 1
 
 
 def _renamed(mark: Mark, inside: str, sentences: Sequence[_Sentence]) -> Mark:
-    """Return a mark around whole sentences as it is if their words change."""
+    """Return a mark around whole sentences, with its other ending if their words change."""
     same = inside in " ".join(one.text for one in sentences)
     return mark if same or not mark.renamed else replace(mark, after=mark.renamed)
 
 
 def _covers(mark: Mark, start: int, end: int, passage: Passage) -> bool:
-    """Return whether a mark covers all of [start, end) but its final punctuation."""
+    """Return whether a mark covers [start, end), except perhaps its final punctuation."""
     left = passage.text[start : mark.start] if mark.start > start else ""
     right = passage.text[mark.end : end] if mark.end < end else ""
     others = any(mark.end <= other.start < end for other in passage.marks if other is not mark)
@@ -154,7 +154,7 @@ def _covers(mark: Mark, start: int, end: int, passage: Passage) -> bool:
 
 
 def _pattern(words: str, text: str, mark: Mark) -> str:
-    """Return the pattern of the words of a mark: whole words, if they are in `text`."""
+    """Return the pattern of the words of a mark: whole words, if `text` has them as such."""
     left = text[max(0, mark.start - 1) : mark.start + 1].isalnum() and mark.start > 0
     right = text[mark.end - 1 : mark.end + 1].isalnum() and mark.end < len(text)
     before = r"(?<!\w)" if words[0].isalnum() and not left else ""
@@ -163,13 +163,13 @@ def _pattern(words: str, text: str, mark: Mark) -> str:
 
 
 def _found(mark: Mark, sentence: _Sentence, text: str) -> int:
-    """Return where the words of a mark are in a sentence, outside other marks, or -1.
+    """Return the place of a mark's words in a sentence, outside other marks, or -1.
 
-    Of several places, the one nearest to their place in the source.
+    Among several places, the nearest to that of the words in the source is chosen.
     """
     words = _flat(text[mark.start : mark.end]).strip()
     share = (mark.start - sentence.start) / max(1, sentence.end - sentence.start)
-    # The places may overlap.
+    # A lookahead also finds overlapping places.
     found = re.finditer(f"(?=({_pattern(words, text, mark)}))", sentence.text)
     starts = [each.start() for each in found if _is_free(mark, *each.span(1), sentence.spans)]
     expected = share * len(sentence.text)
@@ -193,8 +193,8 @@ def _is_inside(mark: Mark, other: Mark) -> bool:
 def _insert(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
     """Place a mark without words of its own, such as an image or a reference to a footnote.
 
-    It goes to the end of the sentence that it is in, unless the words before it are still the
-    same, or the word before it or after it is still there.
+    It goes to the end of its sentence, unless the translation begins with the same words as the
+    source up to the mark, or contains the word before or after it exactly once.
     """
     if not sentences:
         return
@@ -218,9 +218,9 @@ def _widen(sentence: _Sentence, at: int) -> None:
 
 
 def _gap(left: str, right: str, new: str) -> int:
-    """Return the place in a new sentence that corresponds to the one between two parts of an old.
+    """Return the place in `new` that corresponds to the one between `left` and `right`.
 
-    White space belongs to the part that has it.
+    These are the two parts of the source sentence; white space belongs to the part that has it.
     """
     if not left.strip():
         return 0
@@ -258,7 +258,7 @@ def _append(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
     start = at + len(opening)
     sentence.text = f"{sentence.text[:at]}{opening}{words}){sentence.text[at:]}"
     for span in sentence.spans:
-        if span.start == span.end == at:  # it stays at the end of the sentence
+        if span.start == span.end == at:  # stays at the end of the sentence
             span.start = span.end = len(sentence.text)
     sentence.spans.append(_Span(mark, start, start + len(words)))
 

@@ -1,4 +1,4 @@
-"""PDF: the text of its pages, written as Markdown, since a page cannot be refilled."""
+"""PDF: the text of its pages, written as Markdown, since text on a page cannot be replaced."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pypdf import PageObject
 
 _WORDS = re.compile(r"\w")
-_REPEATED = 0.5  # share of the pages on which a running head or foot stands
-_HEADING = 1.15  # size of a heading, in that of the text
+_REPEATED = 0.5  # share of the pages that must have a running head or foot
+_HEADING = 1.15  # least size of a heading, relative to the body text
 _LIGATURES = str.maketrans(
     {chr(n): unicodedata.normalize("NFKC", chr(n)) for n in range(0xFB00, 0xFB07)}
 )
@@ -39,8 +39,8 @@ def read(data: bytes, name: str) -> Spliced:
     """Return the skeleton of a PDF. Raises IntegrityError if it is damaged, locked or empty."""
     pages = _without_running_lines(_pages(data, name))
     if not any(_WORDS.search(line.text) for page in pages for line in page):
-        hint = "if it is scanned, recognise its text first: ocrmypdf FILE NEW.pdf"
-        raise IntegrityError(f"{name} has no text in its {len(pages)} pages", hint)
+        hint = "if it is a scan, add a text layer first: ocrmypdf FILE NEW.pdf"
+        raise IntegrityError(f"{name} has no text on its {len(pages)} pages", hint)
     body = _body_size(pages)
     source = ""
     found: list[tuple[Passage, Slot]] = []
@@ -58,7 +58,7 @@ def read(data: bytes, name: str) -> Spliced:
 def _pages(data: bytes, name: str) -> list[list[_Line]]:
     from pypdf import PdfReader
 
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it reports every oddity of a file
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it logs every irregularity of a file
     try:
         reader = PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
@@ -67,7 +67,7 @@ def _pages(data: bytes, name: str) -> list[list[_Line]]:
         return [_lines(page) for page in reader.pages]
     except IntegrityError:
         raise
-    except Exception as error:  # a damaged file raises nearly any
+    except Exception as error:  # a damaged file can raise nearly anything
         reason = str(error) or type(error).__name__
         raise IntegrityError(f"{name} cannot be read as PDF: {reason}", "copy it again") from error
 
@@ -86,12 +86,12 @@ def _lines(page: PageObject) -> list[_Line]:
 
 
 def _tidy(text: str) -> str:
-    # Lone surrogates come from damaged fonts; no text can hold them.
+    # Lone surrogates come from damaged fonts and cannot be encoded.
     return re.sub(r"[\ud800-\udfff\0]", "", text).translate(_LIGATURES).strip()
 
 
 def _body_size(pages: Sequence[Sequence[_Line]]) -> float:
-    """Return the size in which most of the text is set."""
+    """Return the size of most of the text."""
     counts: Counter[float] = Counter()
     for page in pages:
         for line in page:

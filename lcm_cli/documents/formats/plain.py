@@ -1,6 +1,6 @@
-"""Plain text: paragraphs, headings and list items are translated, what is between them is copied.
+"""Plain text: paragraphs, headings and list items are translated, everything else is copied.
 
-A paragraph that was wrapped is wrapped at the same width.
+A wrapped paragraph is rewrapped at the same width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Documents with a skeleton: reading of the formats whose text is not plain."""
+"""Reading of documents in formats with a skeleton."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lcm_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How documents are read from files.
+    """Options for reading documents from files.
 
     `kind` is the format of all files, None to detect each. `column` is the column of a table that
-    holds the text. `whole` asks for all text of a file as one document, as a translator needs;
-    otherwise a page is its article, and each row of a table is a document.
+    holds the text. `whole` reads all text of a file as one document, for translation; otherwise
+    only the article of a page is read, and each row of a table is a document.
     """
 
     kind: Kind | None = None
@@ -33,7 +33,7 @@ DETECT = ReadOptions()
 
 
 def has_skeleton(kind: Kind, options: ReadOptions) -> bool:
-    """Return whether files of this format are read here. Raises UsageError for a stray column."""
+    """Return whether this module reads a format. Raises UsageError for a stray column."""
     table = kind in ("csv", "tsv", "json", "jsonl")
     if options.column is not None and not table:
         raise UsageError(
@@ -75,7 +75,7 @@ def _document(source: Source, passages: list[Passage], skeleton: Skeleton | None
 def _rows(data: bytes, source: Source, kind: Kind, options: ReadOptions) -> Iterator[Document]:
     from lcm_cli.documents.formats import tables
 
-    decode_text(data, source.name)  # refuses other encodings
+    decode_text(data, source.name)  # rejects other encodings
     text = data.decode("utf-8-sig")  # with its line ends, which cells may contain
     suffix = source.suffix or f".{kind}"
     if kind == "jsonl" and suffix == ".json":
@@ -92,7 +92,7 @@ def _rows(data: bytes, source: Source, kind: Kind, options: ReadOptions) -> Iter
 
 
 def _article(data: bytes, source: Source) -> list[Passage]:
-    """Return the passages of a page's article: by trafilatura, if it is installed."""
+    """Return the passages of a page's article, extracted by trafilatura if it is installed."""
     from lcm_cli.documents.formats import html
 
     text, _ = _page(data, source)

@@ -11,7 +11,7 @@ from typing import Literal
 from lcm_cli.documents.formats.skeleton import Mark, Passage, Slot, Write
 
 WORDS = re.compile(r"\w")
-MOST_MARKS = 500  # of a passage; placing more takes too long, and only generated pages have them
+MOST_MARKS = 500  # of a passage; placing more is slow, and only generated pages have them
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 
 
@@ -19,7 +19,7 @@ _SPACE = re.compile(r"[ \t\n\r\f]+")
 class Token:
     """A piece [start, end) of the source: text, a tag, or something else such as a comment.
 
-    `kept` and `verbatim` are those of the mark that an opening tag begins. `skip` is true for the
+    On an opening tag, `kept` and `verbatim` are those of its mark. `skip` is true for the
     opening tag and the text of an element that is not translated.
     """
 
@@ -37,10 +37,10 @@ class Token:
 def passage_in(
     run: Sequence[Token], source: str, write: Write, keep_lines: bool = False
 ) -> tuple[Passage, Slot] | None:
-    """Return the passage in a run and its slot, None without words or with far too much markup.
+    """Return the passage in a run and its slot; None without words or with too much markup.
 
     Markup at the ends of a run, and around all of it, stays outside. White space collapses to a
-    space, or with `keep_lines` to a line break if it has one.
+    space, or with `keep_lines` to a line break if it contains one.
     """
     if not any(t.kind == "text" and not t.skip and WORDS.search(t.text) for t in run):
         return None
@@ -81,7 +81,7 @@ def passage_in(
 
 
 def _without_empty(run: Sequence[Token]) -> list[Token]:
-    """Return a run with elements without text, such as a link around an image, as one token."""
+    """Return a run in which an element without text, such as a linked image, is one token."""
     partners, filled = _partners(run), _filled(run)
     found: list[Token] = []
     n = 0
@@ -97,10 +97,10 @@ def _without_empty(run: Sequence[Token]) -> list[Token]:
 
 
 def _joined(run: Sequence[Token], source: str) -> list[Token]:
-    """Return a run where images and the like at the edges of an element are part of its tags."""
+    """Return a run in which images and the like at the edges of an element join its tags."""
     partners = _partners(run)
     found: list[Token] = []
-    opening = grown = False  # whether the last token is a tag, and whether it has an image in it
+    opening = grown = False  # whether the last token is an opening tag; an image has joined it
     for n, token in enumerate(run):
         before = found[-1] if found else Token("text", 0, 0)
         if token.kind == "other" and opening:
@@ -129,7 +129,7 @@ def _collapsed(text: str, keep_lines: bool) -> str:
 
 
 def _partners(run: Sequence[Token]) -> dict[int, int]:
-    """Return the index of the closing tag of each opening one, and the reverse."""
+    """Return the index of the matching tag of each opening or closing tag."""
     found: dict[int, int] = {}
     opened: list[int] = []
     names: dict[str, int] = {}  # how many tags of a name are open

@@ -1,7 +1,7 @@
-"""The skeleton of a document's file: the passages to translate, and what stays around them.
+"""The skeleton of a document's file: the passages to translate, and everything around them.
 
-A format reads a file into a `Skeleton`. Its passages hold everything that a reader of the document
-reads; markup, code, times and table structure are not part of them, and `render` returns them
+A format reads a file into a `Skeleton`. Its passages hold all text that a reader of the document
+sees; markup, code, times and table structure are not part of them, and `render` returns these
 unchanged around the new text.
 """
 
@@ -37,8 +37,9 @@ class Mark:
 class Passage:
     """A piece of running text: a paragraph, a heading, a table cell, the cues of a sentence.
 
-    `text` may be wrapped: a newline in it is a space. `place` is where a reader finds it ("page 3",
-    "0:01:23", a heading), empty if unknown. Passages with the same `paragraph` belong together.
+    `text` may be wrapped: a newline in it counts as a space. `place` tells a reader where it is
+    ("page 3", "0:01:23", a heading); it is empty if unknown. Passages with the same `paragraph`
+    belong together.
     """
 
     text: str
@@ -66,10 +67,10 @@ class Skeleton(Protocol):
         ...
 
     def render(self, sentences: Sequence[Sequence[Pair]], lang: str) -> bytes:
-        """Return the file with other text in its passages.
+        """Return the file with the text of its passages replaced.
 
-        `sentences` holds the sentences of each passage and those that replace them, which are in
-        the language with code `lang`.
+        `sentences` holds the sentences of each passage with their replacements, which are in the
+        language with code `lang`.
         """
         ...
 
@@ -81,8 +82,8 @@ Write: TypeAlias = Callable[[Passage, Sequence[Pair], str], str]
 class Slot:
     """The place [start, end) of a passage in the source of its file.
 
-    `write` returns what replaces it: the source of the passage with other sentences, which are in
-    the language with the code given.
+    `write` returns its replacement: the source of the passage with other sentences, in the language
+    with the given code.
     """
 
     start: int
@@ -110,7 +111,7 @@ class Spliced:
         self._encoding = encoding
 
     def spliced(self, sentences: Sequence[Sequence[Pair]], lang: str) -> str:
-        """Return the source with other text in its passages."""
+        """Return the source with the text of its passages replaced."""
         parts, at = [], 0
         for passage, slot, pairs in zip(self.passages, self.slots, sentences, strict=True):
             parts += [self.source[at : slot.start], slot.write(passage, pairs, lang)]
@@ -118,6 +119,6 @@ class Spliced:
         return "".join([*parts, self.source[at:]])
 
     def render(self, sentences: Sequence[Sequence[Pair]], lang: str) -> bytes:
-        """Return the file with other text in its passages."""
-        # Only HTML has another encoding than UTF-8, and it has references for other characters.
+        """Return the file with the text of its passages replaced."""
+        # Only HTML may have an encoding other than UTF-8; it has references for other characters.
         return self.spliced(sentences, lang).encode(self._encoding, "xmlcharrefreplace")

@@ -1,7 +1,7 @@
 """Subtitles: SubRip (.srt) and WebVTT (.vtt), translated sentence by sentence at the same times.
 
-Cues are joined into sentences, and the translation of a sentence is divided among its cues in the
-proportion of their lengths, at spaces. Times, numbers, settings, notes and styles are copied.
+Cues are joined into sentences, and the translation of a sentence is divided among its cues in
+proportion to their lengths, at spaces. Times, numbers, settings, notes and styles are copied.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lcm_cli.documents.formats.locating import completed, locate
 from lcm_cli.documents.formats.skeleton import Pair, Passage
 from lcm_cli.text.languages import gap
 
-LINE = 42  # characters of a subtitle's line that are readable at a glance
+LINE = 42  # characters in a line of subtitles, at most, to be readable at a glance
 _PAUSE = 3.0  # seconds without a cue after which a new sentence begins
-_LONGEST = 600  # characters of cues without any full stop that are taken as one sentence
+_LONGEST = 600  # characters of cues without a full stop that are joined as one sentence
 
 _CLOCK = r"(?:\d{1,4}:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _TIMES = re.compile(
@@ -28,7 +28,7 @@ _TIMES = re.compile(
 _TAG = r"<[^<>\n]*>|\{\\[^{}\n]*\}"
 _PREFIX = re.compile(rf"(?:\s|{_TAG}|[♪♫#])*")
 _MARKED = re.compile(r"(<([a-z]+)(?:[ .][^<>]*)?>)([^<>]+)(</\2>)")
-_MOST_MARKED = 20  # words with tags of their own in a cue
+_MOST_MARKED = 20  # words in a cue that keep tags of their own
 _OPEN, _CLOSE = re.compile(r"<([a-z]+)(?:[ .][^<>]*)?>"), re.compile(r"</([a-z]+)>")
 _AT_END = re.compile(rf"{_TAG}|[\s♪♫#]+")
 _ALONE = re.compile(r"[\[(][^\])]*[\])]")  # a sound
@@ -42,7 +42,7 @@ _WORDS = re.compile(r"\w")
 
 @dataclass
 class _Speech:
-    """What one speaker says in a cue: a slot in the source, with the markup at its ends."""
+    """The words of one speaker in a cue: a slot in the source, with the markup at its ends."""
 
     start: int
     end: int
@@ -70,7 +70,7 @@ class Subtitles:
         ]
 
     def render(self, sentences: Sequence[Sequence[Pair]], lang: str) -> bytes:
-        """Return the file with other text in its cues."""
+        """Return the file with the text of its cues replaced."""
         parts, at = [], 0
         for passage, run, pairs in zip(self.passages, self._runs, sentences, strict=True):
             for one, text in zip(run, _divided(passage.text, run, pairs, lang), strict=True):
@@ -80,7 +80,7 @@ class Subtitles:
 
     def _shown(self, one: _Speech, text: str, lang: str) -> str:
         lines = text if one.dash else "\n".join(_lines(text, lang))
-        # An arrow would make the line one of times.
+        # An arrow would turn the line into a line of times.
         shown = html.escape(lines, quote=False) if self._escaped else lines.replace("-->", "->")
         for before, words, after in one.marked:
             shown = re.sub(
@@ -98,13 +98,13 @@ def read(source: str, suffix: str) -> Subtitles:
 
 
 def clock(seconds: float) -> str:
-    """Return a time as people read it: 1:02:03."""
+    """Return a time in readable form, such as 1:02:03."""
     whole = int(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def _speeches(source: str, escaped: bool) -> Iterator[_Speech]:
-    """Yield what is said in each cue with words."""
+    """Yield the speeches of each cue that has words."""
     cues = list(_TIMES.finditer(source))
     for cue, following in zip(cues, [*cues[1:], None], strict=True):
         limit = len(source) if following is None else following.start()
@@ -159,8 +159,8 @@ def _paired(raw: str, first: int, last: int) -> tuple[int, int]:
 
 
 def _ending(raw: str, first: int) -> int:
-    """Return where the tags, notes and white space at the end of a speech begin."""
-    ending, at = first, first  # the start of those that end at `at`
+    """Return the start of the tags, notes and white space at the end of a speech."""
+    ending, at = first, first  # [ending, at) holds the latest run of them
     for found in _AT_END.finditer(raw, first):
         if found.start() > at:
             ending = found.start()
@@ -169,7 +169,7 @@ def _ending(raw: str, first: int) -> int:
 
 
 def _runs(speeches: Sequence[_Speech]) -> Iterator[list[_Speech]]:
-    """Yield the speeches that make up whole sentences."""
+    """Yield runs of speeches that make up whole sentences."""
     run: list[_Speech] = []
     for one in speeches:
         if run and (
@@ -223,7 +223,7 @@ def _cut(at: int, bounds: Sequence[tuple[int, int, int, int]], words: Sequence[s
             lengths = list(accumulate((len(word) + 1 for word in words[first:last]), initial=0))
             wanted = lengths[-1] * (at - start) / (end - start)
             even = first + min(range(len(lengths)), key=lambda n: abs(lengths[n] - wanted))
-            # Lines end best after a comma, if there is one nearby.
+            # Prefer to end a cue after a comma, if there is one nearby.
             near = range(max(first + 1, even - 2), min(last, even + 3))
             pauses = [n for n in near if _PAUSING.search(words[n - 1])]
             return min(pauses or [even], key=lambda n: abs(n - even))
@@ -231,7 +231,7 @@ def _cut(at: int, bounds: Sequence[tuple[int, int, int, int]], words: Sequence[s
 
 
 def _spread(cuts: Sequence[int], count: int) -> list[int]:
-    """Move cuts apart so that every part has a word, as far as there are enough."""
+    """Move cuts apart so that every part has a word, as far as there are enough words."""
     spread = list(cuts)
     for n in range(len(spread)):
         least = spread[n - 1] + 1 if n else 1

@@ -1,7 +1,7 @@
 """One column of a table: CSV, TSV, a JSON array of objects, or JSON Lines.
 
-Everything else in the file stays byte for byte: the other columns, the delimiter, quotes, the form
-of the JSON. A cell is plain text, with its own paragraphs and lists.
+Everything else in the file is copied byte for byte: the other columns, the delimiter, quotes, the
+formatting of JSON. A cell is plain text, with its own paragraphs and lists.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}:,]')
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell [start, end) of a table, in the row with this number, from 1 without the header.
+    """A cell [start, end) of a table; `row` counts from 1, without the header.
 
-    `write` returns a text in the notation of the table.
+    `write` returns a text in the syntax of the table.
     """
 
     row: int
@@ -38,7 +38,7 @@ class Cell:
 
 
 class Table:
-    """The skeleton of a table; `cells` holds those of the column that have text."""
+    """The skeleton of a table; `cells` holds the cells with text in the chosen column."""
 
     is_text = True
 
@@ -55,7 +55,7 @@ class Table:
         self.passages = [replace(passage, paragraph=n) for n, passage in enumerate(found)]
 
     def render(self, sentences: Sequence[Sequence[Pair]], lang: str) -> bytes:
-        """Return the file with other text in the column."""
+        """Return the file with the text of the column replaced."""
         rest = iter(sentences)
         parts, at = [], 0
         for cell, text in zip(self.cells, self._texts, strict=True):
@@ -66,9 +66,9 @@ class Table:
 
 
 def read(source: str, name: str, suffix: str, column: str | None) -> Table:
-    """Return the skeleton of the table called `name`; its suffix tells the format.
+    """Return the skeleton of the table called `name`; its suffix names the format.
 
-    Raises UsageError for a column that is not named or does not exist, IntegrityError for a file
+    Raises UsageError if no column is named or the column does not exist, IntegrityError for a file
     that is not a table.
     """
     readers = {".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl}
@@ -78,7 +78,7 @@ def read(source: str, name: str, suffix: str, column: str | None) -> Table:
 
 
 def read_delimited(data: bytes, name: str, kind: Kind) -> list[dict[str, str]]:
-    """Return the rows of a CSV or TSV file as columns by name. Raises IntegrityError as `read`."""
+    """Return the rows of a CSV or TSV file as dicts. Raises IntegrityError as `read` does."""
     source = decode_text(data, name)
     header, *rows = _rows(source, name, _delimiter(source, f".{kind}"))
     names = [cell.text for cell in header]
@@ -191,8 +191,8 @@ def _check(records: dict[int, dict[str, Any]], name: str, column: str | None) ->
 
 
 def _strings(source: str, offset: int, row: int, column: str, depth: int) -> list[Cell]:
-    """Return the strings that valid JSON has for a key of its objects at a depth of nesting."""
-    found: dict[int, Cell] = {}  # of two equal keys the last one counts
+    """Return the string values of a key in valid JSON, in the objects at a depth of nesting."""
+    found: dict[int, Cell] = {}  # the last of several equal keys counts
     level, before, key = 0, "", ""
     escaped = source.isascii() and "\\u" in source
 

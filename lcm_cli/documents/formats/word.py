@@ -1,7 +1,7 @@
 """Word documents (.docx): the text of paragraphs, tables, headers, footers and notes.
 
-A paragraph keeps its style, and so does a link or an emphasis whose words the translation contains.
-Tabs, line breaks, pictures and fields stay in their places.
+A paragraph keeps its style, as do links and emphasis whose words the translation contains. Tabs,
+line breaks, pictures and fields stay in their places.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Run:
 
     @property
     def style(self) -> bytes:
-        """The run's properties, to compare; spelling and revision marks do not count."""
+        """The run's properties, for comparison; spelling and revision marks do not count."""
         own = self.element.find(f"{_W}rPr")
         return b"" if own is None else etree.tostring(own)
 
@@ -61,7 +61,7 @@ class _Stretch:
 
     @property
     def anchor(self) -> etree._Element:
-        """The first of the elements to replace: siblings with all runs, and no others, in them."""
+        """The first of the elements to replace: siblings that contain exactly these runs."""
         outer = [run.element if run.link is None else run.link for run in self.runs]
         above = [[each, *each.iterancestors()][::-1] for each in outer]
         depth = next(
@@ -94,8 +94,8 @@ class _XmlPart:
                 self.passages.append(Passage(each.text, 0, heading, tuple(_marks(each))))
 
     def render(self, sentences: Sequence[Sequence[Pair]], lang: str) -> bytes:
-        """Return the XML with other text."""
-        part = _XmlPart(*self._source)  # the elements are replaced: start from new ones
+        """Return the XML with its text replaced."""
+        part = _XmlPart(*self._source)  # elements are replaced in place: parse a new tree
         for passage, stretch, pairs in zip(part.passages, part._stretches, sentences, strict=True):
             _replace(stretch, passage, pairs, lang)
         done: bytes = etree.tostring(
@@ -123,7 +123,7 @@ def _is_heading(paragraph: etree._Element) -> bool:
 
 
 def _split(run: etree._Element) -> None:
-    """Split a run with text and other elements into runs with one of them each."""
+    """Split a run with text and other elements into runs with one element each."""
     own, *children = run if run.find(f"{_W}rPr") is not None else (None, *run)
     if len(children) < 2 or run.find(f"{_W}t") is None:
         return
@@ -139,7 +139,7 @@ def _split(run: etree._Element) -> None:
 def _stretches(paragraph: etree._Element) -> Iterator[_Stretch]:
     """Yield the stretches of a paragraph, without those of paragraphs inside it (text boxes)."""
     stretch = _Stretch()
-    depth, link = 0, False  # of nested fields, and whether the field is a hyperlink
+    depth, link = 0, False  # nesting of fields; whether the field is a hyperlink
     for run in paragraph.iter(f"{_W}r"):
         above = list(takewhile(lambda each: each.tag != f"{_W}p", run.iterancestors()))
         owner = above[-1].getparent() if above else run.getparent()
@@ -192,7 +192,7 @@ def _base(stretch: _Stretch) -> _Run:
 def _runs(
     stretch: _Stretch, passage: Passage, pairs: Sequence[Pair], lang: str
 ) -> Iterator[tuple[_Run, str]]:
-    """Yield the texts of a stretch's translation, each with the run whose style it has."""
+    """Yield the texts of a stretch's translation, each with the run that sets its style."""
     base = _base(stretch)
     text = passage.text
     yield base, text[: len(text) - len(text.lstrip())]
@@ -229,7 +229,7 @@ def _element(run: _Run, text: str) -> etree._Element:
 
 
 def _detach(element: etree._Element) -> None:
-    """Remove an element, and those around it that have nothing else in them."""
+    """Remove an element, and any wrappers that this leaves empty."""
     parent = element.getparent()
     if parent is None:
         return

@@ -1,4 +1,4 @@
-"""Line ends and byte order marks, which a text loses as it is read and regains as it is written."""
+"""Line ends and byte order marks, which reading removes from a text and writing restores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TextForm:
 
 
 class AsWritten:
-    """A skeleton whose file is written in a given form; all its line ends become alike."""
+    """A skeleton whose file is written in a given form, with uniform line ends."""
 
     def __init__(self, skeleton: Skeleton, form: TextForm) -> None:
         self._skeleton = skeleton
@@ -45,7 +45,7 @@ class AsWritten:
         return self._skeleton.is_text
 
     def render(self, sentences: Sequence[Sequence[Pair]], lang: str) -> bytes:
-        """Return the file with other text in its passages."""
+        """Return the file with the text of its passages replaced."""
         done = self._skeleton.render(sentences, lang)
         end = self._form.line_end
         return self._form.mark + (done if end == b"\n" else done.replace(b"\n", end))
