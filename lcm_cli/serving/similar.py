@@ -38,16 +38,14 @@ def similar(service: Service, fields: Fields) -> dict[str, Any]:
 
 def _texts(service: Service, hits: list[Hit], codes: list[str]) -> list[dict[str, str]]:
     """Return each sentence found by language code: its own text, or decoded."""
-    if not hits or not codes:
-        return [{} for _ in hits]
-    found = service.space.decode(np.stack([hit.concept for hit in hits]), codes)
-    return [
-        {
-            code: hit.text if hit.lang == code and hit.text else said[n][0].text
-            for code, said in found.items()
-        }
-        for n, hit in enumerate(hits)
-    ]
+    texts = [{code: hit.text for code in codes} for hit in hits]
+    for code in codes:
+        rows = [n for n, hit in enumerate(hits) if hit.lang != code or not hit.text]
+        if rows:
+            found = service.space.decode(np.stack([hits[n].concept for n in rows]), [code])
+            for n, best in zip(rows, found[code], strict=True):
+                texts[n][code] = best[0].text
+    return texts
 
 
 def _result(hit: Hit) -> dict[str, Any]:

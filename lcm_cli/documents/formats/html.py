@@ -25,7 +25,8 @@ _INLINE = _names(
     "a abbr acronym b bdi bdo big cite code data del dfn em font i img ins kbd label mark nobr q "
     "rb rp rt ruby s samp small span strike strong sub sup time tt u var wbr"
 )
-_KEPT = _names("a code img kbd samp tt var")
+_KEPT = _names("a img")
+_CODE = _names("code kbd samp tt var")
 _VOID = _names("area base br col embed hr img input link meta param source track wbr")
 _SKIPPED = _names(
     "audio canvas datalist iframe math noscript object pre script select style svg template "
@@ -109,8 +110,8 @@ def tag_token(found: re.Match[str], start: int) -> Token:
     # HTML reads <p/> as an opening tag, XHTML as an empty element; void elements are always empty.
     if name in _VOID or attributes.endswith("/"):
         return Token("other", start, end, name=name)
-    skip = name in _SKIPPED or bool(_LEFT_ALONE.search(attributes))
-    return Token("open", start, end, name=name, skip=skip, kept=name in _KEPT)
+    skip = name in _SKIPPED or name in _CODE or bool(_LEFT_ALONE.search(attributes))
+    return Token("open", start, end, name=name, skip=skip, kept=skip or name in _KEPT)
 
 
 def match_tag(text: str) -> re.Match[str] | None:

@@ -153,3 +153,13 @@ def test_json(text, other):
 @given(text=texts)
 def test_plain_text(text):
     assert render(plain.read("\n  - placeholder\n"), text) == f"\n  - {text}\n"
+
+
+def test_code_in_html_is_not_translated():
+    alone = "<p><code>make test</code></p>"
+    assert html_format.read(alone).passages == []
+    page = html_format.read(f"{alone}<p>Run <kbd>a &lt; b</kbd> as <i translate=no>Bob</i>.</p>")
+    (passage,) = page.passages
+    done = page.spliced([[(passage.text, "Lance.")]], "fra_Latn")
+    assert done.startswith(f"{alone}<p>Lance")
+    assert "<kbd>a &lt; b</kbd>" in done and "<i translate=no>Bob</i>" in done
