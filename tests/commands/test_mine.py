@@ -117,7 +117,7 @@ def test_concepts_without_text(lcm: Run, piles: tuple[Path, Path], tmp_path: Pat
         (["en.txt", "empty.txt"], 5, "has no text in it"),
         (["-", "-"], 2, "named twice"),
         (["en.txt", "de.txt", "--threshold", "-1"], 2, "--threshold"),
-        (["en.txt", "de.txt", "--align", "--threshold", "1"], 2, "not for --align"),
+        (["en.txt", "de.txt", "--align", "--threshold", "1"], 2, "has no effect with --align"),
         (["en.txt", "de.txt", "--from", "jpn"], 3, "tiny has no Japanese"),
         (["en.txt", "other.parquet"], 5, "these concepts lie in the space made"),
         (["en.txt", "both", "--align"], 2, "A has 1 document, but B has 2"),
