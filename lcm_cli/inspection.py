@@ -21,14 +21,16 @@ _BLOCK = 1 << 24  # numbers examined at a time
 def inspect(target: str) -> dict[str, Any]:
     """Return a report on `target` as plain data, whose keys depend on its `kind`.
 
-    `target` is a file or folder of documents or concepts, a data set, the folder of a space, a
-    model or a training run, the name of a card, or a .safetensors file of weights. Raises
+    `target` is a file or folder of documents or concepts, a data set, an index, the folder of a
+    space, a model or a training run, the name of a card, or a .safetensors file of weights. Raises
     NotFoundError if it does not exist, IntegrityError if it is truncated.
     """
     path = Path(target)
     if (config := checkpoint_in(path) / "config.json").is_file():
         is_model = read_json(config).get("kind") == "model" or config.parent != path
         return _model(target) if is_model else _space(target)
+    if _holds_index(path):
+        return _with_licence(_index(path))
     if path.is_file() and path.suffix == ".toml":
         return _card(target)
     if path.is_file() and _is_weights(path):
@@ -37,6 +39,31 @@ def inspect(target: str) -> dict[str, Any]:
         return _with_licence(documents.describe(target))
     except NotFoundError as error:
         return _named(target, error)
+
+
+def _holds_index(path: Path) -> bool:
+    from lcm_cli.search.index import is_index
+
+    return is_index(path)
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """Describe an index made by `lcm index`."""
+    from lcm_cli.search.index import Index
+
+    manifest = Index(path).manifest
+    files = [*manifest.shards, manifest.sentences, *filter(None, [manifest.graph])]
+    return {
+        "path": str(path),
+        "kind": "index",
+        "space": asdict(manifest.space),
+        "dtype": manifest.dtype,
+        "documents": manifest.documents,
+        "sentences": manifest.rows,
+        "graph": manifest.graph is not None,
+        "bytes": sum(file.bytes for file in files),
+        "lcm_version": manifest.lcm_version,
+    }
 
 
 def _named(name: str, error: NotFoundError) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from hub_server import HubServer
 from hypothesis import settings
 from processes import ForkServer
 
-# Workers of pytest-xdist share the cores: one thread each, also for their child processes.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers of pytest-xdist share the cores: one thread each, also for their child processes. A fork
+# of a process that has used several OpenMP threads would hang, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run, so that a change fails by its own fault;
 # HYPOTHESIS_PROFILE=default draws new ones.

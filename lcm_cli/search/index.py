@@ -77,7 +77,7 @@ def is_index(path: Path) -> bool:
     """Return whether `path` is a folder with the manifest of an index."""
     try:
         data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         # The matrix shows that a damaged manifest belonged to an index.
         return (path / MANIFEST).is_file() and any(path.glob("vectors-*.f16"))
     return isinstance(data, dict) and data.get("kind") == KIND

@@ -35,6 +35,15 @@ def test_an_index(lcm: Run, concepts: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "set"]
 
 
+def test_an_index_is_described(lcm: Run, concepts: Path, tmp_path: Path) -> None:
+    assert lcm("index", concepts, "-o", tmp_path / "places").code == 0
+    found = json.loads(lcm("inspect", tmp_path / "places", "--json").stdout)
+    assert (found["kind"], found["graph"], found["dtype"]) == ("index", False, "float16")
+    files = [path for path in (tmp_path / "places").iterdir() if path.name != "manifest.json"]
+    assert found["bytes"] == sum(path.stat().st_size for path in files)
+    assert found["sentences"] >= found["documents"] > 0 and found["space"]["fingerprint"]
+
+
 def test_of_a_pipe(lcm: Run, concepts: Path, tmp_path: Path) -> None:
     data = next(concepts.glob("*.parquet")).read_bytes()
     assert lcm("index", "-", "-o", tmp_path / "index", input=data).code == 0
