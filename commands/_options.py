@@ -195,6 +195,15 @@ Output = Annotated[
         show_default=False,
     ),
 ]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        *("-o", "--output"),
+        metavar="FILE",
+        help="Write to FILE, or a file for each result to FOLDER/; - is standard output.",
+        show_default=False,
+    ),
+]
 Template = Annotated[
     str | None,
     typer.Option(

@@ -7,6 +7,7 @@ import typer
 
 from lcm_cli import console
 from lcm_cli.errors import LcmError
+from lcm_cli.schema import counted
 
 SHOWN = 5  # errors in the lines or rows of one file
 
@@ -40,8 +41,7 @@ class Problems:
         """
         for (file, unit), found in self._of_file.items():
             if (more := found - SHOWN) > 0:
-                units = f"{unit}{'s' * (more != 1)}"
-                message = f"and {more:,} more {units} of {file} like these"
+                message = f"and {counted(more, f'more {unit}')} of {file} like these"
                 console.show_error(LcmError(message, "see all of them with -v"))
         if self._first is not None:
             alone = self.count == 1 and not any_done

@@ -213,20 +213,27 @@ def _template(output: str | None, template: str | None) -> str | None:
 
 
 @contextmanager
-def open_result(
-    output: str | None, force: bool, template: str | None = None, *, as_json: bool = False
+def open_results(
+    output: str | None, force: bool, template: str | None, *, as_json: bool
 ) -> Iterator[Result]:
-    """Open the output: standard output, a file that appears once it is complete, or a folder.
+    """Open the output as `open_result` does, or a folder with files named by `template`.
 
-    `template` names the files of a folder. Raises UsageError if it has unknown fields, and for JSON
-    in a folder, since JSON is one stream.
+    Raises UsageError if the template has unknown fields, and for JSON in a folder, since JSON is
+    one stream.
     """
     names = _template(output, template)
-    if names is not None:
-        if as_json:
-            raise UsageError("--json writes one file", "name it: -o FILE.jsonl")
-        yield FolderResult(names, force)
+    if names is None:
+        with open_result(output, force, as_json=as_json) as result:
+            yield result
         return
+    if as_json:
+        raise UsageError("--json writes one file", "name it: -o FILE.jsonl")
+    yield FolderResult(names, force)
+
+
+@contextmanager
+def open_result(output: str | None, force: bool, *, as_json: bool = False) -> Iterator[Result]:
+    """Open the output: standard output, or a file that appears once it is complete."""
     if output is None or output == "-":
         yield Result(as_json=as_json)
         return

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lcm_cli import console
+from lcm_cli.schema import counted
 from lcm_cli.text.languages import language
 from lcm_cli.writing.translate import DOUBTS, Rendering, Translation
 
@@ -41,11 +42,11 @@ class DoubtReport:
     def finish(self, hint: str) -> None:
         """Report the counts; `hint` tells users where the doubtful sentences are marked."""
         for term, missed in self._missed.items():
-            total = f"{self._found[term]} sentence{'s' * (self._found[term] != 1)}"
+            total = counted(self._found[term], "sentence")
             console.info(f"glossary: {term} missed in {missed} of {total}")
         if self._doubtful:
             are = "is" if self._doubtful == 1 else "are"
-            total = f"{self._total} sentence{'s' * (self._total != 1)}"
+            total = counted(self._total, "sentence")
             limit = f"below {self._near:.2f} or refused"
             console.info(f"{self._doubtful} of {total} {are} doubtful ({limit}); {hint}")
 

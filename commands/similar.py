@@ -47,15 +47,7 @@ def main(
             show_default=False,
         ),
     ] = None,
-    to: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--to",
-            metavar="LANG",
-            help="Show the sentences found in this language, a code or a name; repeat for several.",
-            show_default=False,
-        ),
-    ] = None,
+    to: options.To = None,
     source: options.From = "auto",
     count: Annotated[
         int, typer.Option("-k", min=1, metavar="N", help="Number of sentences for each query.")

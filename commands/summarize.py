@@ -41,7 +41,7 @@ def main(
     cite: shared.Cite = False,
     seed: options.Seed = 0,
     json: options.Json = False,
-    output: options.Output = None,
+    output: options.Outputs = None,
     output_template: options.Template = None,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
@@ -60,12 +60,12 @@ def main(
     from lcm_cli.text.length import Length
     from lcm_cli.writing.summarize import summarize_all
 
-    from ._result import open_result
+    from ._result import open_results
     from ._road import Road
     from ._space import LocatedSpace
 
     wanted = None if length is None else Length.parse(length)
-    with open_result(output, force, output_template, as_json=json) as out:
+    with open_results(output, force, output_template, as_json=json) as out:
         located = LocatedSpace(space)
         requested = shared.RequestedModel(ctx, model, "summarize")
         codes = located.targets(to)

@@ -52,7 +52,7 @@ def main(
         ),
     ] = None,
     json: options.Json = False,
-    output: options.Output = None,
+    output: options.Outputs = None,
     output_template: options.Template = None,
     force: options.Force = False,
     one_per_line: options.OnePerLine = False,
@@ -71,14 +71,14 @@ def main(
     from lcm_cli.writing.glossary import read_glossary
     from lcm_cli.writing.translate import TranslateOptions, threshold, translate_all
 
-    from ._result import open_result
+    from ._result import open_results
     from ._road import WINDOW_ROWS, Road
     from ._space import LocatedSpace
     from ._translations import DoubtReport, cited, output_kind, record, rendered
 
     if n_best > 1 and not (cite or json):
         raise UsageError("--n-best has no effect on plain text", "add --cite or --json")
-    with open_result(output, force, output_template, as_json=json) as out:
+    with open_results(output, force, output_template, as_json=json) as out:
         located = LocatedSpace(space)
         codes = located.required_targets(to)
         terms = read_glossary(glossary, located.languages, located.name) if glossary else None

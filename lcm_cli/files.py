@@ -117,7 +117,7 @@ def _take_attributes(temporary: Path, target: Path) -> None:
     """Give a new file the owner, mode and extended attributes of the one that it replaces."""
     if not target.is_file():
         # mkstemp creates private files; give the result the permissions of any new file.
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         return
     old = target.stat()
     for user, group in ((old.st_uid, -1), (-1, old.st_gid)):
@@ -273,7 +273,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the process's mask of the permissions of new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -6,7 +6,6 @@ from urllib.parse import unquote, urlsplit
 
 from lcm_cli.documents.kinds import Kind, sniff
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError
-from lcm_cli.hub.http import offline
 from lcm_cli.version import __version__
 
 LARGEST = 50 << 20  # bytes
@@ -41,6 +40,8 @@ def fetch_page(url: str) -> tuple[bytes, Kind]:
     import http.client
     import urllib.error
     import urllib.request
+
+    from lcm_cli.hub.http import offline
 
     if offline():
         hint = "run it without --offline and HF_HUB_OFFLINE"

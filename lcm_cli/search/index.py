@@ -22,8 +22,9 @@ import pyarrow as pa
 from lcm_cli.documents import Document, SpaceInfo
 from lcm_cli.documents.arrow import intact
 from lcm_cli.errors import IntegrityError, UsageError
-from lcm_cli.files import disk_error, make_folder, not_there, replace_folder, sha256
+from lcm_cli.files import disk_error, make_folder, not_there, replace_folder, sha256, umask
 from lcm_cli.progress import Progress, StartJob, ignore, no_progress
+from lcm_cli.schema import json_value, parse
 from lcm_cli.search import graph
 from lcm_cli.search.corpus import Hit, blocks, concepts_of
 from lcm_cli.search.exact import STEP, Nearest, Vectors, rescored
@@ -76,8 +77,8 @@ class Manifest:
 def is_index(path: Path) -> bool:
     """Return whether `path` is a folder with the manifest of an index."""
     try:
-        data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = json_value((path / MANIFEST).read_bytes(), MANIFEST)
+    except (OSError, IntegrityError):
         # The matrix shows that a damaged manifest belonged to an index.
         return (path / MANIFEST).is_file() and any(path.glob("vectors-*.f16"))
     return isinstance(data, dict) and data.get("kind") == KIND
@@ -128,7 +129,7 @@ def write_index(
             with start("linking (sentences)", manifest.rows) as progress:
                 manifest = _with_graph(draft, manifest, progress)
         (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n", "utf-8")
-        draft.chmod(0o777 & ~_umask())
+        draft.chmod(0o777 & ~umask())
         replace_folder(draft, folder.absolute())
     except OSError as error:
         raise disk_error(error, folder) from error
@@ -279,15 +280,13 @@ def _matrix(path: Path, rows: int, width: int) -> Vectors:
 
 def _read_manifest(folder: Path) -> Manifest:
     """Return the manifest, after comparing it with the sizes of the files."""
-    from lcm_cli.schema import parse
-
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json_value(path.read_bytes(), "it")
     except FileNotFoundError as error:
         raise not_there(path) from error
-    except ValueError as error:
-        raise _damaged(path, f"it is not valid JSON: {error}") from error
+    except IntegrityError as error:
+        raise _damaged(path, error.message) from error
     if not isinstance(data, dict) or data.get("version") != VERSION:
         found = data.get("version") if isinstance(data, dict) else None
         raise IntegrityError(
@@ -337,9 +336,3 @@ def _batch(block: list[Document], norms: np.ndarray) -> pa.RecordBatch:
 
 def _part(path: Path, rows: int) -> Part:
     return Part(path.name, rows, path.stat().st_size, sha256(path))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,12 +1,11 @@
-"""Languages in the API: short codes as LibreTranslate's clients use them, and guesses."""
+"""Languages in the API: those that a request names, and guesses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lcm_cli.errors import NotFoundError
 from lcm_cli.serving.requests import refusing
 from lcm_cli.text.detect import rank_languages, sample_text
-from lcm_cli.text.languages import find_language, language
+from lcm_cli.text.languages import find_language
 from lcm_cli.writing.writer import MODEL_LANG
 
 AUTO = "auto"
@@ -19,21 +18,6 @@ class Guess:
 
     code: str
     share: float
-
-
-def short_code(code: str, within: Sequence[str]) -> str:
-    """Return the shortest tag that names a language in a space: "fr", "zh-Hant", "ast"."""
-    one = language(code)
-    script = code.partition("_")[2]
-    tags = (one.iso639_1, one.iso639_1 and f"{one.iso639_1}-{script}", one.iso639_3)
-    return next((tag for tag in tags if tag and _names(tag, code, within)), code)
-
-
-def _names(tag: str, code: str, within: Sequence[str]) -> bool:
-    try:
-        return find_language(tag, within).code == code
-    except NotFoundError:
-        return False
 
 
 def resolve(query: str, within: Sequence[str], where: str) -> str:

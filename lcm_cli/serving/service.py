@@ -21,11 +21,11 @@ from lcm_cli.serving.batching import (
     SharedSpace,
     run_request,
 )
-from lcm_cli.serving.languages import Guess, resolve_or_guess, short_code
+from lcm_cli.serving.languages import Guess, resolve_or_guess
 from lcm_cli.serving.metrics import Metrics
 from lcm_cli.serving.requests import Limits, RefusedError, refusing
 from lcm_cli.space import Space
-from lcm_cli.text.languages import language
+from lcm_cli.text.languages import language, short_tag
 from lcm_cli.writing.answer_model import AnswerModel, load_answer_model
 from lcm_cli.writing.answers import AUTO, EXTRACTIVE
 from lcm_cli.writing.writer import Writer
@@ -70,7 +70,7 @@ class Service:
     @cached_property
     def languages(self) -> list[dict[str, Any]]:
         """The languages of the space, as LibreTranslate lists them."""
-        codes = {code: short_code(code, self.space.languages) for code in self.space.languages}
+        codes = {code: short_tag(code, self.space.languages) for code in self.space.languages}
         targets = sorted(codes.values())
         listed = [
             {"code": short, "name": language(code).name, "targets": targets, "id": code}
@@ -80,7 +80,7 @@ class Service:
 
     def short(self, code: str) -> str:
         """Return the short code of a language of the space."""
-        return short_code(code, self.space.languages)
+        return short_tag(code, self.space.languages)
 
     def guess(self, query: str, text: str) -> Guess:
         """Return the language that `query` names, or that of `text` if it is "auto"."""

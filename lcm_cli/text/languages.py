@@ -53,10 +53,19 @@ def gap(code: str) -> str:
     return "" if language(code).script in _NO_GAP else " "
 
 
-def short_tag(code: str) -> str:
-    """Return the shortest tag that names exactly this language: `fr` for fra_Latn, or its code."""
-    two = language(code).iso639_1
-    return two if two and _usual(_candidates(two)) == code else code
+def short_tag(code: str, within: Collection[str] = SONAR) -> str:
+    """Return the shortest tag that names a language among `within`: "fr", "zh-Hant", "ast"."""
+    one = language(code)
+    script = code.partition("_")[2]
+    tags = (one.iso639_1, one.iso639_1 and f"{one.iso639_1}-{script}", one.iso639_3)
+    return next((tag for tag in tags if tag and _names(tag, code, within)), code)
+
+
+def _names(tag: str, code: str, within: Collection[str]) -> bool:
+    try:
+        return find_language(tag, within).code == code
+    except NotFoundError:
+        return False
 
 
 def find_language(query: str, within: Collection[str] | None = None, where: str = "") -> Language:

@@ -122,8 +122,7 @@ def test_parallel_rows_are_translated_and_retrieved(lcm):
 
 
 def test_summaries_in_other_languages_have_no_reference(lcm):
-    call = ("evaluate", "lead-3", "--task", "summarize", "--data", DATA, "--limit", "1")
-    result = lcm(*call, "--to", "French", "--to", "de", "--json")
+    result = lcm(*SUMMARIZE, "--to", "French", "--to", "de", "--json")
     assert result.code == 0, result.stderr
     found = json.loads(result.stdout)["results"]
     rouge = {e["lang"] for e in found if e["metric"] == "rougeL"}

@@ -65,6 +65,13 @@ def test_a_template(translate: Run, page: Path, tmp_path: Path) -> None:
     assert names(tmp_path / "n{e}w") == ["fra_Latn/a.md"]
 
 
+def test_a_folder_where_one_file_is_written(road: Run, tmp_path: Path) -> None:
+    text = write(tmp_path / "a.txt", "The hen ran.\n")
+    (tmp_path / "new").mkdir()
+    done = road("mine", text, text, "--from", "en", "-o", f"{tmp_path}/new/")
+    assert (done.code, done.stdout) == (2, "") and "is a folder" in done.stderr
+
+
 @pytest.mark.parametrize("template", ["{name}.md", "{0}", "{", "{stem.x}"])
 def test_a_template_with_an_unknown_field(translate: Run, page: Path, template: str) -> None:
     done = translate(page, "--to", "fr", "-o", "new/", "--output-template", template)
@@ -152,6 +159,23 @@ def test_the_format_option(translate: Run, tmp_path: Path) -> None:
     done = translate("-", "--to", "fr", "--format", "html", input=b"<p>The hen <br>ran.")
     assert done.stdout.startswith("<p>") and "<br>" in done.stdout
     assert translate(path, "--to", "fr", "--format", "nothing").code == 2
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("json", '[{"id": 1, "text": "The hen, it ran."}]\n'),
+        ("jsonl", '{"id": 1, "text": "The hen, it ran."}\n'),
+        ("csv", 'id,text\n1,"The hen, it ran."\n'),
+        ("tsv", "id\ttext\n1\tThe hen, it ran.\n"),
+    ],
+)
+def test_the_format_of_a_table(translate: Run, tmp_path: Path, format: str, text: str) -> None:
+    path = write(tmp_path / "a.txt", text)
+    done = translate(path, "--to", "fr", "--format", format, "--column", "text")
+    assert done.code == 0, done.stderr
+    before, after = text.split("The hen, it ran.")
+    assert done.stdout.startswith(before) and done.stdout.endswith(after)
 
 
 def test_a_column_of_what_is_not_a_table(translate: Run, page: Path) -> None:

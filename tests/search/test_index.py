@@ -204,11 +204,16 @@ def cut(name: str) -> Callable[[Path], None]:
     return halved
 
 
+def nest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 100_000)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "matrix": (cut("vectors-00000.f16"), "has 720 bytes, but manifest.json lists 1440"),
     "sentences": (cut("sentences.arrow"), "bytes, but manifest.json lists"),
     "missing": (lambda folder: (folder / "sentences.arrow").unlink(), "lacks sentences.arrow"),
     "no JSON": (cut("manifest.json"), "not valid JSON"),
+    "nested": (nest, "not valid JSON"),
     "rows": (change(rows=31), "do not add up"),
     "no rows": (change(rows=0), "lists 0 rows"),
     "width": (change(space={"name": "made", "fingerprint": "01", "dim": 12}), "do not add up"),

@@ -116,8 +116,7 @@ def test_two_processes_distill_what_one_does(
     run, taught, tmp_path, architecture, parallel, weights_of_parts
 ):
     changes = [f"distill.{name}={value}" for name, value in weights_of_parts.items()]
-    changes += [f"train.parallel={parallel}", "train.steps=20", "train.eval_every=20"]
-    changes += ["train.save_every=100"]  # only at the end
+    changes += [f"train.parallel={parallel}", "train.steps=20", "train.save_every=20"]
     common = taught(architecture, *(part for change in changes for part in ("--set", change)))
     errors = tmp_path / "errors"
     assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()

@@ -332,7 +332,7 @@ def test_killed_pull_fetches_only_what_is_missing(cache, card, official, server)
 @pytest.mark.slow
 def test_three_pulls_at_once(cache, card, official, server):
     for file in FILES.values():
-        server.fail(f"/{file}", {"pause": 0.05})
+        server.fail(f"/{file}", {"pause": 0.2})
     processes = [child(card) for _ in range(3)]
     ends = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], ends

@@ -77,10 +77,10 @@ def _rows(data: bytes, source: Source, kind: Kind, options: ReadOptions) -> Iter
 
     decode_text(data, source.name)  # rejects other encodings
     text = data.decode("utf-8-sig")  # with its line ends, which cells may contain
+    if kind == "jsonl" and source.suffix == ".json" and text.lstrip().startswith("["):
+        kind = "json"
     suffix = source.suffix or f".{kind}"
-    if kind == "jsonl" and suffix == ".json":
-        suffix = ".json" if text.lstrip().startswith("[") else ".jsonl"
-    skeleton = tables.read(text, source.name, suffix, options.column)
+    skeleton = tables.read(text, source.name, kind, suffix, options.column)
     if options.whole:
         yield _document(
             source, skeleton.passages, AsWritten(skeleton, TextForm(TextForm.of(data).mark))

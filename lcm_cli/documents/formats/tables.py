@@ -18,6 +18,7 @@ from lcm_cli.documents.formats import plain
 from lcm_cli.documents.formats.skeleton import Pair, Spliced
 from lcm_cli.documents.kinds import Kind
 from lcm_cli.errors import IntegrityError, UsageError
+from lcm_cli.schema import json_value
 
 _EXAMPLE = "name the column with the text: --column NAME"
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}:,]')
@@ -65,34 +66,34 @@ class Table:
         return "".join([*parts, self._source[at:]]).encode()
 
 
-def read(source: str, name: str, suffix: str, column: str | None) -> Table:
-    """Return the skeleton of the table called `name`; its suffix names the format.
+def read(source: str, name: str, kind: Kind, suffix: str, column: str | None) -> Table:
+    """Return the skeleton of the table called `name`, whose format is `kind`.
 
     Raises UsageError if no column is named or the column does not exist, IntegrityError for a file
     that is not a table.
     """
-    readers = {".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl}
-    if suffix in readers:
-        return Table(source, readers[suffix](source, name, column), suffix)
-    return Table(source, _delimited(source, name, suffix, column), suffix)
+    readers = {"json": _json, "jsonl": _jsonl}
+    if kind in readers:
+        return Table(source, readers[kind](source, name, column), suffix)
+    return Table(source, _delimited(source, name, kind, column), suffix)
 
 
 def read_delimited(data: bytes, name: str, kind: Kind) -> list[dict[str, str]]:
     """Return the rows of a CSV or TSV file as dicts. Raises IntegrityError as `read` does."""
     source = decode_text(data, name)
-    header, *rows = _rows(source, name, _delimiter(source, f".{kind}"))
+    header, *rows = _rows(source, name, _delimiter(source, kind))
     names = [cell.text for cell in header]
     return [dict(zip(names, (cell.text for cell in row), strict=False)) for row in rows]
 
 
-def _delimited(source: str, name: str, suffix: str, column: str | None) -> list[Cell]:
-    header, *rows = _rows(source, name, _delimiter(source, suffix))
+def _delimited(source: str, name: str, kind: Kind, column: str | None) -> list[Cell]:
+    header, *rows = _rows(source, name, _delimiter(source, kind))
     at = _column(column, [cell.text for cell in header], name)
     return [row[at] for row in rows if len(row) > at]
 
 
-def _delimiter(source: str, suffix: str) -> str:
-    if suffix == ".tsv":
+def _delimiter(source: str, kind: Kind) -> str:
+    if kind == "tsv":
         return "\t"
     first = re.sub(r'"[^"]*"', "", source.split("\n", 1)[0])
     return max(",;\t|", key=first.count)
@@ -145,7 +146,7 @@ def _cell(found: re.Match[str], row: int, delimiter: str) -> Cell:
 
 
 def _json(source: str, name: str, column: str | None) -> list[Cell]:
-    records = _parsed(source, name)
+    records = json_value(source, name)
     if not isinstance(records, list) or not all(isinstance(each, dict) for each in records):
         what = "an array of objects"
         raise IntegrityError(
@@ -161,7 +162,7 @@ def _jsonl(source: str, name: str, column: str | None) -> list[Cell]:
     start = 0
     for number, line in enumerate(source.split("\n"), start=1):
         if line.strip():
-            records[number] = _parsed(line, f"{name} line {number}")
+            records[number] = json_value(line, f"{name} line {number}")
             cells += _strings(line, start, number, str(column), depth=1)
         start += len(line) + 1
     for number, each in records.items():
@@ -169,13 +170,6 @@ def _jsonl(source: str, name: str, column: str | None) -> list[Cell]:
             raise IntegrityError(f"{name} line {number} is not an object")
     _check(records, name, column)
     return cells
-
-
-def _parsed(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{name} is not valid JSON: {error}") from error
 
 
 def _check(records: dict[int, dict[str, Any]], name: str, column: str | None) -> None:

@@ -46,7 +46,7 @@ def test_deep_nesting(text):
 def test_deep_json():
     deep = "[" * 100_000
     with pytest.raises(IntegrityError):
-        tables.read(deep, "a.json", ".json", "text")
+        tables.read(deep, "a.json", "json", ".json", "text")
 
 
 def packed(**members):

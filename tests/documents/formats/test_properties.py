@@ -215,7 +215,7 @@ def test_csv_cells(end, delimiter, rows, quoting):
     made = csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting)
     made.writerows([["a", "text", "c"], *rows])
     source = out.getvalue()
-    skeleton = tables.read(source, "x", ".tsv" if delimiter == "\t" else ".csv", "text")
+    skeleton = tables.read(source, "x", "tsv" if delimiter == "\t" else "csv", ".csv", "text")
     changed = apply(skeleton, str.upper)
     again = list(csv.reader(io.StringIO(changed, newline=""), delimiter=delimiter))
     assert [[row[0], row[2]] for row in again[1:]] == [[row[0], row[2]] for row in rows]
@@ -243,7 +243,7 @@ def test_json_values(suffix, ascii, records, indent):
         source = json.dumps(records, ensure_ascii=ascii, indent=indent)
     else:
         source = "\n".join(json.dumps(each, ensure_ascii=ascii) for each in records)
-    skeleton = tables.read(source, "x", suffix, "text")
+    skeleton = tables.read(source, "x", suffix.removeprefix("."), suffix, "text")
     assert apply(skeleton, str) == source
     done = apply(skeleton, str.upper)
     found = json.loads(done) if suffix == ".json" else [*map(json.loads, done.split("\n"))]

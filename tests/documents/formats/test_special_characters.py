@@ -135,7 +135,7 @@ def test_csv(delimiter, text, others):
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(rows)
     suffix = ".tsv" if delimiter == "\t" else ".csv"
-    done = render(tables.read(out.getvalue(), "a", suffix, "text"), text)
+    done = render(tables.read(out.getvalue(), "a", suffix.removeprefix("."), suffix, "text"), text)
     again = list(csv.reader(io.StringIO(done, newline=""), delimiter=delimiter))
     assert again == [rows[0], [others[0], text, others[1]]]
 
@@ -145,7 +145,7 @@ def test_csv(delimiter, text, others):
 def test_json(text, other):
     record = {"a": other, "text": "placeholder", "b": {"text": [other, 1.5, None]}}
     source = json.dumps([record])
-    done = render(tables.read(source, "a", ".json", "text"), text)
+    done = render(tables.read(source, "a", "json", ".json", "text"), text)
     assert json.loads(done) == [record | {"text": text}]
 
 
