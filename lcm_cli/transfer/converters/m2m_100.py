@@ -1,0 +1,110 @@
+"""Spaces in the M2M-100 layout, which transformers reads: the inverse of converters.sonar.
+
+Everything is float32, which holds the numbers of every stored type exactly. Tensors are computed
+when they are written.
+
+Encoder and decoder of a space rarely share their token embedding, so it is not tied, and stored
+four times: transformers wants it in the encoder, in the decoder, as output projection (equal to the
+decoder's), and as `shared` (unused, but missed otherwise).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from lcm_cli.errors import UsageError
+from lcm_cli.transfer.converters.sonar import tensor_shapes
+from lcm_cli.weights import Deferred, StoredPiece, Weight
+
+Shapes = Mapping[str, int]  # the entry of an encoder or decoder in a space's config.json
+
+_RENAMED = (
+    (r"\.self_attn\.output_proj\.", ".self_attn.out_proj."),
+    (r"\.encoder_decoder_attn\.output_proj\.", ".encoder_attn.out_proj."),
+    (r"\.encoder_decoder_attn(_layer_norm)?\.", r".encoder_attn\1."),
+    (r"\.ffn\.inner_proj\.", ".fc1."),
+    (r"\.ffn\.output_proj\.", ".fc2."),
+    (r"\.ffn_layer_norm\.", ".final_layer_norm."),
+)
+# A decoder attends to a single vector, whatever these are; lcm leaves them out of what it trains.
+_WITHOUT_EFFECT = re.compile(r"\.encoder_decoder_attn(_layer_norm\.|\.[qk]_proj\.)")
+_ORDER = [2, 0, 3, 1]  # rows of lcm's embedding that are <s>, <pad>, </s>, <unk>
+
+
+def check_architecture(name: str, encoder: Shapes, decoder: Shapes) -> None:
+    """Raise UsageError, with the sizes that differ, unless M2M-100 has room for the space."""
+    pairs = (
+        ("the width of the decoder", decoder["model_dim"], encoder["model_dim"]),
+        ("the width of the concepts", decoder["concept_dim"], encoder["model_dim"]),
+        ("the vocabulary of the decoder", decoder["vocabulary"], encoder["vocabulary"]),
+    )
+    for what, found, wanted in pairs:
+        if found != wanted:
+            message = (
+                f"{name} does not fit M2M-100: {what} is {found}, that of the encoder {wanted}"
+            )
+            raise UsageError(message, "in M2M-100 encoder and decoder share these sizes")
+
+
+def port_config(encoder: Shapes, decoder: Shapes) -> dict[str, Any]:
+    """Return the config.json of the layout."""
+    sizes = {
+        f"{role}_{theirs}": shapes[ours]
+        for role, shapes in (("encoder", encoder), ("decoder", decoder))
+        for theirs, ours in (
+            ("layers", "layers"),
+            ("attention_heads", "heads"),
+            ("ffn_dim", "ffn_dim"),
+        )
+    }
+    return {
+        "architectures": ["M2M100ForConditionalGeneration"],
+        "model_type": "m2m_100",
+        "is_encoder_decoder": True,
+        "d_model": encoder["model_dim"],
+        "vocab_size": encoder["vocabulary"],
+        **sizes,
+        "max_position_embeddings": max(encoder["max_length"], decoder["max_length"]),
+        "activation_function": "relu",
+        "scale_embedding": True,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+        "torch_dtype": "float32",
+    }
+
+
+def port_tensors(
+    role: str, shapes: Shapes, weights: Mapping[str, Weight]
+) -> Iterator[tuple[str, list[StoredPiece]]]:
+    """Yield the tensors of an encoder or decoder under the names of the layout."""
+    embed = f"{role}_frontend.embed.weight"
+    copies = {"encoder": "model.shared.weight", "decoder": "lm_head.weight"}
+    for name, shape in tensor_shapes(role, shapes).items():
+        if name == embed:
+            for place in (f"model.{role}.embed_tokens.weight", copies[role]):
+                yield place, [_deferred(weights[name], reorder=True)]
+        elif name in weights:
+            yield _port_name(role, name), [_deferred(weights[name])]
+        elif _WITHOUT_EFFECT.search(name):
+            norm = name.endswith("_layer_norm.weight")
+            yield _port_name(role, name), [torch.full(shape, float(norm))]
+
+
+def _port_name(role: str, name: str) -> str:
+    name = f".{name.removeprefix(f'{role}.')}"
+    for pattern, theirs in _RENAMED:
+        name = re.sub(pattern, theirs, name)
+    return f"model.{role}{name}"
+
+
+def _deferred(weight: Weight, *, reorder: bool = False) -> Deferred:
+    def make() -> torch.Tensor:
+        numbers = weight.to("cpu", torch.float32)
+        return torch.cat([numbers[_ORDER], numbers[4:]]) if reorder else numbers
+
+    return Deferred(torch.float32, weight.shape, make)
