@@ -139,12 +139,16 @@ def _result(results: Mapping[str, Any], task: str) -> dict[str, Any]:
     dataset = str(results["dataset"])
     return {
         "task": {"type": task},
-        "dataset": {"name": dataset, "type": re.sub(r"[^\w.-]+", "-", dataset.lower())},
+        "dataset": {"name": dataset, "type": _slug(dataset)},
         "metrics": [
-            {"type": re.sub(r"[^\w.-]+", "-", name.lower()), "name": name, "value": value}
+            {"type": _slug(name), "name": name, "value": value}
             for name, value in results["metrics"].items()
         ],
     }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name.lower()).strip("-")
 
 
 def _body(repo: str, config: Mapping[str, Any]) -> str:
