@@ -51,9 +51,9 @@ class SentenceEncoder:
         first tokens up to the encoder's limit count. `lang` is the language of the texts, or one
         per text. Without it, and without the encoder's own, each text is taken to be in its most
         likely language among those of the space, or, if it has no letters, in the first of them.
-        `batch_size` has no effect: a space forms batches by tokens (see load_space). Raises
-        UsageError for a prompt, which a space does not have, and NotFoundError for a language that
-        the space does not have.
+        `show_progress_bar` draws on stderr. `batch_size` has no effect: a space forms batches by
+        tokens (see load_space). Raises UsageError for a prompt, which a space does not have, and
+        NotFoundError for a language that the space does not have.
         """
         if prompt or prompt_name:
             name = prompt_name or prompt

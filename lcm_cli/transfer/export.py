@@ -16,7 +16,12 @@ from lcm_cli.models.checkpoint import CONFIG, WEIGHTS
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import open_weights
-from lcm_cli.transfer.converters.m2m_100 import check_architecture, port_config, port_tensors
+from lcm_cli.transfer.converters.m2m_100 import (
+    check_architecture,
+    is_tied,
+    port_config,
+    port_tensors,
+)
 from lcm_cli.transfer.converters.sonar import check_tokenizer
 from lcm_cli.transfer.converters.tokenizer_json import SPECIAL, added_token, tokenizer_json
 from lcm_cli.transfer.model_card import port_card
@@ -42,28 +47,22 @@ def export(source: str, folder: Path, *, force: bool = False) -> Exported:
     sizes do not fit the layout or `folder` already holds a checkpoint.
     """
     files = locate_space(source)
-    encoder, decoder = (
-        EncoderConfig(**files.config["encoder"]),
-        DecoderConfig(**files.config["decoder"]),
-    )
+    encoder = EncoderConfig(**files.config["encoder"])
+    decoder = DecoderConfig(**files.config["decoder"])
     check_architecture(files.name, vars(encoder), vars(decoder))
     if (folder / CONFIG).exists() and not force:
         message = f"{folder} already holds a checkpoint"
         raise UsageError(message, "choose another folder, or add --force")
     check_tokenizer(files.tokenizer, encoder.vocabulary, len(files.config["languages"]))
-    halves = {
-        "encoder": (vars(encoder), open_weights(TextEncoder, encoder, files.encoder)[1]),
-        "decoder": (vars(decoder), open_weights(TextDecoder, decoder, files.decoder)[1]),
-    }
-    tensors = {
-        name: pieces
-        for role, (shapes, weights) in halves.items()
-        for name, pieces in port_tensors(role, shapes, weights)
-    }
+    encoding = open_weights(TextEncoder, encoder, files.encoder)[1]
+    decoding = open_weights(TextDecoder, decoder, files.decoder)[1]
+    tied = is_tied(encoding, decoding)
+    tensors = dict(port_tensors("encoder", vars(encoder), encoding, tied))
+    tensors |= port_tensors("decoder", vars(decoder), decoding, tied)
     with atomic_files(folder, _FILES, force=force) as places:
         write_safetensors(places[WEIGHTS], tensors)
         _write_tokenizer(files, places)
-        _write_json(places[CONFIG], port_config(vars(encoder), vars(decoder)))
+        _write_json(places[CONFIG], port_config(vars(encoder), vars(decoder), tied))
         places[MODEL_CARD].write_text(_card(source, files), encoding="utf-8")
     return Exported(files.name, {name: (folder / name).stat().st_size for name in sorted(_FILES)})
 

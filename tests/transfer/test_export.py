@@ -143,6 +143,32 @@ def test_pulled_back_it_is_the_same_space(cache, tiny, exported, tmp_path):
     assert back.decode(here[:3], ["fra_Latn"]) == tiny.decode(here[:3], ["fra_Latn"])
 
 
+def test_shared_embedding_is_stored_once(cache, random_space, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source = shutil.copytree(random_space, tmp_path / "space")
+    shared = load_file(source / "encoder.safetensors")["encoder_frontend.embed.weight"]
+    state = load_file(source / "decoder.safetensors") | {"decoder_frontend.embed.weight": shared}
+    save_file(state, source / "decoder.safetensors")
+    folder = tmp_path / "port"
+    export(str(source), folder)
+    stored = load_file(folder / "model.safetensors")
+    assert sum(len(tensor) == len(shared) for tensor in stored.values()) == 1
+    model, report = transformers.M2M100ForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(report.values())
+    assert model.lm_head.weight is model.get_encoder().embed_tokens.weight
+    space = load_space(str(source), device="cpu", precision="float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = space.encode(TEXTS, "fra_Latn").concepts
+    found = concepts(model.eval(), tokenizer, TEXTS, "fra_Latn").numpy() / abs(ours).max()
+    np.testing.assert_allclose(found, ours / abs(ours).max(), atol=SAME, rtol=0)
+    place = pull(resolve(str(card(folder, space, tmp_path / "back.toml"))).plan()).path
+    back = load_file(place / "decoder.safetensors")
+    assert back.keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
+
+
 def test_weights_without_effect_are_kept_if_there_are_any(random_space, tmp_path):
     export(str(random_space), tmp_path / "port")
     found = load_file(tmp_path / "port" / "model.safetensors")

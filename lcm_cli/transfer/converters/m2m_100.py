@@ -3,9 +3,9 @@
 Everything is float32, which holds the numbers of every stored type exactly. Tensors are computed
 when they are written.
 
-Encoder and decoder of a space rarely share their token embedding, so it is not tied, and stored
-four times: transformers wants it in the encoder, in the decoder, as output projection (equal to the
-decoder's), and as `shared` (unused, but missed otherwise).
+If encoder and decoder have the same token embedding, it is stored once, as `shared`. Otherwise
+transformers wants four embeddings: the encoder's, the decoder's, the output projection (equal to
+the decoder's), and `shared`, which it does not use but reports if missing.
 """
 
 import re
@@ -48,8 +48,15 @@ def check_architecture(name: str, encoder: Shapes, decoder: Shapes) -> None:
             raise UsageError(message, "in M2M-100 encoder and decoder share these sizes")
 
 
-def port_config(encoder: Shapes, decoder: Shapes) -> dict[str, Any]:
-    """Return the config.json of the layout."""
+def is_tied(encoder: Mapping[str, Weight], decoder: Mapping[str, Weight]) -> bool:
+    """Return whether encoder and decoder have the same token embedding."""
+    first, second = encoder[_embedding("encoder")], decoder[_embedding("decoder")]
+    same = first.shape == second.shape
+    return same and torch.equal(first.to("cpu", torch.float32), second.to("cpu", torch.float32))
+
+
+def port_config(encoder: Shapes, decoder: Shapes, tied: bool) -> dict[str, Any]:
+    """Return the config.json of the layout; `tied` as returned by `is_tied`."""
     sizes = {
         f"{role}_{theirs}": shapes[ours]
         for role, shapes in (("encoder", encoder), ("decoder", decoder))
@@ -69,7 +76,7 @@ def port_config(encoder: Shapes, decoder: Shapes) -> dict[str, Any]:
         "max_position_embeddings": max(encoder["max_length"], decoder["max_length"]),
         "activation_function": "relu",
         "scale_embedding": True,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": tied,
         "bos_token_id": 0,
         "pad_token_id": 1,
         "eos_token_id": 2,
@@ -79,20 +86,26 @@ def port_config(encoder: Shapes, decoder: Shapes) -> dict[str, Any]:
 
 
 def port_tensors(
-    role: str, shapes: Shapes, weights: Mapping[str, Weight]
+    role: str, shapes: Shapes, weights: Mapping[str, Weight], tied: bool
 ) -> Iterator[tuple[str, list[StoredPiece]]]:
     """Yield the tensors of an encoder or decoder under the names of the layout."""
-    embed = f"{role}_frontend.embed.weight"
-    copies = {"encoder": "model.shared.weight", "decoder": "lm_head.weight"}
+    copy = {"encoder": "model.shared.weight", "decoder": "lm_head.weight"}[role]
+    places = [copy, f"model.{role}.embed_tokens.weight"]
+    if tied:
+        places = [copy] if role == "encoder" else []
     for name, shape in tensor_shapes(role, shapes).items():
-        if name == embed:
-            for place in (f"model.{role}.embed_tokens.weight", copies[role]):
+        if name == _embedding(role):
+            for place in places:
                 yield place, [_deferred(weights[name], reorder=True)]
         elif name in weights:
             yield _port_name(role, name), [_deferred(weights[name])]
         elif _WITHOUT_EFFECT.search(name):
             norm = name.endswith("_layer_norm.weight")
             yield _port_name(role, name), [torch.full(shape, float(norm))]
+
+
+def _embedding(role: str) -> str:
+    return f"{role}_frontend.embed.weight"
 
 
 def _port_name(role: str, name: str) -> str:
