@@ -16,6 +16,7 @@ from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.hub.layouts import read_metadata
 from lcm_cli.space import load_space
 from lcm_cli.space.tokenizer import Tokenizer
+from lcm_cli.transfer.convert import convert
 from lcm_cli.transfer.converters.tokenizer_json import tokenizer_json
 from lcm_cli.transfer.export import export
 from lcm_cli.transfer.pull import pull
@@ -141,6 +142,34 @@ def test_pulled_back_it_is_the_same_space(cache, tiny, exported, tmp_path):
     here, there = (space.encode(TEXTS, "eng_Latn").concepts for space in (tiny, back))
     np.testing.assert_allclose(there, here, atol=SAME, rtol=0)
     assert back.decode(here[:3], ["fra_Latn"]) == tiny.decode(here[:3], ["fra_Latn"])
+
+
+def test_converted_back_it_is_the_same_space(tiny, exported, tmp_path):
+    done = convert(str(exported), tmp_path / "back")
+    assert (done.kind, done.dim, done.space) == ("space", 384, "tiny")
+    back = load_space(str(tmp_path / "back"), device="cpu", precision="float32")
+    assert (back.fingerprint, back.languages) == (tiny.fingerprint, tiny.languages)
+    assert back.licence == "cc-by-4.0"
+    vectors = tiny.encode(TEXTS[:3], "eng_Latn").concepts
+    assert back.decode(vectors, ["nld_Latn"]) == tiny.decode(vectors, ["nld_Latn"])
+
+
+def test_conversion_of_a_damaged_export(random_space, tmp_path):
+    port = tmp_path / "port"
+    export(str(random_space), port)
+    with pytest.raises(UsageError, match="keeps its numbers"):
+        convert(str(port), tmp_path / "back", "int8")
+    config = json.loads((port / "config.json").read_text())
+    (port / "config.json").write_text(json.dumps(config | {"d_model": None}))
+    with pytest.raises(IntegrityError, match="lacks a size"):
+        convert(str(port), tmp_path / "back")
+    (port / "config.json").write_text(json.dumps(config | {"decoder_layers": 10**12}))
+    with pytest.raises(IntegrityError, match=r"decoder_layers = 10+"):
+        convert(str(port), tmp_path / "back")
+    (port / "tokenizer_config.json").unlink()
+    with pytest.raises(IntegrityError, match="list no languages"):
+        convert(str(port), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_shared_embedding_is_stored_once(cache, random_space, tmp_path):

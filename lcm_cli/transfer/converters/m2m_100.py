@@ -1,4 +1,4 @@
-"""Spaces in the M2M-100 layout, which transformers reads: the inverse of converters.sonar.
+"""Spaces in the M2M-100 layout, which transformers reads; converters.sonar reads its tensors.
 
 Everything is float32, which holds the numbers of every stored type exactly. Tensors are computed
 when they are written.
@@ -10,12 +10,15 @@ the decoder's), and `shared`, which it does not use but reports if missing.
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lcm_cli.errors import UsageError
-from lcm_cli.transfer.converters.sonar import tensor_shapes
+from lcm_cli.errors import IntegrityError, UsageError
+from lcm_cli.hub.cards import UNKNOWN_LICENCE
+from lcm_cli.hub.layouts import read_json, read_licence
+from lcm_cli.transfer.converters.sonar import port_ids, tensor_shapes
 from lcm_cli.weights import Deferred, StoredPiece, Weight
 
 Shapes = Mapping[str, int]  # the entry of an encoder or decoder in a space's config.json
@@ -30,6 +33,9 @@ _RENAMED = (
 )
 # A decoder attends to a single vector, whatever these are; lcm leaves them out of what it trains.
 _WITHOUT_EFFECT = re.compile(r"\.encoder_decoder_attn(_layer_norm\.|\.[qk]_proj\.)")
+_SIZES = {"layers": "layers", "attention_heads": "heads", "ffn_dim": "ffn_dim"}
+_MOST_LAYERS = 1000  # a damaged config must not list billions of tensors
+_LANGUAGE = re.compile("[a-z]{3}_[A-Z][a-z]{3}")
 _ORDER = [2, 0, 3, 1]  # rows of lcm's embedding that are <s>, <pad>, </s>, <unk>
 
 
@@ -60,11 +66,7 @@ def port_config(encoder: Shapes, decoder: Shapes, tied: bool) -> dict[str, Any]:
     sizes = {
         f"{role}_{theirs}": shapes[ours]
         for role, shapes in (("encoder", encoder), ("decoder", decoder))
-        for theirs, ours in (
-            ("layers", "layers"),
-            ("attention_heads", "heads"),
-            ("ffn_dim", "ffn_dim"),
-        )
+        for theirs, ours in _SIZES.items()
     }
     return {
         "architectures": ["M2M100ForConditionalGeneration"],
@@ -82,6 +84,43 @@ def port_config(encoder: Shapes, decoder: Shapes, tied: bool) -> dict[str, Any]:
         "eos_token_id": 2,
         "decoder_start_token_id": 2,
         "torch_dtype": "float32",
+    }
+
+
+def port_space(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a space for a folder that holds one in the layout.
+
+    Raises IntegrityError if config.json lacks a size or the tokenizer's files list no languages.
+    """
+    theirs = read_json(folder / "config.json")
+    ids = port_ids(folder)
+    languages = sorted(filter(_LANGUAGE.fullmatch, ids), key=ids.__getitem__)
+    if not languages:
+        raise IntegrityError(f"{folder}: its tokenizer's files list no languages")
+    try:
+        halves = {role: _port_shapes(role, theirs) for role in ("encoder", "decoder")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{folder / 'config.json'} lacks a size: {error}") from error
+    for role, shapes in halves.items():
+        if not 0 < shapes["layers"] <= _MOST_LAYERS:
+            raise IntegrityError(f"{folder / 'config.json'}: {role}_layers = {shapes['layers']}")
+    licence = read_licence(folder)
+    return {
+        "kind": "space",
+        "name": folder.resolve().name,
+        "licence": UNKNOWN_LICENCE if licence in ("", "unknown") else licence,
+        "languages": languages,
+        "encoder": halves["encoder"],
+        "decoder": halves["decoder"] | {"concept_dim": halves["encoder"]["model_dim"]},
+    }
+
+
+def _port_shapes(role: str, theirs: Mapping[str, Any]) -> dict[str, int]:
+    sizes = {ours: int(theirs[f"{role}_{their}"]) for their, ours in _SIZES.items()}
+    return sizes | {
+        "model_dim": int(theirs["d_model"]),
+        "vocabulary": int(theirs["vocab_size"]),
+        "max_length": int(theirs["max_position_embeddings"]),
     }
 
 
