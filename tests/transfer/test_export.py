@@ -244,7 +244,7 @@ def test_own_page_is_kept(random_space, tmp_path):
 @pytest.mark.parametrize(
     ("role", "sizes", "message"),
     [
-        ("decoder", {"model_dim": 64}, "the width of the decoder is 64, that of the encoder 32"),
+        ("decoder", {"model_dim": 64}, "the width of the decoder is 64, the encoder's is 32"),
         ("decoder", {"concept_dim": 64}, "the width of the concepts is 64"),
         ("encoder", {"vocabulary": 99}, "the vocabulary of the decoder is"),
     ],

@@ -31,7 +31,7 @@ _RENAMED = (
     (r"\.ffn\.output_proj\.", ".fc2."),
     (r"\.ffn_layer_norm\.", ".final_layer_norm."),
 )
-# A decoder attends to a single vector, whatever these are; lcm leaves them out of what it trains.
+# The cross-attention has a single key, so these have no effect; spaces trained with lcm lack them.
 _WITHOUT_EFFECT = re.compile(r"\.encoder_decoder_attn(_layer_norm\.|\.[qk]_proj\.)")
 _SIZES = {"layers": "layers", "attention_heads": "heads", "ffn_dim": "ffn_dim"}
 _MOST_LAYERS = 1000  # a damaged config must not list billions of tensors
@@ -40,7 +40,7 @@ _ORDER = [2, 0, 3, 1]  # rows of lcm's embedding that are <s>, <pad>, </s>, <unk
 
 
 def check_architecture(name: str, encoder: Shapes, decoder: Shapes) -> None:
-    """Raise UsageError, with the sizes that differ, unless M2M-100 has room for the space."""
+    """Raise UsageError, with the sizes that differ, unless the space fits M2M-100."""
     pairs = (
         ("the width of the decoder", decoder["model_dim"], encoder["model_dim"]),
         ("the width of the concepts", decoder["concept_dim"], encoder["model_dim"]),
@@ -48,10 +48,8 @@ def check_architecture(name: str, encoder: Shapes, decoder: Shapes) -> None:
     )
     for what, found, wanted in pairs:
         if found != wanted:
-            message = (
-                f"{name} does not fit M2M-100: {what} is {found}, that of the encoder {wanted}"
-            )
-            raise UsageError(message, "in M2M-100 encoder and decoder share these sizes")
+            message = f"{name} does not fit M2M-100: {what} is {found}, the encoder's is {wanted}"
+            raise UsageError(message, "in M2M-100, encoder, decoder and concepts share these sizes")
 
 
 def is_tied(encoder: Mapping[str, Weight], decoder: Mapping[str, Weight]) -> bool:
