@@ -1,9 +1,9 @@
 """SONAR's tokenizer as a tokenizer.json, which the package tokenizers reads.
 
 Its ids are those of the M2M-100 layout (see converters.sonar): <s> <pad> </s> <unk>, the pieces,
-the languages. transformers has a class for such tokenizers, NllbTokenizer, but some of its versions support
-neither unigram models nor the fallback to bytes. All versions read a tokenizer.json alike. It
-cannot add a language by itself, so the text begins with one: "eng_Latn The cat sleeps."
+the languages. transformers has a class for such tokenizers, NllbTokenizer, but some of its versions
+support neither unigram models nor the fallback to bytes. All versions read a tokenizer.json alike.
+It cannot add a language by itself, so the text begins with one: "eng_Latn The cat sleeps."
 
 The sentencepiece library does not give access to the normalization table, so the model is parsed
 here: it is a protocol buffer (sentencepiece_model.proto).
