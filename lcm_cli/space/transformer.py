@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TM: Tensor, rows: Packed, causal: bool = False) -> Tensor:
         """Attend within each row of the packed (T, M) batch."""
-        q_THd, k_THd, v_THd = self._project(x_TM)
+        q_THd, k_THd, v_THd = self.project(x_TM)
         attend = packed_attention() if _fits_kernel(q_THd) else None
         if attend is None:
             y_THd = _attend_by_length(q_THd, k_THd, v_THd, rows, causal)
@@ -100,7 +100,8 @@ class SelfAttention(nn.Module):
             y_THd = attend(q_THd, k_THd, v_THd, rows, causal)
         return self.output_proj(y_THd.reshape(len(x_TM), -1))
 
-    def _project(self, x_TM: Tensor) -> Sequence[Tensor]:
+    def project(self, x_TM: Tensor) -> Sequence[Tensor]:
+        """Return the queries, keys and values of tokens, (T, H, d) each."""
         maps = (self.q_proj, self.k_proj, self.v_proj)
         if not x_TM.is_cuda:  # on the CPU three products are as fast as one larger one
             return [p(x_TM).view(len(x_TM), self.heads, -1) for p in maps]
