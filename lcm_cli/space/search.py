@@ -19,6 +19,7 @@ from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.progress import Progress
 from lcm_cli.space.decoder import DecoderCache, TextDecoder
 from lcm_cli.space.tokenizer import EOS, PAD
+from lcm_cli.space.transformer import to_device
 
 PROMPT = 2  # </s> and the language token
 
@@ -117,15 +118,15 @@ class _Beams:
     def drop(self) -> None:
         """Drop the finished rows.
 
-        On a GPU that moves keys and values for little: it waits until an eighth has finished.
+        That moves all keys and values: on a GPU, they are kept until an eighth has finished.
         """
         kept = [r for r, done in enumerate(self.done) if not done]
         gone = len(self.rows) - len(kept)
-        if gone == 0 or (self.tokens.is_cuda and 8 * gone < len(self.rows)):
+        if gone == 0 or (_moving_is_dear(self.tokens) and 8 * gone < len(self.rows)):
             return
         self.rows, self.limits = [self.rows[r] for r in kept], [self.limits[r] for r in kept]
         self.done = [False] * len(kept)
-        keep = torch.tensor(kept, device=self.tokens.device)
+        keep = to_device(torch.tensor(kept), self.tokens.device)
         within = torch.arange(self.width, device=keep.device)
         flat = (keep[:, None] * self.width + within).flatten()
         self.tokens, self.scores = self.tokens[flat], self.scores[keep]
@@ -140,6 +141,11 @@ class _Beams:
     def generated(self) -> int:
         """How many tokens each row will have after this step, including the end token."""
         return self.tokens.shape[1] - PROMPT + 1
+
+
+def _moving_is_dear(tensor: Tensor) -> bool:
+    """Return whether moving keys and values costs more than computing a few rows in vain."""
+    return tensor.is_cuda
 
 
 def search(
@@ -275,7 +281,7 @@ def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tenso
     last = [limit == state.generated for limit in state.limits]
     if any(last):
         last_N = torch.tensor(last).repeat_interleave(state.width).nonzero().flatten()
-        last_N = last_N.to(logits_NV.device)
+        last_N = to_device(last_N, logits_NV.device)
         ends = logits_NV[last_N, EOS]
         logits_NV[last_N] = -torch.inf
         logits_NV[last_N, EOS] = ends
