@@ -26,6 +26,7 @@ from lcm_cli.space.transformer import (
     SelfAttention,
     Stack,
     pack_rows,
+    to_device,
 )
 
 
@@ -65,8 +66,9 @@ class DecoderCache:
         if kv is None or kv.shape[2] == self.length:
             room = new.new_empty(*new.shape[:2], self.length + self.GROWTH, *new.shape[2:])
             if kv is not None:
-                room[:, :, : self.length] = kv
+                room[:, :, : self.length] = kv[:, : self._sentences]
             self._kv[layer] = kv = room
+        kv = kv[:, : self._sentences]
         kv[:, :, self.length] = new
         k, v = kv[:, :, : self.length + 1].flatten(2, 3).transpose(2, 3)
         return k, v
@@ -96,12 +98,17 @@ class DecoderCache:
             self._kv = [None if kv is None else self._copied(kv, len(own_B)) for kv in self._kv]
             self._slots = own_B[:, None].expand(self._sentences, -1, self.length)
 
-    def keep(self, sentences: Tensor) -> None:
-        """Keep these sentences, in this order."""
+    def keep(self, sentences: Sequence[int]) -> None:
+        """Keep these sentences, in this order; only those that change places are moved."""
         self._sentences = len(sentences)
-        self._kv = [None if kv is None else kv.index_select(1, sentences) for kv in self._kv]
+        moves = [(place, s) for place, s in enumerate(sentences) if place != s]
+        for kv in self._kv:
+            if kv is not None and moves:
+                places, old = to_device(torch.tensor(moves).T.contiguous(), kv.device)
+                used = kv[:, :, : self.length]
+                used.index_copy_(1, places, used.index_select(1, old))
         if self._slots is not None:
-            self._slots = self._slots[sentences]
+            self._slots = self._slots[to_device(torch.tensor(sentences), self._slots.device)]
 
     def _lines(self, own_B: Tensor) -> Tensor:
         """Return the slots of each beam's ancestors and its own, (S, B, P + 1)."""

@@ -90,10 +90,6 @@ class _Beams:
     sound: Tensor  # whether all logits so far were finite
     cross: list[Tensor]  # (R * B, M) per layer
     cache: DecoderCache = field(repr=False)
-    done: list[bool] = field(default_factory=list)  # (R,) finished, but not dropped yet
-
-    def __post_init__(self) -> None:
-        self.done = [False] * len(self.rows)
 
     def select(self, beams: Tensor, tokens: Tensor, scores: Tensor) -> None:
         """Continue beam `beams[r, b]` of each row with `tokens[r, b]`; all are (R, B).
@@ -108,30 +104,28 @@ class _Beams:
         self.tokens = torch.cat([self.tokens[flat], tokens.reshape(-1, 1)], dim=1)
         self.scores = scores
 
-    def finish(self, found: Sequence[Sequence[Hypothesis]], wanted: int) -> int:
-        """Mark the rows at their limit or with `wanted` hypotheses; return how many are new."""
-        before = sum(self.done)
-        for r, (row, limit) in enumerate(zip(self.rows, self.limits, strict=True)):
-            self.done[r] |= limit <= self.generated or len(found[row]) >= wanted
-        return sum(self.done) - before
+    def unfinished(self, found: Sequence[Sequence[Hypothesis]], wanted: int) -> list[int]:
+        """Return the rows below their limit that have fewer than `wanted` hypotheses.
 
-    def drop(self) -> None:
-        """Drop the finished rows.
-
-        That moves all keys and values: on a GPU, they are kept until an eighth has finished.
+        The last take the places of finished ones, so that only few must be moved.
         """
-        kept = [r for r, done in enumerate(self.done) if not done]
-        gone = len(self.rows) - len(kept)
-        if gone == 0 or (_moving_is_dear(self.tokens) and 8 * gone < len(self.rows)):
-            return
-        self.rows, self.limits = [self.rows[r] for r in kept], [self.limits[r] for r in kept]
-        self.done = [False] * len(kept)
-        keep = to_device(torch.tensor(kept), self.tokens.device)
+        going = [
+            len(found[row]) < wanted and self.generated < limit
+            for row, limit in zip(self.rows, self.limits, strict=True)
+        ]
+        count = sum(going)
+        last = (r for r in range(count, len(going)) if going[r])
+        return [r if going[r] else next(last) for r in range(count)]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        self.rows, self.limits = [self.rows[r] for r in rows], [self.limits[r] for r in rows]
+        keep = to_device(torch.tensor(rows), self.tokens.device)
         within = torch.arange(self.width, device=keep.device)
         flat = (keep[:, None] * self.width + within).flatten()
         self.tokens, self.scores = self.tokens[flat], self.scores[keep]
         self.cross = [cross[flat] for cross in self.cross]
-        self.cache.keep(keep)
+        self.cache.keep(rows)
 
     @property
     def width(self) -> int:
@@ -141,11 +135,6 @@ class _Beams:
     def generated(self) -> int:
         """How many tokens each row will have after this step, including the end token."""
         return self.tokens.shape[1] - PROMPT + 1
-
-
-def _moving_is_dear(tensor: Tensor) -> bool:
-    """Return whether moving keys and values costs more than computing a few rows in vain."""
-    return tensor.is_cuda
 
 
 def search(
@@ -210,15 +199,18 @@ def _beam_search(
     while True:
         scores, beams, tokens = _candidates(state, logits, options)
         _collect(found, state, scores, beams, tokens, options)
-        if new := state.finish(found, options.beam):
-            finished(new)
-        if all(state.done):
+        rows = state.unfinished(found, options.beam)
+        done = len(state.rows) - len(rows)
+        if done:
+            finished(done)
+        if not rows:
             return found
         # Take the first B candidates that do not end; the stable sort keeps the best first. There
         # are at least B: each beam has at most one end token among the 2 x B candidates.
         going = (tokens == EOS).int().argsort(dim=1, stable=True)[:, : options.beam]
         state.select(*(t.gather(1, going) for t in (beams, tokens, scores)))
-        state.drop()
+        if done:
+            state.keep(rows)
         logits = decoder.step(state.tokens[:, -1], state.cross, state.cache)
 
 
@@ -319,9 +311,9 @@ def _collect(
         )
     ended = [
         (row, place)
-        for row, done in enumerate(state.done)
+        for row in range(len(ids))
         for place, token in enumerate(ids[row])
-        if token == EOS and not done and math.isfinite(ending[row][place])
+        if token == EOS and math.isfinite(ending[row][place])
     ]
     if not ended:
         return
@@ -354,12 +346,15 @@ def _sample(
         tokens = _draw(logits / options.temperature, uniform.to(logits.device), options)[:, None]
         scores = state.scores + logits.gather(1, tokens) - total
         _collect(found, state, scores, torch.zeros_like(tokens), tokens, options)
-        if new := state.finish(found, 1):
-            finished(new)
-        if all(state.done):
+        rows = state.unfinished(found, 1)
+        done = len(state.rows) - len(rows)
+        if done:
+            finished(done)
+        if not rows:
             return found
         state.select(torch.zeros_like(tokens), tokens, scores)
-        state.drop()
+        if done:
+            state.keep(rows)
         logits = decoder.step(state.tokens[:, -1], state.cross, state.cache)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lcm_cli.space import search as searching
 from lcm_cli.space import transformer
 from lcm_cli.space.decoder import DecoderCache, DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
@@ -119,8 +118,8 @@ def test_beams_that_share_a_cache_see_their_own_tokens(decoder: TextDecoder, wid
             first = torch.arange(len(kept))[:, None] * (width if step else 1)
             lines = torch.cat([lines[(first + beams).flatten()], tokens], dim=1)
             if step == 5:
-                kept = kept[[0, 2, 3]]
-                cache.keep(kept)
+                kept = kept[[0, 3, 2]]
+                cache.keep(kept.tolist())
                 lines, cross = (
                     t.unflatten(0, (sentences, width))[kept].flatten(0, 1)
                     for t in (lines, torch.stack(cross, dim=1))
@@ -132,22 +131,6 @@ def test_beams_that_share_a_cache_see_their_own_tokens(decoder: TextDecoder, wid
             torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
-def hypotheses(decoder: TextDecoder, options: DecodeOptions) -> list[list[tuple[list[int], float]]]:
-    concepts = 3 * torch.randn(9, 32, generator=torch.Generator().manual_seed(2))
-    limits = [2, 12, 5, 20, 7, 20, 3, 9, 20]
-    found = search(decoder, concepts, list(range(10, 19)), limits, options)
-    return [[(h.ids, round(h.score, 4)) for h in row] for row in found]
-
-
-@pytest.mark.parametrize("options", [DecodeOptions(beam=3), DecodeOptions(sample=True)])
-def test_finished_rows_that_stay_in_the_batch_change_nothing(
-    decoder: TextDecoder, monkeypatch: pytest.MonkeyPatch, options: DecodeOptions
-) -> None:
-    wanted = hypotheses(decoder, options)
-    monkeypatch.setattr(searching, "_moving_is_dear", lambda tokens: True)
-    assert hypotheses(decoder, options) == wanted
-
-
 def test_the_host_reads_once_per_step(decoder: TextDecoder) -> None:
     """No step reads single numbers, and without finished rows none moves keys and values."""
     options = DecodeOptions(beam=3, min_tokens=20, max_tokens=20)
@@ -156,7 +139,7 @@ def test_the_host_reads_once_per_step(decoder: TextDecoder) -> None:
     steps = 21
     assert not {"_local_scalar_dense", "equal", "is_nonzero"} & set(names)
     assert names["index_select"] == 0
-    # Five products, two norms, an attention and ten others in a layer; 70 around the layers.
+    # Six products, two norms, an attention and ten others in a layer; 70 around the layers.
     assert sum(names.values()) <= steps * (18 * LAYERS + 70)
 
 
