@@ -106,7 +106,7 @@ class DecoderCache:
             if kv is not None and moves:
                 places, old = to_device(torch.tensor(moves).T.contiguous(), kv.device)
                 used = kv[:, :, : self.length]
-                used.index_copy_(1, places, used.index_select(1, old))
+                used[:, places] = used[:, old]  # index_copy_ would copy all of it
         if self._slots is not None:
             self._slots = self._slots[to_device(torch.tensor(sentences), self._slots.device)]
 
