@@ -11,6 +11,7 @@ of the weights. --kernels adds the kernels that take the most time.
 """
 
 import argparse
+import gc
 import json
 import math
 import random
@@ -98,6 +99,9 @@ def main() -> None:
             print(lines[-1], flush=True)
         except Exception as error:  # the other lines are still worth having
             print(f"failed: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+        # Networks and compiled code refer to each other: without this, four would not fit.
+        torch.compiler.reset()
+        gc.collect()
         torch.cuda.empty_cache()
     print(f"{time.monotonic() - started:.0f} s")
     if given.json:
