@@ -43,12 +43,23 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, weight_norm: bool = 
 def norm_layer(kind: Norm, dim: int) -> nn.Module:
     """Return a normalization over a last dimension of width `dim`."""
     if kind == "rms":
-        return nn.RMSNorm(dim, eps=EPSILON)
+        return RMSNorm(dim, eps=EPSILON)
     if kind == "unit":
         return nn.LayerNorm(dim, eps=EPSILON, elementwise_affine=False)
     if kind == "fp32":
         return Float32LayerNorm(dim, eps=EPSILON, bias=False)
     return nn.LayerNorm(dim, eps=EPSILON)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS normalization with its weight in the dtype of its input, as torch's fused kernel needs.
+
+    Under autocast, float32 weights would otherwise meet half-precision inputs.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (..., M); the result has the dtype of `x`."""
+        return F.rms_norm(x, tuple(self.normalized_shape), self.weight.to(x.dtype), self.eps)
 
 
 class Float32LayerNorm(nn.LayerNorm):

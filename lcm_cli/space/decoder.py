@@ -5,17 +5,19 @@ concept, so its softmax has one entry and every position receives output_proj(v_
 is computed once per sentence; the q, k and norm weights of the cross-attention have no effect and
 are left out.
 
-Shapes: R rows (one sentence in one language), T tokens of a packed batch, P past positions,
-M model dim, D concept dim, H heads, V vocabulary.
+Shapes: S sentences (each in one language), B beams of each, R = S B rows, T tokens of a packed
+batch, P past positions, M model dim, D concept dim, H heads, d head dim, V vocabulary.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lcm_cli.space.transformer import (
     Embedding,
@@ -24,6 +26,7 @@ from lcm_cli.space.transformer import (
     SelfAttention,
     Stack,
     pack_rows,
+    to_device,
 )
 
 
@@ -41,39 +44,82 @@ class DecoderConfig:
 
 
 class DecoderCache:
-    """Keys and values of the tokens so far: per layer a buffer (room, 2, R, H, d), oldest first.
+    """Keys and values of the tokens so far: per layer a buffer (2, S, room, B, H, d).
 
-    The position comes first, so that appending a token writes one contiguous block and growing the
-    buffer one contiguous copy.
+    Nothing moves when beams branch: at every position each beam writes to its own slot among the B
+    of its sentence, and `_slots` (S, B, P) holds the slots of its ancestors. A beam attends to all
+    slots of its sentence, under a mask that hides those of other lines.
     """
 
     GROWTH = 32  # positions added to a full buffer
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, sentences: int) -> None:
         self.length = 0
+        self._sentences = sentences
         self._kv: list[Tensor | None] = [None] * layers
+        self._slots: Tensor | None = None  # None: one beam per sentence, which sees all keys
 
     def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one position to a layer; return its keys and values, (R, H, P + 1, d) each."""
-        new = torch.stack([k_RHd, v_RHd])
+        """Append one position to a layer; return its keys and values, (S, H, (P + 1) B, d) each."""
+        new = torch.stack([k_RHd, v_RHd]).unflatten(1, (self._sentences, -1))
         kv = self._kv[layer]
-        if kv is None or len(kv) == self.length:
-            room = new.new_empty(self.length + self.GROWTH, *new.shape)
+        if kv is None or kv.shape[2] == self.length:
+            room = new.new_empty(*new.shape[:2], self.length + self.GROWTH, *new.shape[2:])
             if kv is not None:
-                room[: self.length] = kv
+                room[:, :, : self.length] = kv[:, : self._sentences]
             self._kv[layer] = kv = room
-        kv[self.length] = new
-        k, v = kv[: self.length + 1].permute(1, 2, 3, 0, 4)
+        kv = kv[:, : self._sentences]
+        kv[:, :, self.length] = new
+        k, v = kv[:, :, : self.length + 1].flatten(2, 3).transpose(2, 3)
         return k, v
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep `rows` (R',) in this order; a row occurs twice where its beam has branched."""
-        for layer, kv in enumerate(self._kv):
-            if kv is not None:
-                # Room for one more position only: beam search reorders at nearly every step.
-                room = kv.new_empty(self.length + 1, 2, len(rows), *kv.shape[3:])
-                torch.index_select(kv[: self.length], 2, rows, out=room[: self.length])
-                self._kv[layer] = room
+    def mask(self, like: Tensor) -> Tensor | None:
+        """Return what to add to the next position's scores, (S, 1, B, (P + 1) B); None: nothing.
+
+        It has the dtype of `like`.
+        """
+        if self._slots is None:
+            return None
+        own_B = torch.arange(self._slots.shape[1], device=like.device)
+        hidden = (self._lines(own_B)[..., None] != own_B).flatten(2)
+        # Rows start at multiples of 8 numbers, as the memory-efficient kernel needs on a GPU.
+        size = hidden.shape[2]
+        mask = like.new_zeros(*hidden.shape[:2], -(-size // 8) * 8)[..., :size]
+        return mask.masked_fill_(hidden, -torch.inf)[:, None]
+
+    def follow(self, beams_SB: Tensor) -> None:
+        """Continue beam `beams_SB` of each sentence; the first call turns one beam into B."""
+        own_B = torch.arange(beams_SB.shape[1], device=beams_SB.device)
+        if self._slots is not None:
+            lines_SBP = self._lines(own_B)
+            index = beams_SB[..., None].expand(-1, -1, lines_SBP.shape[2])
+            self._slots = lines_SBP.gather(1, index)
+        elif len(own_B) > 1:
+            self._kv = [None if kv is None else self._copied(kv, len(own_B)) for kv in self._kv]
+            self._slots = own_B[:, None].expand(self._sentences, -1, self.length)
+
+    def keep(self, sentences: Sequence[int]) -> None:
+        """Keep these sentences, in this order; only those that change places are moved."""
+        self._sentences = len(sentences)
+        moves = [(place, s) for place, s in enumerate(sentences) if place != s]
+        for kv in self._kv:
+            if kv is not None and moves:
+                places, old = to_device(torch.tensor(moves).T.contiguous(), kv.device)
+                used = kv[:, :, : self.length]
+                used[:, places] = used[:, old]  # index_copy_ would copy all of it
+        if self._slots is not None:
+            self._slots = self._slots[to_device(torch.tensor(sentences), self._slots.device)]
+
+    def _lines(self, own_B: Tensor) -> Tensor:
+        """Return the slots of each beam's ancestors and its own, (S, B, P + 1)."""
+        assert self._slots is not None
+        return torch.cat([self._slots, own_B[:, None].expand(self._sentences, -1, 1)], dim=2)
+
+    def _copied(self, kv: Tensor, beams: int) -> Tensor:
+        """Return a buffer with the keys and values of one beam in all slots."""
+        room = kv.new_empty(*kv.shape[:3], beams, *kv.shape[4:])
+        room[:, :, : self.length] = kv[:, :, : self.length]
+        return room
 
 
 class CrossAttention(nn.Module):
@@ -107,17 +153,25 @@ class DecoderLayer(nn.Module):
         x_TM = x_TM + self.dropout(y_TM) + cross_TM
         return x_TM + self.dropout(self.ffn(self.ffn_layer_norm(x_TM)))
 
-    def step(self, x_RM: Tensor, cross_RM: Tensor, cache: DecoderCache, index: int) -> Tensor:
-        """Map the newest token of each row, (R, M) to (R, M), as layer number `index`."""
+    def step(
+        self,
+        x_RM: Tensor,
+        cross_RM: Tensor,
+        cache: DecoderCache,
+        index: int,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Map the newest token of each row, (R, M) to (R, M), as layer number `index`.
+
+        `mask` is the cache's for this step.
+        """
         attention = self.self_attn
-        y_RM = self.self_attn_layer_norm(x_RM)
-        shape = (len(y_RM), attention.heads, -1)
-        q, k, v = (
-            p(y_RM).view(shape) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        q, k, v = attention.project(self.self_attn_layer_norm(x_RM))
         k, v = cache.append(index, k, v)
-        y_RHd = F.scaled_dot_product_attention(q.unsqueeze(2), k, v).squeeze(2)
-        x_RM = x_RM + attention.output_proj(y_RHd.reshape(len(y_RM), -1)) + cross_RM
+        q_SHBd = q.unflatten(0, (len(k), -1)).transpose(1, 2)
+        y_SHBd = F.scaled_dot_product_attention(q_SHBd, k, v, mask)
+        y_RM = y_SHBd.transpose(1, 2).reshape(x_RM.shape)
+        x_RM = x_RM + attention.output_proj(y_RM) + cross_RM
         return x_RM + self.ffn(self.ffn_layer_norm(x_RM))
 
 
@@ -153,8 +207,10 @@ class TextDecoder(nn.Module):
     def step(self, ids_R: Tensor, cross: Sequence[Tensor], cache: DecoderCache) -> Tensor:
         """Feed one token to each row; return the logits of the next, (R, V)."""
         x_RM = self.decoder_frontend(ids_R, torch.full_like(ids_R, cache.length))
-        for index, (layer, cross_RM) in enumerate(zip(self._layers(), cross, strict=True)):
-            x_RM = layer.step(x_RM, cross_RM, cache, index)
+        mask = cache.mask(x_RM)
+        with _mask_kernels(mask):
+            for index, (layer, cross_RM) in enumerate(zip(self._layers(), cross, strict=True)):
+                x_RM = layer.step(x_RM, cross_RM, cache, index, mask)
         cache.length += 1
         return self.project(self.decoder.layer_norm(x_RM))
 
@@ -169,3 +225,11 @@ class TextDecoder(nn.Module):
 
     def _layers(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.decoder.layers))
+
+
+def _mask_kernels(mask: Tensor | None) -> AbstractContextManager[None]:
+    """Return a context that chooses the kernels of attention under `mask`."""
+    if mask is None or not mask.is_cuda:
+        return nullcontext()
+    # cuDNN would build a plan for each number of keys, at every step another.
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -20,6 +20,7 @@ from lcm_cli.space.transformer import (
     SelfAttention,
     Stack,
     pack_rows,
+    to_device,
 )
 
 
@@ -73,7 +74,7 @@ class TextEncoder(nn.Module):
         pooled = self.encode(pack_rows([rows[i] for i in order], device))
         back = torch.empty(len(order), dtype=torch.long)
         back[order] = torch.arange(len(order))
-        return pooled[back.to(device)]
+        return pooled[to_device(back, device)]
 
     def encode(self, rows: Packed) -> Tensor:
         """Encode packed rows; return concepts (R, D). The concept of an empty row is zero."""

@@ -8,6 +8,7 @@ rows advance together, whatever their sentence or language, and leave the batch 
 Shapes: R rows, B beams, C candidates = 2 B, V vocabulary, D concept dim, P tokens so far.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.progress import Progress
 from lcm_cli.space.decoder import DecoderCache, TextDecoder
 from lcm_cli.space.tokenizer import EOS, PAD
+from lcm_cli.space.transformer import to_device
 
 PROMPT = 2  # </s> and the language token
 
@@ -76,12 +78,16 @@ class Hypothesis:
 
 @dataclass
 class _Beams:
-    """The rows still being searched; tensors of R * B rows hold the beams of a row in sequence."""
+    """The rows still being searched; tensors of R * B rows hold the beams of a row in sequence.
 
-    rows: Tensor  # (R,) index of each row in the call
-    limits: Tensor  # (R,) maximum number of tokens to generate
+    Lists are on the host, so that reading them does not wait for the device.
+    """
+
+    rows: list[int]  # (R,) index of each row in the call
+    limits: list[int]  # (R,) maximum number of tokens to generate
     tokens: Tensor  # (R * B, P)
-    scores: Tensor  # (R, B)
+    scores: Tensor  # (R, B) float32
+    sound: Tensor  # whether all logits so far were finite
     cross: list[Tensor]  # (R * B, M) per layer
     cache: DecoderCache = field(repr=False)
 
@@ -90,28 +96,45 @@ class _Beams:
 
         The first call widens the state from one beam per row to B.
         """
-        flat = (
-            torch.arange(len(beams), device=beams.device)[:, None] * self.width + beams
-        ).flatten()
+        first = torch.arange(len(beams), device=beams.device)[:, None] * self.width
+        flat = (first + beams).flatten()
         # Beams of a row share their concept: only widening changes the cross-attention's rows.
         self.cross = [cross[flat] for cross in self.cross] if self.width == 1 else self.cross
-        # Reordering copies the whole cache: skip it where every beam continues itself.
-        if not torch.equal(flat, torch.arange(len(self.tokens), device=flat.device)):
-            self.cache.reorder(flat)
+        self.cache.follow(beams)
         self.tokens = torch.cat([self.tokens[flat], tokens.reshape(-1, 1)], dim=1)
         self.scores = scores
 
-    def keep(self, alive: Tensor) -> None:
-        """Drop the rows where `alive` (R,) is false."""
-        flat = alive.repeat_interleave(self.width).nonzero().flatten()
-        self.rows, self.limits = self.rows[alive], self.limits[alive]
-        self.tokens, self.scores = self.tokens[flat], self.scores[alive]
+    def unfinished(self, found: Sequence[Sequence[Hypothesis]], wanted: int) -> list[int]:
+        """Return the rows below their limit that have fewer than `wanted` hypotheses.
+
+        The last take the places of finished ones, so that only few must be moved.
+        """
+        going = [
+            len(found[row]) < wanted and self.generated < limit
+            for row, limit in zip(self.rows, self.limits, strict=True)
+        ]
+        count = sum(going)
+        last = (r for r in range(count, len(going)) if going[r])
+        return [r if going[r] else next(last) for r in range(count)]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        self.rows, self.limits = [self.rows[r] for r in rows], [self.limits[r] for r in rows]
+        keep = to_device(torch.tensor(rows), self.tokens.device)
+        within = torch.arange(self.width, device=keep.device)
+        flat = (keep[:, None] * self.width + within).flatten()
+        self.tokens, self.scores = self.tokens[flat], self.scores[keep]
         self.cross = [cross[flat] for cross in self.cross]
-        self.cache.reorder(flat)
+        self.cache.keep(rows)
 
     @property
     def width(self) -> int:
         return self.scores.shape[1]
+
+    @property
+    def generated(self) -> int:
+        """How many tokens each row will have after this step, including the end token."""
+        return self.tokens.shape[1] - PROMPT + 1
 
 
 def search(
@@ -151,15 +174,17 @@ def _start(
     device = concepts_RD.device
     language_R = torch.tensor(languages, device=device)
     end_R = torch.full_like(language_R, EOS)
-    cross, cache = decoder.cross(concepts_RD), DecoderCache(decoder.config.layers)
+    cross = decoder.cross(concepts_RD)
+    cache = DecoderCache(decoder.config.layers, len(languages))
     first = decoder.step(end_R, cross, cache)
     # The language token is forced but its log probability counts, as in fairseq2.
-    score_R = first.gather(1, language_R[:, None]) - _log_total(first)
-    room = decoder.config.max_length - PROMPT
-    limits_R = torch.tensor(limits, device=device).clamp(1, min(options.max_tokens, room))
+    total = _log_total(first)
+    score_R = first.gather(1, language_R[:, None]).float() - total
+    most = min(options.max_tokens, decoder.config.max_length - PROMPT)
+    own = [max(1, min(limit, most)) for limit in limits]
     tokens = torch.stack([end_R, language_R], dim=1)
-    rows = torch.arange(len(languages), device=device)
-    state = _Beams(rows, limits_R, tokens, score_R, cross, cache)
+    rows = list(range(len(languages)))
+    state = _Beams(rows, own, tokens, score_R, total.isfinite().all(), cross, cache)
     return state, decoder.step(language_R, cross, cache)
 
 
@@ -174,19 +199,18 @@ def _beam_search(
     while True:
         scores, beams, tokens = _candidates(state, logits, options)
         _collect(found, state, scores, beams, tokens, options)
-        # A row leaves the batch at its limit, or once it has B finished hypotheses.
-        last_R = state.limits <= state.tokens.shape[1] - PROMPT + 1
-        full_R = torch.tensor([len(found[r]) >= options.beam for r in state.rows.tolist()])
-        alive = ~(last_R | full_R.to(last_R.device))
+        rows = state.unfinished(found, options.beam)
+        done = len(state.rows) - len(rows)
+        if done:
+            finished(done)
+        if not rows:
+            return found
         # Take the first B candidates that do not end; the stable sort keeps the best first. There
         # are at least B: each beam has at most one end token among the 2 x B candidates.
         going = (tokens == EOS).int().argsort(dim=1, stable=True)[:, : options.beam]
         state.select(*(t.gather(1, going) for t in (beams, tokens, scores)))
-        if not alive.all():
-            finished(int((~alive).sum()))
-            state.keep(alive)
-        if not len(state.rows):
-            return found
+        if done:
+            state.keep(rows)
         logits = decoder.step(state.tokens[:, -1], state.cross, state.cache)
 
 
@@ -198,36 +222,61 @@ def _candidates(
     # Forbid tokens after computing the softmax's denominator, as in fairseq2: the probabilities of
     # the tokens left are not renormalized.
     total = _log_total(logits_NV)
-    top = _restrict(logits_NV, state, options).topk(min(count, logits_NV.shape[1]), dim=1)
-    scores = state.scores[:, :, None] + (top.values - total).view(len(state.rows), width, -1)
-    best = scores.flatten(1).topk(min(count, width * top.values.shape[1]), dim=1)
-    tokens = top.indices.view(len(state.rows), -1).gather(1, best.indices)
-    return best.values, best.indices // top.indices.shape[1], tokens
+    state.sound = state.sound & total.isfinite().all()
+    values, indices = _largest(_restrict(logits_NV, state, options), count)
+    scores = state.scores[:, :, None] + (values.float() - total).view(len(state.rows), width, -1)
+    best = scores.flatten(1).topk(min(count, width * values.shape[1]), dim=1)
+    tokens = indices.view(len(state.rows), -1).gather(1, best.indices)
+    return best.values, best.indices // indices.shape[1], tokens
 
 
 def _log_total(logits_NV: Tensor) -> Tensor:
-    total = logits_NV.logsumexp(dim=1, keepdim=True)
-    if not total.isfinite().all():
-        raise IntegrityError(
-            "the decoder's output is not finite",
-            "use --precision float32; if that does not help, check the concepts: lcm inspect FILE",
-        )
-    return total
+    """Return the logarithm of the softmax's denominator, (N, 1) float32."""
+    # A few rows at a time, so that the exponentials stay in cache: 8 MB on the CPU, 32 on a GPU.
+    size = max(1, (1 << (23 if logits_NV.is_cuda else 21)) // logits_NV.shape[1])
+    totals = []
+    for part_nV in logits_NV.split(size):
+        most_n1 = part_nV.amax(dim=1, keepdim=True).float()
+        totals.append((part_nV - most_n1).exp_().sum(dim=1, keepdim=True).log_().add_(most_n1))
+    return torch.cat(totals)
+
+
+def _largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` largest values of each row, largest first, and their columns.
+
+    The largest lie in the groups of columns with the largest maxima: one fast pass finds these,
+    and only they are sorted.
+    """
+    group = 64
+    groups = logits_NV.shape[1] // group
+    if groups < 4 * count:
+        top = logits_NV.topk(min(count, logits_NV.shape[1]), dim=1)
+        return top.values, top.indices
+    parts_NGg = logits_NV[:, : groups * group].unflatten(1, (groups, group))
+    best_NC = parts_NGg.amax(dim=2).topk(count, dim=1, sorted=False).indices
+    values = parts_NGg.gather(1, best_NC[..., None].expand(-1, -1, group)).flatten(1)
+    rest = torch.arange(groups * group, logits_NV.shape[1], device=logits_NV.device)
+    within = torch.arange(group, device=logits_NV.device)
+    columns = (best_NC[..., None] * group + within).flatten(1)
+    columns = torch.cat([columns, rest.expand(len(columns), -1)], dim=1)
+    top = torch.cat([values, logits_NV[:, groups * group :]], dim=1).topk(count, dim=1)
+    return top.values, columns.gather(1, top.indices)
 
 
 def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tensor:
     """Forbid tokens in place: padding, repeats, an early end, and all but the end at the limit."""
-    generated = state.tokens.shape[1] - PROMPT + 1
     logits_NV[:, PAD] = -torch.inf
-    if generated < options.min_tokens:
+    if state.generated < options.min_tokens:
         logits_NV[:, EOS] = -torch.inf
     if options.no_repeat_ngram:
         _ban_repeats(logits_NV, state.tokens[:, PROMPT:], options.no_repeat_ngram)
-    last = (state.limits <= generated).repeat_interleave(state.width)
-    if last.any():
-        ends = logits_NV[last, EOS]
-        logits_NV[last] = -torch.inf
-        logits_NV[last, EOS] = ends
+    last = [limit == state.generated for limit in state.limits]
+    if any(last):
+        last_N = torch.tensor(last).repeat_interleave(state.width).nonzero().flatten()
+        last_N = to_device(last_N, logits_NV.device)
+        ends = logits_NV[last_N, EOS]
+        logits_NV[last_N] = -torch.inf
+        logits_NV[last_N, EOS] = ends
     return logits_NV
 
 
@@ -247,16 +296,35 @@ def _collect(
     tokens: Tensor,
     options: DecodeOptions,
 ) -> None:
-    """Record the hypotheses that end among the first B candidates of each row."""
-    ended = (tokens[:, : options.beam] == EOS) & scores[:, : options.beam].isfinite()
+    """Record the hypotheses that end among the first B candidates of each row.
+
+    Raises IntegrityError if the decoder's output is not finite.
+    """
+    first = [t[:, : options.beam].float() for t in (scores, beams, tokens)]
+    sound = state.sound.float().expand_as(first[0])
+    # The one place where the host waits for the device. All numbers are exact in float32.
+    ending, parents, ids, good = torch.stack([*first, sound]).tolist()
+    if not all(map(all, good)):
+        raise IntegrityError(
+            "the decoder's output is not finite",
+            "use --precision float32; if that does not help, check the concepts: lcm inspect FILE",
+        )
+    ended = [
+        (row, place)
+        for row in range(len(ids))
+        for place, token in enumerate(ids[row])
+        if token == EOS and math.isfinite(ending[row][place])
+    ]
+    if not ended:
+        return
+    lines = [row * state.width + int(parents[row][place]) for row, place in ended]
+    texts = state.tokens[lines, PROMPT:].tolist()
     length = state.tokens.shape[1]  # tokens of the prompt and the sentence, without the end token
-    for row, place in ended.nonzero().tolist():
-        hypotheses = found[int(state.rows[row])]
+    for (row, place), text in zip(ended, texts, strict=True):
+        hypotheses = found[state.rows[row]]
         if len(hypotheses) < options.beam:
-            beam = row * state.width + int(beams[row, place])
-            ids = state.tokens[beam, PROMPT:].tolist()
-            score = float(scores[row, place]) / length**options.length_penalty
-            hypotheses.append(Hypothesis(ids, score))
+            score = ending[row][place] / length**options.length_penalty
+            hypotheses.append(Hypothesis(text, score))
 
 
 def _sample(
@@ -270,21 +338,24 @@ def _sample(
     """Draw one sentence per row, each from its own generator, whatever else is in the batch."""
     found: list[list[Hypothesis]] = [[] for _ in streams]
     generators = [torch.Generator().manual_seed(options.seed * 1_000_003 + s) for s in streams]
-    while len(state.rows):
+    while True:
         total = _log_total(logits)
+        state.sound = state.sound & total.isfinite().all()
         logits = _restrict(logits, state, options)
-        uniform = torch.cat([torch.rand(1, generator=generators[r]) for r in state.rows.tolist()])
+        uniform = torch.cat([torch.rand(1, generator=generators[r]) for r in state.rows])
         tokens = _draw(logits / options.temperature, uniform.to(logits.device), options)[:, None]
         scores = state.scores + logits.gather(1, tokens) - total
-        ended = (tokens == EOS).flatten()
         _collect(found, state, scores, torch.zeros_like(tokens), tokens, options)
+        rows = state.unfinished(found, 1)
+        done = len(state.rows) - len(rows)
+        if done:
+            finished(done)
+        if not rows:
+            return found
         state.select(torch.zeros_like(tokens), tokens, scores)
-        if ended.any():
-            finished(int(ended.sum()))
-            state.keep(~ended)
-        if len(state.rows):
-            logits = decoder.step(state.tokens[:, -1], state.cross, state.cache)
-    return found
+        if done:
+            state.keep(rows)
+        logits = decoder.step(state.tokens[:, -1], state.cross, state.cache)
 
 
 def _draw(logits_RV: Tensor, uniform_R: Tensor, options: DecodeOptions) -> Tensor:

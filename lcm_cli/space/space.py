@@ -27,6 +27,8 @@ from lcm_cli.space.tokenizer import EOS, Tokenizer
 from lcm_cli.text.languages import find_language
 from lcm_cli.weights import Network, read_weights, sampled
 
+Batch = list[tuple[int, ...]]  # tokenized sentences
+
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -171,8 +173,8 @@ class Space:
         for key in keys:
             counts[key] = counts.get(key, 0) + 1
         found: dict[tuple[int, ...], np.ndarray] = {}
-        for batch in self._batches(sorted(counts, key=len)):
-            found.update(zip(batch, self._encode(batch), strict=True))
+        for batch, concepts in self._computed(self._batches(sorted(counts, key=len))):
+            found.update(zip(batch, concepts, strict=True))
             if progress:
                 progress(sum(counts[key] for key in batch))
         empty = np.empty((0, self.dim), dtype=np.float32)
@@ -226,11 +228,11 @@ class Space:
         if len(bad):
             raise IntegrityError(f"concept {bad[0]} is not finite", "embed its sentence again")
 
-    def _batches(self, keys: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    def _batches(self, keys: Sequence[tuple[int, ...]]) -> Iterator[Batch]:
         """Yield batches of the sorted rows, each within the token budget or a single row."""
         # On the CPU the feed-forward's inner activations should stay in cache (docs/benchmarks.md).
         budget = self.batch_tokens or (32_768 if self.device.type != "cpu" else 512)
-        batch: list[tuple[int, ...]] = []
+        batch: Batch = []
         used = 0
         for key in keys:
             if batch and used + len(key) > budget:
@@ -241,9 +243,18 @@ class Space:
         if batch:
             yield batch
 
-    def _encode(self, batch: list[tuple[int, ...]]) -> np.ndarray:
-        with torch.inference_mode(), self._memory_errors():
-            return self.encoder(batch).float().cpu().numpy()
+    def _computed(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Yield each batch with its concepts, (rows, D)."""
+        # A batch is read only after the next was launched, so that a GPU need not wait for it.
+        before: tuple[Batch, Tensor] | None = None
+        for batch in batches:
+            with torch.inference_mode(), self._memory_errors():
+                launched = self.encoder(batch).float()
+            if before:
+                yield before[0], before[1].cpu().numpy()
+            before = batch, launched
+        if before:
+            yield before[0], before[1].cpu().numpy()
 
     def _search(
         self,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib import import_module
 from inspect import signature
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,11 +73,18 @@ def pack_rows(rows: Sequence[Sequence[int]], device: torch.device) -> Packed:
     lengths_R = torch.tensor([len(row) for row in rows])
     starts_R1 = F.pad(lengths_R.cumsum(0), (1, 0))
     owner_T = torch.repeat_interleave(torch.arange(len(rows)), lengths_R)
-    ids_T = torch.tensor([token for row in rows for token in row])
+    ids_T = torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int64, len(owner_T)))
     positions_T = torch.arange(len(owner_T)) - starts_R1[owner_T]
     tensors = (ids_T, positions_T, owner_T, starts_R1.int())
-    ids_T, positions_T, owner_T, starts_R1 = (t.to(device) for t in tensors)
+    ids_T, positions_T, owner_T, starts_R1 = (to_device(t, device) for t in tensors)
     return Packed(ids_T, positions_T, owner_T, starts_R1, int(lengths_R.max()))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on `device`; a GPU that still computes is not waited for."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class SelfAttention(nn.Module):
@@ -92,15 +100,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TM: Tensor, rows: Packed, causal: bool = False) -> Tensor:
         """Attend within each row of the packed (T, M) batch."""
-        q_THd, k_THd, v_THd = self._project(x_TM)
-        attend = packed_attention() if _fits_kernel(q_THd) else None
+        q_THd, k_THd, v_THd = self.project(x_TM)
+        attend = _kernel() if _fits_kernel(q_THd) else None
         if attend is None:
             y_THd = _attend_by_length(q_THd, k_THd, v_THd, rows, causal)
         else:
             y_THd = attend(q_THd, k_THd, v_THd, rows, causal)
         return self.output_proj(y_THd.reshape(len(x_TM), -1))
 
-    def _project(self, x_TM: Tensor) -> Sequence[Tensor]:
+    def project(self, x_TM: Tensor) -> Sequence[Tensor]:
+        """Return the queries, keys and values of tokens, (T, H, d) each."""
         maps = (self.q_proj, self.k_proj, self.v_proj)
         if not x_TM.is_cuda:  # on the CPU three products are as fast as one larger one
             return [p(x_TM).view(len(x_TM), self.heads, -1) for p in maps]
@@ -148,14 +157,35 @@ def _attend_packed(
     if not names_causal:  # from torch 2.11 on: the number of keys before and after each query
         how = {"window_size": (-1, 0) if causal else (-1, -1)}
     starts, longest = rows.starts_R1, rows.longest
-    contiguous = (t.contiguous() for t in (q, k, v))
-    return kernel(*contiguous, starts, starts, longest, longest, **how)
+    if torch.is_grad_enabled():  # the forward kernel alone reads them anywhere
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    return kernel(q, k, v, starts, starts, longest, longest, **how)
+
+
+def _attend_flash(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:
+    """Attend within packed rows without gradients, with the kernel of torch before 2.10."""
+    starts, longest = rows.starts_R1, rows.longest
+    y: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, starts, starts, longest, longest, 0.0, causal, False
+    )[0]
+    return y
+
+
+def _kernel() -> Attend | None:
+    """Return the kernel for attention within packed rows on a GPU, if torch has one."""
+    if torch.is_grad_enabled() or packed_attention() is not None:
+        return packed_attention()
+    # Reports whether torch was built with it; before torch 2.4.1 there is nothing to ask.
+    available = getattr(torch.backends.cuda, "is_flash_attention_available", bool)
+    return _attend_flash if available() else None
 
 
 def _fits_kernel(q_THd: Tensor) -> bool:
-    """Return whether the packed kernel supports these queries."""
+    """Return whether the packed kernel supports these queries, on their device."""
     half = q_THd.dtype in (torch.float16, torch.bfloat16)
-    return q_THd.is_cuda and half and q_THd.shape[-1] % 8 == 0 and q_THd.shape[-1] <= 256
+    if not (q_THd.is_cuda and half and q_THd.shape[-1] % 8 == 0 and q_THd.shape[-1] <= 256):
+        return False
+    return torch.cuda.get_device_capability(q_THd.device) >= (8, 0)
 
 
 class FeedForward(nn.Module):
@@ -168,8 +198,17 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., M) to (..., M)."""
-        # In place where no gradient needs the input: the inner activations are large.
-        return self.output_proj(F.relu(self.inner_proj(x), inplace=not torch.is_grad_enabled()))
+        if torch.is_grad_enabled():
+            return self.output_proj(F.relu(self.inner_proj(x)))
+        if x.is_cuda and x.dim() == 2:
+            return self.output_proj(linear_relu(x, self.inner_proj))
+        # In place: the inner activations are large.
+        return self.output_proj(F.relu(self.inner_proj(x), inplace=True))
+
+
+def linear_relu(x_TM: Tensor, linear: nn.Linear) -> Tensor:
+    """Return the ReLU of a linear map, computed within the product's kernel; no gradients."""
+    return torch._addmm_activation(linear.bias, x_TM, linear.weight.t())
 
 
 class Embedding(nn.Module):

@@ -174,6 +174,14 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """Return the norm of all gradients together. A collective if they are sharded."""
+    if not gradients:
+        return 0.0
+    norms: Sequence[Tensor] = torch._foreach_norm(gradients)
+    return float(gathered(torch.linalg.vector_norm(torch.stack(list(norms)))))
+
+
 def save_sharded(state: dict[str, Any], folder: Path) -> None:
     """Write a state that is sharded over the processes, with torch.distributed.checkpoint."""
     from torch.distributed.checkpoint.state_dict_saver import save

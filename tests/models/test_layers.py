@@ -3,9 +3,18 @@
 import pytest
 import torch
 from rounding import additions, assert_near
+from torch import nn
 
 from lcm_cli.models.config import RopeScaling, TransformerConfig
-from lcm_cli.models.layers import Attention, KeyValueCache, Transformer, rope, rope_rates, rotate
+from lcm_cli.models.layers import (
+    Attention,
+    KeyValueCache,
+    Transformer,
+    norm_layer,
+    rope,
+    rope_rates,
+    rotate,
+)
 
 DIM = 16
 
@@ -86,3 +95,17 @@ def test_llama_scaling_slows_only_low_frequencies() -> None:
     assert ratio[0] == 1
     assert ratio[-1].item() == pytest.approx(32)
     assert bool((ratio.diff() >= -1e-4).all())
+
+
+@pytest.mark.filterwarnings("error:Mismatch dtype")
+def test_rms_norm_takes_half_precision_with_float32_weights() -> None:
+    """One dtype: torch warns that it cannot use its fused kernel for two."""
+    norm, x = norm_layer("rms", 16), torch.randn(5, 16)
+    nn.init.normal_(norm.weight)
+    wanted = norm(x)
+    torch.testing.assert_close(wanted, nn.functional.rms_norm(x, (16,), norm.weight, 1e-5))
+    found = norm(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=0.05, rtol=0.02)
+    found.float().sum().backward()
+    assert norm.weight.grad.dtype == torch.float32

@@ -8,7 +8,6 @@ Shapes: B documents, S concepts, D concept dim, N targets.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -33,6 +32,7 @@ from lcm_cli.training.parallel import (
     World,
     distribute,
     gathered,
+    gradient_norm,
     gradient_sync,
     load_sharded,
 )
@@ -165,11 +165,14 @@ class ModelTrainer:
         """Multiply the gradient by `factor` and clip it; return its norm before clipping."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        for p in self.parameters:
-            if p.grad is not None:
-                p.grad.mul_(factor)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip or math.inf)
-        return float(gathered(norm))
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = factor * gradient_norm(gradients)
+        if self.options.clip and norm > self.options.clip:
+            factor *= self.options.clip / norm
+        # One pass over all gradients for both, or none.
+        if gradients and factor != 1:
+            torch._foreach_mul_(gradients, factor)
+        return norm
 
     def _update(self, learning_rate: float) -> None:
         for optimizer in self.optimizers:
@@ -426,9 +429,6 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
 def speed_up(model: nn.Module, options: Training) -> None:
     """Turn on activation checkpointing and compilation for each layer, as the recipe says."""
-    if options.precision != "float32":
-        # Normalization layers keep float32 weights on purpose, fused or not.
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     for layer in layers(model):
         if options.checkpointing:
             layer.forward = _Recomputed(layer.forward)
