@@ -56,7 +56,8 @@ def _sonar(state: dict[str, Any]) -> str:
 
 def _device(device: dict[str, Any]) -> str:
     if "threads" in device:
-        return f"cpu, {device['threads']} threads"
+        facts = [f"{device['threads']} threads", *device["instructions"]]
+        return f"cpu, {', '.join(facts)}; --precision auto is {device['precision']}"
     if "memory" not in device:
         return f"{device['device']}, {device['name']}"
     memory = f"{_gib(device['memory'])}, {_gib(device['free'])} free"

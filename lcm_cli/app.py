@@ -47,6 +47,8 @@ _STYLE: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 INTERRUPTED = 130  # a shell's exit code for a program stopped by Ctrl-C
+# Each of them decides how long OpenMP's idle threads spin before they sleep.
+SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 REPEATED = 0.5  # seconds; a closing terminal sends SIGHUP twice within less
 
 
@@ -62,6 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run `lcm` with `args`, by default the process's, and return the exit code."""
     args = list(sys.argv[1:] if args is None else args)
     console.prepare_streams()
+    _let_idle_threads_sleep()
     try:
         with on_signals(_stop, "SIGTERM", "SIGHUP"):
             return _run(args)
@@ -104,6 +107,16 @@ def on_signals(handle: Callable[[int], None], *names: str) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def _let_idle_threads_sleep() -> None:
+    """Choose OpenMP's passive waiting, unless the user has chosen; torch must not be loaded yet.
+
+    Threads that spin occupy a processor, and if other programs need it, the thread that they wait
+    for gets its turn only after milliseconds, in every operation (docs/install.md).
+    """
+    if not any(name in os.environ for name in SPINNING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def _stop(number: int) -> None:

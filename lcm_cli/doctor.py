@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lcm_cli import settings
@@ -25,6 +26,14 @@ NEEDED = (
     *("pydantic", "typer", "rich"),
 )
 OPTIONAL = ("sonar-space", "fairseq2")
+# Processor instructions that matter for speed, and torch's functions (undocumented) that find them.
+INSTRUCTIONS = {
+    "AVX2": "_is_avx2_supported",
+    "AVX512": "_is_avx512_supported",
+    "AVX512-VNNI": "_is_vnni_supported",
+    "AVX512-BF16": "_is_avx512_bf16_supported",
+    "AMX": "_is_amx_tile_supported",
+}
 TIMEOUT = 120.0  # seconds for one import, which takes most of a minute from a cold disk
 
 Findings = dict[str, Any]
@@ -63,7 +72,14 @@ def devices() -> Findings:
     """Return the devices that torch can use; memory is in bytes."""
     import torch
 
-    found: list[Findings] = [{"device": "cpu", "threads": torch.get_num_threads()}]
+    found: list[Findings] = [
+        {
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+            "instructions": _instructions(torch.cpu),
+            "precision": "float32",  # of --precision auto
+        }
+    ]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         memory = {"memory": facts.total_memory, "free": torch.cuda.mem_get_info(number)[0]}
@@ -71,6 +87,11 @@ def devices() -> Findings:
     if torch.backends.mps.is_available():
         found.append({"device": "mps", "name": "Apple GPU"})
     return {"devices": found}
+
+
+def _instructions(cpu: ModuleType) -> list[str]:
+    absent = bool  # a function that returns False
+    return [name for name, found in INSTRUCTIONS.items() if getattr(cpu, found, absent)()]
 
 
 def try_sonar() -> Findings:

@@ -373,3 +373,30 @@ def test_completion(line: str, expected: str, lcm_process: Run) -> None:
 def test_completion_can_be_shown_for_a_shell(lcm_process: Run) -> None:
     shown = lcm_process(_LCM_COMPLETE="source_bash")
     assert "_LCM_COMPLETE=complete_bash" in shown.stdout
+
+
+WAITING = """
+import os
+import sys
+from lcm_cli import app
+app.main(["--version"])
+assert "torch" not in sys.modules
+print(os.environ.get("OMP_WAIT_POLICY"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "policy"),
+    [
+        ({}, "passive"),
+        ({"OMP_WAIT_POLICY": "active"}, "active"),
+        ({"GOMP_SPINCOUNT": "1000"}, "None"),
+        ({"KMP_BLOCKTIME": "200"}, "None"),
+    ],
+)
+def test_idle_threads_sleep_unless_the_user_says_otherwise(chosen, policy):
+    env = {name: value for name, value in os.environ.items() if name not in app.SPINNING}
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING], env=env | chosen, capture_output=True, text=True
+    )
+    assert done.stdout.split()[-1] == policy, done.stderr

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lcm_cli import doctor
 
@@ -51,7 +52,11 @@ def test_a_cache_that_does_not_exist_yet(tmp_path: Path) -> None:
 
 
 def test_devices() -> None:
-    assert doctor.devices()["devices"][0]["device"] == "cpu"
+    cpu = doctor.devices()["devices"][0]
+    assert cpu["device"] == "cpu" and cpu["precision"] == "float32"
+    assert set(cpu["instructions"]) <= set(doctor.INSTRUCTIONS)
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert {"AVX2", "AVX512"} <= set(cpu["instructions"])
 
 
 @pytest.mark.slow

@@ -8,14 +8,13 @@ would repack the weights at every call.
 
 import ctypes
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from lcm_cli.errors import UsageError
+from lcm_cli.int8 import Int8Linear
 from lcm_cli.space.decoder import TextDecoder
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -36,40 +35,6 @@ class PackedLinear(nn.Module):
         return y
 
 
-class Int8Linear(nn.Module):
-    """A linear map with int8 weights, one scale per row; inputs are quantized at each call.
-
-    Weights that were rounded to int8 before are kept exactly if their `scales` (R,) are given.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> None:
-        super().__init__()
-        if scales is None:  # symmetric: the largest weight of a row becomes 127
-            scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-        zeros = torch.zeros(len(weight), dtype=torch.long)
-        with warnings.catch_warnings():  # deprecated from torch 2.13 on
-            warnings.simplefilter("ignore", UserWarning)
-            quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self.packed = torch.ops.quantized.linear_prepack(quantized, bias)
-        self.seven_bits = _overflows()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (R, in) to (R, out), float32."""
-        y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.seven_bits)
-        return y
-
-
-def _overflows() -> bool:
-    """Return whether sums of two 8-bit products may overflow: on x86 without AVX512-VNNI.
-
-    Inputs must then be quantized to 7 bits.
-    """
-    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
-        return False
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)  # undocumented
-    return supported is None or not supported()
-
-
 def pack_linear(network: Network, rows: int | None = None) -> Network:
     """Pack the linear layers of a float32 CPU network; return any other network unchanged.
 
@@ -86,8 +51,6 @@ def quantize(network: Network, scales: Mapping[str, Tensor]) -> Network:
     `scales` maps the names of weights that were rounded to int8 before to their row scales. Raises
     UsageError if this build of torch has no int8 kernels.
     """
-    if torch.backends.quantized.engine == "none":
-        raise UsageError("this build of torch has no int8 kernels", "use --precision float32")
     return _replace(network, lambda name, weight, bias: Int8Linear(weight, bias, scales.get(name)))
 
 

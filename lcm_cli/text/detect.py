@@ -1,13 +1,18 @@
 """Offline language detection: returns a language only if it is certain."""
 
 import math
+import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lcm_cli.errors import NotFoundError, UsageError
+from lcm_cli.paths import cache_dir
 from lcm_cli.text import languages
 from lcm_cli.text.language_table import SCRIPTS
 
@@ -126,10 +131,55 @@ def _simplified_or_traditional(text: str) -> str:
 
 @cache
 def load_identifier() -> Any:
-    """Return py3langid's identifier, loaded on first use: it takes 0.4 s and 70 MB."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
+    """Return py3langid's identifier.
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    Unpacking its tables takes 0.4 s and 70 MB of memory. They are therefore kept unpacked in lcm's
+    cache folder, and memory-mapped from there.
+    """
+    from py3langid.langid import (  # type: ignore[import-untyped]
+        MODEL_DIR,
+        MODEL_FILE,
+        LanguageIdentifier,
+    )
+
+    packed = (MODEL_DIR / MODEL_FILE).stat()
+    folder = cache_dir() / "langid" / f"{packed.st_size}-{packed.st_mtime_ns}"
+    try:
+        return _map_tables(folder, LanguageIdentifier)
+    except (OSError, ValueError):  # not there, or damaged
+        identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    with suppress(OSError):  # a cache that cannot be written
+        _keep_tables(identifier, folder)
+    return identifier
+
+
+_TABLES = ("nb_ptc", "nb_pc", "nb_classes", "tk_nextmove", "tk_output", "tk_row")
+
+
+def _map_tables(folder: Path, build: Callable[..., Any]) -> Any:
+    import numpy as np
+
+    files = (folder / f"{name}.npy" for name in _TABLES)
+    tables: list[Any] = [np.asarray(np.load(file, mmap_mode="r")) for file in files]
+    ptc, pc, classes, moves, output, row = tables
+    # A memoryview yields Python's integers, which numpy's indexing would make slowly.
+    small = (classes.tolist(), memoryview(moves), output.tolist())
+    return build(ptc, pc, *small, norm_probs=True, tk_row=row.tolist())
+
+
+def _keep_tables(identifier: Any, folder: Path) -> None:
+    """Write the tables of an identifier to `folder`, in place of those of other versions."""
+    import numpy as np
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent.parent) as name:
+        new = Path(name) / folder.name
+        new.mkdir()
+        for table in _TABLES:
+            np.save(new / f"{table}.npy", np.asarray(getattr(identifier, table)))
+        for old in folder.parent.iterdir():
+            shutil.rmtree(old, ignore_errors=True)
+        new.rename(folder)
 
 
 def _unsure(ranked: list[tuple[str, float]]) -> UsageError:

@@ -12,6 +12,9 @@ Run = Callable[..., Any]
 # What the probes of lcm doctor need of torch: the real one takes seconds to import.
 TORCH = """
 get_num_threads = lambda: 2
+class cpu:
+    _is_avx2_supported = lambda: True
+    _is_vnni_supported = lambda: False
 class cuda: device_count = lambda: 0
 class backends:
     class mps: is_available = lambda: False
@@ -63,7 +66,7 @@ def test_report_for_people(lcm: Run) -> None:
     lines = lcm("doctor").stdout.splitlines()
     found = [tuple(line.split(maxsplit=1)) for line in lines]
     assert ("lcm", __version__) in found
-    assert ("device", "cpu, 2 threads") in found
+    assert ("device", "cpu, 2 threads, AVX2; --precision auto is float32") in found
     assert ("space", "sonar (CC-BY-NC-4.0): not here; to download it: lcm pull sonar") in found
 
 

@@ -1,6 +1,7 @@
 """Language detection: the right language, or an error that asks for it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lcm_cli.errors import NotFoundError, UsageError
-from lcm_cli.text.detect import detect, script_of
+from lcm_cli.text.detect import detect, load_identifier, script_of
 from lcm_cli.text.languages import SONAR
 
 TINY = ("eng_Latn", "deu_Latn", "fra_Latn", "spa_Latn", "nld_Latn")
@@ -98,3 +99,22 @@ def test_libraries_are_imported_only_when_needed():
     code += "print(*{'py3langid', 'numpy', 'torch', 'sentencex', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_the_unpacked_tables_give_the_same_numbers(cache):
+    """They are kept in the cache folder; a damaged or unwritable copy is not used."""
+    load = load_identifier.__wrapped__
+    packed = load()
+    (folder,) = (cache / "langid").iterdir()
+    mapped = load()
+    assert isinstance(mapped.tk_nextmove, memoryview)
+    assert not isinstance(packed.tk_nextmove, memoryview)
+    for text in ("The cat sleeps.", "", *(row["sentences"][0] for row in ROWS)):
+        assert mapped.rank(text) == packed.rank(text)
+    (folder / "tk_row.npy").write_bytes(b"damaged")
+    assert load().rank("The cat sleeps.") == packed.rank("The cat sleeps.")
+    assert isinstance(load().tk_nextmove, memoryview)  # repaired
+    shutil.rmtree(cache)
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_text("not a folder")
+    assert load().rank("The cat sleeps.") == packed.rank("The cat sleeps.")
