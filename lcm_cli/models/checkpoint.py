@@ -32,8 +32,10 @@ from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
 from lcm_cli.space import pick_device
+from lcm_cli.space.kernels import page_out
 from lcm_cli.space.space import PRECISIONS
 from lcm_cli.weights import (
+    Int8Matrix,
     Store,
     Weight,
     pieces,
@@ -112,6 +114,8 @@ def load_from(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module:
     for key, weight in weights.items():
         wanted = torch.float32 if key.startswith(FULL_PRECISION) else dtype or weight.dtype
         state[key] = weight.to("cpu", wanted)
+        if isinstance(weight, Int8Matrix):
+            page_out(weight.numbers)
     model.load_state_dict(state, assign=True)
     return model
 

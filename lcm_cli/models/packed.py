@@ -23,6 +23,8 @@ Models in bfloat16 or float16 are merged but keep their type.
 Shapes: B rows (documents), S concepts, M model dim, H heads, W head width, O outputs, I inputs.
 """
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -222,7 +224,7 @@ class PackedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., M) to (..., M)."""
         gate, inner = self.gate_inner_proj(x).chunk(2, dim=-1)
-        y: Tensor = self.output_proj(F.silu(gate) * inner)
+        y: Tensor = self.output_proj(F.silu(gate).mul_(inner))
         return y
 
 
@@ -282,7 +284,10 @@ def lay_out(model: Model, precision: str = "auto") -> Model:
         return model
     kernels = Kernels.of(precision)
     _store(model, kernels)
-    return model if kernels.dtype is None else model.to(kernels.dtype)
+    if kernels.dtype is not None:
+        model.to(kernels.dtype)
+    _return_memory()
+    return model
 
 
 def _store(module: nn.Module, kernels: Kernels) -> None:
@@ -299,6 +304,15 @@ def _store(module: nn.Module, kernels: Kernels) -> None:
             setattr(module, name, kernels.store(part, sensitive=ends))
         elif not isinstance(part, TimeEmbedding):  # computed once per run
             _store(part, kernels)
+    if isinstance(module, DenoiserLayer | Block):
+        _return_memory()
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system, which the allocator of glibc would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def _merge(layer: DenoiserLayer | Block, kernels: Kernels) -> None:
