@@ -29,7 +29,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from statistics import median
 from typing import TypeVar
 
 import torch
@@ -60,7 +59,7 @@ MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
 ROWS = 8
 COARSE = 2.0**-10  # relative error of a matrix from which float16 is not used; usually 2^-12
 TRIAL = (1536, 512)  # outputs and inputs of the matrices that kernels are compared with
-TRIAL_LAYERS = 4  # enough that none stays in the innermost caches
+TRIAL_LAYERS = 3  # enough that none stays in the innermost caches
 TRIAL_ROWS = (2, 8)  # one document with guidance, eight without
 WORTH = 0.9  # share of float32's time from which float16 is used
 
@@ -79,12 +78,17 @@ class HalfLinear(nn.Module):
         return y
 
 
-def plain(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Return a linear map in torch's own layout."""
-    layer = nn.Linear(1, 1, bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
-    return layer
+class PlainLinear(nn.Module):
+    """A linear map in torch's own layout, frozen."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., I) to (..., O)."""
+        return F.linear(x, self.weight, self.bias)
 
 
 def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -99,34 +103,35 @@ def half(weight: Tensor, bias: Tensor | None) -> nn.Module:
     return HalfLinear(weight, bias) if error < COARSE else fastest_float32()(weight, bias)
 
 
-def _seconds(make: MakeLinear, rows: int) -> float:
-    """Return the median time of a few products with `rows` rows."""
-    generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(TRIAL, generator=generator), torch.zeros(TRIAL[0])
-    layers = [make(weight.clone(), bias) for _ in range(TRIAL_LAYERS)]
-    x, taken = torch.ones(rows, TRIAL[1]), []
-    for _ in range(7):
-        start = time.perf_counter()
-        for layer in layers:
-            layer(x)
-        taken.append(time.perf_counter() - start)
-    return median(taken)
-
-
 @cache
+def _seconds(make: MakeLinear) -> list[float]:
+    """Return the time of a few products for each of TRIAL_ROWS: the least, since load only adds."""
+    layers = [make(torch.ones(TRIAL), torch.zeros(TRIAL[0])) for _ in range(TRIAL_LAYERS)]
+    found = []
+    for rows in TRIAL_ROWS:
+        x, taken = torch.ones(rows, TRIAL[1]), []
+        for _ in range(6):
+            start = time.perf_counter()
+            for layer in layers:
+                layer(x)
+            taken.append(time.perf_counter() - start)
+        found.append(min(taken))
+    return found
+
+
+@torch.inference_mode()
 def relative_time(make: MakeLinear) -> float:
     """Return the time of a kernel's products relative to torch's own, averaged over row counts."""
-    with torch.inference_mode():
-        ratios = [_seconds(make, rows) / _seconds(plain, rows) for rows in TRIAL_ROWS]
-    return sum(ratios) / len(ratios)
+    pairs = list(zip(_seconds(make), _seconds(PlainLinear), strict=True))
+    return sum(own / plain for own, plain in pairs) / len(pairs)
 
 
 @cache
 def fastest_float32() -> MakeLinear:
     """Return the faster of the float32 layouts on this processor, by a short measurement."""
     if not can_pack(nn.Linear(1, 1)):
-        return plain
-    return packed if relative_time(packed) < 1 else plain
+        return PlainLinear
+    return packed if relative_time(packed) < 1 else PlainLinear
 
 
 @cache
@@ -259,7 +264,7 @@ class Kernels:
         if precision in ("auto", "float32"):
             make = fastest() if precision == "auto" else fastest_float32()
             return cls(make, make)
-        return cls(plain, plain, None)
+        return cls(PlainLinear, PlainLinear, None)
 
     def store(self, layer: nn.Linear, *, sensitive: bool) -> nn.Module:
         """Return the same map in its new layout."""
