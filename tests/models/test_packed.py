@@ -141,3 +141,9 @@ def test_unknown_precisions() -> None:
         load_model("tiny-base", precision="int4")
     with pytest.raises(UsageError, match="int8 runs only on the CPU, not on meta"):
         load_model("tiny-base", device="meta", precision="int8")
+
+
+def test_a_model_knows_its_precision() -> None:
+    assert load_model("tiny-base", precision="int8").precision == "int8"
+    assert load_model("tiny-base", precision="bfloat16", packed=True).precision == "bfloat16"
+    assert load_model("tiny-base", packed=True).precision == "float32"
