@@ -1,21 +1,27 @@
-"""Measure concept models: generation against a naive mode, training steps, and cost curves.
+"""Measure concept models: generation against a stand-in, training steps, memory, cost curves.
 
-    python benchmarks/models.py generate           # speed, and agreement of the results
+    python benchmarks/models.py generate           # speed, limits, and loss of the results
+    python benchmarks/models.py memory             # peak memory of generation, in new processes
     python benchmarks/models.py train              # ms per step, and the share of matmul
     python benchmarks/models.py plot -o FILE       # cost by context length and steps; needs
                                                    # the extra "plot"
 
-The naive mode computes as the official code does, with our weights and the same results up to
-rounding: every denoising step projects the whole context to keys and values again, computes the
-modulations for every row, runs self-attention over a single key and gives the unconditional half a
-padded context; every concept copies the whole cache although no row has finished. All modes run 40
-steps; the official code runs 50 when asked for 40, which would add a quarter to its time. "ours" is
-the model as loaded for training, "packed" as loaded by `load_model(..., packed=True)`. Times are
+The stand-in is not the official code, but computes with our layers and weights in the same order:
+every denoising step projects the whole context to keys and values again, computes the modulations
+for every row, runs self-attention over a single key and gives the unconditional half a padded
+context; every concept copies the whole cache although no row has finished. The official code is
+faster than it in some cases: see docs/benchmarks.md. All modes run 40 steps; the official code runs
+50 when asked for 40. "plain" is the model as loaded for training, the other modes are
+`load_model(..., precision=..., packed=True)`. The limit is the speed at which the weights that are
+used would be read from memory at the measured bandwidth, if nothing else took time. Times are
 processor seconds of one thread, medians of a few alternating runs, with random weights.
 """
 
 import argparse
 import copy
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,12 +36,14 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from lcm_cli.models.base_lcm import BaseLCM, BaseOptions
+from lcm_cli.models.checkpoint import load_model, write
 from lcm_cli.models.config import BaseConfig, TransformerConfig, TwoTowerConfig
 from lcm_cli.models.diffusion import DiffusionOptions, guide, step_pairs
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.models.layers import KeyValueCache
-from lcm_cli.models.packed import lay_out
+from lcm_cli.models.packed import fastest, lay_out
 from lcm_cli.models.two_tower import DenoiserLayer, TwoTowerLCM
+from lcm_cli.weights import Store, Weight
 
 STACK = TransformerConfig(heads=8, inner_dim=1536)
 BASE = BaseConfig(model_dim=512, transformer=replace(STACK, layers=8))
@@ -57,7 +65,7 @@ def build(config: BaseConfig | TwoTowerConfig) -> Any:
 
 
 class NaiveTwoTower:
-    """Generation with a Two-Tower as in the official code."""
+    """Generation with a Two-Tower in the official code's order of computation."""
 
     def __init__(self, model: TwoTowerLCM) -> None:
         self.model = model
@@ -125,7 +133,7 @@ class NaiveTwoTower:
 
 
 class NaiveBase:
-    """Generation with a Base-LCM as in the official code."""
+    """Generation with a Base-LCM in the official code's order of computation."""
 
     def __init__(self, model: BaseLCM) -> None:
         self.model = model
@@ -168,29 +176,107 @@ def medians(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, fl
     return {name: median(values) for name, values in taken.items()}
 
 
+MODES = ("float32", "auto", "int8")
+BYTES = {"float32": 4.0, "auto": 2.0, "int8": 1.0}  # per weight, if "auto" uses float16
+
+
+def bandwidth() -> float:
+    """Return the bytes per second at which one thread reads memory: the best of a few sums."""
+    data, best = torch.ones(1 << 26), float("inf")
+    for _ in range(5):
+        start = time.process_time()
+        data.sum()
+        best = min(best, time.process_time() - start)
+    return data.nbytes / best
+
+
+def read_per_concept(config: BaseConfig | TwoTowerConfig, mode: str) -> float:
+    """Return the bytes of weights read per generated concept, whatever the number of rows."""
+    dim, ends = config.model_dim, 2 * config.concept_dim * config.model_dim
+    feed = dim * STACK.inner_dim
+    block = 4 * dim * dim + 3 * feed
+    size, small = BYTES[mode], BYTES["auto" if mode == "int8" else mode]
+    if isinstance(config, BaseConfig):
+        layers = config.transformer.layers
+        return layers * ((block - feed) * size + feed * small) + ends * small
+    # Self-attention is one matrix, cross-attention reads two of its four in each step.
+    layer = (3 * dim * dim + 2 * feed) * size + feed * small
+    step = config.denoiser.layers * layer + ends * small
+    once = config.contextualizer.layers * block + config.denoiser.layers * 2 * dim * dim
+    return DiffusionOptions().steps * step + once * size
+
+
 def compare_generation(repeats: int) -> None:
-    """Print the speed of all modes, and their largest difference relative to the largest value."""
-    print("| model | rows | context | naive c/s | ours c/s | packed c/s | ratio | difference |")
+    """Print speed, limit by bandwidth, and loss of all modes; differences are from the stand-in."""
+    rate = bandwidth()
+    print(f"bandwidth {rate / 1e9:.1f} GB/s; 'auto' uses {fastest().__name__}")
+    print("| model | rows / context | mode | c/s | ratio | limit c/s | l2 | 1 - cosine |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, config, count in (("two-tower", TWO_TOWER, 2), ("base", BASE, 16)):
+    for name, config, count in (("two-tower", TWO_TOWER, 1), ("base", BASE, 16)):
         model = build(config)
-        packed = lay_out(copy.deepcopy(model))
+        models = {mode: lay_out(copy.deepcopy(model), mode) for mode in MODES}
         naive = NaiveTwoTower(model) if name == "two-tower" else NaiveBase(model)
         options = model.Options()
         for rows, context in ((1, 32), (1, 128), (8, 32), (8, 128)):
             prompts = torch.randn(rows, context, 1024)
             runs = {
-                "naive": partial(naive.generate, prompts, count, options),
-                "ours": partial(ours, model, prompts, count, options),
-                "packed": partial(ours, packed, prompts, count, options),
+                "stand-in": partial(naive.generate, prompts, count, options),
+                "plain": partial(ours, model, prompts, count, options),
             }
-            reference = runs["naive"]()
-            gaps = [float((run() - reference).abs().max()) for run in runs.values()]
-            gap = max(gaps) / float(reference.abs().max())
+            for mode, each in models.items():
+                runs[mode] = partial(ours, each, prompts, count, options)
+            results = {mode: run() for mode, run in runs.items()}
             seconds = medians(runs, repeats)
-            speeds = " | ".join(f"{rows * count / value:.2f}" for value in seconds.values())
-            ratio = seconds["naive"] / seconds["packed"]
-            print(f"| {name} | {rows} | {context} | {speeds} | {ratio:.2f} | {gap:.1e} |")
+            for mode, taken in seconds.items():
+                speed, ratio = rows * count / taken, seconds["stand-in"] / taken
+                most = (
+                    f"{rows * rate / read_per_concept(config, mode):.1f}" if mode in MODES else ""
+                )
+                loss = " | ".join(f"{value:.1e}" for value in losses(results, mode))
+                case = f"| {name} | {rows} / {context} | {mode}"
+                print(f"{case} | {speed:.2f} | {ratio:.2f} | {most} | {loss} |", flush=True)
+
+
+def losses(results: dict[str, Tensor], mode: str) -> tuple[float, float]:
+    """Return the relative l2 distance and the loss of cosine to the stand-in's concepts, means."""
+    ours, theirs = results[mode].double(), results["stand-in"].double()
+    distance = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    return float(distance.mean()), float(1 - F.cosine_similarity(ours, theirs, dim=-1).mean())
+
+
+def compare_memory() -> None:
+    """Print the peak memory of loading a checkpoint and continuing 8 documents of 128 concepts."""
+    print("| model | precision | stored as | peak MiB | of which before loading |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in (("two-tower", TWO_TOWER), ("base", BASE)):
+            state: dict[str, Weight] = dict(build(config).state_dict())
+            stores: tuple[Store, ...] = ("float32", "int8")
+            for store in stores:
+                write(config, state, Path(folder) / name / store, store=store)
+            cases = ("float32", "float32"), ("float32", "auto"), ("int8", "auto"), ("int8", "int8")
+            for stored, mode in cases:
+                place = str(Path(folder) / name / stored)
+                command = [sys.executable, __file__, "_peak", "--model", place, "--mode", mode]
+                peaks = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                before, after = peaks.split()
+                print(f"| {name} | {mode} | {stored} | {after} | {before} |")
+
+
+def peak(folder: str, mode: str) -> None:
+    """Print this process's peak memory in MiB before loading a model and after generation."""
+    before = most_memory()
+    model = load_model(folder, device="cpu", precision=mode, packed=True)
+    count = 16 if isinstance(model, BaseLCM) else 2
+    ours(model, torch.randn(8, 128, 1024), count, model.Options())
+    print(before, most_memory())
+
+
+def most_memory() -> int:
+    """Return the peak memory of this process in MiB (Linux)."""
+    # Not getrusage, whose peak a new process inherits from its parent.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
 
 MATMUL = ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "scaled_dot_product")
@@ -281,13 +367,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["generate", "train", "plot"])
+    parser.add_argument("what", choices=["generate", "memory", "train", "plot", "_peak"])
+    parser.add_argument("--model", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--mode", default="auto", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", type=Path, default=Path("cost.svg"))
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "generate":
         compare_generation(given.repeats)
+    elif given.what == "memory":
+        compare_memory()
+    elif given.what == "_peak":
+        peak(given.model, given.mode)
     elif given.what == "train":
         compare_training(given.repeats)
     else:

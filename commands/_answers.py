@@ -39,11 +39,13 @@ class RequestedModel:
         if wanted not in (AUTO, EXTRACTIVE):
             locate_model(wanted)
 
-    def load(self, space: "Space") -> "AnswerModel | None":
+    def load(self, space: "Space", precision: str) -> "AnswerModel | None":
         """Load the model; None without one for the task."""
         from lcm_cli.writing.answer_model import load_answer_model
 
-        found = load_answer_model(self._wanted, self._task, space, must_suit=self._must_suit)
+        found = load_answer_model(
+            self._wanted, self._task, space, must_suit=self._must_suit, precision=precision
+        )
         if found is not None and self._wanted == "auto":
             console.info(f"model: {found.name}; to use none: --model extractive")
         return found

@@ -78,13 +78,9 @@ def load_writer(
 ) -> "Writer":
     """Load the model and its space; this imports torch."""
     from lcm_cli.models import load_model
-    from lcm_cli.space import pick_device
     from lcm_cli.writing.writer import Writer
 
-    device = str(pick_device(device))
-    dtype = "auto" if precision == "int8" else precision
-    packed = device == "cpu" and dtype in ("auto", "float32")
-    loaded = load_model(model, device=device, dtype=dtype, packed=packed)
+    loaded = load_model(model, device=device, precision=precision, packed=True)
     return Writer(loaded, None if space is None else space.load(device, precision, batch_tokens))
 
 
@@ -192,7 +188,7 @@ def record(
         "space": space.name or None,
         "fingerprint": space.fingerprint or None,
         "device": str(model.device),
-        "precision": str(model.dtype).removeprefix("torch."),
+        "precision": model.precision,
         "seed": options.seed,
         "version": __version__,
     }

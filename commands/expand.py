@@ -79,7 +79,7 @@ def main(
             split=split,
         )
         loaded = located.load(device, precision, batch_tokens)
-        chosen = requested.load(loaded)
+        chosen = requested.load(loaded, precision)
         if chosen is None:
             raise no_model(located.name)
         printer = shared.AnswerPrinter(out, road, "expansions", json=json, cite=cite, strict=strict)

@@ -82,6 +82,8 @@ def main(
         from lcm_cli.serving.service import load_service
 
         loaded = located.load(device, precision, batch_tokens)
-        return load_service(loaded, model, metrics=gate.metrics, indexes=indexes)
+        return load_service(
+            loaded, model, metrics=gate.metrics, indexes=indexes, precision=precision
+        )
 
     serve(host, port, api_key, load)

@@ -80,7 +80,7 @@ def main(
             split=split,
         )
         loaded = located.load(device, precision, batch_tokens)
-        chosen = requested.load(loaded)
+        chosen = requested.load(loaded, precision)
         printer = shared.AnswerPrinter(out, road, "summaries", json=json, cite=cite, strict=strict)
         with console.progress("summarizing (sentences)") as advance:
             for window in road.embedded(loaded, advance):

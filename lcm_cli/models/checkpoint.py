@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lcm_cli.errors import IntegrityError
+from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import atomic_files
 from lcm_cli.hub.layouts import weight_parts
 from lcm_cli.hub.locate import MODEL_FILES, ModelFiles, locate_model
@@ -32,7 +32,10 @@ from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
 from lcm_cli.space import pick_device
+from lcm_cli.space.kernels import page_out
+from lcm_cli.space.space import PRECISIONS
 from lcm_cli.weights import (
+    Int8Matrix,
     Store,
     Weight,
     pieces,
@@ -61,25 +64,39 @@ def build(config: AnyConfig | QuantizerConfig) -> nn.Module:
 
 
 def load_model(
-    source: Path | str, *, device: str = "auto", dtype: str = "auto", packed: bool = False
+    source: Path | str, *, device: str = "auto", precision: str = "auto", packed: bool = False
 ) -> ConceptModel:
     """Load a concept model by card name, folder or ORG/REPO, ready to generate.
 
-    `dtype` is a torch name such as "bfloat16". "auto" is float32 on the CPU; elsewhere it is the
-    dtype of the file, or float16 for int8 files. `packed` lays float32 weights out for generation
-    on the CPU: up to twice as fast, but such a model can be neither trained nor saved.
+    `precision` is "float32", "bfloat16", "float16" or "int8". "auto" is float32 on the CPU, with
+    float16 weights in a model laid out for generation; elsewhere it is the dtype of the file, or
+    float16 for int8 files. `packed` lays the model out for generation on the CPU (see
+    `packed.lay_out`), and has no effect elsewhere; such a model can be neither trained nor saved.
+    Models in int8 are always laid out.
 
-    Raises NotFoundError if the model is not installed, UsageError for an unknown device, and
-    IntegrityError if a file is damaged or does not fit the config.
+    Raises NotFoundError if the model is not installed, UsageError for an unknown device or
+    precision and for int8 elsewhere than on the CPU, and IntegrityError if a file is damaged or
+    does not fit the config.
     """
     chosen = pick_device(device)
-    if dtype == "auto" and chosen.type == "cpu":
-        dtype = "float32"
-    model = load_from(locate_model(str(source)), None if dtype == "auto" else getattr(torch, dtype))
+    on_cpu, packed = chosen.type == "cpu", packed or precision == "int8"
+    if precision not in PRECISIONS:
+        choices = ", ".join(PRECISIONS)
+        raise UsageError(f"unknown precision {precision!r}", f"choose from: {choices}")
+    if precision == "int8" and not on_cpu:
+        raise UsageError(f"int8 runs only on the CPU, not on {chosen}", "use float16 or bfloat16")
+    dtype = None
+    if precision not in ("auto", "int8"):
+        dtype = getattr(torch, precision)
+    elif on_cpu and not packed:  # `lay_out` converts one layer at a time, which spares memory
+        dtype = torch.float32
+    model = load_from(locate_model(str(source)), dtype)
     if not isinstance(model, ConceptModel):
         raise IntegrityError(f"{source} is a {model.config.architecture}, not a concept model")  # type: ignore[union-attr]
     model = model.to(chosen).eval()
-    return lay_out(model) if packed else model
+    if precision == "int8":
+        model._precision = precision
+    return lay_out(model, precision) if packed else model
 
 
 def load_quantizer(source: Path | str) -> ResidualQuantizer:
@@ -98,6 +115,8 @@ def load_from(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module:
     for key, weight in weights.items():
         wanted = torch.float32 if key.startswith(FULL_PRECISION) else dtype or weight.dtype
         state[key] = weight.to("cpu", wanted)
+        if isinstance(weight, Int8Matrix):
+            page_out(weight.numbers)
     model.load_state_dict(state, assign=True)
     return model
 

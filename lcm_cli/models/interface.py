@@ -6,6 +6,7 @@ Shapes: B documents, S concepts, D concept dim, N positions that are predicted.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -256,6 +257,7 @@ class ConceptModel(nn.Module, ABC):
     config: AnyConfig
     normalizer: Normalizer
     Options: type[Any]  # this model's generation options; the defaults are the paper's
+    _precision = ""  # set by `load_model` where it is not that of activations
     end_similarity = 0.9  # cosine to the end-of-text concept at which a document ends (s_eot)
 
     @abstractmethod
@@ -290,14 +292,23 @@ class ConceptModel(nn.Module, ABC):
         """
 
     @property
+    def precision(self) -> str:
+        """The name of the type that products are computed in."""
+        return self._precision or str(self.dtype).removeprefix("torch.")
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return next(self.parameters()).device
+        # A model laid out for generation, which is on the CPU, may have no tensors of its own.
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return next(self.parameters()).dtype
+        """The dtype of activations."""
+        # Without parameters (see `device`), a model computes in float32.
+        first = next(self.parameters(), None)
+        return torch.float32 if first is None else first.dtype
 
     def normalized(self, concepts: Tensor) -> Tensor:
         """Return normalized concepts, in the dtype and on the device of the weights."""

@@ -18,11 +18,13 @@ Quant-LCM (paper 2.3.5) uses the same backbone with tags other than time: see `S
 Shapes: B documents, S concepts, K clean concepts, D concept dim, E tag dim, M model dim.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from lcm_cli.models.config import OneTowerConfig, QuantConfig
-from lcm_cli.models.diffusion import DiffusionOptions, Predict
+from lcm_cli.models.diffusion import DiffusionOptions, Predict, timesteps
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import (
@@ -144,6 +146,13 @@ def _noisy_mask(
     return torch.cat([earlier, own], dim=-1)[:, None]
 
 
+@dataclass
+class OneTowerState(DiffusionState):
+    """The context read so far, and the time embeddings of a whole run."""
+
+    tags: dict[int, Tensor]  # timestep -> (E,)
+
+
 class OneTowerLCM(DiffusionLCM):
     """A single Transformer that reads clean concepts and denoises the next."""
 
@@ -177,14 +186,16 @@ class OneTowerLCM(DiffusionLCM):
         return self.embed_time(torch.tensor(t, device=self.device))
 
     @torch.inference_mode()
-    def begin(self, prompts: Batch, capacity: int, options: DiffusionOptions) -> DiffusionState:
+    def begin(self, prompts: Batch, capacity: int, options: DiffusionOptions) -> OneTowerState:
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows = len(prompts.lengths_B)
         # One entry more than the documents need, for the noisy concept.
         cache = KeyValueCache(self.config.transformer.layers, rows, capacity + 1, self.device)
         self.backbone.read(self.normalized(prompts.concepts_BSD), self._tag(0), cache)
         cache.advance(prompts.lengths_B)
-        return DiffusionState(options, cache)
+        visited = timesteps(self.config.schedule.steps, options)
+        tags = self.embed_time(torch.tensor(visited, device=self.device))
+        return OneTowerState(options, cache, dict(zip(visited, tags, strict=True)))
 
     @torch.inference_mode()
     def extend(self, state: DiffusionState, concepts_BD: Tensor) -> None:
@@ -195,9 +206,12 @@ class OneTowerLCM(DiffusionLCM):
     def reader(self, state: DiffusionState) -> Predict:
         """Return the denoiser of one concept per row; see DiffusionLCM.reader."""
 
+        assert isinstance(state, OneTowerState)
+
         def predict(x_BD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
             x_BD = x_BD.to(self.dtype)
-            h_BM = self.backbone.try_next(x_BD, self._tag(t), state.cache, guided)
+            tag = state.tags[t] if t in state.tags else self._tag(t)
+            h_BM = self.backbone.try_next(x_BD, tag, state.cache, guided)
             return self._split(h_BM, guided)
 
         return predict

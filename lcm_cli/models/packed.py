@@ -1,4 +1,4 @@
-"""A memory layout of concept models for generation on the CPU: fewer, larger matrix products.
+"""A layout of concept models for generation on the CPU: fewer, larger and smaller-typed products.
 
 A product with few rows takes as long as reading its weights from memory, and large matrices are
 read at a higher rate than small ones. The following maps are therefore merged; results are equal
@@ -7,35 +7,185 @@ up to rounding:
     q, k, v               of self-attention, which share their input
     gate, inner           of SwiGLU, which share their input
     output_proj v_proj    of denoiser positions, which see only themselves: one map of half the size
+    norm, modulator       the norm's weight is a factor of AdaLN's scale
 
-Shapes: B rows (documents), S concepts, M model dim, H heads, W head width.
+Every linear map is then stored for the fastest product of its precision:
+
+    "auto"      float16 weights, if the processor multiplies them faster, else as float32; inputs
+                and sums stay float32, and a matrix that float16 would round too coarsely is kept
+    "float32"   torch's own layout or oneDNN's, whichever is faster
+    "int8"      int8 weights with a scale per row, inputs rounded at each product; float16 weights,
+                as in "auto", where rounded inputs cost most: the first and last maps and the
+                outputs of feed-forwards, whose inputs vary most in magnitude
+
+Models in bfloat16 or float16 are merged but keep their type.
+
+Shapes: B rows (documents), S concepts, M model dim, H heads, W head width, O outputs, I inputs.
 """
 
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcm_cli.models.layers import Attention, Block, FeedForward, Rotation, rotate, split_heads
-from lcm_cli.models.two_tower import DenoiserLayer
-from lcm_cli.space.kernels import PackedLinear, can_pack, pack_linear, page_out
+from lcm_cli.errors import UsageError
+from lcm_cli.models.layers import (
+    Attention,
+    Block,
+    FeedForward,
+    Frontend,
+    Projection,
+    Rotation,
+    TimeEmbedding,
+    rotate,
+    split_heads,
+)
+from lcm_cli.models.two_tower import DenoiserLayer, Modulator
+from lcm_cli.space.kernels import Int8Linear, PackedLinear, can_pack, page_out
 
 Model = TypeVar("Model", bound=nn.Module)
+MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
 
 # The number of rows that oneDNN lays weights out for. From 7 rows on it uses blocks of 32 outputs
 # instead of 64; products of one or two rows then take a quarter less time, those of some hundred
 # rows 5 % more.
 ROWS = 8
+COARSE = 2.0**-10  # relative error of a matrix from which float16 is not used; usually 2^-12
+TRIAL = (1536, 512)  # outputs and inputs of the matrices that kernels are compared with
+TRIAL_LAYERS = 3  # enough that none stays in the innermost caches
+TRIAL_ROWS = (2, 8)  # one document with guidance, eight without
+WORTH = 0.9  # share of float32's time from which float16 is used
+
+
+class HalfLinear(nn.Module):
+    """A linear map with float16 weights and float32 inputs, sums and outputs."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        # The operator holds weights in a layout of its own, and adds the bias.
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., I) to (..., O)."""
+        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        return y
+
+
+class PlainLinear(nn.Module):
+    """A linear map in torch's own layout, frozen."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., I) to (..., O)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+def packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Return a linear map in oneDNN's layout."""
+    return PackedLinear(weight, bias, ROWS)
+
+
+def half(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Return a linear map with float16 weights, or with float32 ones if float16 is too coarse."""
+    error = (weight.half().float() - weight).norm() / weight.norm()
+    # Also false for NaN, from infinite weights or from zeros.
+    return HalfLinear(weight, bias) if error < COARSE else fastest_float32()(weight, bias)
+
+
+@cache
+def _seconds(make: MakeLinear) -> list[float]:
+    """Return the time of a few products for each of TRIAL_ROWS: the least, since load only adds."""
+    layers = [make(torch.ones(TRIAL), torch.zeros(TRIAL[0])) for _ in range(TRIAL_LAYERS)]
+    found = []
+    for rows in TRIAL_ROWS:
+        x, taken = torch.ones(rows, TRIAL[1]), []
+        for _ in range(6):
+            start = time.perf_counter()
+            for layer in layers:
+                layer(x)
+            taken.append(time.perf_counter() - start)
+        found.append(min(taken))
+    return found
+
+
+@torch.inference_mode()
+def relative_time(make: MakeLinear) -> float:
+    """Return the time of a kernel's products relative to torch's own, averaged over row counts."""
+    pairs = list(zip(_seconds(make), _seconds(PlainLinear), strict=True))
+    return sum(own / plain for own, plain in pairs) / len(pairs)
+
+
+@cache
+def fastest_float32() -> MakeLinear:
+    """Return the faster of the float32 layouts on this processor, by a short measurement."""
+    if not can_pack(nn.Linear(1, 1)):
+        return PlainLinear
+    return packed if relative_time(packed) < 1 else PlainLinear
+
+
+@cache
+def fastest() -> MakeLinear:
+    """Return the fastest layout with float32 inputs and sums, by a short measurement."""
+    float32 = fastest_float32()
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        return float32  # elsewhere, the operator only simulates float16
+    best = relative_time(float32) if float32 is packed else 1.0
+    return half if relative_time(half) < WORTH * best else float32
+
+
+class RootMeanSquareNorm(nn.Module):
+    """RMSNorm without weight or factor sqrt(M), in fewer operations: x / sqrt(sum x^2 + M eps)."""
+
+    least: Tensor
+
+    def __init__(self, part: nn.RMSNorm) -> None:
+        super().__init__()
+        self.register_buffer("least", torch.tensor((part.weight.numel() * (part.eps or 0)) ** 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (..., M)."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / torch.hypot(length, self.least)
+
+
+class PackedModulator(nn.Module):
+    """A modulator that also multiplies each scale by the weight of the norm before it."""
+
+    def __init__(self, part: Modulator, norms: list[nn.RMSNorm], make: MakeLinear) -> None:
+        super().__init__()
+        weight, bias = part.fc.weight.clone(), part.fc.bias.clone()
+        scales = zip(weight.chunk(9)[1::3], bias.chunk(9)[1::3], norms, strict=True)
+        for weight_MM, bias_M, norm in scales:  # views, changed in place
+            factor_M = norm.weight * len(bias_M) ** 0.5
+            weight_MM *= factor_M[:, None]
+            bias_M.add_(1).mul_(factor_M)
+        page_out(part.fc.weight)
+        self.fc = make(weight, bias)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Map (..., M) to (..., 9 M); see Modulator.forward."""
+        y: Tensor = self.fc(F.silu(time))
+        return y
 
 
 class PackedAttention(Attention):
     """Self-attention with a single product for queries, keys and values."""
 
-    def __init__(self, part: Attention) -> None:
+    def __init__(self, part: Attention, make: MakeLinear) -> None:
         nn.Module.__init__(self)
         self.heads, self.kv_heads, self.dropout = part.heads, part.kv_heads, part.dropout
-        self.qkv_proj = joined(part.q_proj, part.k_proj, part.v_proj)
+        self.qkv_proj = joined(make, part.q_proj, part.k_proj, part.v_proj)
         self.output_proj = part.output_proj
 
     def project(self, x_BSM: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,13 +201,13 @@ class PackedAttention(Attention):
 class SelfOnlyAttention(nn.Module):
     """Self-attention of positions that see only themselves, as a single linear map."""
 
-    def __init__(self, part: Attention) -> None:
+    def __init__(self, part: Attention, make: MakeLinear) -> None:
         super().__init__()
         # Grouped heads: v_proj has a row per value head's channel, output_proj a column per query
         # head's, so `share` repeats the rows. The bias is the map's value at zero.
         weight_MM = part.output_proj.weight @ part.share(part.v_proj.weight.T).T
         bias_M = part.alone(weight_MM.new_zeros(weight_MM.shape[1]))
-        self.proj = PackedLinear(weight_MM, bias_M, ROWS)
+        self.proj = make(weight_MM, bias_M)
         for layer in (part.q_proj, part.k_proj, part.v_proj, part.output_proj):
             page_out(layer.weight)
 
@@ -70,43 +220,123 @@ class SelfOnlyAttention(nn.Module):
 class PackedFeedForward(nn.Module):
     """SwiGLU with a single product for gate and inner."""
 
-    def __init__(self, part: FeedForward) -> None:
+    def __init__(self, part: FeedForward, make: MakeLinear) -> None:
         super().__init__()
         assert part.gate_proj is not None
-        self.gate_inner_proj = joined(part.gate_proj, part.inner_proj)
+        self.gate_inner_proj = joined(make, part.gate_proj, part.inner_proj)
         self.output_proj = part.output_proj
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., M) to (..., M)."""
         gate, inner = self.gate_inner_proj(x).chunk(2, dim=-1)
-        y: Tensor = self.output_proj(F.silu(gate) * inner)
+        y: Tensor = self.output_proj(F.silu(gate).mul_(inner))
         return y
 
 
-def joined(*layers: nn.Linear) -> PackedLinear:
+def joined(make: MakeLinear, *layers: nn.Linear) -> nn.Module:
     """Return one linear map that computes the outputs of all `layers`, side by side."""
     weight = torch.cat([layer.weight for layer in layers])
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     for layer in layers:
         page_out(layer.weight)
-    return PackedLinear(weight, bias, ROWS)
+    return make(weight, bias)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How the linear maps of a model are stored."""
+
+    inner: MakeLinear
+    sensitive: MakeLinear  # first and last maps, feed-forward outputs, modulators
+    dtype: torch.dtype | None = torch.float32  # of everything else; None: as it is
+
+    @classmethod
+    def of(cls, precision: str) -> "Kernels":
+        """Return the fastest kernels that compute in `precision`.
+
+        Raises UsageError if this build of torch has no int8 kernels.
+        """
+        if precision == "int8":
+            if torch.backends.quantized.engine == "none":
+                message = "this build of torch has no int8 kernels"
+                raise UsageError(message, "use --precision float32")
+            return cls(Int8Linear, fastest())
+        if precision in ("auto", "float32"):
+            make = fastest() if precision == "auto" else fastest_float32()
+            return cls(make, make)
+        return cls(PlainLinear, PlainLinear, None)
+
+    def store(self, layer: nn.Linear, *, sensitive: bool) -> nn.Module:
+        """Return the same map in its new layout."""
+        weight, bias = layer.weight, layer.bias
+        new = (self.sensitive if sensitive else self.inner)(
+            weight.to(self.dtype or weight.dtype),
+            None if bias is None else bias.to(self.dtype or bias.dtype),
+        )
+        page_out(weight)
+        return new
 
 
 @torch.no_grad()
-def lay_out(model: Model) -> Model:
-    """Lay out a float32 CPU model for generation, in place; return any other model unchanged.
+def lay_out(model: Model, precision: str = "auto") -> Model:
+    """Lay out a CPU model for generation, in place; return a model elsewhere unchanged.
 
-    A model that was laid out can be neither trained nor saved.
+    With "auto", "float32" or "int8" the result computes in float32, whatever type its weights had.
+    With "bfloat16" or "float16", the model must have this type already. A model that was laid out
+    can be neither trained nor saved.
     """
-    if not can_pack(model):
+    if next(model.parameters()).device.type != "cpu":
         return model
-    layers = list(model.modules())
-    while layers:  # popped, so that the list keeps no replaced layer in memory
-        layer = layers.pop()
-        if isinstance(layer, DenoiserLayer):
-            layer.self_attn = SelfOnlyAttention(layer.self_attn)  # type: ignore[assignment]
-        elif isinstance(layer, Block) and isinstance(layer.self_attn.q_layer_norm, nn.Identity):
-            layer.self_attn = PackedAttention(layer.self_attn)
-        if isinstance(layer, DenoiserLayer | Block) and layer.ffn.gate_proj is not None:
-            layer.ffn = PackedFeedForward(layer.ffn)  # type: ignore[assignment]
-    return pack_linear(model, ROWS)
+    kernels = Kernels.of(precision)
+    _store(model, kernels)
+    if kernels.dtype is not None:
+        model.to(kernels.dtype)
+    _return_memory()
+    return model
+
+
+def _store(module: nn.Module, kernels: Kernels) -> None:
+    """Merge and store the maps below `module`, one layer at a time to spare memory."""
+    if isinstance(module, DenoiserLayer | Block):
+        if kernels.dtype is not None:
+            module.to(kernels.dtype)
+        _merge(module, kernels)
+    ends = isinstance(module, Projection | Frontend | FeedForward | PackedFeedForward)
+    for name, part in list(module.named_children()):
+        if isinstance(part, nn.Dropout):
+            setattr(module, name, nn.Identity())
+        elif isinstance(part, nn.Linear):
+            setattr(module, name, kernels.store(part, sensitive=ends))
+        elif not isinstance(part, TimeEmbedding):  # computed once per run
+            _store(part, kernels)
+    if isinstance(module, DenoiserLayer | Block):
+        _return_memory()
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system, which the allocator of glibc would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
+def _merge(layer: DenoiserLayer | Block, kernels: Kernels) -> None:
+    """Merge the maps of a layer that can be merged."""
+    make = kernels.inner
+    if isinstance(layer, DenoiserLayer):
+        layer.self_attn = SelfOnlyAttention(layer.self_attn, make)  # type: ignore[assignment]
+        _merge_norms(layer, kernels.sensitive)
+    elif isinstance(layer.self_attn.q_layer_norm, nn.Identity):
+        layer.self_attn = PackedAttention(layer.self_attn, make)
+    if layer.ffn.gate_proj is not None:
+        layer.ffn = PackedFeedForward(layer.ffn, make)  # type: ignore[assignment]
+
+
+def _merge_norms(layer: DenoiserLayer, make: MakeLinear) -> None:
+    names = ("self_attn_layer_norm", "cross_attention_layer_norm", "ffn_layer_norm")
+    norms = [getattr(layer, name) for name in names]
+    if not all(isinstance(norm, nn.RMSNorm) for norm in norms):
+        return
+    layer.modulator = PackedModulator(layer.modulator, norms, make)  # type: ignore[assignment]
+    for name, norm in zip(names, norms, strict=True):
+        setattr(layer, name, RootMeanSquareNorm(norm))

@@ -68,7 +68,8 @@ class CrossAttention(Attention):
 
     def nothing(self, like: Tensor) -> Tensor:
         """Return the output where only the zero vector is seen, (M,), in the dtype of `like`."""
-        return self.alone(like.new_zeros(like.shape[-1]))
+        # A row of its own: some kernels take no single vectors.
+        return self.alone(like.new_zeros(1, like.shape[-1]))[0]
 
     def look(self, x_BSM: Tensor, memory: Memory) -> Tensor:
         """Attend to `memory`, (B, S, M) to (B, S, M); only its rows are computed, others filled."""
@@ -123,17 +124,21 @@ class DenoiserLayer(nn.Module):
 
     def forward(self, x_BSM: Tensor, modulation: Tensor, memory: Memory) -> Tensor:
         """Map (B, S, M) to (B, S, M); `modulation` broadcasts to (B, S, 9 M)."""
-        own, cross, ffn = modulation.chunk(3, dim=-1)
-        x = self._part(x_BSM, own, self.self_attn_layer_norm, self.self_attn.alone)
+        parts = modulation.chunk(9, dim=-1)
+        x = self._part(x_BSM, parts[:3], self.self_attn_layer_norm, self.self_attn.alone)
         look = partial(self.cross_attention.look, memory=memory)
-        x = self._part(x, cross, self.cross_attention_layer_norm, look)
-        return self._part(x, ffn, self.ffn_layer_norm, self.ffn)
+        x = self._part(x, parts[3:6], self.cross_attention_layer_norm, look)
+        return self._part(x, parts[6:], self.ffn_layer_norm, self.ffn)
 
     def _part(
-        self, x: Tensor, modulation: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]
+        self,
+        x: Tensor,
+        parts: Sequence[Tensor],
+        norm: nn.Module,
+        block: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Return x + gate Block(scale norm(x) + shift) (eq. 22); `scale` already includes the 1."""
-        shift, scale, gate = modulation.chunk(3, dim=-1)
+        shift, scale, gate = parts
         h = block(torch.addcmul(shift, norm(x), scale))
         return torch.addcmul(x, gate, self.dropout(h))
 
@@ -312,7 +317,7 @@ class TwoTowerLCM(DiffusionLCM):
 
         def predict(x_BSD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
             if t not in modulations:
-                modulations[t] = self.denoiser.modulations(torch.tensor(t, device=self.device))
+                modulations[t] = self.denoiser.modulations(torch.tensor([t], device=self.device))
             x_BSD = x_BSD.to(self.dtype)
             # The second half of the rows, beyond those of the memories, is unconditional.
             both = torch.cat([x_BSD, x_BSD]) if guided else x_BSD

@@ -159,10 +159,12 @@ def load_service(
     limits: Limits | None = None,
     metrics: Metrics | None = None,
     indexes: Sequence[Index] = (),
+    precision: str = AUTO,
 ) -> Service:
     """Load everything that requests need, so that none has to wait for it.
 
-    `wanted` names the concept model: `auto` for the space's own, `extractive` for none. Raises
+    `wanted` names the concept model: `auto` for the space's own, `extractive` for none;
+    `precision` is that of the model. Raises
     IntegrityError for an index of another space, and the errors of `load_answer_model` and
     `load_model`.
     """
@@ -170,20 +172,19 @@ def load_service(
         check_space(index.space, space)
     shared = SharedSpace(space, metrics)
     shared.warm_up()
-    service = Service(shared, _load_model(wanted, shared), limits, indexes)
+    service = Service(shared, _load_model(wanted, shared, precision), limits, indexes)
     # Load the language identifier now; the first requests would all load it at once.
     service.prepare("It is cold. The cat sleeps.")
     return service
 
 
-def _load_model(wanted: str, space: SharedSpace) -> LoadedModel | None:
-    answers = load_answer_model(wanted, "summarize", space, must_suit=False)
+def _load_model(wanted: str, space: SharedSpace, precision: str) -> LoadedModel | None:
+    answers = load_answer_model(wanted, "summarize", space, must_suit=False, precision=precision)
     if answers is not None:
         return LoadedModel(public_name(answers.name), Writer(answers.model, space), answers)
     if wanted in (AUTO, EXTRACTIVE):
         return None
-    on_cpu = space.device.type == "cpu"
-    model = load_model(wanted, device=str(space.device), packed=on_cpu)
+    model = load_model(wanted, device=str(space.device), precision=precision, packed=True)
     return LoadedModel(public_name(wanted), Writer(model, space), None)
 
 

@@ -149,14 +149,19 @@ class AnswerModel:
 
 
 def load_answer_model(
-    wanted: str, task: Task, space: Space, *, must_suit: bool = True
+    wanted: str,
+    task: Task,
+    space: Space,
+    *,
+    must_suit: bool = True,
+    precision: str = "auto",
 ) -> AnswerModel | None:
     """Load the model called `wanted`; None for `extractive`, or if `auto` finds none.
 
     `auto` stands for the model that the space's card names. A model suits if it was trained for the
     task and in this space. One that does not suit counts as none with `auto` or without
     `must_suit`; otherwise it raises UsageError or IntegrityError. Raises NotFoundError if the model
-    is not installed.
+    is not installed. `precision` is that of the model; see `load_model`.
     """
     if wanted == EXTRACTIVE:
         return None
@@ -169,8 +174,7 @@ def load_answer_model(
     files = locate_model(source)
     if not must_suit and not _suits(read_model_config(files.config), task, space):
         return None
-    on_cpu = space.device.type == "cpu"
-    model = load_model(source, device=str(space.device), packed=on_cpu)
+    model = load_model(source, device=str(space.device), precision=precision, packed=True)
     return AnswerModel(model, source, task, space)
 
 

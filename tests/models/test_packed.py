@@ -5,14 +5,25 @@ import copy
 import pytest
 import torch
 from rounding import additions, assert_near
-from torch import nn
+from torch import Tensor, nn
 
-from lcm_cli.models.checkpoint import build
+from lcm_cli.errors import UsageError
+from lcm_cli.models.checkpoint import build, load_model
 from lcm_cli.models.config import TransformerConfig, preset
 from lcm_cli.models.diffusion import DiffusionOptions
 from lcm_cli.models.generate import GenerateOptions, generate_concepts
-from lcm_cli.models.interface import ConceptModel
-from lcm_cli.models.packed import PackedAttention, PackedFeedForward, SelfOnlyAttention, lay_out
+from lcm_cli.models.interface import Batch, ConceptModel, Noise
+from lcm_cli.models.packed import (
+    HalfLinear,
+    Kernels,
+    PackedAttention,
+    PackedFeedForward,
+    PackedModulator,
+    SelfOnlyAttention,
+    half,
+    lay_out,
+)
+from lcm_cli.space.kernels import Int8Linear
 
 DIM = 16
 STACKS = [
@@ -50,7 +61,7 @@ def _changed(config: object, parts: tuple[str, ...], stack: dict[str, object]) -
 @pytest.mark.parametrize("architecture", ["base", "two_tower", "one_tower"])
 def test_same_numbers(architecture: str, stack: dict[str, object]) -> None:
     model = _model(architecture, **stack)
-    packed = lay_out(copy.deepcopy(model))
+    packed = lay_out(copy.deepcopy(model), "float32")
     # Few steps: random weights amplify rounding errors from step to step.
     sampler, passes = (None, 1) if architecture == "base" else (DiffusionOptions(steps=3), 3)
     options = GenerateOptions(max_concepts=4, repeat_similarity=None, sampler=sampler)
@@ -65,20 +76,74 @@ def test_same_numbers(architecture: str, stack: dict[str, object]) -> None:
         assert_near(plain.concepts_SD, fast.concepts_SD, terms)
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("precision", "loss"), [("auto", 1e-6), ("int8", 3e-2), ("bfloat16", 1e-3)]
+)
+@pytest.mark.parametrize("architecture", ["base", "two_tower", "one_tower"])
+def test_loss_of_other_precisions(
+    architecture: str, precision: str, loss: float, stored: torch.dtype
+) -> None:
+    model = _model(architecture)
+    model.load_state_dict({k: v.to(stored).to(v.dtype) for k, v in model.state_dict().items()})
+    given = copy.deepcopy(model).to(torch.bfloat16 if precision == "bfloat16" else stored)
+    fast = lay_out(given, precision)
+    assert fast.dtype == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    x_SD = torch.randn(6, DIM)
+    made = [_next(each, [x_SD, x_SD[:3]]) for each in (model, fast)]
+    assert float(1 - torch.cosine_similarity(*made, dim=1).min()) < loss
+
+
+def _next(model: ConceptModel, prompts: list[Tensor]) -> Tensor:
+    """Return what follows each prompt after a step or two of sampling, (B, D)."""
+    sampler = DiffusionOptions(steps=2, guidance=1.0) if hasattr(model, "schedule") else None
+    state = model.begin(Batch.of(prompts), 8, sampler or model.Options())
+    return model.next(state, Noise([0, 1]))
+
+
+def test_int8_weights_are_kept_exactly() -> None:
+    weight = torch.randint(-127, 128, (6, 8)).float()
+    weight[:, 0] = 127
+    weight *= torch.rand(6, 1).half().float() + 0.01
+    layer = nn.Linear(8, 6)
+    layer.weight = nn.Parameter(weight)
+    stored = Kernels.of("int8").store(layer, sensitive=False)
+    same = Int8Linear(weight, layer.bias.detach(), weight[:, 0] / 127)
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(stored(x), same(x), atol=1e-6, rtol=1e-6)
+
+
+def test_float16_is_not_used_where_it_rounds_too_coarsely() -> None:
+    weight = torch.randn(6, 8)
+    assert isinstance(half(weight, None), HalfLinear)
+    assert not isinstance(half(1e-7 * weight, None), HalfLinear)
+    assert not isinstance(half(1e7 * weight, None), HalfLinear)
+    assert not isinstance(half(0 * weight, None), HalfLinear)
+
+
 def _kinds(model: nn.Module) -> set[type[nn.Module]]:
     return {type(module) for module in model.modules()}
 
 
 def test_products_are_merged_where_possible() -> None:
-    assert {SelfOnlyAttention, PackedAttention, PackedFeedForward} <= _kinds(
-        lay_out(_model("two_tower"))
+    merged = _kinds(lay_out(_model("two_tower")))
+    assert {SelfOnlyAttention, PackedAttention, PackedFeedForward, PackedModulator} <= merged
+    assert {SelfOnlyAttention, PackedFeedForward} <= _kinds(
+        lay_out(_model("two_tower").bfloat16(), "bfloat16")
     )
     normed = _kinds(lay_out(_model("base", qk_norm=True)))
     assert PackedFeedForward in normed and PackedAttention not in normed
-    assert nn.Linear not in _kinds(lay_out(_model("base")))
+    assert nn.Dropout not in merged | normed
 
 
-def test_other_precisions_are_left_unchanged() -> None:
-    model = _model("base").bfloat16()
-    before = _kinds(model)
-    assert _kinds(lay_out(model)) == before
+def test_unknown_precisions() -> None:
+    with pytest.raises(UsageError, match="unknown precision 'int4'"):
+        load_model("tiny-base", precision="int4")
+    with pytest.raises(UsageError, match="int8 runs only on the CPU, not on meta"):
+        load_model("tiny-base", device="meta", precision="int8")
+
+
+def test_a_model_knows_its_precision() -> None:
+    assert load_model("tiny-base", precision="int8").precision == "int8"
+    assert load_model("tiny-base", precision="bfloat16", packed=True).precision == "bfloat16"
+    assert load_model("tiny-base", packed=True).precision == "float32"
