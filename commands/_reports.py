@@ -20,6 +20,8 @@ def rows(report: dict[str, Any]) -> Lines:
 def _documents(report: dict[str, Any]) -> Lines:
     shards = f"{report['shards']:,} shards of " if "shards" in report else ""
     yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
+    if "shares" in report:
+        yield "shares", _shares(report["shares"])
     yield "size", console.size(report["bytes"]) if report["bytes"] else "unknown"
     yield "documents", f"{report['documents']:,}"
     if report["splits"]:
@@ -38,6 +40,12 @@ def _documents(report: dict[str, Any]) -> Lines:
         yield "not in the manifest", ", ".join(report["unlisted"])
     if report["problem_count"]:
         yield "problems", f"{report['problem_count']:,}"
+
+
+def _shares(found: dict[str, Any]) -> str:
+    states = ("finished", "unfinished", "missing")
+    counts = ", ".join(f"{len(found[state]):,} {state}" for state in states if found[state])
+    return f"{found['count']:,}: {counts}"
 
 
 def _concepts(report: dict[str, Any]) -> Lines:

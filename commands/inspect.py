@@ -14,6 +14,8 @@ lcm inspect story.parquet
 
 lcm inspect corpus/ --json
 
+lcm inspect corpus/ --expect 16
+
 lcm inspect tiny
 """
 
@@ -28,14 +30,26 @@ def main(
         ),
     ],
     json: Json = False,
+    expect: Annotated[
+        int | None,
+        typer.Option(
+            "--expect",
+            metavar="N",
+            min=1,
+            help="Fail unless the data set has N shares, all of them finished.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show the contents of a file, a data set, a space, a model or another checkpoint."""
-    from lcm_cli.inspection import inspect
+    from lcm_cli.inspection import inspect, lacking_shares
 
     report = inspect(name)
     if json:
         console.emit(report)
-        return
-    console.table("", ("what", "found"), rows(report))
-    for problem in report.get("problems", ()):
-        console.warn(problem)
+    else:
+        console.table("", ("what", "found"), rows(report))
+        for problem in report.get("problems", ()):
+            console.warn(problem)
+    if expect is not None and (error := lacking_shares(report, expect)):
+        raise error

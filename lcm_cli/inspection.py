@@ -7,7 +7,7 @@ from typing import Any
 
 from lcm_cli import documents
 from lcm_cli.documents.kinds import HEAD, sniff
-from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.headers import count_numbers, read_entries, read_header
 from lcm_cli.hub.layouts import read_json, weight_parts
 from lcm_cli.hub.locate import checkpoint_in
@@ -39,6 +39,22 @@ def inspect(target: str) -> dict[str, Any]:
         return _with_licence(documents.describe(target))
     except NotFoundError as error:
         return _named(target, error)
+
+
+def lacking_shares(report: dict[str, Any], count: int) -> LcmError | None:
+    """Return the error for a data set that does not have `count` finished shares, if any.
+
+    `report` is the one on the data set.
+    """
+    from lcm_cli.documents.shares import Progress, incomplete
+
+    path = report["path"]
+    found = report.get("shares")
+    if found is None:
+        return UsageError(f"{path} is not a data set in shares", "see: lcm embed --help")
+    if found["count"] != count:
+        return IntegrityError(f"{path} is divided into {found['count']} shares, not {count}")
+    return incomplete(Path(path), Progress(*(found[state] for state in Progress._fields)))
 
 
 def _holds_index(path: Path) -> bool:
