@@ -29,7 +29,7 @@ Call = dict[str, Any]  # the arguments of lcm embed
 def embed_shares(embed: Callable[..., None], call: Call) -> None:
     """Call `embed` for each share of a data set, as tasks of Ray; `call` holds its arguments.
 
-    Shares that are finished already are skipped. Raises UsageError if Ray is missing or the options
+    Raises UsageError if Ray is missing or the options
     do not fit, LcmError if no cluster answers; exits with 1 if a share could not be finished.
     """
     folder, wanted = _checked(call)
@@ -37,14 +37,11 @@ def embed_shares(embed: Callable[..., None], call: Call) -> None:
     with _connected(call["address"]) as ray:
         count, needs = _plan(ray, folder, wanted)
         check_division(folder, count)
-        done = [] if call["force"] else progress(folder, count).finished
-        if done:
-            console.info(f"{counted(len(done), 'share')} of {count} finished already")
         own = call | {"engine": "local", "address": None}
         task = ray.remote(max_retries=RETRIES, **needs)(_embed_share)
         place = str(Path.cwd())
-        left = [index for index in range(count) if index not in done]
-        pending = {task.remote(embed, own, f"{i}/{count}", place): i for i in left}
+        # Finished shares as well: each task checks that its share is of these documents.
+        pending = {task.remote(embed, own, f"{i}/{count}", place): i for i in range(count)}
         failed = _follow(ray, pending)
     _report(folder, count, time.perf_counter() - start)
     if failed:

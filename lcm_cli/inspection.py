@@ -41,20 +41,36 @@ def inspect(target: str) -> dict[str, Any]:
         return _named(target, error)
 
 
-def lacking_shares(report: dict[str, Any], count: int) -> LcmError | None:
-    """Return the error for a data set that does not have `count` finished shares, if any.
+def inspect_shares(target: str, count: int) -> tuple[dict[str, Any], LcmError | None]:
+    """Return a report on a data set in `count` shares, from its manifests, and what it lacks.
 
-    `report` is the one on the data set.
+    Unlike `inspect`, it checks the sizes of the files, and does not read them. Raises UsageError if
+    `target` is not a data set in shares, IntegrityError if it has another number of shares or a
+    file of another size than its manifest lists.
     """
-    from lcm_cli.documents.shares import Progress, incomplete
+    from lcm_cli.documents import dataset, shares
 
-    path = report["path"]
-    found = report.get("shares")
-    if found is None:
-        return UsageError(f"{path} is not a data set in shares", "see: lcm embed --help")
-    if found["count"] != count:
-        return IntegrityError(f"{path} is divided into {found['count']} shares, not {count}")
-    return incomplete(Path(path), Progress(*(found[state] for state in Progress._fields)))
+    folder = Path(target)
+    if (division := shares.read_division(folder)) is None:
+        raise UsageError(f"{target} is not a data set in shares", "leave out --expect")
+    if division.count != count:
+        raise IntegrityError(f"{target} is divided into {division.count} shares, not {count}")
+    found = shares.progress(folder, count)
+    folders = [shares.folder_of(folder, index) for index in found.finished]
+    read = [(each, dataset.read_manifest(each)) for each in folders]
+    manifests = [(each, manifest) for each, manifest in read if manifest is not None]
+    report = {
+        "path": target,
+        "kind": "shares",
+        "shares": {"count": count, **found._asdict()},
+        "shards": sum(len(dataset.check_shards(*each)) for each in manifests),
+        "bytes": sum(shard.bytes for _, manifest in manifests for shard in manifest.shards),
+        "space": asdict(division.space),
+        "dtype": division.dtype,
+        "documents": sum(manifest.documents for _, manifest in manifests),
+        "concepts": sum(manifest.concepts for _, manifest in manifests),
+    }
+    return report, shares.incomplete(folder, found)
 
 
 def _holds_index(path: Path) -> bool:

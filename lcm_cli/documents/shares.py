@@ -239,11 +239,10 @@ def incomplete(folder: Path, found: Progress) -> IntegrityError | None:
     if not parts:
         return None
     count = sum(map(len, found))
-    return IntegrityError(
-        f"{folder} does not have all of its {count} shares: {', '.join(parts)}",
-        f"repeat the command that writes it for each of them (--shard I/{count}), or name the"
-        f" finished ones: {folder_of(folder, (found.finished or [0])[0])}",
-    )
+    hint = f"repeat the command that writes it for each of them: --shard I/{count}"
+    if found.finished:
+        hint += f"; a finished share can be read alone: {folder_of(folder, found.finished[0])}"
+    return IntegrityError(f"{folder} lacks some of its {count} shares: {'; '.join(parts)}", hint)
 
 
 def _listed(indices: Sequence[int]) -> str:

@@ -111,7 +111,8 @@ def _lines(
 ) -> Iterator[Line]:
     """Yield the lines of a file from its position on, line number `first` at byte `offset`.
 
-    The last line is the last one that begins before byte `end`. Raises IntegrityError if the file is in another encoding.
+    The last line is the last one that begins before byte `end`. Raises IntegrityError if the file
+    is in another encoding.
     """
     utf8 = False
     for number, data in enumerate(file, start=first):
