@@ -113,6 +113,10 @@ def test_other_commands_read_the_shares(road: Run, corpus: Path, tmp_path: Path)
     found = road("similar", corpus / "z.txt", "--in", divided, "--from", "en")
     assert found.code == 0, found.stderr
     assert road("index", divided, "-o", tmp_path / "index").code == 0
+    mined = road("mine", divided, corpus / "z.txt", "--from", "en", "-o", tmp_path / "pairs.jsonl")
+    assert mined.code == 0, mined.stderr
+    judged = road("evaluate", "copy-last", "--task", "next-concept", "--data", divided, "--json")
+    assert judged.code == 0, judged.stderr
     from lcm_cli.training.data.batches import ConceptData
     from lcm_cli.training.data_options import DataOptions
 
