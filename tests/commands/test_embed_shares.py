@@ -32,7 +32,7 @@ def space(random_space: Path) -> Space:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A folder with one large file of JSON Lines, in which a line is broken, and three texts."""
+    """A folder with one large file of JSON Lines and three texts."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     texts = ("The hen ran. The dog slept" + " on" * (n * n % 23) + "." for n in range(150))
@@ -287,7 +287,8 @@ def test_ray_repeats_the_share_of_a_killed_worker(
         file.writelines(
             '{"text": "A hen saw a dog' + " run" * (n % 20) + '."}\n' for n in range(4000)
         )
-    assert road(*command(corpus, whole)).code == 0
+        file.write("broken\n")
+    assert road(*command(corpus, whole)).code == 1
     env = surroundings | {"LCM_SPACE": str(random_space), "PYTHONPATH": str(ROOT)}
     ray = ("--engine", "ray", "--shard", "4")
     call = [sys.executable, "-m", "lcm_cli", *command(corpus, divided, *ray)]
@@ -300,7 +301,8 @@ def test_ray_repeats_the_share_of_a_killed_worker(
                     killed.append(pid)
             time.sleep(0.01)
         errors = driver.communicate(timeout=400)[1]
-    assert (driver.returncode, len(killed)) == (0, 1), errors
+    assert (driver.returncode, len(killed)) == (1, 1), errors
+    assert "error: share 3: " in errors and "many.jsonl line 4300" in errors
     assert "has 4 of 4 shares, with 4,153 documents" in errors
     assert_equal(divided, whole, space)
 
