@@ -122,7 +122,8 @@ def _no_cluster(address: str, error: Exception) -> LcmError:
     reason = " ".join(str(error).split())
     return LcmError(
         f"no Ray cluster answers at {address}: {reason}",
-        "start one (ray start --head), or leave --address out to run on this machine",
+        "start one (ray start --head), check its token (RAY_AUTH_TOKEN), or leave --address out to"
+        " run on this machine",
     )
 
 
