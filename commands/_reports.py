@@ -11,7 +11,7 @@ Lines = Iterator[tuple[str, str]]
 
 def rows(report: dict[str, Any]) -> Lines:
     """Yield the rows of a report of lcm_cli.inspection."""
-    kinds = {"space": _card, "model": _card, "checkpoint": _weights}
+    kinds = {"space": _card, "model": _card, "checkpoint": _weights, "shares": _divided}
     if "architecture" in report:
         return _model(report)
     return kinds.get(report["kind"], _documents)(report)
@@ -20,6 +20,8 @@ def rows(report: dict[str, Any]) -> Lines:
 def _documents(report: dict[str, Any]) -> Lines:
     shards = f"{report['shards']:,} shards of " if "shards" in report else ""
     yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
+    if "shares" in report:
+        yield "shares", _shares(report["shares"])
     yield "size", console.size(report["bytes"]) if report["bytes"] else "unknown"
     yield "documents", f"{report['documents']:,}"
     if report["splits"]:
@@ -38,6 +40,20 @@ def _documents(report: dict[str, Any]) -> Lines:
         yield "not in the manifest", ", ".join(report["unlisted"])
     if report["problem_count"]:
         yield "problems", f"{report['problem_count']:,}"
+
+
+def _divided(report: dict[str, Any]) -> Lines:
+    yield "kind", f"dataset, {report['shards']:,} shards of parquet"
+    yield "shares", _shares(report["shares"])
+    yield "size", console.size(report["bytes"])
+    yield "documents", f"{report['documents']:,}"
+    yield "concepts", f"{report['concepts']:,} x {report['space']['dim']} {report['dtype']}"
+
+
+def _shares(found: dict[str, Any]) -> str:
+    states = ("finished", "unfinished", "missing")
+    counts = ", ".join(f"{len(found[state]):,} {state}" for state in states if found[state])
+    return f"{found['count']:,}: {counts}"
 
 
 def _concepts(report: dict[str, Any]) -> Lines:

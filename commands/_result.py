@@ -286,6 +286,7 @@ def concept_writer(
     dtype: Literal["float16", "float32"],
     force: bool,
     run: dict[str, Any],
+    allow_empty: bool = False,
 ) -> Iterator["ConceptWriter"]:
     """Open a writer of documents with concepts; without a target it prints JSON Lines."""
     from lcm_cli.documents import ConceptWriter, open_writer, to_json
@@ -294,5 +295,7 @@ def concept_writer(
         yield ConceptWriter(info, dtype, lambda document: console.emit(to_json(document)))
         return
     pipe = cast(BinaryIO, Pipe())
-    with open_writer(target, info, dtype=dtype, force=force, stdout=pipe, run=run) as writer:
+    with open_writer(
+        target, info, dtype=dtype, force=force, stdout=pipe, run=run, allow_empty=allow_empty
+    ) as writer:
         yield writer

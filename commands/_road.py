@@ -27,6 +27,7 @@ from ._problems import Problems
 from ._space import LocatedSpace
 
 if TYPE_CHECKING:
+    from lcm_cli.documents.shares import Share
     from lcm_cli.models.generate import GenerateOptions
     from lcm_cli.space import Space
     from lcm_cli.writing.writer import Writer
@@ -51,10 +52,10 @@ class _Inputs(Generic[Item]):
         self._paths = input_paths(inputs)
         self._items: Iterator[Item] = iter(())
 
-    def _read_ahead(self, items: Iterator[Item], count: int) -> None:
+    def _read_ahead(self, items: Iterator[Item], count: int, *, allow_empty: bool = False) -> None:
         """Read the first `count` items now; end the command if there are none."""
         head = list(islice(items, count))
-        if not head:
+        if not (head or allow_empty):
             self.problems.finish(any_done=False)
         self.several = len(self._paths) > 1 or len(head) > 1
         self._items = chain(head, items)
@@ -72,7 +73,8 @@ class _Inputs(Generic[Item]):
 class Road(_Inputs[Prepared]):
     """The texts of one call on their way to concepts; created before anything heavy is loaded.
 
-    The first `ahead` documents are prepared at once. Ends the command if there are none.
+    The first `ahead` documents are prepared at once. Ends the command if there are none, except of
+    a `share`, which may be empty.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class Road(_Inputs[Prepared]):
         ahead: int = 1,
         reading: ReadOptions = DETECT,
         split: Split = "auto",
+        share: "Share | None" = None,
     ) -> None:
         super().__init__(inputs)
+        self._share = share
         self._split = split
         self._reading = reading
         self._space = space
@@ -93,7 +97,7 @@ class Road(_Inputs[Prepared]):
         self._one_per_line = one_per_line
         self._restored = 0  # leading documents that only fill their places in the windows
         self._truncated = self._pieces = 0
-        self._read_ahead(self._prepared(), ahead)
+        self._read_ahead(self._prepared(), ahead, allow_empty=share is not None)
 
     def skip(self, count: int, last: str, restored: int = 0) -> None:
         """Skip the first `count` documents, which are done; `last` is the id of the last one.
@@ -167,7 +171,7 @@ class Road(_Inputs[Prepared]):
         self.problems.finish(any_done)
 
     def _read(self) -> Iterator[Document]:
-        return read(self._paths, self._reading, on_error=self.problems)
+        return read(self._paths, self._reading, on_error=self.problems, share=self._share)
 
     def _prepared(self) -> Iterator[Prepared]:
         for document in self._read():

@@ -1,7 +1,8 @@
 """lcm embed: concepts of documents, in a file or a pipe."""
 
 import time
-from typing import Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +11,10 @@ from lcm_cli.errors import UsageError
 from lcm_cli.schema import counted
 
 from . import _options as options
+from . import _shares as shares
+
+if TYPE_CHECKING:
+    from lcm_cli.documents.shares import Share
 
 EPILOG = """\
 lcm embed story.txt -o story.safetensors
@@ -17,6 +22,8 @@ lcm embed story.txt -o story.safetensors
 lcm embed corpus.jsonl texts/ -o corpus/ --from eng
 
 lcm embed corpus.jsonl -o corpus/ --fragility
+
+lcm embed corpus/ -o data/ --shard 3/16
 
 lcm embed story.txt -o - | lcm decode - --to nld
 """
@@ -48,13 +55,23 @@ def main(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
+    shard: shares.Shard = None,
+    engine: shares.Engine = "local",
+    address: shares.Address = None,
 ) -> None:
     """Turn documents into concepts, one vector per sentence.
 
     The name after -o selects the format: .parquet, .arrow, .jsonl, .safetensors (one document), a
     folder (Parquet shards), or - for a pipe (Arrow IPC stream). The same command resumes an
-    unfinished folder and repeats at most a few minutes of work.
+    unfinished folder and repeats at most a few minutes of work. Several processes (--shard) or Ray
+    can share the work of one folder.
     """
+    call = dict(locals())
+    if engine == "ray" or address is not None:
+        from ._ray import embed_shares
+
+        embed_shares(main, call)
+        return
     from lcm_cli.documents.sources import identify
     from lcm_cli.pipeline import space_info
     from lcm_cli.space.fragility import SAMPLE, channel_statistics, score
@@ -64,19 +81,31 @@ def main(
     from ._space import LocatedSpace
 
     target = None if json and output in (None, "-") else output
-    _check(target, json, force, fragility)
+    share = shares.own_share(shard, target)
+    _check(target, json, force, fragility, share)
     located = LocatedSpace(space)
     reading = options.read_options(format, column)
-    road = Road(inputs, located, source, one_per_line, reading=reading, split=split)
+    read = partial(Road, inputs, located, source, one_per_line, reading=reading, split=split)
+    road = read(share=share)
     loaded = located.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
     run |= {"precision": precision, "fragility": fragility}
+    if share is not None and not run["inputs"]:
+        road.problems.finish(any_done=False)
     run |= {"format": format, "column": column, "split": split}
-    known = channel_statistics(road.beginning(SAMPLE), loaded) if fragility else None
+    if share is not None:
+        target = shares.begin(target, share, run, space_info(loaded), dtype, force)
+        if target is None:
+            return
+    # The beginning of all documents, so that the noise is the same in every share.
+    sample = road if share is None or not fragility else read()
+    known = channel_statistics(sample.beginning(SAMPLE), loaded) if fragility else None
     documents = sentences = 0
     start = time.perf_counter()
     with (
-        concept_writer(target, space_info(loaded), dtype, force, run) as writer,
+        concept_writer(
+            target, space_info(loaded), dtype, force, run, allow_empty=share is not None
+        ) as writer,
         console.progress(EMBEDDING if known is None else SCORING) as advance,
     ):
         if writer.done:
@@ -99,7 +128,9 @@ def main(
     road.finish()
 
 
-def _check(target: str | None, json: bool, force: bool, fragility: bool) -> None:
+def _check(
+    target: str | None, json: bool, force: bool, fragility: bool, share: "Share | None"
+) -> None:
     from lcm_cli.documents import check_target
 
     if target is None and not json:
@@ -110,5 +141,7 @@ def _check(target: str | None, json: bool, force: bool, fragility: bool) -> None
         raise UsageError("--fragility needs a table format", "write to a folder or NAME.parquet")
     if target == "-":
         console.out_bytes(())  # refuses a terminal before any work
+    elif share is not None:
+        shares.check_folder(target, share)
     elif target is not None:
         check_target(target, force=force)

@@ -14,6 +14,8 @@ lcm inspect story.parquet
 
 lcm inspect corpus/ --json
 
+lcm inspect corpus/ --expect 16
+
 lcm inspect tiny
 """
 
@@ -28,14 +30,26 @@ def main(
         ),
     ],
     json: Json = False,
+    expect: Annotated[
+        int | None,
+        typer.Option(
+            "--expect",
+            metavar="N",
+            min=1,
+            help="Only check that the data set has all of its N shares (lcm embed --shard).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show the contents of a file, a data set, a space, a model or another checkpoint."""
-    from lcm_cli.inspection import inspect
+    from lcm_cli.inspection import inspect, inspect_shares
 
-    report = inspect(name)
+    report, error = (inspect(name), None) if expect is None else inspect_shares(name, expect)
     if json:
         console.emit(report)
-        return
-    console.table("", ("what", "found"), rows(report))
-    for problem in report.get("problems", ()):
-        console.warn(problem)
+    else:
+        console.table("", ("what", "found"), rows(report))
+        for problem in report.get("problems", ()):
+            console.warn(problem)
+    if error is not None:
+        raise error

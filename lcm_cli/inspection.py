@@ -7,7 +7,7 @@ from typing import Any
 
 from lcm_cli import documents
 from lcm_cli.documents.kinds import HEAD, sniff
-from lcm_cli.errors import IntegrityError, NotFoundError
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.headers import count_numbers, read_entries, read_header
 from lcm_cli.hub.layouts import read_json, weight_parts
 from lcm_cli.hub.locate import checkpoint_in
@@ -39,6 +39,38 @@ def inspect(target: str) -> dict[str, Any]:
         return _with_licence(documents.describe(target))
     except NotFoundError as error:
         return _named(target, error)
+
+
+def inspect_shares(target: str, count: int) -> tuple[dict[str, Any], LcmError | None]:
+    """Return a report on a data set in `count` shares, from its manifests, and what it lacks.
+
+    Unlike `inspect`, it checks the sizes of the files, and does not read them. Raises UsageError if
+    `target` is not a data set in shares, IntegrityError if it has another number of shares or a
+    file of another size than its manifest lists.
+    """
+    from lcm_cli.documents import dataset, shares
+
+    folder = Path(target)
+    if (division := shares.read_division(folder)) is None:
+        raise UsageError(f"{target} is not a data set in shares", "leave out --expect")
+    if division.count != count:
+        raise IntegrityError(f"{target} is divided into {division.count} shares, not {count}")
+    found = shares.progress(folder, count)
+    folders = [shares.folder_of(folder, index) for index in found.finished]
+    read = [(each, dataset.read_manifest(each)) for each in folders]
+    manifests = [(each, manifest) for each, manifest in read if manifest is not None]
+    report = {
+        "path": target,
+        "kind": "shares",
+        "shares": {"count": count, **found._asdict()},
+        "shards": sum(len(dataset.check_shards(*each)) for each in manifests),
+        "bytes": sum(shard.bytes for _, manifest in manifests for shard in manifest.shards),
+        "space": asdict(division.space),
+        "dtype": division.dtype,
+        "documents": sum(manifest.documents for _, manifest in manifests),
+        "concepts": sum(manifest.concepts for _, manifest in manifests),
+    }
+    return report, shares.incomplete(folder, found)
 
 
 def _holds_index(path: Path) -> bool:

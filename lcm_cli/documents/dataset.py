@@ -22,10 +22,11 @@ from lcm_cli.files import atomic_path, make_folder
 from lcm_cli.schema import json_value, parse
 
 MANIFEST = "manifest.json"
+SHARES = "shares.json"  # in the folder of a data set in shares (see documents.shares)
 VERSION = 1
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 # Readers skip hidden files, so none of these is taken for a shard or another document.
-_LOCK = ".lock"
+LOCK = ".lock"
 _JOURNAL = ".unfinished.json"
 _SAVED = ".saved-"
 
@@ -226,7 +227,7 @@ class Draft:
         if self._run is not None:
             origin = dict(self._run), self._info, self._dtype
             journal = Journal(*origin, self._shards, self.saved, last)
-            _write_json(self.folder / _JOURNAL, asdict(journal))
+            write_json(self.folder / _JOURNAL, asdict(journal))
 
     def _remove_saved(self, keep: Collection[str] = ()) -> None:
         for path in self.folder.glob(f"{_SAVED}*.parquet"):
@@ -250,7 +251,7 @@ class Draft:
         manifest = Manifest(
             "dataset", VERSION, __version__, self._info, self._dtype, documents, concepts, shards
         )
-        _write_json(self.folder / MANIFEST, asdict(manifest))
+        write_json(self.folder / MANIFEST, asdict(manifest))
         (self.folder / _JOURNAL).unlink(missing_ok=True)
         for name in unlisted(self.folder, manifest):
             (self.folder / name).unlink(missing_ok=True)
@@ -299,7 +300,8 @@ def _remove_partial_files(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write `data` to a file as JSON, replacing it."""
     with atomic_path(path, force=True) as temporary:
         temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
@@ -309,6 +311,11 @@ def refuse_overwrite(folder: Path, *, force: bool = False, keep: bool = False) -
 
     A folder with files of other programs is refused even with `force`.
     """
+    if (folder / SHARES).is_file():
+        raise UsageError(
+            f"{folder} holds a data set in shares",
+            "to write one of them, add --shard I/N; or choose another folder, or delete it",
+        )
     old = read_manifest(folder)
     if old is None:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -353,7 +360,7 @@ def writing(
 
     make_folder(folder)
     try:
-        with FileLock(folder / _LOCK, blocking=False):
+        with FileLock(folder / LOCK, blocking=False):
             draft = Draft(folder, info, dtype, force, keep, run)
             try:
                 yield draft

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lcm_cli.documents import dataset
+from lcm_cli.documents import dataset, shares
 from lcm_cli.documents.checks import finite_rows
 from lcm_cli.documents.document import Concepts, Document, SpaceInfo, space_label
 from lcm_cli.documents.reading import read_source
@@ -26,14 +26,18 @@ def describe(path: str) -> dict[str, Any]:
     targets and plans (the number of documents that have them), splits, sentences, concepts,
     languages, sentence_characters (per sentence), document_sentences (per document), norms (of the
     concepts), non_finite (concepts with NaN or infinity), problems, problem_count; for a data set
-    also shards and unlisted.
+    also shards and unlisted; for one in shares also shares (count, and the numbers of those that
+    are finished, unfinished and missing). Of a data set that lacks shares, those that are finished
+    are described.
     Broken documents are counted and listed under problems. Raises NotFoundError for a missing path,
     IntegrityError if a file cannot be read to its end.
     """
     totals = _Totals()
     unreadable: list[LcmError] = []
-    sources = list(expand_paths([path], unreadable.append))
-    if not sources:
+    folders, divided = _dataset_folders(Path(path))
+    paths = [str(folder) for folder in folders] if divided else [path]
+    sources = list(expand_paths(paths, unreadable.append))
+    if unreadable and not sources:
         raise unreadable[0]
     for error in unreadable:
         totals.problem(error.message)
@@ -51,9 +55,8 @@ def describe(path: str) -> dict[str, Any]:
         "bytes": sum(file.stat().st_size for file in files),
         **totals.report(),
     }
-    manifest = dataset.read_manifest(Path(path)) if Path(path).is_dir() else None
-    if manifest is not None:
-        report |= {"kind": "dataset", **_about_dataset(Path(path), manifest, totals)}
+    if folders or divided:
+        report |= {"kind": "dataset", **_about_dataset(folders, totals), **divided}
     return report | {"problems": totals.problems, "problem_count": totals.problem_count}
 
 
@@ -170,17 +173,35 @@ def _about_space(space: SpaceInfo) -> dict[str, Any]:
     }
 
 
-def _about_dataset(folder: Path, manifest: dataset.Manifest, totals: _Totals) -> dict[str, Any]:
-    """Compare a data set with its manifest, including the checksums."""
-    for message in _differences(folder, manifest, totals):
+def _dataset_folders(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Return the folders with a manifest that make up a data set, and a report on its shares."""
+    if not path.is_dir():
+        return [], {}
+    if (division := shares.read_division(path)) is None:
+        return ([path] if dataset.read_manifest(path) else []), {}
+    found = shares.progress(path, division.count)
+    folders = [shares.folder_of(path, index) for index in found.finished]
+    return folders, {"shares": {"count": division.count, **found._asdict()}}
+
+
+def _about_dataset(folders: list[Path], totals: _Totals) -> dict[str, Any]:
+    """Compare the folders of a data set with their manifests, including the checksums."""
+    found = [(folder, dataset.read_manifest(folder)) for folder in folders]
+    manifests = [(folder, manifest) for folder, manifest in found if manifest is not None]
+    for message in _differences(manifests, totals):
         totals.problem(message)
-    return {"shards": len(manifest.shards), "unlisted": dataset.unlisted(folder, manifest)}
+    unlisted = [name for each in manifests for name in dataset.unlisted(*each)]
+    return {"shards": sum(len(each.shards) for _, each in manifests), "unlisted": unlisted}
 
 
-def _differences(folder: Path, manifest: dataset.Manifest, totals: _Totals) -> Iterator[str]:
-    for shard in manifest.shards:
-        if sha256(folder / shard.file) != shard.sha256:
-            yield f"{folder / shard.file} has another sha256 than its manifest lists"
-    for what, count in (("documents", manifest.documents), ("concepts", manifest.concepts)):
-        if getattr(totals, what) != count:
-            yield f"{folder} has {getattr(totals, what)} {what}, but its manifest lists {count}"
+def _differences(manifests: list[tuple[Path, dataset.Manifest]], totals: _Totals) -> Iterator[str]:
+    for folder, manifest in manifests:
+        for shard in manifest.shards:
+            if sha256(folder / shard.file) != shard.sha256:
+                yield f"{folder / shard.file} has another sha256 than its manifest lists"
+    for what in ("documents", "concepts"):
+        count, listed = getattr(totals, what), sum(getattr(each, what) for _, each in manifests)
+        if count != listed:
+            first = manifests[0][0]
+            where = first if len(manifests) == 1 else first.parent
+            yield f"{where} has {count} {what}, but its manifest lists {listed}"

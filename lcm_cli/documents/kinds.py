@@ -117,6 +117,7 @@ class Source:
     path: Path | None = None  # None: standard input, or a web page
     kind: Kind | None = None  # None: a stream, whose format is detected when it is opened
     url: str = ""  # of a web page
+    span: tuple[int, int] | None = None  # of JSON Lines: only lines that begin in these bytes
 
     @property
     def suffix(self) -> str:

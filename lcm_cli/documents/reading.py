@@ -8,6 +8,7 @@ from lcm_cli.documents.document import Document, SpaceInfo
 from lcm_cli.documents.encoding import check_text
 from lcm_cli.documents.formats.reading import DETECT, ReadOptions, has_skeleton, read_documents
 from lcm_cli.documents.kinds import Source
+from lcm_cli.documents.shares import Share, deal
 from lcm_cli.documents.sources import OnError, expand_paths, opened
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 
@@ -18,6 +19,7 @@ def read(
     *,
     stdin: BinaryIO | None = None,
     on_error: OnError | None = None,
+    share: Share | None = None,
 ) -> Iterator[Document]:
     """Return the documents in `paths` for their text, without their concepts.
 
@@ -26,11 +28,13 @@ def read(
     `text` or `sentences`. Missing and unsupported files are reported before this returns, other
     problems as the documents are consumed. A problem is passed to `on_error`, and reading continues
     with the next document or file; without `on_error` it is raised (NotFoundError, IntegrityError,
-    UsageError).
+    UsageError). With a `share`, only its documents are read, and there may be none.
     """
     report = on_error or _raise
     options = options or DETECT
     sources = list(expand_paths(paths or ["-"], report, options.kind))
+    if share is not None:
+        sources = deal(sources, share, by_lines=options.column is None)
     return _read(sources, stdin, report, options)
 
 
@@ -170,7 +174,7 @@ def _documents(
                 report(item)
             else:
                 yield item
-        if empty:
+        if empty and source.span is None:
             report(IntegrityError(f"{source.name} has no documents in it"))
 
 

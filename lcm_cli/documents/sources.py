@@ -174,8 +174,11 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 def _shards(folder: Path) -> list[Source] | None:
     """Return the shards of the data set in `folder`, None if it does not hold one."""
-    from lcm_cli.documents import dataset
+    from lcm_cli.documents import dataset, shares
 
+    if (division := shares.read_division(folder)) is not None:
+        parts = shares.complete(folder, division)
+        return [shard for part in parts for shard in _shards(part) or ()]
     manifest = dataset.read_manifest(folder)
     if manifest is None:
         dataset.refuse_unfinished(folder)

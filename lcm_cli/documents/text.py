@@ -21,6 +21,7 @@ from lcm_cli.errors import IntegrityError, LcmError
 _EXAMPLE = 'a line is an object such as {"id": "a", "text": "One. Two."} or {"sentences": ["One."]}'
 
 
+BLOCK_BYTES = 1 << 20  # read at once to count lines
 Line = tuple[int, str | LcmError]  # its number from 1, and its text or why it has none
 
 
@@ -42,10 +43,11 @@ def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Docum
     """Yield the documents in a JSON Lines file, each as soon as its line arrives.
 
     A bad line is yielded as its error. Raises IntegrityError if the file is not UTF-8, is JSON in
-    another form, or has only white space.
+    another form, or has only white space. Of a source with a span, only the lines that begin in it
+    are read; they keep their numbers.
     """
-    blank = True
-    for number, line in one_per_line(_lines(file, source.name), source.name):
+    blank = source.span is None
+    for number, line in _records(file, source):
         blank = False
         try:
             if isinstance(line, LcmError):
@@ -58,13 +60,24 @@ def read_jsonl(file: BinaryIO, source: Source, concepts: bool) -> Iterator[Docum
         raise _blank(source.name, "documents")
 
 
+def _records(file: BinaryIO, source: Source) -> Iterator[Line]:
+    """Yield the lines of a source that are not blank."""
+    if source.span is None:
+        return one_per_line(_lines(file, source.name), source.name)
+    start, end = source.span
+    number, offset = _seek_line(file, start)
+    lines = _lines(file, source.name, number, offset, end)
+    # The form of the file can be recognized only at its beginning.
+    return one_per_line(lines, source.name) if start == 0 else _not_blank(lines)
+
+
 def one_per_line(lines: Iterator[Line], name: str) -> Iterator[Line]:
     """Yield the lines of JSON Lines that are not blank.
 
     Raises IntegrityError for a JSON array, or for an object spread over lines, as one error with
     the command that converts it. Waits for a second line only if the first is not an object.
     """
-    lines = (each for each in lines if isinstance(each[1], LcmError) or each[1].strip())
+    lines = _not_blank(lines)
     head = list(islice(lines, 1))
     first = head[0][1] if head else None
     if isinstance(first, str) and not isinstance(_parsed(first), dict):
@@ -73,10 +86,38 @@ def one_per_line(lines: Iterator[Line], name: str) -> Iterator[Line]:
     yield from chain(head, lines)
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[Line]:
-    """Yield the lines of a file. Raises IntegrityError if the file is in another encoding."""
-    offset, utf8 = 0, False
-    for number, data in enumerate(file, start=1):
+def _not_blank(lines: Iterator[Line]) -> Iterator[Line]:
+    return (each for each in lines if isinstance(each[1], LcmError) or each[1].strip())
+
+
+def _seek_line(file: BinaryIO, start: int) -> tuple[int, int]:
+    """Move to the first line that begins at byte `start` or later; return its number and offset.
+
+    All bytes before it are read, to count their lines.
+    """
+    if start == 0:
+        return 1, 0
+    number, left = 1, start - 1
+    while left and (block := file.read(min(left, BLOCK_BYTES))):
+        number += block.count(b"\n")
+        left -= len(block)
+    # Byte start - 1 ends the line before, or lies in a line that begins before `start`.
+    skipped = file.readline()
+    return number + 1, start - 1 + len(skipped)
+
+
+def _lines(
+    file: BinaryIO, name: str, first: int = 1, offset: int = 0, end: int | None = None
+) -> Iterator[Line]:
+    """Yield the lines of a file from its position on, line number `first` at byte `offset`.
+
+    The last line is the last one that begins before byte `end`. Raises IntegrityError if the file
+    is in another encoding.
+    """
+    utf8 = False
+    for number, data in enumerate(file, start=first):
+        if end is not None and offset >= end:
+            return
         try:
             line = decode_text(data, name, offset, number, utf8)
             utf8 = utf8 or not line.isascii()

@@ -84,6 +84,7 @@ def open_writer(
     shard_bytes: int = SHARD_BYTES,
     save_seconds: float = SAVE_SECONDS,
     run: Mapping[str, Any] | None = None,
+    allow_empty: bool = False,
 ) -> Iterator[ConceptWriter]:
     """Open `path` for documents whose concepts lie in the space `info`.
 
@@ -95,8 +96,9 @@ def open_writer(
     resumes it after its last finished shard or its last `save`, whichever is later.
 
     Files appear, complete, when the context ends without an error; an interrupted stream lacks its
-    end-of-stream marker. Raises UsageError for an unknown suffix, an existing file, a terminal, or
-    if no document was written; NotFoundError if the folder is missing; LcmError for a full disk.
+    end-of-stream marker. Raises UsageError for an unknown suffix, an existing file, a terminal, or,
+    unless `allow_empty`, if no document was written; NotFoundError if the folder is missing;
+    LcmError for a full disk.
     """
     target, layout = find_target(path), schema(info, dtype)
     if extend and target.kind != "dataset":
@@ -112,7 +114,7 @@ def open_writer(
     with opened as write:
         writer = ConceptWriter(info, dtype, write)
         yield writer
-        if not writer.count + writer.done:
+        if not (allow_empty or writer.count + writer.done):
             raise UsageError(f"nothing was written to {path}: there were no documents")
 
 
