@@ -17,7 +17,8 @@ from lcm_cli.schema import nearest, parse, toml_table
 from lcm_cli.text.languages import SONAR
 
 ROLES = ("encoder", "decoder", "tokenizer")
-PARTS = {"space": ROLES, "model": ("model",)}
+PARTS = {"space": ROLES, "model": ("model",), "speech": ("speech",)}
+FOLDERS = {"space": "spaces", "model": "models", "speech": "speech"}  # in lcm's cache
 UNKNOWN_LICENCE = "NOASSERTION"  # in SPDX
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -61,12 +62,13 @@ class Card:
     the card, or the first pull (see pins.py). A space has `encoder` and `decoder`, the dimensions
     of its halves, and may name the `model` that summarizes and expands in it. A model has an
     `architecture`, a `config` (see lcm_cli.models.config; empty if unknown before the pull) and the
-    `space` of the concepts that it reads. `languages` is their number, or their codes in id order.
-    `recipe` documents the training, `results` the evaluation.
+    `space` of the concepts that it reads. A speech encoder has the shapes of its `encoder` and the
+    `spaces` of its concepts, which are the same in all of them. `languages` is their number, or
+    their codes in id order. `recipe` documents the training, `results` the evaluation.
     """
 
     name: str
-    kind: Literal["space", "model"]
+    kind: Literal["space", "model", "speech"]
     summary: str
     licence: str
     licence_note: str
@@ -74,6 +76,7 @@ class Card:
     checksums: Literal["card", "first pull"] = "first pull"
     architecture: str = ""
     space: str = ""
+    spaces: tuple[str, ...] = ()
     model: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
@@ -165,9 +168,14 @@ def model_folder(name: str) -> Path:
     return cache_dir() / "models" / name.replace("/", "--").replace("@", "--")
 
 
+def speech_folder(name: str) -> Path:
+    """Return the cache folder of the speech encoder called `name`, which need not exist."""
+    return cache_dir() / "speech" / name
+
+
 def list_pulled(kind: str = "space") -> list[str]:
-    """Return the names of the spaces, or of the models, in lcm's cache."""
-    configs = (cache_dir() / f"{kind}s").glob("*/config.json")
+    """Return the names of the checkpoints of one kind in lcm's cache."""
+    configs = (cache_dir() / FOLDERS[kind]).glob("*/config.json")
     return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
 
 

@@ -21,6 +21,7 @@ from lcm_cli.hub.cards import (
     model_folder,
     read_card,
     space_folder,
+    speech_folder,
     suggest_names,
 )
 from lcm_cli.hub.layouts import SPACE_FILES
@@ -95,6 +96,14 @@ class ModelFiles:
     licence: str = ""
 
 
+@dataclass(frozen=True)
+class SpeechFiles:
+    """The files of one speech encoder on this machine."""
+
+    config: Path
+    weights: Path
+
+
 def is_repository(source: str) -> bool:
     """Return whether `source` has the form ORG/REPO or ORG/REPO@REVISION."""
     form = r"[\w.-]*\w/\w[\w.-]*(@\w[\w./-]*)?"
@@ -148,6 +157,25 @@ def locate_model(source: str) -> ModelFiles:
     if is_repository(source):
         return _model_from_hub(source)
     raise NotFoundError(f"there is no model called {source!r}", suggest_names(source, "model"))
+
+
+def locate_speech(source: str) -> SpeechFiles:
+    """Find the files of a speech encoder: a card's name, a card's path, a folder, or ORG/REPO.
+
+    Raises NotFoundError with the missing file and the command that fetches it, UsageError for the
+    name of a checkpoint of another kind. The contents of the files are not checked.
+    """
+    entry = find_card_file(source)
+    if entry is not None:
+        return _speech_of_card(read_card(entry), entry, source)
+    if Path(source).is_dir():
+        return _speech_in(checkpoint_in(Path(source)))
+    if source in list_pulled("speech"):
+        return _speech_in(speech_folder(source))
+    if is_repository(source):
+        return _speech_from_hub(source)
+    hint = suggest_names(source, "speech")
+    raise NotFoundError(f"there is no speech encoder called {source!r}", hint)
 
 
 def read_space(folder: Path) -> SpaceFiles:
@@ -238,6 +266,34 @@ def _model_from_hub(source: str) -> ModelFiles:
         message = f"{source} is not on this machine: no {MODEL_FILES['config']}"
         raise NotFoundError(message, f"run: lcm pull {source}")
     return _model_in(folder, source)
+
+
+def _speech_of_card(card: Card, entry: Traversable | Path, source: str) -> SpeechFiles:
+    if card.kind != "speech":
+        raise UsageError(f"{card.name} is a {card.kind}, not a speech encoder")
+    if card.files:
+        return SpeechFiles(*(file_beside(entry, card.files[r].name) for r in ("config", "speech")))
+    if card.name in list_pulled("speech"):
+        return _speech_in(speech_folder(card.name))
+    missing = speech_folder(card.name) / MODEL_FILES["model"]
+    message = f"{card.name} is not on this machine: no {missing}"
+    raise NotFoundError(message, f"run: lcm pull {source}")
+
+
+def _speech_in(folder: Path) -> SpeechFiles:
+    files = SpeechFiles(folder / MODEL_FILES["config"], folder / MODEL_FILES["model"])
+    for path in (files.config, files.weights):
+        if not path.is_file():
+            raise NotFoundError(f"no speech encoder at {folder}: {path.name} is missing")
+    return files
+
+
+def _speech_from_hub(source: str) -> SpeechFiles:
+    """Find a speech encoder in lcm's own layout in huggingface_hub's own cache."""
+    folder = local_snapshot(*split_repository(source), [*MODEL_FILES.values()])
+    if folder is None:
+        raise NotFoundError(f"{source} is not on this machine", f"run: lcm pull {source}")
+    return _speech_in(folder)
 
 
 def _from_hub(source: str) -> SpaceFiles:
