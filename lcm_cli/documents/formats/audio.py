@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Samples: TypeAlias = NDArray[np.float32]
-
+Samples: TypeAlias = "NDArray[np.float32]"  # a string, since numpy is imported lazily
 RATE = 16_000  # samples per second
 _HUGE = 0x7F000000  # bytes
 _BLOCK = 10  # seconds that are read at a time
