@@ -16,6 +16,8 @@ from . import _shares as shares
 if TYPE_CHECKING:
     from lcm_cli.documents.shares import Share
 
+    from ._road import Road
+
 EPILOG = """\
 lcm embed story.txt -o story.safetensors
 
@@ -27,7 +29,8 @@ lcm embed corpus/ -o data/ --shard 3/16
 
 lcm embed story.txt -o - | lcm decode - --to nld
 """
-EMBEDDING, SCORING = "embedding (sentences)", "scoring (sentences with noise)"
+EMBEDDING, LISTENING = "embedding (sentences)", "embedding (seconds of audio)"
+SCORING = "scoring (sentences with noise)"
 Dtype = Literal["float16", "float32"]
 
 
@@ -52,6 +55,7 @@ def main(
     one_per_line: options.OnePerLine = False,
     split: options.Split = "auto",
     space: options.Space = None,
+    speech: options.Speech = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
@@ -85,14 +89,16 @@ def main(
     _check(target, json, force, fragility, share)
     located = LocatedSpace(space)
     reading = options.read_options(format, column)
-    read = partial(Road, inputs, located, source, one_per_line, reading=reading, split=split)
+    read = partial(
+        Road, inputs, located, source, one_per_line, reading=reading, split=split, speech=speech
+    )
     road = read(share=share)
     loaded = located.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
     run |= {"precision": precision, "fragility": fragility}
     if share is not None and not run["inputs"]:
         road.problems.finish(any_done=False)
-    run |= {"format": format, "column": column, "split": split}
+    run |= {"format": format, "column": column, "split": split, "speech": speech}
     if share is not None:
         target = shares.begin(target, share, run, space_info(loaded), dtype, force)
         if target is None:
@@ -106,7 +112,7 @@ def main(
         concept_writer(
             target, space_info(loaded), dtype, force, run, allow_empty=share is not None
         ) as writer,
-        console.progress(EMBEDDING if known is None else SCORING) as advance,
+        console.progress(_activity(road, scoring=known is not None)) as advance,
     ):
         if writer.done:
             console.info(f"resuming after {counted(writer.done, 'finished document')}")
@@ -126,6 +132,12 @@ def main(
         f" ({sentences / seconds:.1f} sentences/s)"
     )
     road.finish()
+
+
+def _activity(road: "Road", *, scoring: bool) -> str:
+    if scoring:
+        return SCORING
+    return LISTENING if road.spoken else EMBEDDING
 
 
 def _check(

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcm_cli.errors import UsageError
+from lcm_cli.int8 import Int8Linear
 from lcm_cli.models.layers import (
     Attention,
     Block,
@@ -48,7 +49,7 @@ from lcm_cli.models.layers import (
     split_heads,
 )
 from lcm_cli.models.two_tower import DenoiserLayer, Modulator
-from lcm_cli.space.kernels import Int8Linear, PackedLinear, can_pack, page_out
+from lcm_cli.space.kernels import PackedLinear, can_pack, page_out
 
 Model = TypeVar("Model", bound=nn.Module)
 MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]

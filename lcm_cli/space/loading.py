@@ -2,17 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from lcm_cli.errors import IntegrityError
-from lcm_cli.space.decoder import DecoderConfig
-from lcm_cli.space.encoder import EncoderConfig
 from lcm_cli.weights import Int8Matrix, Network, Weight, read_weights, without_weights
 
-Config = TypeVar("Config", EncoderConfig, DecoderConfig)
+
+class Layered(Protocol):
+    """The config of a network with layers."""
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        ...
+
+
+Config = TypeVar("Config", bound=Layered)
 
 
 def load_weights(

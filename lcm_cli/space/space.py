@@ -72,7 +72,7 @@ def load_space(
     """
     files = locate_space(source)
     chosen = pick_device(device)
-    return Space(files, chosen, _pick_precision(precision, chosen), batch_tokens)
+    return Space(files, chosen, pick_precision(precision, chosen), batch_tokens)
 
 
 class Space:
@@ -337,7 +337,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _pick_precision(name: str, device: torch.device) -> str:
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return the precision called `name`; "auto" is float32 on the CPU, else float16.
+
+    Raises UsageError if it is unknown or does not exist on `device`.
+    """
     if name not in PRECISIONS:
         raise UsageError(f"unknown precision {name!r}", f"choose from: {', '.join(PRECISIONS)}")
     if name == "int8" and device.type != "cpu":

@@ -25,9 +25,14 @@ _TEXT = """
 _USE = {
     "space": "lcm translate text.txt --to fra --space {repo}",
     "model": "lcm checkpoints show {repo}",
+    "speech": "lcm checkpoints show {repo}",
 }
-_KIND = {"space": "A space", "model": "A concept model"}
-_TASK = {"space": "translation", "model": "text-generation"}  # of the results, in the Hub's terms
+_KIND = {"space": "A space", "model": "A concept model", "speech": "A speech encoder"}
+_TASK = {  # of the results, in the Hub's terms
+    "space": "translation",
+    "model": "text-generation",
+    "speech": "automatic-speech-recognition",
+}
 _PORT_TITLE = """
 # {name}
 
@@ -121,18 +126,27 @@ def metadata(
     results: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of a checkpoint for the Hub; the parameters are those of `model_card`."""
-    kind = config["kind"]
-    space = (config.get("space") or {}).get("name", "") if kind == "model" else config["name"]
-    words = ["concept-model", str(config.get("architecture"))]
-    tags = [*(words if kind == "model" else ["concept-space"]), *([f"space:{space}"] * bool(space))]
+    tags = [*_words(config), *(f"space:{name}" for name in _spaces(config))]
     found: dict[str, Any] = {"library_name": "lcm", "license": licence.lower(), "tags": tags}
     if codes := [language(code) for code in languages]:
         names = (one.iso639_1 or one.iso639_3 for one in codes)
         found["language"] = list(dict.fromkeys(names))
     if results:
-        measured = [_result(results, _TASK[kind])]
+        measured = [_result(results, _TASK[config["kind"]])]
         found["model-index"] = [{"name": repo.rpartition("/")[2], "results": measured}]
     return found
+
+
+def _words(config: Mapping[str, Any]) -> list[str]:
+    if config["kind"] == "model":
+        return ["concept-model", str(config.get("architecture"))]
+    return ["concept-space" if config["kind"] == "space" else "speech-encoder"]
+
+
+def _spaces(config: Mapping[str, Any]) -> list[str]:
+    if config["kind"] == "model":
+        return list(filter(None, [(config.get("space") or {}).get("name", "")]))
+    return [config["name"]] if config["kind"] == "space" else list(config["spaces"])
 
 
 def _result(results: Mapping[str, Any], task: str) -> dict[str, Any]:
@@ -163,16 +177,17 @@ def _body(repo: str, config: Mapping[str, Any]) -> str:
 
 
 def _facts(config: Mapping[str, Any]) -> list[str]:
-    if config["kind"] == "space":
-        return [
-            f"- concepts of {config['encoder']['model_dim']} numbers",
-            f"- languages: {' '.join(config['languages'])}",
+    kind = config["kind"]
+    if kind == "model":
+        space = config.get("space") or {}
+        facts = [
+            f"- architecture: `{config['architecture']}`",
+            f"- concepts of {config['concept_dim']} numbers",
         ]
-    space = config.get("space") or {}
-    facts = [
-        f"- architecture: `{config['architecture']}`",
-        f"- concepts of {config['concept_dim']} numbers",
-    ]
-    if space.get("name"):
-        facts.append(f"- space: `{space['name']}`, fingerprint `{space.get('fingerprint')}`")
-    return facts
+        if space.get("name"):
+            facts.append(f"- space: `{space['name']}`, fingerprint `{space.get('fingerprint')}`")
+        return facts
+    dim = config["encoder"]["concept_dim" if kind == "speech" else "model_dim"]
+    spaces = [f"- spaces: {', '.join(config['spaces'])}"] if kind == "speech" else []
+    languages = f"- languages: {' '.join(config['languages'])}"
+    return [f"- concepts of {dim} numbers", *spaces, languages]

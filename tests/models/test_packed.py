@@ -8,6 +8,7 @@ from rounding import additions, assert_near
 from torch import Tensor, nn
 
 from lcm_cli.errors import UsageError
+from lcm_cli.int8 import Int8Linear
 from lcm_cli.models.checkpoint import build, load_model
 from lcm_cli.models.config import TransformerConfig, preset
 from lcm_cli.models.diffusion import DiffusionOptions
@@ -23,7 +24,6 @@ from lcm_cli.models.packed import (
     half,
     lay_out,
 )
-from lcm_cli.space.kernels import Int8Linear
 
 DIM = 16
 STACKS = [
