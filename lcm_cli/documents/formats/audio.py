@@ -6,6 +6,7 @@ Samples are read and resampled block by block: ten hours of audio need no more m
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Samples: TypeAlias = "NDArray[np.float32]"  # a string, since numpy is imported lazily
 RATE = 16_000  # samples per second
 _HUGE = 0x7F000000  # bytes
+_XING = re.compile(rb"(?:Xing|Info)(.{4})(.{4})(.{4})", re.DOTALL)
+_XING_EXACT = 0.99  # encoders count the header's own frame and trailing tags differently
 _BLOCK = 10  # seconds that are read at a time
 _CONVERT = "convert it: ffmpeg -i FILE NEW.wav"
 
@@ -48,7 +51,7 @@ class Recording:
         with _opened(self.file, self.name) as sound:
             resample = _resampler(sound.samplerate)
             frames = 0
-            for block in sound.blocks(_BLOCK * sound.samplerate, dtype="float32", always_2d=True):
+            for block in _frames(sound):
                 mono = block.mean(axis=1)
                 if not np.isfinite(mono).all():
                     first = frames + int(np.argmin(np.isfinite(mono)))
@@ -59,7 +62,8 @@ class Recording:
                     )
                 frames += len(mono)
                 yield resample(mono, last=False)
-            if frames < sound.frames:
+            # The length of an MP3 file without a Xing header is an estimate.
+            if frames < sound.frames and sound.format != "MP3":
                 raise _cut_off(self.name, frames / sound.samplerate, self.seconds)
             yield resample(np.zeros(0, np.float32), last=True)
 
@@ -77,9 +81,19 @@ def read_recording(file: BinaryIO, source: Source) -> Document:
     if not seconds:
         raise IntegrityError(f"{source.name} has no samples in it", "record it again")
     if kept < 1:
-        raise _cut_off(source.name, seconds, seconds / kept)
+        whole = seconds if sound.format == "MP3" else seconds / kept
+        raise _cut_off(source.name, whole * kept, whole)
     recording = Recording(source.name, place, seconds)
     return Document(source.id, origin=source.name, recording=recording)
+
+
+def _frames(sound: Any) -> Iterator[NDArray[np.float32]]:
+    """Yield the frames of an open file in blocks (S, channels).
+
+    `SoundFile.blocks` trusts the announced length: past the actual end it repeats old samples.
+    """
+    while len(block := sound.read(_BLOCK * sound.samplerate, dtype="float32", always_2d=True)):
+        yield block
 
 
 def _seekable(file: BinaryIO, source: Source) -> Path | BinaryIO:
@@ -92,18 +106,44 @@ def _seekable(file: BinaryIO, source: Source) -> Path | BinaryIO:
 
 
 def _kept(place: Path | BinaryIO, format: str) -> float:
-    """Return the share of a WAV file that its header announces and is there; 1 for others.
+    """Return the share of the bytes a WAV or MP3 header announces that is there, at most 1.
 
-    libsndfile takes what is there for the whole.
+    libsndfile does not report the loss. Returns 1 if nothing is announced.
     """
-    if format != "WAV":
+    announced_size = {"WAV": _riff_size, "MP3": _mpeg_size}.get(format)
+    if announced_size is None:
         return 1.0
     with place.open("rb") if isinstance(place, Path) else nullcontext(place) as file:
-        file.seek(4)
-        announced = int.from_bytes(file.read(4), "little") + 8
+        announced = announced_size(file)
         size = file.seek(0, os.SEEK_END)
+    least = announced * (_XING_EXACT if format == "MP3" else 1)
+    return size / announced if size < least else 1.0
+
+
+def _riff_size(file: BinaryIO) -> int:
+    """Return the size of a WAV file by its header, 0 if unknown."""
+    file.seek(4)
+    announced = int.from_bytes(file.read(4), "little") + 8
     # A program that writes to a pipe does not know the size, and announces a huge one or none.
-    return size / announced if size < announced < _HUGE else 1.0
+    return announced if announced < _HUGE else 0
+
+
+def _mpeg_size(file: BinaryIO) -> int:
+    """Return the size of an MP3 file by the Xing or Info header of its first frame, 0 if unknown.
+
+    The header is a tag, 4 bytes of flags, then, if flagged, the number of frames and of bytes.
+    """
+    file.seek(0)
+    tag = file.read(10)
+    start = 0
+    if tag.startswith(b"ID3"):  # its size: four bytes of 7 bits, without the 10 bytes of its head
+        start = 10 + sum(byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))
+    file.seek(start)
+    found = _XING.search(file.read(64))
+    if found is None:
+        return 0
+    flags, frames, count = (int.from_bytes(group) for group in found.groups())
+    return start + (count if flags & 1 else frames) if flags & 2 else 0
 
 
 @contextmanager
