@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SPOKEN = "eng_Latn"  # the language of recordings, unless it is named
 _UTTERANCE = 4  # seconds of an utterance, for estimates
+_TOKENS = 12  # of text in a second of speech, at most
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ def hear(prepared: Prepared, space: "Space", progress: Progress | None = None) -
     speech = _speech_encoder(prepared.speech, str(space.device), space.precision)
     speech.check_space(space.name, space.fingerprint)
     heard = listen(document.recording, speech, progress)
-    texts = space.decode(heard.concepts, [document.lang])[document.lang]
+    limits = [16 + int(_TOKENS * (end - start)) for start, end in heard.times]
+    texts = space.decode(heard.concepts, [document.lang], limits=limits)[document.lang]
     sentences = [best[0].text for best in texts]
     return replace(
         prepared,
