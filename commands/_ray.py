@@ -14,7 +14,7 @@ import typer
 
 from lcm_cli import console
 from lcm_cli.documents import dataset
-from lcm_cli.documents.shares import check_division, folder_of, progress, read_division
+from lcm_cli.documents.shares import check_division, folder_of, read_division, tally
 from lcm_cli.documents.targets import find_target
 from lcm_cli.errors import LcmError, UsageError
 from lcm_cli.schema import counted
@@ -149,7 +149,7 @@ def _embed_share(embed: Callable[..., None], call: Call, shard: str, cwd: str) -
 def _follow(ray: Any, pending: dict[Any, int]) -> int:
     """Wait for all tasks and show their messages; return the number of tasks that failed."""
     failed = 0
-    with console.progress("embedding (shares)", len(pending)) as advance:
+    with console.tally("embedding (shares)", len(pending)) as advance:
         while pending:
             (ended, *_), _ = ray.wait(list(pending), num_returns=1)
             index = pending.pop(ended)
@@ -177,7 +177,7 @@ def _show(index: int, messages: str) -> None:
 
 
 def _report(folder: Path, count: int, seconds: float) -> None:
-    finished = progress(folder, count).finished
+    finished = tally(folder, count).finished
     manifests = [dataset.read_manifest(folder_of(folder, index)) for index in finished]
     documents = sum(each.documents for each in manifests if each)
     console.info(

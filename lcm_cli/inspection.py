@@ -55,7 +55,7 @@ def inspect_shares(target: str, count: int) -> tuple[dict[str, Any], LcmError | 
         raise UsageError(f"{target} is not a data set in shares", "leave out --expect")
     if division.count != count:
         raise IntegrityError(f"{target} is divided into {division.count} shares, not {count}")
-    found = shares.progress(folder, count)
+    found = shares.tally(folder, count)
     folders = [shares.folder_of(folder, index) for index in found.finished]
     read = [(each, dataset.read_manifest(each)) for each in folders]
     manifests = [(each, manifest) for each, manifest in read if manifest is not None]

@@ -179,7 +179,7 @@ def _dataset_folders(path: Path) -> tuple[list[Path], dict[str, Any]]:
         return [], {}
     if (division := shares.read_division(path)) is None:
         return ([path] if dataset.read_manifest(path) else []), {}
-    found = shares.progress(path, division.count)
+    found = shares.tally(path, division.count)
     folders = [shares.folder_of(path, index) for index in found.finished]
     return folders, {"shares": {"count": division.count, **found._asdict()}}
 

@@ -84,7 +84,7 @@ class Division:
     dtype: str
 
 
-class Progress(NamedTuple):
+class Tally(NamedTuple):
     """The shares of a data set by their state."""
 
     finished: list[int]
@@ -210,9 +210,9 @@ def is_finished(folder: Path, index: int) -> bool:
     return dataset.read_manifest(folder_of(folder, index)) is not None
 
 
-def progress(folder: Path, count: int) -> Progress:
+def tally(folder: Path, count: int) -> Tally:
     """Return which of the shares in `folder` are finished, unfinished and missing."""
-    found = Progress([], [], [])
+    found = Tally([], [], [])
     for index in range(count):
         if is_finished(folder, index):
             found.finished.append(index)
