@@ -149,7 +149,7 @@ def _embed_share(embed: Callable[..., None], call: Call, shard: str, cwd: str) -
 def _follow(ray: Any, pending: dict[Any, int]) -> int:
     """Wait for all tasks and show their messages; return the number of tasks that failed."""
     failed = 0
-    with console.tally("embedding (shares)", len(pending)) as advance:
+    with console.progress("embedding (shares)", len(pending)) as advance:
         while pending:
             (ended, *_), _ = ray.wait(list(pending), num_returns=1)
             index = pending.pop(ended)

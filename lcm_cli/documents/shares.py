@@ -224,12 +224,12 @@ def tally(folder: Path, count: int) -> Tally:
 
 def complete(folder: Path, division: Division) -> list[Path]:
     """Return the folders of all shares. Raises IntegrityError if one of them is not finished."""
-    if (error := incomplete(folder, progress(folder, division.count))) is not None:
+    if (error := incomplete(folder, tally(folder, division.count))) is not None:
         raise error
     return [folder_of(folder, index) for index in range(division.count)]
 
 
-def incomplete(folder: Path, found: Progress) -> IntegrityError | None:
+def incomplete(folder: Path, found: Tally) -> IntegrityError | None:
     """Return the error for a data set that lacks shares, None if it has all."""
     parts = [
         f"{what} {_listed(indices)}"
