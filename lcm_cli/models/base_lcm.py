@@ -92,13 +92,6 @@ class BaseLCM(ConceptModel):
         h_BSM = self.lcm(self.frontend(x_BSD, positions), positions, mask, cache)
         return self.postnet(h_BSM)
 
-    def predictions(self, x_BSD: Tensor, batch: Batch) -> Tensor:
-        """Return the normalized prediction of concepts 1 .. S - 1 of a batch, (B, S - 1, D)."""
-        # Nothing follows the last concept, so it need not be read; one alone keeps shapes valid.
-        read = max(x_BSD.shape[1] - 1, 1)
-        segments_BS = None if batch.segments_BS is None else batch.segments_BS[:, :read]
-        return self(x_BSD[:, :read], segments_BS=segments_BS)[:, : x_BSD.shape[1] - 1]
-
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
         """Return the squared error of each next concept, in normalized space.
 
@@ -110,7 +103,7 @@ class BaseLCM(ConceptModel):
         # The first concept has no context and is never predicted: drop its column, so that column
         # s of the mask and of the predictions belongs to concept s + 1.
         chosen_BS = target_BS[:, 1:]
-        prediction_ND = self.predictions(x_BSD, batch)[chosen_BS]
+        prediction_ND = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1][chosen_BS]
         errors_N = squared_error(prediction_ND, x_BSD[:, 1:][chosen_BS], objective.root)
         return Loss(errors_N.sum(), errors_N.detach())
 

@@ -53,7 +53,7 @@ class SonarLLM(BaseLCM):
             )
         chosen_BS = batch.learned(first=self.config.objective.min_context)[:, 1:]
         x_BSD = self.normalized(batch.concepts_BSD)
-        prediction_BSD = self.predictions(x_BSD, batch)
+        prediction_BSD = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1]
         prediction_ND = self.normalizer.denormalize(prediction_BSD[chosen_BS])
         places = chosen_BS.nonzero().tolist()
         errors_N = self.token_loss(
