@@ -5,6 +5,7 @@ gradients and optimizer states (torch's fully_shard): Transformer blocks are gat
 everything else at the beginning of a step. A run of one process takes the same code path.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +37,26 @@ class Share:
         """The numbers of its micro-batches."""
         return range(self.rank, self.count, self.size)
 
-    def rows(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Return the rows in each of its micro-batches; `lengths` are those of the batch's rows."""
-        return deal(lengths, self.count)[self.rank :: self.size]
+    def rows(self, lengths: Sequence[int], counts: Sequence[int] = ()) -> list[list[int]]:
+        """Return the rows in each of its micro-batches; `lengths` are those of the batch's rows.
+
+        The first `counts[0]` rows are those of the first reader, and so on. Reader r and
+        micro-batch m belong together if r = m modulo the greatest common divisor of their numbers.
+        If the number of readers is a multiple of that of processes, these then share no reader.
+        """
+        counts = counts or [len(lengths)]
+        groups = math.gcd(len(counts), self.count)
+        rows_of: list[list[int]] = [[] for _ in range(groups)]
+        first = 0
+        for reader, count in enumerate(counts):
+            rows_of[reader % groups] += range(first, first + count)
+            first += count
+        each = self.count // groups
+        dealt = [
+            [[rows[i] for i in part] for part in deal([lengths[i] for i in rows], each)]
+            for rows in rows_of
+        ]
+        return [dealt[number % groups][number // groups] for number in self.numbers]
 
 
 def deal(lengths: Sequence[int], count: int) -> list[list[int]]:
