@@ -109,6 +109,14 @@ class World:
         """Return whether the flag is set in any process."""
         return self.sum([float(flag)])[0] > 0
 
+    def agree(self, number: float) -> float:
+        """Return the number that the first process has, in all processes."""
+        if self.size == 1:
+            return number
+        agreed = torch.tensor(number, dtype=torch.float64, device=_device())
+        dist.broadcast(agreed, 0)
+        return float(agreed)
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.size > 1:

@@ -74,6 +74,39 @@ def test_a_run_goes_on_in_another_number_of_processes(
     torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
 
 
+DISAGREEING = """
+import os
+from pathlib import Path
+from lcm_cli.app import main
+from lcm_cli.training.trainers.concept_model import ModelTrainer
+
+scores = {"0": [3.0, 2.0, 2.5, 2.5], "1": [3.0, 4.0, 5.0, 1.0]}[os.environ["RANK"]]
+ModelTrainer.evaluate = lambda self, folder: {"eval": {"loss": scores.pop(0)}}
+os._exit(main())
+"""
+
+
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_the_first_process_decides_which_weights_are_best(run, write_recipe, tmp_path, parallel):
+    """As many processes export, which is a collective with fsdp, and end at the same step."""
+    recipe, errors = write_recipe("base"), tmp_path / "errors"
+    patience = (
+        "--set",
+        "train.steps=20",
+        "--set",
+        "train.eval_every=2",
+        "--set",
+        "train.patience=2",
+    )
+    common = ("train", recipe, *COMMON, *patience, "--set", f"train.parallel={parallel}", "-o")
+    folder = tmp_path / "run"
+    assert run(*common, folder, errors=errors, processes=2, code=DISAGREEING) == 0, (
+        errors.read_text()
+    )
+    assert states(folder)[-1].name.removesuffix(".pt") == "state-000000008"
+    assert (folder / "best" / "model").is_dir()
+
+
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
     """A folder for the teachers by architecture, which are trained when first needed."""
