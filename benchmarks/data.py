@@ -5,7 +5,8 @@
 Writes a data set as `lcm embed` does (1024 numbers per concept, float16, documents of 2 to 200
 sentences), drops its files from the page cache, and reads batches, or the first of eight
 processes' share of each, as fast as possible. Then eight processes, two at a time, read their
-shares of an epoch, with one reader and with eight, and count the bytes that they read.
+shares of an epoch in batches of 57,344 concepts, with one reader and with eight, and count the
+bytes that they read.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def read_share(path: Path, readers: int, rank: int) -> tuple[int, int, float]:
 
     Returns the bytes read to open the data and to read its share, and its processor time.
     """
-    options = DataOptions((str(path),), suffix=(), readers=readers)
+    options = DataOptions((str(path),), batch_concepts=57344, suffix=(), readers=readers)
     began = bytes_read()
     with ConceptData(options, dim=DIM, max_length=2048, seed=0) as data:
         opened, cpu, share = bytes_read(), time.process_time(), Share(rank, 8, 8)

@@ -59,7 +59,9 @@ RowGroups = dict[tuple[int, int], list[ConceptLists]]
 BUFFER_BYTES = 256 << 20  # of concepts that are shuffled together; three buffers are held
 BUFFER_BATCHES = 8  # the least number of batches in a buffer
 AHEAD = 4  # batches made before they are requested
-LEAST_ROWS = 4  # of the greatest length, in a reader's part of a batch
+# The least number of rows of the greatest length in a reader's part of a batch: few rows of
+# different lengths need much padding, packed ones are all about as long.
+LEAST_ROWS, LEAST_PACKED_ROWS = 32, 4
 UNEVEN = 0.05  # how much more than the mean a reader may have before a row group is divided
 
 
@@ -191,7 +193,8 @@ class ConceptData:
         longest = max(documents.longest for documents in self._train)
         row = max(longest, self._wrap if options.packing else 0)
         self._batch = max(options.batch_concepts, row)
-        self._readers = _most_readers(options.readers, self._batch // (LEAST_ROWS * row))
+        least = LEAST_PACKED_ROWS if options.packing else LEAST_ROWS
+        self._readers = _most_readers(options.readers, self._batch // (least * row))
         self._ends = [0]  # batches before each epoch
         self._lock = Lock()
         self._buffers_of = lru_cache(4)(self._plan)

@@ -319,6 +319,7 @@ def test_a_process_reads_its_own_row_groups(
 ) -> None:
     monkeypatch.setattr(f"{BATCHES}.BUFFER_BYTES", 0)
     monkeypatch.setattr(f"{BATCHES}.BUFFER_BATCHES", 3)
+    monkeypatch.setattr(f"{BATCHES}.LEAST_ROWS", 4)
     lengths = np.random.default_rng(0).integers(2, 14, 1200).tolist()
     path = write(tmp_path / "a.parquet", plain(lengths), group=25)  # 48 row groups
     options = {"batch_concepts": 600, "wrap": 16, "packing": packing, "suffix": ()}
@@ -341,11 +342,11 @@ def test_a_process_reads_its_own_row_groups(
 
 def test_readers_have_similar_shares(tmp_path: Path) -> None:
     """Even of a single row group; and batches are hardly padded more than those of one reader."""
-    lengths = np.random.default_rng(0).integers(2, 14, 1200).tolist()
-    path = write(tmp_path / "a.parquet", plain(lengths), group=2000)
+    lengths = np.random.default_rng(0).integers(2, 9, 4000).tolist()
+    path = write(tmp_path / "a.parquet", plain(lengths), group=5000)
     padding = {}
     for readers in (1, 8):
-        options = {"batch_concepts": 600, "wrap": 16, "readers": readers}
+        options = {"batch_concepts": 2600, "wrap": 10, "readers": readers}
         own, _, _ = counted_reads(path, Share(0, 1, 8), **options)
         sizes = np.array([int(batch.lengths_B.sum()) for batch in own]).reshape(-1, 8)
         assert sizes.max() <= 1.3 * sizes.mean()
@@ -356,10 +357,12 @@ def test_readers_have_similar_shares(tmp_path: Path) -> None:
 
 
 def test_fewer_readers_for_few_rows(corpus: str) -> None:
-    """A batch has at least four of the longest rows from each reader."""
-    for batch_concepts, readers in ((64, 1), (128, 2), (400, 4), (512, 8), (5000, 8)):
-        with open_data(corpus, batch_concepts=batch_concepts, wrap=16, suffix=()) as data:
-            assert data._readers == readers
+    """A batch has at least 32 of the longest rows from each reader, or 4 packed ones."""
+    for packing, least in ((False, 32), (True, 4)):
+        for rows, readers in ((1, 1), (1.9, 1), (2, 2), (7.9, 4), (8, 8), (100, 8)):
+            settings = {"wrap": 12, "packing": packing, "suffix": ()}
+            with open_data(corpus, batch_concepts=int(rows * least * 12), **settings) as data:
+                assert data._readers == readers
 
 
 def test_a_target_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
