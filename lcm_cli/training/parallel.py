@@ -179,8 +179,9 @@ def distribute(
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy()
-    if options.precision == "bfloat16":
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    if options.precision != "float32":
+        lower = getattr(torch, options.precision)
+        policy = MixedPrecisionPolicy(lower, torch.float32, cast_forward_inputs=False)
     # Inner modules first: what is left over belongs to the outer one.
     for block in [part for part in model.modules() if isinstance(part, Block)]:
         fully_shard(block, mp_policy=policy)
@@ -198,6 +199,38 @@ def gradient_sync(module: nn.Module, last: bool) -> Any:
 def gathered(tensor: Tensor) -> Tensor:
     """Return a possibly sharded tensor as a whole. A collective: all processes must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def map_whole(function: Callable[[Tensor], Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """Apply a function of stacked tensors (N, ...) to whole tensors of one shape.
+
+    Each process computes some of the sharded ones and sends the results to the others, which keep
+    their parts: all processes must call it. The function preserves shape and dtype.
+    """
+    if not hasattr(tensors[0], "full_tensor"):
+        return list(function(torch.stack(tensors)))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    results: list[Tensor] = []
+    for first in range(0, len(tensors), size):  # no more in memory than one of each process
+        part = tensors[first : first + size]
+        mine = [whole for n, whole in enumerate(map(gathered, part)) if n == rank]
+        done = function(torch.stack(mine))[0].contiguous() if mine else None
+        for owner, sharded in enumerate(part):
+            result = torch.empty(sharded.shape, dtype=sharded.dtype, device=sharded.device)
+            if owner == rank and done is not None:
+                result = done
+            dist.broadcast(result, owner)
+            results.append(_shard_like(result, sharded))
+    return results
+
+
+def _shard_like(whole: Tensor, sharded: Any) -> Tensor:
+    """Return this process's part of a tensor that all processes have, without communication."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = sharded.device_mesh
+    same = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return same.redistribute(placements=sharded.placements)
 
 
 def save_sharded(state: dict[str, Any], folder: Path) -> None:

@@ -54,6 +54,34 @@ def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, archit
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "tolerance"),
+    [("muon", "float32", 1e-4), ("adamw", "float16", 2e-3), ("muon", "float16", 2e-3)],
+)
+def test_fsdp_with_muon_and_scaled_losses(
+    run, write_recipe, tmp_path, optimizer, precision, tolerance
+):
+    """Two processes compute what one does, and resume as if never stopped."""
+    recipe, errors = write_recipe("base"), tmp_path / "errors"
+    still = ("model.transformer.dropout=0.0", "train.schedule=constant", "train.parallel=fsdp")
+    kind = (f"train.optimizer={optimizer}", f"train.precision={precision}")
+    changes = [part for change in (*still, *kind) for part in ("--set", change)]
+    common = ("train", recipe, *COMMON, *changes, "-o")
+    assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
+    assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
+    half = (*common, tmp_path / "half", "--set", "train.steps=4")
+    assert run(*half, errors=errors, processes=2) == 0, errors.read_text()
+    resumed = (*common, tmp_path / "half", "--resume")
+    assert run(*resumed, errors=errors, processes=2) == 0, errors.read_text()
+    one, two, half = (weights(tmp_path / name) for name in ("one", "two", "half"))
+    torch.testing.assert_close(one, two, atol=tolerance, rtol=0)
+    assert torch.equal(two, half)
+    assert scores(tmp_path / "one")["loss"] == pytest.approx(
+        scores(tmp_path / "two")["loss"], rel=1e-5 if precision == "float32" else 1e-3
+    )
+
+
 @pytest.mark.parametrize(
     ("parallel", "others"), [("ddp", 1), pytest.param("fsdp", 3, marks=pytest.mark.slow)]
 )
