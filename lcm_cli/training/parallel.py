@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lcm_cli.errors import IntegrityError
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.layers import Block
 from lcm_cli.training.recipe import Training
@@ -242,11 +243,23 @@ def save_sharded(state: dict[str, Any], folder: Path) -> None:
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> None:
-    """Fill the tensors of `state` from shards written by any number of processes."""
+    """Fill the tensors of `state` from shards written by any number of processes.
+
+    Raises IntegrityError if they are damaged, or if their pickles hold anything but data.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    with _quietly():
-        load(state, checkpoint_id=str(folder))
+    from lcm_cli.training.shards import DataPlanner, DataReader
+
+    reader = DataReader(str(folder))
+    reader.read_metadata()  # torch would hide the cause of an error
+    try:
+        with _quietly():
+            load(state, storage_reader=reader, planner=DataPlanner())
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise IntegrityError(f"{folder} cannot be read: {cause}") from error
 
 
 @contextmanager
