@@ -198,11 +198,19 @@ def test_two_processes_distill_what_one_does(
 
 
 @pytest.mark.parametrize(
-    ("parallel", "others"), [("ddp", 1), pytest.param("fsdp", 2, marks=pytest.mark.slow)]
+    ("architecture", "parallel", "others"),
+    [
+        ("base", "ddp", 1),
+        pytest.param("base", "fsdp", 2, marks=pytest.mark.slow),
+        pytest.param("two_tower", "ddp", 2, marks=pytest.mark.slow),
+        pytest.param("two_tower", "fsdp", 2, marks=pytest.mark.slow),
+    ],
 )
-def test_a_distillation_goes_on(run, taught, tmp_path, parallel, others):
-    still = ("--set", "model.transformer.dropout=0.0", "--set", "train.schedule=constant")
-    common = taught("base", *still, "--set", f"train.parallel={parallel}")
+def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, others):
+    still = ["--set", "train.schedule=constant"]
+    if architecture == "base":
+        still += ["--set", "model.transformer.dropout=0.0"]
+    common = taught(architecture, *still, "--set", f"train.parallel={parallel}")
     errors = tmp_path / "errors"
     assert run(*common, tmp_path / "whole", errors=errors) == 0, errors.read_text()
     half = (*common, tmp_path / "run", "--set", "distill.compare=false", "--set", "train.steps=4")
