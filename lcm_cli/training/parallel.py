@@ -205,14 +205,14 @@ def gathered(tensor: Tensor) -> Tensor:
 def map_whole(function: Callable[[Tensor], Tensor], tensors: list[Tensor]) -> list[Tensor]:
     """Apply a function of stacked tensors (N, ...) to whole tensors of one shape.
 
-    Each process computes some of the sharded ones and sends the results to the others, which keep
-    their parts: all processes must call it. The function preserves shape and dtype.
+    The processes divide sharded tensors among them and send each other the results, of which each
+    keeps its part: all processes must call it. The function preserves shape and dtype.
     """
     if not hasattr(tensors[0], "full_tensor"):
         return list(function(torch.stack(tensors)))
     rank, size = dist.get_rank(), dist.get_world_size()
     results: list[Tensor] = []
-    for first in range(0, len(tensors), size):  # no more in memory than one of each process
+    for first in range(0, len(tensors), size):  # a process holds one whole tensor at a time
         part = tensors[first : first + size]
         mine = [whole for n, whole in enumerate(map(gathered, part)) if n == rank]
         done = function(torch.stack(mine))[0].contiguous() if mine else None

@@ -59,10 +59,10 @@ RowGroups = dict[tuple[int, int], list[ConceptLists]]
 BUFFER_BYTES = 256 << 20  # of concepts that are shuffled together; three buffers are held
 BUFFER_BATCHES = 8  # the least number of batches in a buffer
 AHEAD = 4  # batches made before they are requested
-# The least number of rows of the greatest length in a reader's part of a batch: few rows of
-# different lengths need much padding, packed ones are all about as long.
+# The least number of rows of the greatest length in a reader's part of a batch. With fewer, the
+# lengths in the parts of a batch differ, and padding grows; packed rows are all about as long.
 LEAST_ROWS, LEAST_PACKED_ROWS = 32, 4
-UNEVEN = 0.05  # how much more than the mean a reader may have before a row group is divided
+UNEVEN = 0.05  # how far above the mean a reader may be before a row group is divided
 
 
 @dataclass(frozen=True)
