@@ -55,6 +55,20 @@ def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, archit
 
 
 @pytest.mark.slow
+def test_processes_with_readers_of_their_own_compute_what_one_does(run, write_recipe, tmp_path):
+    recipe, errors = write_recipe("base"), tmp_path / "errors"
+    packed = ("--set", "data.packing=true", "--set", "data.wrap=4")  # enough rows for two readers
+    common = ("train", recipe, *COMMON, *packed, "-o")
+    assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
+    assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
+    alone = (*common, tmp_path / "alone", "--set", "data.readers=1")
+    assert run(*alone, errors=errors) == 0, errors.read_text()
+    one, two, other = (weights(tmp_path / name) for name in ("one", "two", "alone"))
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=0)
+    assert (one - other).abs().max() > 1e-3  # the order is another one
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "precision", "tolerance"),
     [("muon", "float32", 1e-4), ("adamw", "float16", 2e-3), ("muon", "float16", 2e-3)],
