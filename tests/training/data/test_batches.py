@@ -592,6 +592,7 @@ def test_options_from_a_recipe() -> None:
         ({"train": []}, "train names no data"),
         ({"train": ["a"], "batch_concept": 3}, "unknown key 'batch_concept'"),
         ({"train": ["a"], "wrap": 1}, "wrap = 1 must be at least 2"),
+        ({"train": ["a"], "readers": 0}, "readers = 0 must be at least 1"),
         ({"train": [{"path": "a", "weight": 0}]}, "weight 0.0 must be above 0"),
         ({"train": ["a"], "min_sentences": 3, "max_sentences": 2}, "is less than"),
     ]:
