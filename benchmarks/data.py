@@ -1,17 +1,21 @@
-"""Measure the reading speed of training data: concepts per second, for one process or of eight.
+"""Measure the reading of training data: concepts per second, and bytes read by eight processes.
 
     python benchmarks/data.py [--concepts 300000] [--folder FOLDER]
 
 Writes a data set as `lcm embed` does (1024 numbers per concept, float16, documents of 2 to 200
 sentences), drops its files from the page cache, and reads batches, or the first of eight
-processes' share of each, as fast as possible.
+processes' share of each, as fast as possible. Then eight processes, two at a time, read their
+shares of an epoch in batches of 57,344 concepts, with one reader and with eight, and count the
+bytes that they read.
 """
 
 import argparse
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,8 @@ def main() -> None:
             for workers in (1, 2):
                 measure(path, f"{name}, {workers} threads", workers, Share(), **more)
             measure(path, f"{name}, 1 threads, as one of 8 processes", 1, Share(0, 8, 8), **more)
+        for readers in (1, 8):
+            read_together(path, readers, size)
 
 
 def write(path: Path, concepts: int) -> int:
@@ -81,6 +87,38 @@ def measure(path: Path, name: str, workers: int, share: Share, **more: Any) -> N
             f"{name}: opened in {opened - began:.1f} s, {concepts / seconds:,.0f} concepts/s"
             f" ({concepts / cpu:,.0f} per second of processor time)"
         )
+
+
+def read_together(path: Path, readers: int, size: int) -> None:
+    """Print the bytes that each of eight processes reads in an epoch, and their processor time."""
+    with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
+        found = list(pool.map(read_share, [path] * 8, [readers] * 8, range(8)))
+    scanned, read, seconds = zip(*found, strict=True)
+    parts = " ".join(f"{each / size:.1%}" for each in read)
+    print(
+        f"{readers} readers: each of 8 processes reads {parts} of the data, "
+        f"all {sum(read) / size:.2f} times the data, in {sum(seconds) / 8:.2f} s of processor time"
+        f" (and {max(scanned) / size:.1%} to open them)"
+    )
+
+
+def read_share(path: Path, readers: int, rank: int) -> tuple[int, int, float]:
+    """Read the first epoch as one of eight processes.
+
+    Returns the bytes read to open the data and to read its share, and its processor time.
+    """
+    options = DataOptions((str(path),), batch_concepts=57344, suffix=(), readers=readers)
+    began = bytes_read()
+    with ConceptData(options, dim=DIM, max_length=2048, seed=0) as data:
+        opened, cpu, share = bytes_read(), time.process_time(), Share(rank, 8, 8)
+        for buffer in range(len(data._epoch(0))):  # without those of the second epoch
+            data._load(data._epoch(0)[buffer], share)
+        return opened - began, bytes_read() - opened, time.process_time() - cpu
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process has read from files, cached or not."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def forget(path: Path) -> None:

@@ -29,8 +29,8 @@ def inspect(target: str) -> dict[str, Any]:
     if (config := checkpoint_in(path) / "config.json").is_file():
         usual = "space" if config.parent == path else "model"
         kind = read_json(config).get("kind", usual)
-    # In a damaged config it may be a list, which is not a key.
-    return _DESCRIBE.get(kind if isinstance(kind, str) else usual, _space)(target)
+        # In a damaged config it may be a list, which is not a key.
+        return _DESCRIBE.get(kind if isinstance(kind, str) else usual, _space)(target)
     if _holds_index(path):
         return _with_licence(_index(path))
     if path.is_file() and path.suffix == ".toml":

@@ -378,7 +378,14 @@ class TimestepSampling:
         if self.weights_T is None:
             return None
         weights_N = self.weights_T.to(timesteps_N.device)[timesteps_N]
-        return weights_N / weights_N.sum() * len(timesteps_N)
+        return weights_N / weights_N.sum().clamp(min=1e-30) * len(timesteps_N)
+
+    def mean_weight(self, timesteps_N: Tensor) -> Tensor | None:
+        """Return the mean by which `weights` divides; None if it does not."""
+        if self.weights_T is None:
+            return None
+        weights_N = self.weights_T.to(timesteps_N.device)[timesteps_N]
+        return weights_N.sum() / max(len(weights_N), 1)
 
 
 def fragility_weights(fragility_N: Tensor, a: float, b: float) -> Tensor:

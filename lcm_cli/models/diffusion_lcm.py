@@ -135,7 +135,8 @@ class DiffusionLCM(ConceptModel):
         raw_ND, raw_goal_ND = map(self.normalizer.denormalize, (out_ND.detach(), goal_ND))
         terms = {"unnormalized": squared_error(raw_ND, raw_goal_ND, root).sum()}
         value = errors_N.sum() if weights_N is None else (errors_N * weights_N).sum()
-        return Loss(value, errors_N.detach(), timesteps_N, terms, weights_N)
+        mean_weight = self.levels.mean_weight(timesteps_N)
+        return Loss(value, errors_N.detach(), timesteps_N, terms, weights_N, mean_weight)
 
     @torch.inference_mode()
     def predict(self, batch: Batch, options: DiffusionOptions, noise: Noise) -> Tensor:

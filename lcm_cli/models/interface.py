@@ -182,6 +182,7 @@ class Loss:
     timesteps_N: Tensor | None = None  # timestep of each target, for diffusion models
     terms: dict[str, Tensor] = field(default_factory=dict)  # further sums to log
     weights_N: Tensor | None = None  # weight of each target; None: all are 1
+    mean_weight: Tensor | None = None  # of the weights before they were scaled; None: they were not
 
     @property
     def targets(self) -> int:
@@ -192,6 +193,16 @@ class Loss:
     def mean(self) -> Tensor:
         """The loss per target; zero without targets."""
         return self.value / max(self.targets, 1)
+
+    @property
+    def unscaled(self) -> tuple[Tensor, float]:
+        """The value as it is before the weights are scaled to a mean of 1, and their sum.
+
+        Sums of both over micro-batches give the loss of the whole batch.
+        """
+        if self.mean_weight is None:
+            return self.value, float(self.targets)
+        return self.value * self.mean_weight, float(self.mean_weight) * self.targets
 
     def buckets(self, steps: int, count: int = 10) -> list[tuple[float, int]]:
         """Return the sum and number of `errors_N` in each of `count` equal ranges of timesteps.

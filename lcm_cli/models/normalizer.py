@@ -182,7 +182,7 @@ class _Moments:
     def constant(self) -> Tensor:
         """Return which channels are constant, up to the rounding of their mean, (D,)."""
         epsilon = torch.finfo(torch.float64).eps
-        return self.deviation() <= 10 * epsilon * self.mean.abs().clamp(min=1e-300).sqrt()
+        return self.deviation() <= 10 * epsilon * self.mean.abs()
 
 
 class _Reservoir:

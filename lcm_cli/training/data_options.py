@@ -46,7 +46,8 @@ class DataOptions:
     `prefix` and `suffix` are sentences put before and after each document; the defaults are the
     text that opens the model's prompts, if it has one (SONAR-LLM), and the model's end of text.
     `plan` puts a break after each paragraph of a plain document and, if the documents have plans,
-    its plan before each paragraph.
+    its plan before each paragraph. The data are divided into `readers` parts, of which each process
+    reads its own; the order of documents depends on this number, not on that of processes.
     """
 
     train: tuple[str | DataSet, ...]
@@ -60,12 +61,14 @@ class DataOptions:
     prefix: tuple[str, ...] | None = None
     suffix: tuple[str, ...] | None = None
     plan: bool = False
+    readers: int = 8
 
     def __post_init__(self) -> None:
         """Raise IntegrityError for invalid values."""
         if not self.train:
             raise IntegrityError("train names no data", 'train = ["corpus/=train"]')
-        for name, least in (("batch_concepts", 1), ("wrap", 2), ("min_sentences", 1)):
+        for name in ("batch_concepts", "wrap", "min_sentences", "readers"):
+            least = 2 if name == "wrap" else 1
             if getattr(self, name) < least:
                 raise IntegrityError(f"{name} = {getattr(self, name)} must be at least {least}")
         if self.max_sentences is not None and self.max_sentences < self.min_sentences:

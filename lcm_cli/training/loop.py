@@ -143,7 +143,8 @@ class Run:
         if self._evaluated == step:  # evaluated already, before the run was stopped
             return
         record = self.trainer.evaluate(self.folder)
-        score = record.get("eval", {}).get("loss", math.nan)
+        # Rounding may differ: the first process decides for all, which then export together.
+        score = self.trainer.world.agree(record.get("eval", {}).get("loss", math.nan))
         self._evaluated = step
         if score < self._best:
             self._best, self._waited = score, 0

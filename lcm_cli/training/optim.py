@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lcm_cli.training.parallel import map_whole
 from lcm_cli.training.recipe import SpaceTraining, Training
 
 # Coefficients of Muon's quintic Newton-Schulz iteration (Jordan et al. 2024), chosen for a steep
@@ -60,13 +61,16 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     shapes.setdefault(p.shape, []).append(p)
             for shape, params in shapes.items():
-                stacked = torch.stack([self._momentum(p, group) for p in params])
-                updates = orthogonalize(stacked.to(self.dtype)).to(params[0].dtype)
-                updates = updates * (-group["lr"] * 0.2 * max(shape) ** 0.5)
+                size = -group["lr"] * 0.2 * max(shape) ** 0.5
+
+                def update(momenta: Tensor, size: float | Tensor = size) -> Tensor:
+                    return orthogonalize(momenta.to(self.dtype)).to(momenta.dtype) * size
+
+                updates = map_whole(update, [self._momentum(p, group) for p in params])
                 weights: list[Tensor] = list(params)
                 if group["weight_decay"]:
                     torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(weights, list(updates))
+                torch._foreach_add_(weights, updates)
 
     def _momentum(self, p: nn.Parameter, group: dict[str, Any]) -> Tensor:
         state = self.state[p]

@@ -5,6 +5,7 @@ gradients and optimizer states (torch's fully_shard): Transformer blocks are gat
 everything else at the beginning of a step. A run of one process takes the same code path.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lcm_cli.errors import IntegrityError
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.layers import Block
 from lcm_cli.training.recipe import Training
@@ -36,9 +38,26 @@ class Share:
         """The numbers of its micro-batches."""
         return range(self.rank, self.count, self.size)
 
-    def rows(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Return the rows in each of its micro-batches; `lengths` are those of the batch's rows."""
-        return deal(lengths, self.count)[self.rank :: self.size]
+    def rows(self, lengths: Sequence[int], counts: Sequence[int] = ()) -> list[list[int]]:
+        """Return the rows in each of its micro-batches; `lengths` are those of the batch's rows.
+
+        The first `counts[0]` rows are those of the first reader, and so on. Reader r and
+        micro-batch m belong together if r = m modulo the greatest common divisor of their numbers.
+        If the number of readers is a multiple of that of processes, these then share no reader.
+        """
+        counts = counts or [len(lengths)]
+        groups = math.gcd(len(counts), self.count)
+        rows_of: list[list[int]] = [[] for _ in range(groups)]
+        first = 0
+        for reader, count in enumerate(counts):
+            rows_of[reader % groups] += range(first, first + count)
+            first += count
+        each = self.count // groups
+        dealt = [
+            [[rows[i] for i in part] for part in deal([lengths[i] for i in rows], each)]
+            for rows in rows_of
+        ]
+        return [dealt[number % groups][number // groups] for number in self.numbers]
 
 
 def deal(lengths: Sequence[int], count: int) -> list[list[int]]:
@@ -90,6 +109,14 @@ class World:
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
         return self.sum([float(flag)])[0] > 0
+
+    def agree(self, number: float) -> float:
+        """Return the number that the first process has, in all processes."""
+        if self.size == 1:
+            return number
+        agreed = torch.tensor(number, dtype=torch.float64, device=_device())
+        dist.broadcast(agreed, 0)
+        return float(agreed)
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -153,8 +180,9 @@ def distribute(
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy()
-    if options.precision == "bfloat16":
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    if options.precision != "float32":
+        lower = getattr(torch, options.precision)
+        policy = MixedPrecisionPolicy(lower, torch.float32, cast_forward_inputs=False)
     # Inner modules first: what is left over belongs to the outer one.
     for block in [part for part in model.modules() if isinstance(part, Block)]:
         fully_shard(block, mp_policy=policy)
@@ -182,6 +210,38 @@ def gradient_norm(gradients: list[Tensor]) -> float:
     return float(gathered(torch.linalg.vector_norm(torch.stack(list(norms)))))
 
 
+def map_whole(function: Callable[[Tensor], Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """Apply a function of stacked tensors (N, ...) to whole tensors of one shape.
+
+    The processes divide sharded tensors among them and send each other the results, of which each
+    keeps its part: all processes must call it. The function preserves shape and dtype.
+    """
+    if not hasattr(tensors[0], "full_tensor"):
+        return list(function(torch.stack(tensors)))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    results: list[Tensor] = []
+    for first in range(0, len(tensors), size):  # a process holds one whole tensor at a time
+        part = tensors[first : first + size]
+        mine = [whole for n, whole in enumerate(map(gathered, part)) if n == rank]
+        done = function(torch.stack(mine))[0].contiguous() if mine else None
+        for owner, sharded in enumerate(part):
+            result = torch.empty(sharded.shape, dtype=sharded.dtype, device=sharded.device)
+            if owner == rank and done is not None:
+                result = done
+            dist.broadcast(result, owner)
+            results.append(_shard_like(result, sharded))
+    return results
+
+
+def _shard_like(whole: Tensor, sharded: Any) -> Tensor:
+    """Return this process's part of a tensor that all processes have, without communication."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = sharded.device_mesh
+    same = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return same.redistribute(placements=sharded.placements)
+
+
 def save_sharded(state: dict[str, Any], folder: Path) -> None:
     """Write a state that is sharded over the processes, with torch.distributed.checkpoint."""
     from torch.distributed.checkpoint.state_dict_saver import save
@@ -191,11 +251,23 @@ def save_sharded(state: dict[str, Any], folder: Path) -> None:
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> None:
-    """Fill the tensors of `state` from shards written by any number of processes."""
+    """Fill the tensors of `state` from shards written by any number of processes.
+
+    Raises IntegrityError if they are damaged, or if their pickles hold anything but data.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    with _quietly():
-        load(state, checkpoint_id=str(folder))
+    from lcm_cli.training.shards import DataPlanner, DataReader
+
+    reader = DataReader(str(folder))
+    reader.read_metadata()  # torch would hide the cause of an error
+    try:
+        with _quietly():
+            load(state, storage_reader=reader, planner=DataPlanner())
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise IntegrityError(f"{folder} cannot be read: {cause}") from error
 
 
 @contextmanager

@@ -190,10 +190,6 @@ class Training:
                 )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise IntegrityError(f"train.betas must be in [0, 1), not {list(self.betas)}")
-        if self.parallel == "fsdp" and self.optimizer == "muon":
-            raise IntegrityError("muon needs whole matrices, and fsdp shards them", "use adamw")
-        if self.parallel == "fsdp" and self.precision == "float16":
-            raise IntegrityError("fsdp does not scale losses for float16", "use bfloat16")
         if not 0 <= self.ema < 1:
             raise IntegrityError(f"train.ema must be in [0, 1), not {self.ema}")
         if not 0 <= self.decay <= 1:

@@ -64,6 +64,16 @@ def test_fourier_keeps_lengths_of_real_vectors() -> None:
     assert_near(inverse_fourier(fourier(x)), x, terms=16)
 
 
+@pytest.mark.parametrize("mean", [1e-25, 0.1, 1e6 + 0.3])
+def test_constant_channels_are_constant_relative_to_their_mean(mean: float) -> None:
+    constant = torch.full((3000, 1), mean)
+    varied = constant * (1 + 1e-3 * torch.randn(3000, 1))
+    x = torch.cat([constant, varied, torch.zeros(3000, 1)], dim=1)
+    normalizer = fit(x.split(700), NormalizerConfig(method="standard"))
+    assert normalizer.scale[[0, 2]].tolist() == [1, 1]
+    assert normalizer.scale[1].item() == pytest.approx(1e-3 * mean, rel=0.1)
+
+
 def test_quantile_is_torchs() -> None:
     x = torch.randn(501, 3)
     for q in (0.0, 0.001, 0.25, 0.5, 0.9993, 1.0):

@@ -174,6 +174,7 @@ def run(forks: ForkServer) -> Callable[..., int]:
         how: str = "SIGKILL",
         after: Path | None = None,
         processes: int = 1,
+        code: str = MAIN,
     ) -> int:
         port = free_port()
         with errors.open("wb") as file, ExitStack() as stack:
@@ -181,7 +182,7 @@ def run(forks: ForkServer) -> Callable[..., int]:
             for rank in range(processes):
                 env = os.environ | (torchrun(rank, processes, port) if processes > 1 else {})
                 process = forks.start(
-                    *arguments, code=MAIN, env=env, limit=limit, stdout=file, stderr=file
+                    *arguments, code=code, env=env, limit=limit, stdout=file, stderr=file
                 )
                 stack.callback(process.close)
                 started.append(process)

@@ -54,6 +54,48 @@ def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, archit
     )
 
 
+@pytest.mark.slow
+def test_processes_with_readers_of_their_own_compute_what_one_does(run, write_recipe, tmp_path):
+    recipe, errors = write_recipe("base"), tmp_path / "errors"
+    packed = ("--set", "data.packing=true", "--set", "data.wrap=4")  # enough rows for two readers
+    common = ("train", recipe, *COMMON, *packed, "-o")
+    assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
+    assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
+    alone = (*common, tmp_path / "alone", "--set", "data.readers=1")
+    assert run(*alone, errors=errors) == 0, errors.read_text()
+    one, two, other = (weights(tmp_path / name) for name in ("one", "two", "alone"))
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=0)
+    assert (one - other).abs().max() > 1e-3  # the order is another one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "tolerance"),
+    [("muon", "float32", 1e-4), ("adamw", "float16", 2e-3), ("muon", "float16", 2e-3)],
+)
+def test_fsdp_with_muon_and_scaled_losses(
+    run, write_recipe, tmp_path, optimizer, precision, tolerance
+):
+    """Two processes compute what one does, and resume as if never stopped."""
+    recipe, errors = write_recipe("base"), tmp_path / "errors"
+    still = ("model.transformer.dropout=0.0", "train.schedule=constant", "train.parallel=fsdp")
+    kind = (f"train.optimizer={optimizer}", f"train.precision={precision}")
+    changes = [part for change in (*still, *kind) for part in ("--set", change)]
+    common = ("train", recipe, *COMMON, *changes, "-o")
+    assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
+    assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
+    half = (*common, tmp_path / "half", "--set", "train.steps=4")
+    assert run(*half, errors=errors, processes=2) == 0, errors.read_text()
+    resumed = (*common, tmp_path / "half", "--resume")
+    assert run(*resumed, errors=errors, processes=2) == 0, errors.read_text()
+    one, two, half = (weights(tmp_path / name) for name in ("one", "two", "half"))
+    torch.testing.assert_close(one, two, atol=tolerance, rtol=0)
+    assert torch.equal(two, half)
+    assert scores(tmp_path / "one")["loss"] == pytest.approx(
+        scores(tmp_path / "two")["loss"], rel=1e-5 if precision == "float32" else 1e-3
+    )
+
+
 @pytest.mark.parametrize(
     ("parallel", "others"), [("ddp", 1), pytest.param("fsdp", 3, marks=pytest.mark.slow)]
 )
@@ -72,6 +114,39 @@ def test_a_run_goes_on_in_another_number_of_processes(
     assert run(*resumed, errors=errors, processes=others) == 0, errors.read_text()
     left, right = weights(tmp_path / "whole"), weights(tmp_path / "run")
     torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
+
+
+DISAGREEING = """
+import os
+from pathlib import Path
+from lcm_cli.app import main
+from lcm_cli.training.trainers.concept_model import ModelTrainer
+
+scores = {"0": [3.0, 2.0, 2.5, 2.5], "1": [3.0, 4.0, 5.0, 1.0]}[os.environ["RANK"]]
+ModelTrainer.evaluate = lambda self, folder: {"eval": {"loss": scores.pop(0)}}
+os._exit(main())
+"""
+
+
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_the_first_process_decides_which_weights_are_best(run, write_recipe, tmp_path, parallel):
+    """As many processes export, which is a collective with fsdp, and end at the same step."""
+    recipe, errors = write_recipe("base"), tmp_path / "errors"
+    patience = (
+        "--set",
+        "train.steps=20",
+        "--set",
+        "train.eval_every=2",
+        "--set",
+        "train.patience=2",
+    )
+    common = ("train", recipe, *COMMON, *patience, "--set", f"train.parallel={parallel}", "-o")
+    folder = tmp_path / "run"
+    assert run(*common, folder, errors=errors, processes=2, code=DISAGREEING) == 0, (
+        errors.read_text()
+    )
+    assert states(folder)[-1].name.removesuffix(".pt") == "state-000000008"
+    assert (folder / "best" / "model").is_dir()
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +212,19 @@ def test_two_processes_distill_what_one_does(
 
 
 @pytest.mark.parametrize(
-    ("parallel", "others"), [("ddp", 1), pytest.param("fsdp", 2, marks=pytest.mark.slow)]
+    ("architecture", "parallel", "others"),
+    [
+        ("base", "ddp", 1),
+        pytest.param("base", "fsdp", 2, marks=pytest.mark.slow),
+        pytest.param("two_tower", "ddp", 2, marks=pytest.mark.slow),
+        pytest.param("two_tower", "fsdp", 2, marks=pytest.mark.slow),
+    ],
 )
-def test_a_distillation_goes_on(run, taught, tmp_path, parallel, others):
-    still = ("--set", "model.transformer.dropout=0.0", "--set", "train.schedule=constant")
-    common = taught("base", *still, "--set", f"train.parallel={parallel}")
+def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, others):
+    still = ["--set", "train.schedule=constant"]
+    if architecture == "base":
+        still += ["--set", "model.transformer.dropout=0.0"]
+    common = taught(architecture, *still, "--set", f"train.parallel={parallel}")
     errors = tmp_path / "errors"
     assert run(*common, tmp_path / "whole", errors=errors) == 0, errors.read_text()
     half = (*common, tmp_path / "run", "--set", "distill.compare=false", "--set", "train.steps=4")

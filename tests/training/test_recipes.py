@@ -40,12 +40,6 @@ def test_there_are_recipes_and_cards():
     assert len(RECIPES) >= 8 and CARDS
 
 
-def test_what_fsdp_cannot_do(tmp_path):
-    path = ROOT / "examples" / "recipes" / "base-1.6B.toml"
-    with pytest.raises(IntegrityError, match="muon"):
-        load_recipe(path, ['train.optimizer="muon"'])
-
-
 @pytest.mark.parametrize("change", ["train.ema=1.0", "train.decay=1.5", "train.decay=-0.1"])
 def test_shares_are_shares(change):
     with pytest.raises(IntegrityError, match=change.partition("=")[0]):

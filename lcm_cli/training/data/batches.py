@@ -8,8 +8,11 @@ read.
 
 An epoch takes each data set `weight` times; with a weight of 0.5, one half in one epoch and the
 other half in the next. The row groups of all data sets are shuffled together and dealt into shuffle
-buffers that fit into memory. The documents of a buffer are shuffled, sorted by length and cut into
-batches, whose order is shuffled again.
+buffers that fit into memory. Those of a buffer are divided among the `readers` of the options, a
+number that does not depend on the processes. The documents of each reader are shuffled, sorted by
+length and cut into as many parts as the buffer has batches. A batch consists of one part of every
+reader, all of about the same quantile of length; the order of batches is shuffled again. The rows
+of a reader stay with as few processes as possible, so that each process reads few row groups.
 
 Shapes: B rows, S concepts, D concept dim, P sentences of an affix.
 """
@@ -45,15 +48,21 @@ from lcm_cli.training.data.packing import (
 )
 from lcm_cli.training.data.row_groups import ConceptLists, Ints, Sentences, join, join_values
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
-from lcm_cli.training.parallel import MicroBatches, Share
+from lcm_cli.training.parallel import MicroBatches, Share, deal
 
 Encode = Callable[[Sequence[str]], Tensor]
+# The documents to use of a row group: the numbers of the data set, the row group, the documents.
+Unit = tuple[int, int, Ints]
 # The concepts of row groups in memory, by the numbers of the data set and of the row group in it.
 RowGroups = dict[tuple[int, int], list[ConceptLists]]
 
 BUFFER_BYTES = 256 << 20  # of concepts that are shuffled together; three buffers are held
 BUFFER_BATCHES = 8  # the least number of batches in a buffer
 AHEAD = 4  # batches made before they are requested
+# The least number of rows of the greatest length in a reader's part of a batch. With fewer, the
+# lengths in the parts of a batch differ, and padding grows; packed rows are all about as long.
+LEAST_ROWS, LEAST_PACKED_ROWS = 32, 4
+UNEVEN = 0.05  # how far above the mean a reader may be before a row group is divided
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class _Buffer:
 
     epoch: int
     number: int
-    documents: list[tuple[int, int, Ints]]  # data set, row group, documents
+    units: list[Unit]
     batches: int
 
 
@@ -180,7 +189,12 @@ class ConceptData:
         if not self.documents:
             reasons = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
             raise IntegrityError(f"no document is left to train on: {reasons}", "check [data]")
-        self._longest = max(documents.longest for documents in self._train)
+        # A batch holds at least one whole row.
+        longest = max(documents.longest for documents in self._train)
+        row = max(longest, self._wrap if options.packing else 0)
+        self._batch = max(options.batch_concepts, row)
+        least = LEAST_PACKED_ROWS if options.packing else LEAST_ROWS
+        self._readers = _most_readers(options.readers, self._batch // (least * row))
         self._ends = [0]  # batches before each epoch
         self._lock = Lock()
         self._buffers_of = lru_cache(4)(self._plan)
@@ -315,15 +329,21 @@ class ConceptData:
         if not units:
             raise IntegrityError(f"epoch {epoch + 1} is empty", "raise the weights in [data]")
         order = np.random.default_rng([self.seed, epoch]).permutation(len(units))
-        sizes = np.array([self._train[units[i][0]].size(units[i][2]) for i in order])
+        units = [units[i] for i in order]
+        sizes = np.array([self._size(unit) for unit in units])
         least = max(BUFFER_BYTES // (2 * self._dim), BUFFER_BATCHES * self.options.batch_concepts)
-        # A batch holds at least one whole row.
-        row = max(self._longest, self._wrap if self.options.packing else 0)
-        buffers, batch = [], max(self.options.batch_concepts, row)
-        for number, part in enumerate(cut_evenly(sizes, max(1, int(sizes.sum()) // least))):
-            batches = -(-int(sizes[part].sum()) // batch)
-            buffers.append(_Buffer(epoch, number, [units[order[i]] for i in part], batches))
+        # A buffer has the same number of row groups for each reader, except for the last one.
+        starts = np.arange(0, len(units), self._readers)
+        rounds = np.add.reduceat(sizes, starts)
+        buffers = []
+        for number, part in enumerate(cut_evenly(rounds, max(1, int(sizes.sum()) // least))):
+            own = units[starts[part[0]] : starts[part[-1]] + self._readers]
+            batches = -(-int(rounds[part].sum()) // self._batch)
+            buffers.append(_Buffer(epoch, number, own, batches))
         return buffers
+
+    def _size(self, unit: Unit) -> int:
+        return int(self._train[unit[0]].lengths(unit[2]).sum())
 
     def _load_ahead(self, epoch: int, number: int, share: Share) -> "Future[_LoadedBuffer]":
         buffer = self._epoch(epoch)[number]
@@ -337,7 +357,7 @@ class ConceptData:
         return found
 
     def _load(self, buffer: _Buffer, share: Share) -> _LoadedBuffer:
-        batches = [_layout(rows, share) for rows in self._arrange(buffer)]
+        batches = [_layout(parts, share) for parts in self._arrange(buffer)]
         needed: dict[tuple[int, int], set[int]] = {}
         for layout in batches:
             for piece in (x for rows in layout.micro_batches for row in rows for x in row):
@@ -350,21 +370,55 @@ class ConceptData:
             groups[number, group] = lists
         return _LoadedBuffer(batches, groups)
 
-    def _arrange(self, buffer: _Buffer) -> list[list[list[Piece]]]:
-        """Put the documents of a buffer into rows, and rows of similar length into batches."""
-        rng = np.random.default_rng([self.seed, buffer.epoch, buffer.number])
+    def _arrange(self, buffer: _Buffer) -> list[list[list[list[Piece]]]]:
+        """Return the rows of each batch, by reader; those of a batch are of similar length."""
+        key = self.seed, buffer.epoch, buffer.number
+        rngs = [np.random.default_rng([*key, reader]) for reader in range(self._readers)]
+        parts = [
+            self._cut(units, rng, buffer.batches)
+            for units, rng in zip(self._divide(buffer.units), rngs, strict=True)
+        ]
+        return [[part[i] for part in parts] for i in rngs[0].permutation(buffer.batches)]
+
+    def _divide(self, units: Sequence[Unit]) -> list[list[Unit]]:
+        """Divide documents evenly among the readers, by whole row groups as far as possible."""
+        dealt = deal([self._size(unit) for unit in units], self._readers)
+        parts = [[units[i] for i in part] for part in dealt]
+        loads = np.array([sum(map(self._size, part)) for part in parts])
+        while loads.max() > (1 + UNEVEN) * loads.mean():
+            heaviest, lightest = int(loads.argmax()), int(loads.argmin())
+            surplus = min(loads[heaviest] - loads.mean(), loads.mean() - loads[lightest])
+            giver = parts[heaviest]
+            kept, moved = self._split(giver.pop(np.argmax(list(map(self._size, giver)))), surplus)
+            giver += [kept] if len(kept[2]) else []
+            if not len(moved[2]):  # its documents are too long
+                break
+            parts[lightest].append(moved)
+            loads[heaviest] -= self._size(moved)
+            loads[lightest] += self._size(moved)
+        return parts
+
+    def _split(self, unit: Unit, most: float) -> tuple[Unit, Unit]:
+        """Split off the last documents of a row group, with at most `most` concepts."""
+        number, group, docs = unit
+        lengths = self._train[number].lengths(docs)[::-1]
+        kept = len(docs) - int(np.searchsorted(lengths.cumsum(), most, side="right"))
+        return (number, group, docs[:kept]), (number, group, docs[kept:])
+
+    def _cut(
+        self, units: Sequence[Unit], rng: np.random.Generator, count: int
+    ) -> list[list[list[Piece]]]:
+        """Shuffle a reader's documents into rows; cut the rows, sorted by length, into `count`."""
         pieces = [
-            piece
-            for number, _, docs in buffer.documents
-            for piece in self._train[number].pieces(number, docs)
+            piece for number, _, docs in units for piece in self._train[number].pieces(number, docs)
         ]
         pieces = [pieces[i] for i in rng.permutation(len(pieces))]
         rows = pack(pieces, self._wrap) if self.options.packing else [[piece] for piece in pieces]
         # The sort is stable: rows of equal length stay shuffled.
         rows.sort(key=lambda row: sum(piece.length for piece in row))
         lengths = np.array([sum(piece.length for piece in row) for row in rows])
-        batches = [[rows[i] for i in part] for part in cut_evenly(lengths, buffer.batches)]
-        return [batches[i] for i in rng.permutation(len(batches))]
+        parts = [[rows[i] for i in part] for part in cut_evenly(lengths, count)]
+        return parts + [[] for _ in range(count - len(parts))]
 
 
 class _AffixEncoder:
@@ -423,10 +477,16 @@ class _AffixEncoder:
         return concepts
 
 
-def _layout(rows: list[list[Piece]], share: Share) -> _BatchLayout:
+def _most_readers(wanted: int, limit: int) -> int:
+    """Return the largest divisor of `wanted` that is at most `limit`; at least 1."""
+    return max(n for n in range(1, wanted + 1) if wanted % n == 0 and n <= max(limit, 1))
+
+
+def _layout(parts: list[list[list[Piece]]], share: Share) -> _BatchLayout:
+    rows = [row for part in parts for row in part]
     lengths = [sum(piece.length for piece in row) for row in rows]
     return _BatchLayout(
-        [[rows[number] for number in numbers] for numbers in share.rows(lengths)],
+        [[rows[i] for i in numbers] for numbers in share.rows(lengths, [len(p) for p in parts])],
         lengths,
         sourced=any(piece.source for row in rows for piece in row),
         packed=any(len(row) > 1 for row in rows),

@@ -87,9 +87,9 @@ class DocumentSet:
     def __len__(self) -> int:
         return len(self._row)
 
-    def size(self, docs: Ints) -> int:
-        """Return the number of concepts in documents, with their affixes."""
-        return int(self._total[docs].sum())
+    def lengths(self, docs: Ints) -> Ints:
+        """Return the number of concepts in each of `docs`, with its affixes."""
+        return self._total[docs]
 
     def passes(self, epoch: int, seed: Sequence[int]) -> Iterator[Ints]:
         """Yield the documents of an epoch: all of them once for each whole unit of the weight.

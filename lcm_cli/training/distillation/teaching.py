@@ -105,7 +105,7 @@ class Teaching(nn.Module):
         theirs = sorted({number for _, number in pairs})
         self._teacher_recorders = [Recorder(each, theirs) for each in self._teacher]
         self._sums = {"own": 0.0, "prediction": 0.0, "hidden": 0.0}
-        self._targets = 0
+        self._weights = 0.0
 
     def forward(self, model: ConceptModel, batch: Batch) -> Loss:
         """Return the weighted sum of the losses, with the errors of the model's own loss."""
@@ -120,12 +120,14 @@ class Teaching(nn.Module):
             parts["prediction"] = self._prediction(model, batch, own)
         if o.hidden:
             parts["hidden"] = self._hidden(batch, own.targets)
+        mean_weight = None if self.partial else own.mean_weight
+        scale = 1.0 if mean_weight is None else float(mean_weight)
         for name, value in parts.items():
-            self._sums[name] += float(value.detach())
-        self._targets += own.targets
+            self._sums[name] += float(value.detach()) * scale
+        self._weights += own.targets * scale
         weighted = [getattr(o, name) * value for name, value in parts.items() if getattr(o, name)]
         total = torch.stack(weighted).sum()
-        return Loss(total, own.errors_N, own.timesteps_N, own.terms)
+        return Loss(total, own.errors_N, own.timesteps_N, own.terms, own.weights_N, mean_weight)
 
     @property
     def partial(self) -> bool:
@@ -134,10 +136,10 @@ class Teaching(nn.Module):
 
     def take(self, world: World | None = None) -> dict[str, float]:
         """Return the mean of each part since the last call, over all processes."""
-        *sums, targets = (world or World()).sum([*self._sums.values(), self._targets])
-        means = dict(zip(self._sums, (total / max(targets, 1) for total in sums), strict=True))
+        *sums, count = (world or World()).sum([*self._sums.values(), self._weights])
+        means = dict(zip(self._sums, (total / (count or 1.0) for total in sums), strict=True))
         weights = {"own": 1.0, "prediction": self.options.prediction, "hidden": self.options.hidden}
-        self._sums, self._targets = dict.fromkeys(self._sums, 0.0), 0
+        self._sums, self._weights = dict.fromkeys(self._sums, 0.0), 0.0
         return {name: mean for name, mean in means.items() if weights[name]}
 
     def _prediction(self, model: ConceptModel, batch: Batch, own: Loss) -> Tensor:

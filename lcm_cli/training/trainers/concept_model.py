@@ -131,21 +131,22 @@ class ModelTrainer:
         o, share = self.options, self.world.share(self.options.accumulate)
         batches = self.data.micro_batches(self.step, share)
         concepts = max(int(batches.lengths_B.sum()), 1)
-        total, targets, levels = 0.0, 0, _Levels()
+        total, weights, levels = 0.0, 0.0, _Levels()
         for number, batch in zip(share.numbers, batches.own, strict=True):
             seed_everything(o.seed, self.step, number)
             with gradient_sync(self.loss_module, last=number == share.numbers[-1]):
                 with self.autocast():
                     loss: Loss = self.loss_module(batch.to(self.device))
-                # The number of targets is known only after the last micro-batch. The number of
-                # concepts is close to it; `_clip` corrects the difference.
-                self.scaler.scale(loss.value / concepts).backward()
-            total, targets = total + float(loss.value.detach()), targets + loss.targets
+                value, weight = loss.unscaled
+                # The sum of the targets' weights is known only after the last micro-batch. The
+                # number of concepts is close to it; `_clip` corrects the difference.
+                self.scaler.scale(value / concepts).backward()
+            total, weights = total + float(value.detach()), weights + weight
             levels.add(loss, self.model)
-        total, targets = self._gather(total, targets, levels)
-        mean, learning_rate = total / max(targets, 1), rate(self.step, o)
-        # Divide by the targets instead, and undo the averaging of gradients over processes.
-        norm = self._clip(concepts / max(targets, 1) * self.world.size)
+        total, weights = self._gather(total, weights, levels)
+        mean, learning_rate = total / (weights or 1.0), rate(self.step, o)
+        # Divide by the weights instead, and undo the averaging of gradients over processes.
+        norm = self._clip(concepts / (weights or 1.0) * self.world.size)
         if self._accept(mean, norm, batches):
             self._update(learning_rate)
         for optimizer in self.optimizers:
@@ -155,11 +156,11 @@ class ModelTrainer:
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         return finite | self._sizes(batches.lengths_B)
 
-    def _gather(self, total: float, targets: int, levels: "_Levels") -> tuple[float, int]:
-        """Sum losses and numbers of targets over all processes."""
-        found = self.world.sum([total, targets, *levels.sums, *levels.counts])
+    def _gather(self, total: float, weights: float, levels: "_Levels") -> tuple[float, float]:
+        """Sum losses and weights over all processes."""
+        found = self.world.sum([total, weights, *levels.sums, *levels.counts])
         levels.sums, levels.counts = found[2 : 2 + BUCKETS], [int(n) for n in found[2 + BUCKETS :]]
-        return found[0], int(found[1])
+        return found[0], found[1]
 
     def _clip(self, factor: float) -> float:
         """Multiply the gradient by `factor` and clip it; return its norm before clipping."""

@@ -19,11 +19,13 @@ from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.models.interface import Batch
 from lcm_cli.schema import parse
 from lcm_cli.training.data.batches import ConceptData
+from lcm_cli.training.data.index import DocumentIndex
 from lcm_cli.training.data.packing import Piece, cut_evenly, pack
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
 from lcm_cli.training.parallel import Share, deal
 
 DIM = 4
+BATCHES = "lcm_cli.training.data.batches"
 SENTENCES = {"End of text.": -1.0, "Go.": -2.0, "Short:": -3.0}
 
 Rows = list[dict[str, Any]]
@@ -165,10 +167,8 @@ def test_the_same_numbers_whatever_the_workers_and_the_order(corpus: str) -> Non
 def test_shuffle_buffers_smaller_than_the_data(
     corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lcm_cli.training.data import batches
-
-    monkeypatch.setattr(batches, "BUFFER_BYTES", 0)
-    monkeypatch.setattr(batches, "BUFFER_BATCHES", 2)
+    monkeypatch.setattr(f"{BATCHES}.BUFFER_BYTES", 0)
+    monkeypatch.setattr(f"{BATCHES}.BUFFER_BATCHES", 2)
     with open_data(corpus, batch_concepts=20, wrap=16) as data:
         assert len(data._epoch(0)) > 2
         everything = {(n, s): 1 for n, length in enumerate(LENGTHS) for s in range(length)}
@@ -274,8 +274,6 @@ def test_a_process_has_the_tokens_of_its_rows(tmp_path: Path) -> None:
 
 
 def test_a_process_keeps_what_its_rows_need(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcm_cli.training.data.index import DocumentIndex
-
     read: list[int] = []
     whole = DocumentIndex.read
     monkeypatch.setattr(
@@ -294,6 +292,77 @@ def test_a_process_keeps_what_its_rows_need(corpus: str, monkeypatch: pytest.Mon
     assert (
         groups < 7 * 5 and len(read) < 2 * 7 * 5
     )  # two buffers, one per epoch, of five groups each
+
+
+def counted_reads(path: str, share: Share, **options: Any) -> tuple[list[Batch], int, int]:
+    """Return a process's micro-batches of an epoch, the row groups it reads, and all of them."""
+    with pytest.MonkeyPatch.context() as patch, open_data(path, **options) as data:
+        count, groups = data.batches_per_epoch, len(data._train[0].index.groups)
+        read: list[int] = []
+        whole = DocumentIndex.read
+        patch.setattr(
+            DocumentIndex,
+            "read",
+            lambda self, group, dim: read.append(group) or whole(self, group, dim),
+        )
+        buffers = range(len(data._epoch(0)))
+        for number in buffers:
+            data._load_ahead(0, number, share).result()
+        total = len(read)
+        batches = [part for n in range(count) for part in data.micro_batches(n, share).own]
+    return batches, total, groups
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_process_reads_its_own_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+) -> None:
+    monkeypatch.setattr(f"{BATCHES}.BUFFER_BYTES", 0)
+    monkeypatch.setattr(f"{BATCHES}.BUFFER_BATCHES", 3)
+    monkeypatch.setattr(f"{BATCHES}.LEAST_ROWS", 4)
+    lengths = np.random.default_rng(0).integers(2, 14, 1200).tolist()
+    path = write(tmp_path / "a.parquet", plain(lengths), group=25)  # 48 row groups
+    options = {"batch_concepts": 600, "wrap": 16, "packing": packing, "suffix": ()}
+    expected, _, _ = counted_reads(path, Share(0, 1, 8), **options)
+    found = Counter((int(x[0]), int(x[1])) for b in expected for row in rows_of(b) for x in row)
+    assert found == {(n, s): 1 for n, length in enumerate(lengths) for s in range(length)}
+    for size in (2, 4, 8):
+        total = 0
+        for rank in range(size):
+            own, read, groups = counted_reads(path, Share(rank, size, 8), **options)
+            total += read
+            # Each is one of eight: number 8 n + m is micro-batch m of batch n.
+            wanted = [b for number, b in enumerate(expected) if number % size == rank]
+            assert all(map(same, own, wanted)) and len(own) == len(wanted)
+        assert total <= 1.3 * groups
+    assert counted_reads(path, Share(0, 8, 8), readers=1, **options)[1] >= 0.9 * groups
+    # In a number of processes that does not divide that of readers, each reads more.
+    assert 0.3 * groups < counted_reads(path, Share(0, 3, 9), **options)[1]
+
+
+def test_readers_have_similar_shares(tmp_path: Path) -> None:
+    """Even of a single row group; and batches are hardly padded more than those of one reader."""
+    lengths = np.random.default_rng(0).integers(2, 9, 4000).tolist()
+    path = write(tmp_path / "a.parquet", plain(lengths), group=5000)
+    padding = {}
+    for readers in (1, 8):
+        options = {"batch_concepts": 2600, "wrap": 10, "readers": readers}
+        own, _, _ = counted_reads(path, Share(0, 1, 8), **options)
+        sizes = np.array([int(batch.lengths_B.sum()) for batch in own]).reshape(-1, 8)
+        assert sizes.max() <= 1.3 * sizes.mean()
+        with open_data(path, **options) as data:
+            whole = [data.batch(number) for number in range(data.batches_per_epoch)]
+        padding[readers] = sum(b.concepts_BSD[..., 0].numel() for b in whole) / sizes.sum()
+    assert padding[8] <= padding[1] + 0.1
+
+
+def test_fewer_readers_for_few_rows(corpus: str) -> None:
+    """A batch has at least 32 of the longest rows from each reader, or 4 packed ones."""
+    for packing, least in ((False, 32), (True, 4)):
+        for rows, readers in ((1, 1), (1.9, 1), (2, 2), (7.9, 4), (8, 8), (100, 8)):
+            settings = {"wrap": 12, "packing": packing, "suffix": ()}
+            with open_data(corpus, batch_concepts=int(rows * least * 12), **settings) as data:
+                assert data._readers == readers
 
 
 def test_a_target_that_does_not_fit_is_left_out(tmp_path: Path) -> None:
@@ -523,6 +592,7 @@ def test_options_from_a_recipe() -> None:
         ({"train": []}, "train names no data"),
         ({"train": ["a"], "batch_concept": 3}, "unknown key 'batch_concept'"),
         ({"train": ["a"], "wrap": 1}, "wrap = 1 must be at least 2"),
+        ({"train": ["a"], "readers": 0}, "readers = 0 must be at least 1"),
         ({"train": [{"path": "a", "weight": 0}]}, "weight 0.0 must be above 0"),
         ({"train": ["a"], "min_sentences": 3, "max_sentences": 2}, "is less than"),
     ]:

@@ -3,12 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation.next_concept import next_concept_metrics
 from lcm_cli.models.checkpoint import load_model
+from lcm_cli.models.diffusion import Draws
 from lcm_cli.training.loop import Run
 from lcm_cli.training.states import states
 
@@ -102,6 +104,40 @@ def test_parts_of_a_batch_add_up(start, tmp_path):
         losses = whole.train_step()["loss"], parts.train_step()["loss"]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-3, atol=1e-5)
+
+
+def drawn_by_document(model, batch):
+    """Return the loss with random numbers that depend on the document, not on its micro-batch."""
+    x0_BSD, _ = batch.targets(model.normalized(batch.concepts_BSD))
+    noise_BSD, timesteps_BS = torch.zeros_like(x0_BSD), torch.zeros(x0_BSD.shape[:2]).long()
+    for row, concepts_SD in enumerate(batch.concepts_BSD):
+        rng = np.random.default_rng(concepts_SD[0].numpy().view(np.uint32))
+        timesteps_BS[row] = torch.from_numpy(rng.integers(100, size=99))[: x0_BSD.shape[1]]
+        noise_BSD[row] = torch.from_numpy(rng.standard_normal(x0_BSD.shape[1:]))
+    return model.loss(batch, draws=Draws(noise_BSD, timesteps_BS, None))
+
+
+@pytest.mark.parametrize("weighting", ["clamped_snr", "none"])
+def test_weights_of_noise_levels_do_not_depend_on_accumulate(start, tmp_path, weighting):
+    gradients, losses = [], []
+    for accumulate in (1, 2, 3):
+        trainer = start(
+            tmp_path / str(accumulate),
+            f'model.objective.weighting="{weighting}"',
+            "model.objective.snr_min=0.001",
+            "model.transformer.dropout=0.0",
+            f"train.accumulate={accumulate}",
+            architecture="one_tower",
+        )
+        assert trainer.model.config.schedule.steps == 100
+        trainer.loss_module.objective = drawn_by_document
+        trainer._update = lambda rate, own=trainer: gradients.append(
+            torch.cat([p.grad.flatten() for p in own.parameters if p.grad is not None])
+        )
+        losses.append(trainer.train_step()["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
