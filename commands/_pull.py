@@ -67,8 +67,7 @@ def bring(names: str | Sequence[str] | None) -> None:
 def _is_present(name: str, kind: str) -> bool:
     from lcm_cli.hub import locate
 
-    ways = {"space": locate.locate_space, "model": locate.locate_model}
-    for way in [ways[kind]] if kind else ways.values():
+    for way in [locate.WAYS[kind]] if kind else locate.WAYS.values():
         try:
             way(name)
         except (NotFoundError, UsageError):

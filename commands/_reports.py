@@ -11,7 +11,7 @@ Lines = Iterator[tuple[str, str]]
 
 def rows(report: dict[str, Any]) -> Lines:
     """Yield the rows of a report of lcm_cli.inspection."""
-    kinds = {"space": _card, "model": _card, "checkpoint": _weights}
+    kinds = {"space": _card, "model": _card, "speech": _card, "checkpoint": _weights}
     if "architecture" in report:
         return _model(report)
     return kinds.get(report["kind"], _documents)(report)
@@ -60,8 +60,10 @@ def _card(report: dict[str, Any]) -> Lines:
     yield "licence", report["licence"] + note
     codes = report["languages"]
     yield "languages", str(codes) if isinstance(codes, int) else f"{len(codes)}: {' '.join(codes)}"
+    if report.get("spaces"):
+        yield "spaces", " ".join(report["spaces"])
     for part in ("encoder", "decoder"):
-        if report[part]:
+        if report.get(part):
             yield part, _pairs(report[part])
     if not report.get("present", True):
         yield "on this machine", f"no; to download it: lcm pull {report['path']}"
@@ -69,7 +71,7 @@ def _card(report: dict[str, Any]) -> Lines:
     yield "parameters", _pairs(report["parameters"])
     yield "numbers", numbers_text(report["dtypes"])
     yield "size", console.size(report["bytes"])
-    yield "fingerprint", report["fingerprint"]
+    yield "fingerprint", report["fingerprint"] or "unknown"
     yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
 
 

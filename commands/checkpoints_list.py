@@ -1,5 +1,6 @@
 """lcm checkpoints list: the known checkpoints, and which of them are on this machine."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,8 +39,9 @@ def main(
         return
     columns = ["name", "kind", "here", "size", "numbers", "last used", "licence"]
     columns += ["update"] * updates
-    rows = [_row(one) + ([news[one.name]] if updates else []) for one in found]
-    console.table("", columns, rows)
+    listed = [one for one in found if not _in_family(one)]
+    rows = [_row(one) + ([news[one.name]] if updates else []) for one in listed]
+    console.table("", columns, rows + [row + [""] * updates for row in _families(found)])
 
 
 def facts(one: "Checkpoint") -> dict[str, Any]:
@@ -59,6 +61,24 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
         "source": one.source or None,
         "revision": one.revision or None,
     }
+
+
+def _in_family(one: "Checkpoint") -> bool:
+    """Return whether an absent checkpoint is listed with its family."""
+    return one.where == "absent" and one.card is not None and bool(one.card.family)
+
+
+def _families(found: Sequence["Checkpoint"]) -> list[list[str]]:
+    """Return one row for the absent checkpoints of each family."""
+    absent: dict[str, list[Checkpoint]] = {}
+    for one in filter(_in_family, found):
+        absent.setdefault(one.card.family if one.card else "", []).append(one)
+    rows = []
+    for family, members in absent.items():
+        licences = ", ".join(dict.fromkeys(one.licence for one in members))
+        name = f"{family}-... ({len(members)})"
+        rows.append([name, members[0].kind, "no", "", "", "", licences])
+    return rows
 
 
 def _row(one: "Checkpoint") -> list[str]:

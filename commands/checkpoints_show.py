@@ -67,6 +67,7 @@ def _of_card(card: dict[str, Any]) -> list[tuple[str, str]]:
     known = languages if isinstance(languages, int) else " ".join(languages)
     lines = [("languages", str(known)), ("checksums", _CHECKSUMS[card["checksums"]])]
     lines += [(key, card[key]) for key in ("architecture", "space")]
+    lines.append(("spaces", " ".join(card["spaces"])))
     nested = ("config", "encoder", "decoder", "recipe", "results")
     return lines + [(key, _pairs(card[key])) for key in nested]
 

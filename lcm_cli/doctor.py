@@ -153,12 +153,14 @@ def _list_checkpoints() -> tuple[Sequence[Findings], list[str]]:
     for name, card in cards.cards().items():
         present = False
         try:
-            locate.locate_space(name) if card.kind == "space" else locate.locate_model(name)
+            locate.WAYS[card.kind](name)
             present = True
         except NotFoundError as error:
             problems += [f"{name}: {error.message}"] if card.files else []
         except LcmError as error:
             problems.append(f"{name}: {error.message}")
+        if card.family and not present:
+            continue
         found.append({"name": name, "kind": card.kind, "licence": card.licence, "present": present})
     return found, problems
 

@@ -22,13 +22,13 @@ def inspect(target: str) -> dict[str, Any]:
     """Return a report on `target` as plain data, whose keys depend on its `kind`.
 
     `target` is a file or folder of documents or concepts, a data set, an index, the folder of a
-    space, a model or a training run, the name of a card, or a .safetensors file of weights. Raises
+    checkpoint or of a training run, the name of a card, or a .safetensors file of weights. Raises
     NotFoundError if it does not exist, IntegrityError if it is truncated.
     """
     path = Path(target)
     if (config := checkpoint_in(path) / "config.json").is_file():
-        is_model = read_json(config).get("kind") == "model" or config.parent != path
-        return _model(target) if is_model else _space(target)
+        usual = "space" if config.parent == path else "model"
+        return _DESCRIBE.get(read_json(config).get("kind", usual), _space)(target)
     if _holds_index(path):
         return _with_licence(_index(path))
     if path.is_file() and path.suffix == ".toml":
@@ -104,12 +104,13 @@ def _card(name: str) -> dict[str, Any]:
         "licence_note": found.licence_note,
     }
     try:
-        here = _space(name) if found.kind == "space" else _model(name)
+        here = _DESCRIBE[found.kind](name)
         return here | about | {"present": True}
     except NotFoundError:
         pass
     shapes = {"encoder": found.encoder, "decoder": found.decoder}
-    return about | {"present": False, "languages": found.languages, **shapes}
+    spaces = {"spaces": list(found.spaces)} if found.kind == "speech" else {}
+    return about | {"present": False, "languages": found.languages, **spaces, **shapes}
 
 
 def _space(source: str) -> dict[str, Any]:
@@ -164,6 +165,34 @@ def _model(source: str) -> dict[str, Any]:
         **about,
         **{key: weights[key] for key in ("parameters", "dtypes", "bytes", "non_finite")},
     }
+
+
+def _speech(source: str) -> dict[str, Any]:
+    """Describe a speech encoder by its config and its weights."""
+    from lcm_cli.hub.locate import locate_speech
+    from lcm_cli.speech.config import read_speech_config
+
+    files = locate_speech(source)
+    config = read_speech_config(files.config)
+    weights = _weights(files.weights)
+    return {
+        "path": source,
+        "kind": "speech",
+        "name": config.name,
+        "licence": config.licence,
+        "spaces": list(config.spaces),
+        "fingerprint": config.fingerprint or None,
+        "dim": config.encoder.concept_dim,
+        "languages": list(config.languages),
+        "bytes": weights["bytes"],
+        "parameters": {"encoder": weights["parameters"]},
+        "dtypes": weights["dtypes"],
+        "non_finite": weights["non_finite"],
+        "encoder": asdict(config.encoder),
+    }
+
+
+_DESCRIBE = {"space": _space, "model": _model, "speech": _speech}
 
 
 def _is_weights(path: Path) -> bool:

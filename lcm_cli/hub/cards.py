@@ -20,6 +20,7 @@ ROLES = ("encoder", "decoder", "tokenizer")
 PARTS = {"space": ROLES, "model": ("model",), "speech": ("speech",)}
 FOLDERS = {"space": "spaces", "model": "models", "speech": "speech"}  # in lcm's cache
 UNKNOWN_LICENCE = "NOASSERTION"  # in SPDX
+_SEVERAL = ".cards.toml"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -54,6 +55,14 @@ class File:
 
 
 @dataclass(frozen=True)
+class CardFile:
+    """The file of a card; `member` is the card's name if the file holds several."""
+
+    path: Traversable | Path
+    member: str = ""
+
+
+@dataclass(frozen=True)
 class Card:
     """The description of a checkpoint.
 
@@ -64,7 +73,8 @@ class Card:
     `architecture`, a `config` (see lcm_cli.models.config; empty if unknown before the pull) and the
     `space` of the concepts that it reads. A speech encoder has the shapes of its `encoder` and the
     `spaces` of its concepts, which are the same in all of them. `languages` is their number, or
-    their codes in id order. `recipe` documents the training, `results` the evaluation.
+    their codes in id order. `recipe` documents the training, `results` the evaluation. A `family`
+    of cards shares one file.
     """
 
     name: str
@@ -85,6 +95,7 @@ class Card:
     decoder: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    family: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -124,7 +135,7 @@ def must_be_accepted(licence: str) -> bool:
 
 def cards() -> dict[str, Card]:
     """Return the cards that come with lcm, by name."""
-    return {name: read_card(_folder() / f"{name}.toml") for name in _names()}
+    return {name: read_card(file) for name, file in sorted(_card_files().items())}
 
 
 def card(source: str) -> Card:
@@ -132,10 +143,10 @@ def card(source: str) -> Card:
 
     Raises NotFoundError, with the nearest names, or IntegrityError for a malformed file.
     """
-    entry = find_card_file(source)
-    if entry is None:
+    file = find_card_file(source)
+    if file is None:
         raise NotFoundError(f"there is no checkpoint called {source!r}", suggest_names(source))
-    return read_card(entry)
+    return read_card(file)
 
 
 @cache
@@ -153,9 +164,9 @@ def spaces_with(code: str) -> list[str]:
 
 def card_path(source: str) -> Path:
     """Return the file of a card, by a name that `card` accepts."""
-    entry = find_card_file(source)
-    assert entry is not None
-    return _real_path(entry)
+    file = find_card_file(source)
+    assert file is not None
+    return _real_path(file.path)
 
 
 def space_folder(name: str) -> Path:
@@ -170,7 +181,12 @@ def model_folder(name: str) -> Path:
 
 def speech_folder(name: str) -> Path:
     """Return the cache folder of the speech encoder called `name`, which need not exist."""
-    return cache_dir() / "speech" / name
+    return cache_dir() / FOLDERS["speech"] / name
+
+
+def folder_of(kind: str, name: str) -> Path:
+    """Return the cache folder of the checkpoint of one kind called `name`; it need not exist."""
+    return model_folder(name) if kind == "model" else cache_dir() / FOLDERS[kind] / name
 
 
 def list_pulled(kind: str = "space") -> list[str]:
@@ -181,15 +197,19 @@ def list_pulled(kind: str = "space") -> list[str]:
 
 def suggest_names(name: str, kind: str = "") -> str:
     """Return a hint with the checkpoint names closest to `name`, of one kind or of any."""
+    if of_family := [known for known, card in cards().items() if card.family == name]:
+        return f"name one of its {len(of_family)} checkpoints, such as {of_family[0]}"
     own = [known for known, card in cards().items() if kind in ("", card.kind)]
     here = [name for each in PARTS if kind in ("", each) for name in list_pulled(each)]
     known = sorted({*own, *here})
     near = nearest(name, known)
-    named = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}."
+    families = {member: f"{file.family}-..." for member, file in cards().items() if file.family}
+    listed = dict.fromkeys(families.get(one, one) for one in known)
+    named = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(listed)}."
     return f"{named} A folder, a card (.toml) or ORG/REPO works as well"
 
 
-def find_card_file(source: str) -> Traversable | Path | None:
+def find_card_file(source: str) -> CardFile | None:
     """Return the file of the card called `source`, None for an unknown name.
 
     Raises NotFoundError for a path to a .toml file that does not exist.
@@ -197,21 +217,62 @@ def find_card_file(source: str) -> Traversable | Path | None:
     if source.endswith(".toml"):
         if not Path(source).is_file():
             raise not_there(Path(source), "card")
-        return Path(source).resolve()
+        return CardFile(Path(source).resolve())
     if not source or "/" in source or "\\" in source:
         return None
-    entry = _folder() / f"{source}.toml"
-    return entry if entry.is_file() else None
+    alone = _folder() / f"{source}.toml"
+    return CardFile(alone) if alone.is_file() else _members().get(source)
 
 
-def read_card(entry: Traversable | Path) -> Card:
+def read_card(file: CardFile) -> Card:
     """Read a card. Raises IntegrityError."""
-    return parse(Card, toml_table(entry.read_bytes(), str(entry)), str(entry))
+    place = str(file.path)
+    table = _families()[file.member] if file.member else toml_table(file.path.read_bytes(), place)
+    return parse(Card, table, place)
 
 
-def _names() -> list[str]:
+def _merge(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return `common` with the values of `own`, table by table."""
+    nested = {
+        key: _merge(value, own[key])
+        for key, value in common.items()
+        if isinstance(value, dict) and key in own
+    }
+    return common | own | nested
+
+
+def _card_files() -> dict[str, CardFile]:
     names = (entry.name for entry in _folder().iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+    alone = {
+        name.removesuffix(".toml"): CardFile(_folder() / name)
+        for name in names
+        if name.endswith(".toml") and not name.endswith(_SEVERAL)
+    }
+    return alone | _members()
+
+
+def _members() -> dict[str, CardFile]:
+    files = {entry.name: entry for entry in _folder().iterdir()}
+    return {
+        name: CardFile(files[table["family"] + _SEVERAL], name)
+        for name, table in _families().items()
+    }
+
+
+@cache
+def _families() -> dict[str, dict[str, Any]]:
+    """Return the content of each card in the files FAMILY.cards.toml, by its name.
+
+    Such a file begins with the keys that its cards share; the tables in [cards] complete these.
+    """
+    found = {}
+    for file in _folder().iterdir():
+        if file.name.endswith(_SEVERAL):
+            common = toml_table(file.read_bytes(), str(file))
+            common["family"] = file.name.removesuffix(_SEVERAL)
+            for name, own in common.pop("cards").items():
+                found[name] = _merge(common, own | {"name": name})
+    return found
 
 
 def _folder() -> Traversable:
@@ -222,9 +283,9 @@ _unpacked = ExitStack()
 atexit.register(_unpacked.close)
 
 
-def file_beside(entry: Traversable | Path, name: str) -> Path:
+def file_beside(file: CardFile, name: str) -> Path:
     """Return the file called `name` in the folder of a card."""
-    return _real_path((entry.parent if isinstance(entry, Path) else _folder()) / name)
+    return _real_path((file.path.parent if isinstance(file.path, Path) else _folder()) / name)
 
 
 def _real_path(entry: Traversable | Path) -> Path:

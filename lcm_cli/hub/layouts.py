@@ -8,9 +8,9 @@ from typing import Any, Literal
 from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.schema import json_value
 
-# lcm's own two, and the foreign ones, which are converted once.
-Layout = Literal["space", "model", "sonar-llm", "official", "m2m-100"]
-OURS: tuple[Layout, ...] = ("space", "model")
+# lcm's own three, and the foreign ones, which are converted once.
+Layout = Literal["space", "model", "speech", "sonar-llm", "official", "m2m-100"]
+OURS: tuple[Layout, ...] = ("space", "model", "speech")
 
 SPACE_FILES = {
     "encoder": "encoder.safetensors",

@@ -5,9 +5,8 @@ that fetches it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub.cards import (
     ROLES,
     Card,
+    CardFile,
     file_beside,
     find_card_file,
     list_pulled,
@@ -29,6 +29,7 @@ from lcm_cli.hub.snapshot import local_snapshot
 from lcm_cli.schema import json_value, parse
 
 MODEL_FILES = {"config": "config.json", "model": "model.safetensors"}
+SPEECH_FILES = {"config": "config.json", "speech": "model.safetensors"}
 _LARGEST = (1 << 31) - 1  # of any number in a config
 _MOST_TOKENS = 1 << 16  # of a sentence
 
@@ -129,9 +130,9 @@ def locate_space(source: str) -> SpaceFiles:
     Raises NotFoundError with the missing file and the command that fetches it, IntegrityError if
     config.json does not describe a space, UsageError for the name of a model.
     """
-    entry = find_card_file(source)
-    if entry is not None:
-        return _of_card(read_card(entry), entry, source)
+    file = find_card_file(source)
+    if file is not None:
+        return _of_card(read_card(file), file, source)
     if Path(source).is_dir():
         return read_space(Path(source))
     if source in list_pulled():
@@ -147,9 +148,9 @@ def locate_model(source: str) -> ModelFiles:
     Raises NotFoundError with the missing file and the command that fetches it, UsageError for the
     name of a space. The contents of the files are not checked.
     """
-    entry = find_card_file(source)
-    if entry is not None:
-        return _model_of_card(read_card(entry), entry, source)
+    file = find_card_file(source)
+    if file is not None:
+        return _model_of_card(read_card(file), file, source)
     if Path(source).is_dir():
         return _model_in(Path(source), Path(source).resolve().name)
     if model_folder(source).name in list_pulled("model"):
@@ -165,9 +166,9 @@ def locate_speech(source: str) -> SpeechFiles:
     Raises NotFoundError with the missing file and the command that fetches it, UsageError for the
     name of a checkpoint of another kind. The contents of the files are not checked.
     """
-    entry = find_card_file(source)
-    if entry is not None:
-        return _speech_of_card(read_card(entry), entry, source)
+    file = find_card_file(source)
+    if file is not None:
+        return _speech_of_card(read_card(file), file, source)
     if Path(source).is_dir():
         return _speech_in(checkpoint_in(Path(source)))
     if source in list_pulled("speech"):
@@ -176,6 +177,14 @@ def locate_speech(source: str) -> SpeechFiles:
         return _speech_from_hub(source)
     hint = suggest_names(source, "speech")
     raise NotFoundError(f"there is no speech encoder called {source!r}", hint)
+
+
+# By kind: functions that take a name, a path or ORG/REPO, and raise NotFoundError.
+WAYS: dict[str, Callable[[str], object]] = {
+    "space": locate_space,
+    "model": locate_model,
+    "speech": locate_speech,
+}
 
 
 def read_space(folder: Path) -> SpaceFiles:
@@ -213,11 +222,11 @@ def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]
     return config
 
 
-def _of_card(card: Card, entry: Traversable | Path, source: str) -> SpaceFiles:
+def _of_card(card: Card, file: CardFile, source: str) -> SpaceFiles:
     if card.kind != "space":
         raise UsageError(f"{card.name} is a {card.kind}, not a space")
     if card.files:
-        return _bundled(card, entry)
+        return _bundled(card, file)
     if card.name in list_pulled():
         return read_space(space_folder(card.name))
     missing = space_folder(card.name) / SPACE_FILES["encoder"]
@@ -225,20 +234,20 @@ def _of_card(card: Card, entry: Traversable | Path, source: str) -> SpaceFiles:
     raise NotFoundError(message, f"run: lcm pull {source}")
 
 
-def _bundled(card: Card, entry: Traversable | Path) -> SpaceFiles:
-    paths = {role: file_beside(entry, card.files[role].name) for role in ("config", *ROLES)}
+def _bundled(card: Card, file: CardFile) -> SpaceFiles:
+    paths = {role: file_beside(file, card.files[role].name) for role in ("config", *ROLES)}
     config_path = paths.pop("config")
     config = read_space_config(config_path.parent, config_path.name)
     return SpaceFiles(name=card.name, config=config, licence=card.licence, **paths)
 
 
-def _model_of_card(card: Card, entry: Traversable | Path, source: str) -> ModelFiles:
+def _model_of_card(card: Card, file: CardFile, source: str) -> ModelFiles:
     if card.kind != "model":
         raise UsageError(
             f"{card.name} is a {card.kind}, not a model", f"use it with: --space {source}"
         )
     if card.files:
-        config, weights = (file_beside(entry, card.files[role].name) for role in MODEL_FILES)
+        config, weights = (file_beside(file, card.files[role].name) for role in MODEL_FILES)
         return ModelFiles(card.name, config, weights, card.licence)
     if card.name in list_pulled("model"):
         return _model_in(model_folder(card.name), card.name, card.licence)
@@ -268,20 +277,20 @@ def _model_from_hub(source: str) -> ModelFiles:
     return _model_in(folder, source)
 
 
-def _speech_of_card(card: Card, entry: Traversable | Path, source: str) -> SpeechFiles:
+def _speech_of_card(card: Card, file: CardFile, source: str) -> SpeechFiles:
     if card.kind != "speech":
         raise UsageError(f"{card.name} is a {card.kind}, not a speech encoder")
     if card.files:
-        return SpeechFiles(*(file_beside(entry, card.files[r].name) for r in ("config", "speech")))
+        return SpeechFiles(*(file_beside(file, card.files[role].name) for role in SPEECH_FILES))
     if card.name in list_pulled("speech"):
         return _speech_in(speech_folder(card.name))
-    missing = speech_folder(card.name) / MODEL_FILES["model"]
+    missing = speech_folder(card.name) / SPEECH_FILES["speech"]
     message = f"{card.name} is not on this machine: no {missing}"
     raise NotFoundError(message, f"run: lcm pull {source}")
 
 
 def _speech_in(folder: Path) -> SpeechFiles:
-    files = SpeechFiles(folder / MODEL_FILES["config"], folder / MODEL_FILES["model"])
+    files = SpeechFiles(*(folder / name for name in SPEECH_FILES.values()))
     for path in (files.config, files.weights):
         if not path.is_file():
             raise NotFoundError(f"no speech encoder at {folder}: {path.name} is missing")
@@ -290,7 +299,7 @@ def _speech_in(folder: Path) -> SpeechFiles:
 
 def _speech_from_hub(source: str) -> SpeechFiles:
     """Find a speech encoder in lcm's own layout in huggingface_hub's own cache."""
-    folder = local_snapshot(*split_repository(source), [*MODEL_FILES.values()])
+    folder = local_snapshot(*split_repository(source), [*SPEECH_FILES.values()])
     if folder is None:
         raise NotFoundError(f"{source} is not on this machine", f"run: lcm pull {source}")
     return _speech_in(folder)

@@ -4,7 +4,7 @@ Shapes: N utterances, S samples, F features of a frame, D concept dim.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,29 +18,36 @@ from lcm_cli.files import atomic_files
 from lcm_cli.hub.locate import MODEL_FILES, SpeechFiles, locate_speech
 from lcm_cli.progress import Progress
 from lcm_cli.space.kernels import quantize
-from lcm_cli.space.loading import load_weights, stored_scales
+from lcm_cli.space.loading import load_weights, open_weights, stored_scales
 from lcm_cli.space.space import pick_device, pick_precision
 from lcm_cli.speech.config import SpeechConfig, read_speech_config
 from lcm_cli.speech.encoder import SpeechEncoder
 from lcm_cli.speech.features import RATE, STEP, WINDOW, features, pad
-from lcm_cli.weights import Store, pieces, write_safetensors
+from lcm_cli.weights import Store, Weight, pieces, write_safetensors
 
 CONFIG, WEIGHTS = MODEL_FILES["config"], MODEL_FILES["model"]
 
 
-def load_speech_encoder(
-    source: str, *, device: str = "auto", precision: str = "auto"
-) -> "SpeechSpace":
+def load_speech_encoder(source: str, *, device: str = "auto", precision: str = "auto") -> "Speech":
     """Load a speech encoder by card name, folder or ORG/REPO; weights are read when first needed.
 
     Raises NotFoundError if it is not installed, UsageError for an unknown device or precision,
     IntegrityError for a damaged config.
     """
     chosen = pick_device(device)
-    return SpeechSpace(locate_speech(source), chosen, pick_precision(precision, chosen))
+    return Speech(locate_speech(source), chosen, pick_precision(precision, chosen))
 
 
-class SpeechSpace:
+def open_speech(files: SpeechFiles) -> tuple[SpeechConfig, dict[str, Weight]]:
+    """Return the config of a speech encoder and its weights, not yet read.
+
+    Raises IntegrityError for a damaged file, missing tensors or wrong shapes.
+    """
+    config = read_speech_config(files.config)
+    return config, open_weights(SpeechEncoder, config.encoder, files.weights)[1]
+
+
+class Speech:
     """A speech encoder: speech in `languages` to the concepts of its `spaces`."""
 
     def __init__(self, files: SpeechFiles, device: torch.device, precision: str) -> None:
@@ -168,7 +175,19 @@ def save(
     state = {
         key: tensor.detach().cpu().contiguous() for key, tensor in encoder.state_dict().items()
     }
+    write(config, state, folder, store=store, force=force)
+
+
+def write(
+    config: SpeechConfig,
+    weights: Mapping[str, Weight],
+    folder: Path,
+    *,
+    store: Store | None = None,
+    force: bool = False,
+) -> None:
+    """Write weights as `save` does those of an encoder."""
     with atomic_files(folder, (WEIGHTS, CONFIG), force=force) as places:
-        digest = write_safetensors(places[WEIGHTS], pieces(state, store))
+        digest = write_safetensors(places[WEIGHTS], pieces(weights, store))
         text = json.dumps(replace(config, sha256={WEIGHTS: digest}).to_dict(), indent=1)
         places[CONFIG].write_text(text + "\n", encoding="utf-8")

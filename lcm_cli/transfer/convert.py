@@ -12,8 +12,9 @@ import torch
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_files, sha256
+from lcm_cli.hub.cards import Card
 from lcm_cli.hub.layouts import MODEL_CARD, OURS, SPACE_FILES, read_json, read_licence
-from lcm_cli.hub.locate import SpaceFiles, checkpoint_in, locate_model, locate_space
+from lcm_cli.hub.locate import SpaceFiles, checkpoint_in, locate_model, locate_space, locate_speech
 from lcm_cli.models.checkpoint import (
     CONFIG,
     FULL_PRECISION,
@@ -26,7 +27,10 @@ from lcm_cli.space import Space, load_space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import open_weights
+from lcm_cli.speech.speech import open_speech
+from lcm_cli.speech.speech import write as write_speech
 from lcm_cli.transfer.converters.foreign import read_model
+from lcm_cli.transfer.converters.speech import card_of, config_of, read_speech
 from lcm_cli.transfer.inventory import find_any
 from lcm_cli.transfer.plan import ORIGIN
 from lcm_cli.weights import (
@@ -67,13 +71,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted checkpoint: a space, or a model of an `architecture`; `space` names the space.
+    """A converted checkpoint; `space` names the space.
 
-    `space` is empty if a model does not name one, `architecture` is empty for a space. `cost` is
+    `space` is empty if a model does not name one; only a model has an `architecture`. `cost` is
     None if no number format was chosen.
     """
 
-    kind: Literal["space", "model"]
+    kind: Literal["space", "model", "speech"]
     architecture: str
     dim: int
     space: str
@@ -85,8 +89,9 @@ def convert(
 ) -> Converted:
     """Write the checkpoint `source` to `folder` in lcm's layout, with numbers stored as `store`.
 
-    `source` is a model of another program (see converters.foreign), whose numbers keep their type
-    without `store`, or a space or model of lcm, by name or folder. Nothing is written unless every
+    `source` is a model of another program (see converters.foreign) or an official speech encoder
+    under its published name, whose numbers keep their type without `store`, or a checkpoint of lcm,
+    by name or folder. Nothing is written unless every
     tensor fits. Raises NotFoundError for an unknown source, IntegrityError if it is damaged, not a
     checkpoint, would run code, or has numbers that `store` cannot hold, UsageError if `folder`
     already holds a checkpoint.
@@ -100,12 +105,16 @@ def convert(
         raise UsageError(message, "choose another folder, or add --force")
     try:
         if not ours:
+            if card := card_of(Path(source)):
+                return _convert_official_speech(card, Path(source), folder, store, force)
             return _convert_foreign(Path(source), folder, store, force)
         found = find_any(source)
         if found.path is not None and found.path.resolve() == folder.resolve():
             raise UsageError(f"{folder} is the source itself", "choose another folder")
         if found.kind == "space":
             return _convert_space(locate_space(source), folder, store, force)
+        if found.kind == "speech":
+            return _convert_speech(source, folder, store, force)
         return _convert_model(source, folder, store, force)
     except IntegrityError as error:
         if source in error.message:
@@ -177,6 +186,24 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
     cosine = _mean_cosine(space, load_space(str(folder), device="cpu", precision="float32"))
     cost = _measure_cost(before["encoder"] | before["decoder"], after, cosine)
     return Converted("space", "", space.dim, space.name, cost)
+
+
+def _convert_official_speech(
+    card: Card, source: Path, folder: Path, store: Store | None, force: bool
+) -> Converted:
+    config = config_of(card)
+    before = read_speech(source, config.encoder)
+    write_speech(config, before, folder, store=store, force=force)
+    cost = None if store is None else _measure_cost(before, read_weights(folder / WEIGHTS))
+    return Converted("speech", "", config.encoder.concept_dim, config.spaces[0], cost)
+
+
+def _convert_speech(source: str, folder: Path, store: Store | None, force: bool) -> Converted:
+    files = locate_speech(source)
+    config, before = open_speech(files)
+    write_speech(config, before, folder, store=store, force=force)
+    cost = _measure_cost(before, read_weights(folder / WEIGHTS))
+    return Converted("speech", "", config.encoder.concept_dim, config.spaces[0], cost)
 
 
 def _readme_beside(file: Path) -> list[str]:

@@ -47,24 +47,32 @@ def install(plan: PullPlan, fetched: Parts, notice: Notice) -> None:
     with _new_folder(plan.path) as new:
         if plan.card and plan.kind == "space":
             _assemble_space(plan, plan.card, fetched, new, notice)
+        elif plan.card and plan.kind == "speech":
+            _convert_speech(plan, plan.card, fetched["speech"], new, notice)
         else:
             _convert_model(plan, fetched["model"], new, notice)
 
 
-def check_model(folder: Path) -> None:
-    """Raise IntegrityError unless the weights in a folder are exactly those that its config wants.
+def check_weights(kind: str, folder: Path) -> None:
+    """Raise IntegrityError unless the weights in a folder are those that its config requires.
 
     Only the headers of the files are read.
     """
-    from lcm_cli.hub.locate import locate_model
-    from lcm_cli.models.checkpoint import open_model
+    if kind == "space":
+        locate.read_space(folder)
+    elif kind == "speech":
+        from lcm_cli.speech.speech import open_speech
 
-    open_model(locate_model(str(folder)))
+        open_speech(locate.locate_speech(str(folder)))
+    else:
+        from lcm_cli.models.checkpoint import open_model
+
+        open_model(locate.locate_model(str(folder)))
 
 
 def _check_in_place(plan: PullPlan) -> None:
-    if plan.kind == "model":
-        return check_model(plan.path)
+    if plan.kind != "space":
+        return check_weights(plan.kind, plan.path)
     for role, expected in locate.read_space(plan.path).config.get("sha256", {}).items():
         path = plan.path / SPACE_FILES[role]
         if sha256(path) != expected:
@@ -100,6 +108,19 @@ def _convert_model(plan: PullPlan, source: FetchedPart, new: Path, notice: Notic
         "sha256": {path.name: sha256(path) for path in sorted(new.iterdir())},
     }
     _write_json(new / ORIGIN, record)
+
+
+def _convert_speech(
+    plan: PullPlan, card: Card, source: FetchedPart, new: Path, notice: Notice
+) -> None:
+    """Write an official speech encoder in lcm's layout; its tensors are mapped, not in memory."""
+    from lcm_cli.speech.speech import write
+    from lcm_cli.transfer.converters.speech import config_of, read_speech
+
+    notice(f"{plan.name}: converting")
+    config = config_of(card, {"speech": dict(source.origin), "converted": _today()})
+    with naming_source(plan, source.path, source.origin["from"]):
+        write(config, read_speech(source.path, config.encoder), new)
 
 
 def _assemble_space(plan: PullPlan, card: Card, fetched: Parts, new: Path, notice: Notice) -> None:

@@ -26,7 +26,7 @@ from lcm_cli.hub.snapshot import describe_remote, hub_cache, is_commit
 from lcm_cli.paths import cache_dir
 from lcm_cli.progress import ignore
 from lcm_cli.schema import nearest
-from lcm_cli.transfer.plan import ORIGIN, read_origin
+from lcm_cli.transfer.plan import read_origin, record_of
 
 Where = Literal["bundled", "pulled", "hub", "folder", "absent"]
 Status = Literal["ok", "differs", "missing", "no record"]
@@ -196,10 +196,10 @@ def _describe_carded(card: cards.Card) -> Checkpoint:
 
 def _describe_pulled(kind: str, name: str) -> Checkpoint:
     """Describe a checkpoint in lcm's cache."""
-    folder = cards.space_folder(name) if kind == "space" else cards.model_folder(name)
+    folder = cards.folder_of(kind, name)
     record: dict[str, Any] = {}
     with suppress(LcmError):  # damaged checkpoints are listed too; `verify` reports the damage
-        record = read_json(folder / ("config.json" if kind == "space" else ORIGIN))
+        record = read_json(folder / record_of(kind))
     made_of = [part for part in record.get("source", {}).values() if isinstance(part, dict)]
     names = SPACE_FILES.values() if kind == "space" else record.get("sha256", {})
     found = Checkpoint(
@@ -262,8 +262,7 @@ def _recorded_digests(checkpoint: Checkpoint) -> dict[str, str]:
     if checkpoint.where == "bundled" and checkpoint.card:
         return {role: file.sha256 for role, file in checkpoint.card.files.items()}
     if checkpoint.where in ("pulled", "folder"):
-        name = "config.json" if checkpoint.kind == "space" else ORIGIN
-        recorded = read_json(checkpoint.path / name).get("sha256")
+        recorded = read_json(checkpoint.path / record_of(checkpoint.kind)).get("sha256")
         known: dict[str, str] = recorded if isinstance(recorded, dict) else {}
         return {SPACE_FILES.get(role, role): digest for role, digest in known.items()}
     address = f"{locate.split_repository(checkpoint.name)[0]}@{checkpoint.revision}"

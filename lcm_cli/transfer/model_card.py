@@ -24,8 +24,9 @@ _TEXT = """
 _USE = {
     "space": "lcm translate text.txt --to fra --space {repo}",
     "model": "lcm checkpoints show {repo}",
+    "speech": "lcm checkpoints show {repo}",
 }
-_KIND = {"space": "A space", "model": "A concept model"}
+_KIND = {"space": "A space", "model": "A concept model", "speech": "A speech encoder"}
 
 
 def model_card(
@@ -57,10 +58,7 @@ def metadata(
     results: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of a checkpoint for the Hub; the parameters are those of `model_card`."""
-    kind = config["kind"]
-    space = (config.get("space") or {}).get("name", "") if kind == "model" else config["name"]
-    words = ["concept-model", str(config.get("architecture"))]
-    tags = [*(words if kind == "model" else ["concept-space"]), *([f"space:{space}"] * bool(space))]
+    tags = [*_words(config), *(f"space:{name}" for name in _spaces(config))]
     found: dict[str, Any] = {"library_name": "lcm", "license": licence.lower(), "tags": tags}
     if codes := [language(code) for code in languages]:
         names = (one.iso639_1 or one.iso639_3 for one in codes)
@@ -68,6 +66,18 @@ def metadata(
     if results:
         found["model-index"] = [{"name": repo.partition("/")[2], "results": [_result(results)]}]
     return found
+
+
+def _words(config: Mapping[str, Any]) -> list[str]:
+    if config["kind"] == "model":
+        return ["concept-model", str(config.get("architecture"))]
+    return ["concept-space" if config["kind"] == "space" else "speech-encoder"]
+
+
+def _spaces(config: Mapping[str, Any]) -> list[str]:
+    if config["kind"] == "model":
+        return list(filter(None, [(config.get("space") or {}).get("name", "")]))
+    return [config["name"]] if config["kind"] == "space" else list(config["spaces"])
 
 
 def _result(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +102,11 @@ def _body(repo: str, config: Mapping[str, Any]) -> str:
         if space.get("name"):
             facts.append(f"- space: `{space['name']}`, fingerprint `{space.get('fingerprint')}`")
     else:
-        facts.append(f"- concepts of {config['encoder']['model_dim']} numbers")
+        shapes = config["encoder"]
+        dim = shapes["concept_dim" if kind == "speech" else "model_dim"]
+        facts.append(f"- concepts of {dim} numbers")
+        if kind == "speech":
+            facts.append(f"- spaces: {', '.join(config['spaces'])}")
         facts.append(f"- languages: {' '.join(config['languages'])}")
     return _TEXT.format(
         title=repo.partition("/")[2],

@@ -85,10 +85,14 @@ def choose_port_files(role: str, names: Sequence[str]) -> list[str]:
     return [name for name in _PORT_SETTINGS if name in names] + weights if weights else []
 
 
+def record_of(kind: str) -> str:
+    """Return the name of the file in which a pulled checkpoint records sources and digests."""
+    return ORIGIN if kind == "model" else "config.json"
+
+
 def read_origin(folder: Path, kind: str) -> dict[str, Any]:
     """Return the recorded sources of a pulled checkpoint, by part; {} if there is no record."""
-    name = "config.json" if kind == "space" else ORIGIN
-    found = read_json(folder / name).get("source", {})
+    found = read_json(folder / record_of(kind)).get("source", {})
     return found if isinstance(found, dict) else {}
 
 

@@ -24,12 +24,16 @@ from lcm_cli.hub.layouts import (
 )
 from lcm_cli.hub.snapshot import endpoint, translated
 from lcm_cli.progress import ignore
-from lcm_cli.transfer.install import check_model
+from lcm_cli.transfer.install import check_weights
 from lcm_cli.transfer.inventory import find_checkpoint
 from lcm_cli.transfer.model_card import model_card
 
 SHARD = 5_000_000_000  # the most bytes of weights in one file
-_SPACE_FILES = {"config": "config.json", **SPACE_FILES}
+_BUNDLED = {  # the names of a bundled checkpoint's files in a repository
+    "space": {"config": "config.json", **SPACE_FILES},
+    "model": locate.MODEL_FILES,
+    "speech": locate.SPEECH_FILES,
+}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -91,7 +95,7 @@ def _own_files(source: str) -> tuple[dict[str, Path], str]:
         if found.path is None:
             raise NotFoundError(f"{source} is not on this machine", f"run: lcm pull {source}")
         if found.where == "bundled":
-            names = locate.MODEL_FILES if found.kind == "model" else _SPACE_FILES
+            names = _BUNDLED[found.kind]
             return {names[role]: path for role, path in found.files.items()}, found.licence
         folder = found.path
     folder = locate.checkpoint_in(folder)
@@ -99,10 +103,7 @@ def _own_files(source: str) -> tuple[dict[str, Path], str]:
     if layout not in OURS:
         message = f"{source} is in the layout of {layout}, not in lcm's"
         raise UsageError(message, f"convert it first: lcm checkpoints convert {source} -o DIR")
-    if layout == "space":
-        locate.read_space(folder)
-    else:
-        check_model(folder)
+    check_weights(layout, folder)
     files = [name for name in needed_files(layout, _names(folder), source) if name != MODEL_CARD]
     return {name: folder / name for name in files}, read_licence(folder)
 
@@ -128,7 +129,7 @@ def _languages(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the languages of a space, or of a model's space if they are known."""
     from lcm_cli.hub.cards import space_languages
 
-    if config["kind"] == "space":
+    if config["kind"] != "model":
         return tuple(config["languages"])
     name = (config.get("space") or {}).get("name", "")
     return space_languages().get(name, ())

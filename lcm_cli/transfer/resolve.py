@@ -81,14 +81,13 @@ class Carded:
         Raises UsageError if the checkpoint was pulled from other sources than its card names.
         """
         card = self.card
-        folder = cards.space_folder if card.kind == "space" else cards.model_folder
-        plan = _plan_card(card, folder(card.name), self.command)
+        plan = _plan_card(card, cards.folder_of(card.kind, card.name), self.command)
         if not force and card.name in cards.list_pulled(card.kind):
             _check_origin(plan, card)
             return replace(plan, ready=True)
         if card.kind == "model":
             return _plan_model(plan, card.source["model"])
-        parts = (_plan_part(card, role, self.command, force) for role in cards.ROLES)
+        parts = (_plan_part(card, role, self.command, force) for role in card.parts)
         return replace(plan, parts=tuple(parts))
 
 
@@ -152,7 +151,8 @@ class HubRepo:
 
     def _plan(self, layout: Layout, folder: Path, licence: str) -> PullPlan:
         kind = _kind(layout)
-        summary = f"a {kind} from https://huggingface.co/{self.repo}"
+        what = "speech encoder" if kind == "speech" else kind
+        summary = f"a {what} from https://huggingface.co/{self.repo}"
         return PullPlan(
             *(self.repo, kind, summary, licence, "", folder, self.command),
             layout=layout,
@@ -307,7 +307,7 @@ def _inspect(remote: Remote, command: str) -> tuple[Layout, list[str]]:
 
 
 def _kind(layout: Layout) -> str:
-    return "space" if layout == "space" else "model"
+    return layout if layout in OURS else "model"
 
 
 def _moved(repo: str, revision: str, commit: str) -> tuple[str, ...]:

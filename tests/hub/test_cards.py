@@ -1,6 +1,7 @@
 """Cards, and locating files by name, card, folder and repository without a network."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import from_dict, read_model_config
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.speech.config import SpeechShapes, read_speech_config
+from lcm_cli.speech.encoder import SpeechEncoder
+from lcm_cli.text.languages import SONAR
 
 URLS = {role: {"url": f"https://example.org/{role}"} for role in cards.ROLES}
 
@@ -41,8 +45,8 @@ def test_every_card_that_comes_with_lcm():
         assert card.name == name == cards.card(name).name
         assert card.summary
         assert bool(card.files) != bool(card.source)
-        assert (cards._folder() / f"{name}.md").is_file()
-        text = (cards._folder() / f"{name}.toml").read_text(encoding="utf-8")
+        assert (cards._folder() / f"{card.family or name}.md").is_file()
+        text = cards.find_card_file(name).path.read_text(encoding="utf-8")
         assert "checksums =" in text  # explicit, not the default
         assert card.checksums == ("card" if card.files else "first pull")
 
@@ -51,14 +55,18 @@ def test_every_card_that_comes_with_lcm():
 def test_licence_of_every_card(name):
     licence = cards.card(name).licence
     if licence == cards.UNKNOWN_LICENCE:
-        assert "what its repository names" in cards.card(name).licence_note
+        note = cards.card(name).licence_note
+        assert "what its repository names" in note or name == "sonar-speech-eng"
         assert cards.must_be_accepted(licence)
         return
     assert canonicalize_license_expression(licence) == licence  # an SPDX identifier
     assert cards.card(name).licence_note
 
 
-@pytest.mark.parametrize("name", cards.cards())
+@pytest.mark.parametrize(
+    "name",
+    [*(name for name, card in cards.cards().items() if not card.family), "sonar-speech-eng"],
+)
 def test_architecture_of_every_card(name):
     """The described networks can be built, on torch's meta device at no cost."""
     card = cards.card(name)
@@ -67,6 +75,9 @@ def test_architecture_of_every_card(name):
             config = vars(card) if card.encoder else locate.locate_space(name).config
             TextEncoder(EncoderConfig(**config["encoder"]))
             TextDecoder(DecoderConfig(**config["decoder"]))
+        elif card.kind == "speech":
+            bundled = card.files and read_speech_config(locate.locate_speech(name).config)
+            SpeechEncoder(bundled.encoder if bundled else SpeechShapes(**card.encoder))
         elif card.config or card.files:
             config = {"kind": "model", "architecture": card.architecture, **card.config}
             build(from_dict(config, name) if card.config else bundled_config(name))
@@ -96,6 +107,28 @@ def test_official_cards_have_no_checksums_but_a_licence_note():
         assert "not for commercial" in card.licence_note
         assert card.languages == 202
         assert {(s.bytes, s.sha256) for s in card.source.values()} == {(None, "")}
+
+
+def test_speech_encoders_of_sonar():
+    found = [card for card in cards.cards().values() if card.family == "sonar-speech"]
+    assert len({card.source["speech"].url for card in found}) == len(found) == 58
+    assert Counter(card.licence for card in found) == {
+        "MIT": 21,
+        "CC-BY-NC-4.0": 36,
+        cards.UNKNOWN_LICENCE: 1,
+    }
+    for card in found:
+        code = card.name.rpartition("-")[2]
+        assert card.source["speech"].url.endswith(f".{code}.pt")
+        assert set(card.languages) <= set(SONAR)
+        assert all(lang.startswith(code) for lang in card.languages) or code == "cmn"
+        assert set(card.spaces) <= cards.space_languages().keys()
+
+
+def test_name_of_a_family_gives_a_member():
+    with pytest.raises(NotFoundError) as caught:
+        cards.card("sonar-speech")
+    assert "such as sonar-speech-arb" in caught.value.hint
 
 
 @pytest.mark.parametrize(
