@@ -172,7 +172,8 @@ class SpeechTraining:
 
     `batch_seconds` is the duration of a batch; utterances of more than `max_seconds` are left out.
     `contrast` weights the loss that tells the concept of the own sentence from those of the batch
-    and of `negatives` other sentences. `noise` is the fraction of utterances that are mixed with
+    and of `negatives` other sentences, `ctc` the loss that spells the text from the frames; the
+    weight of the squared distance is 1. `noise` is the fraction of utterances that are mixed with
     noise, at a signal-to-noise ratio within `snr` (dB). `mask` is the largest fraction of the mel
     bands, and of the steps, that is masked in an utterance. `decay`, `dropout`, `weight_decay` and
     `ema` are those of spaces.
@@ -187,6 +188,7 @@ class SpeechTraining:
     decay: float = 0.5
     clip: float = 1.0
     contrast: float = 0.1
+    ctc: float = 0.0
     negatives: int = 4096
     noise: float = 0.5
     snr: tuple[float, float] = (5.0, 35.0)
@@ -224,7 +226,7 @@ class SpeechTraining:
 
 
 _SPEECH_NUMBERS = (
-    *("learning_rate", "warmup", "clip", "contrast", "negatives", "weight_decay"),
+    *("learning_rate", "warmup", "clip", "contrast", "ctc", "negatives", "weight_decay"),
     *("sample_every", "seed"),
 )
 

@@ -25,7 +25,7 @@ from lcm_cli.files import atomic_path, make_folder, not_there
 from lcm_cli.progress import StartJob, no_progress
 from lcm_cli.schema import parse
 from lcm_cli.space import Space
-from lcm_cli.speech.features import RATE, STEP, log_mel
+from lcm_cli.speech.features import RATE, STEP, WINDOW, log_mel
 
 STEPS = RATE // STEP  # a second
 _NOISE_STEPS = 1000
@@ -45,24 +45,20 @@ class Utterance:
 class Utterances:
     """Utterances with their features and the concepts of their texts.
 
-    `mel_TB` has the log mel energies of all utterances, one after the other, in float16.
-    `left_out` is the number of utterances that are too short or too long.
+    `mel_TB` has the log mel energies of these and other utterances, one after the other, in
+    float16. `left_out` is the number of utterances that were too short or too long.
     """
 
     texts: list[str]
     langs: list[str]
     mel_TB: np.ndarray
+    starts_U: np.ndarray
     lengths_U: np.ndarray
     concepts_UD: np.ndarray
     left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    @cached_property
-    def starts_U(self) -> np.ndarray:
-        """The first step of each utterance."""
-        return np.cumsum(self.lengths_U) - self.lengths_U
 
     @cached_property
     def sentences_U(self) -> np.ndarray:
@@ -208,70 +204,59 @@ def prepare(
     table: Sequence[Utterance],
     space: Space,
     bins: int,
-    limits: tuple[float, float],
+    limits: tuple[int, int],
     folder: Path,
     progress: StartJob = no_progress,
 ) -> Utterances:
-    """Return the utterances of a table that last between `limits` seconds.
+    """Return the utterances of a table whose number of steps is within `limits`.
 
-    Features and concepts are computed, or read from `folder` where an earlier call left them.
-    Raises NotFoundError or IntegrityError for an audio file that is missing or damaged.
+    Features and concepts are computed, or read from `folder` if an earlier call left them there.
+    Raises NotFoundError or IntegrityError for an audio file that is missing or damaged, or if no
+    utterance is left.
     """
-    key = json.dumps([[asdict(each) for each in table], space.fingerprint, bins, limits])
+    key = json.dumps([[asdict(each) for each in table], space.fingerprint, bins])
     place = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if not place.with_suffix(".npz").is_file():
+    mel, rest = place.with_suffix(".mel"), place.with_suffix(".npz")
+    if not rest.is_file():
         make_folder(folder)
-        lengths = _write_mel(table, bins, limits, place.with_suffix(".mel"), progress)
-        kept = [each for each, length in zip(table, lengths, strict=True) if length]
-        with progress("encoding the texts", len(kept)) as advance:
-            texts, langs = [each.text for each in kept], [each.lang for each in kept]
-            concepts_UD = space.encode(texts, langs, advance).concepts
-        with (
-            atomic_path(place.with_suffix(".npz"), force=True) as temporary,
-            temporary.open("wb") as file,
-        ):
-            np.savez(file, lengths=lengths, concepts=concepts_UD)
-    found = np.load(place.with_suffix(".npz"))
-    lengths_U = found["lengths"]
-    kept = [each for each, length in zip(table, lengths_U, strict=True) if length]
-    if not kept:
-        shortest, longest = limits
-        message = f"no utterance lasts between {shortest:.3g} and {longest:.3g} s"
+        lengths = _write_mel(table, bins, mel, progress)
+        texts, langs = [each.text for each in table], [each.lang for each in table]
+        with progress("encoding the texts", len(table)) as advance:
+            concepts = space.encode(texts, langs, advance).concepts
+        with atomic_path(rest, force=True) as temporary, temporary.open("wb") as file:
+            np.savez(file, lengths=lengths, concepts=concepts)
+    found = np.load(rest)
+    lengths = found["lengths"]
+    kept = np.flatnonzero((limits[0] <= lengths) & (lengths <= limits[1]))
+    if not len(kept):
+        message = f"no utterance lasts between {limits[0] / STEPS} and {limits[1] / STEPS} s"
         raise IntegrityError(message, "check train.max_seconds and the audio")
-    shape = (int(lengths_U.sum()), bins)
-    mel_TB = np.memmap(place.with_suffix(".mel"), np.float16, "r", shape=shape)
     return Utterances(
-        [each.text for each in kept],
-        [each.lang for each in kept],
-        mel_TB,
-        lengths_U[lengths_U > 0],
-        found["concepts"],
+        [table[index].text for index in kept],
+        [table[index].lang for index in kept],
+        np.memmap(mel, np.float16, "r", shape=(int(lengths.sum()), bins)),
+        (np.cumsum(lengths) - lengths)[kept],
+        lengths[kept],
+        found["concepts"][kept],
         len(table) - len(kept),
     )
 
 
-def _write_mel(
-    table: Sequence[Utterance],
-    bins: int,
-    limits: tuple[float, float],
-    path: Path,
-    progress: StartJob,
-) -> np.ndarray:
-    """Write the features of all utterances to a file; return their lengths, 0 if left out."""
-    lengths_U = np.zeros(len(table), dtype=np.int64)
+def _write_mel(table: Sequence[Utterance], bins: int, path: Path, progress: StartJob) -> np.ndarray:
+    """Write the features of all utterances to a file; return their numbers of steps."""
+    lengths = []
     with (
         progress("reading the audio", len(table)) as advance,
         atomic_path(path, force=True) as temporary,
         temporary.open("wb") as file,
     ):
-        for number, each in enumerate(table):
-            wave = read_audio(Path(each.audio))
-            if limits[0] <= len(wave) / RATE <= limits[1]:
-                mel_TB = log_mel(torch.from_numpy(wave), bins).half().numpy()
-                file.write(mel_TB.tobytes())
-                lengths_U[number] = len(mel_TB)
+        for each in table:
+            wave = torch.from_numpy(read_audio(Path(each.audio)))
+            mel_TB = log_mel(wave, bins) if len(wave) >= WINDOW else torch.empty(0, bins)
+            file.write(mel_TB.half().numpy().tobytes())
+            lengths.append(len(mel_TB))
             advance(1)
-    return lengths_U
+    return np.array(lengths)
 
 
 def read_audio(path: Path) -> np.ndarray:

@@ -5,6 +5,9 @@ the mean squared distance to the concept of the text, and the cross-entropy of t
 from those of other sentences (OmniSONAR, arXiv 2603.16606). Negatives cost little, since their
 concepts are known.
 
+A third loss spells the text's tokens from the frames below the pooling, by a map that only training
+uses (CTC: Graves et al. 2006). Concepts alone tell a new network little about where words are.
+
 The network learns concepts in units of their standard deviation, so that the same rates suit every
 space; `export` folds the unit into its last map, which is linear.
 
@@ -26,12 +29,12 @@ from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.progress import StartJob, no_progress
 from lcm_cli.space import DecodeOptions, Space, load_space
 from lcm_cli.space.loading import load_weights
+from lcm_cli.space.similarity import unit_length
 from lcm_cli.speech.config import SpeechConfig, SpeechShapes
 from lcm_cli.speech.encoder import SpeechEncoder
-from lcm_cli.speech.features import RATE, STEP, WINDOW
 from lcm_cli.speech.speech import load_speech_encoder, save
 from lcm_cli.training.data import utterances
-from lcm_cli.training.data.utterances import Noise, Utterances, mask, standardized
+from lcm_cli.training.data.utterances import STEPS, Noise, Utterances, mask, standardized
 from lcm_cli.training.optim import (
     average_decay,
     learning_rate,
@@ -79,7 +82,9 @@ class SpeechTrainer:
         self._noise = Noise(config.encoder.bins)
         self._epoch, self._first = -1, 0
         self._batches: list[np.ndarray] = []
-        matrices, others = split_parameters([network])
+        self._spelling = Spelling(network, space, data) if self.options.ctc else None
+        self._trained = [network, self._spelling] if self._spelling else [network]
+        matrices, others = split_parameters(self._trained)
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
         self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
@@ -87,7 +92,7 @@ class SpeechTrainer:
     @property
     def summary(self) -> str:
         """Size of the network and of the data, in one line."""
-        size, data = sum(p.numel() for p in self.parameters), self.data
+        size, data = sum(p.numel() for p in self.network.parameters()), self.data
         left_out = f"; {data.left_out} too short or too long are left out" if data.left_out else ""
         return (
             f"{size / 1e6:.2f} M parameters, {len(data)} utterances, {data.hours:.2f} h{left_out}"
@@ -103,9 +108,8 @@ class SpeechTrainer:
         # Dropout depends on seed and step alone, so that a resumed run draws the same.
         torch.manual_seed(int(draw.integers(1 << 62)))
         frames_NLF = self._frames(batch, draw).to(self.device)
-        distance, contrast = self.losses(frames_NLF, batch, draw)
-        loss = distance + o.contrast * contrast
-        loss.backward()
+        losses = self.losses(frames_NLF, batch, draw)
+        losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, o.clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -113,19 +117,24 @@ class SpeechTrainer:
         self._follow()
         self.step += 1
         self.utterances += len(batch)
-        losses = {"loss": loss, "mse": distance, "contrast": contrast, "grad_norm": norm}
-        found = {name: float(value) for name, value in losses.items()}
-        return found | {"lr": rate, "utterances": len(batch)}
+        found = {name: float(value.detach()) for name, value in losses.items()}
+        return found | {"grad_norm": float(norm), "lr": rate, "utterances": len(batch)}
 
     def losses(
         self, frames_NLF: Tensor, batch_N: np.ndarray, draw: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return the mean squared distance, in units of the variance, and the contrast."""
+    ) -> dict[str, Tensor]:
+        """Return the losses by name; `mse` is in units of the concepts' variance."""
+        o = self.options
         lengths_N = torch.full((len(batch_N),), frames_NLF.shape[1])
         with self._fast_math():
             found_ND = self.network(frames_NLF, lengths_N).float()
-        distance = functional.mse_loss(found_ND, self._targets_UD[torch.from_numpy(batch_N)])
-        return distance, self._contrast(found_ND, batch_N, draw)
+        mse = functional.mse_loss(found_ND, self._targets_UD[torch.from_numpy(batch_N)])
+        contrast = self._contrast(found_ND, batch_N, draw)
+        losses = {"loss": mse + o.contrast * contrast, "mse": mse, "contrast": contrast}
+        if self._spelling is not None:
+            losses["ctc"] = self._spelling.loss(batch_N)
+            losses["loss"] = losses["loss"] + o.ctc * losses["ctc"]
+        return losses
 
     def _contrast(self, found_ND: Tensor, batch_N: np.ndarray, draw: np.random.Generator) -> Tensor:
         """Return the mean cross-entropy of the own sentence among the batch's and K others."""
@@ -201,6 +210,7 @@ class SpeechTrainer:
             "epoch": self._epoch,
             "first": self._first,
             "network": self.network.state_dict(),
+            "spelling": self._spelling.state_dict() if self._spelling else None,
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
@@ -213,6 +223,8 @@ class SpeechTrainer:
         if len(state["average"]) != len(self.average):
             raise ValueError("train.ema cannot be switched on or off within a run")
         self.network.load_state_dict(state["network"])
+        if self._spelling is not None:
+            self._spelling.load_state_dict(state["spelling"])
         for mine, saved in zip(self.average, state["average"], strict=True):
             mine.copy_(saved)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -262,11 +274,11 @@ class SpeechTrainer:
     def _scores(self, data: Utterances) -> dict[str, float]:
         found_UD, wanted_UD = self.concepts(data), data.concepts_UD
         mse = float(np.square(found_UD - wanted_UD).mean()) / self._sigma**2
-        cosine = functional.cosine_similarity(*map(torch.from_numpy, (found_UD, wanted_UD)))
+        cosine_U = (unit_length(found_UD) * unit_length(wanted_UD)).sum(axis=1)
         first = np.unique(data.sentences_U, return_index=True)[1]  # retrieval needs other texts
         return {
             "loss": mse,
-            "cosine": float(cosine.mean()),
+            "cosine": float(cosine_U.mean()),
             "xsim": xsim(found_UD[first], wanted_UD[first]),
         }
 
@@ -295,6 +307,36 @@ class SpeechTrainer:
         return {"sample": {"text": texts, "heard": heard}}
 
 
+class Spelling(nn.Module):
+    """A map from the frames that a network pools to the tokens of the text, and its loss.
+
+    Shapes: V tokens that occur in the texts.
+    """
+
+    def __init__(self, network: SpeechEncoder, space: Space, data: Utterances) -> None:
+        super().__init__()
+        rows = [row[1:-1] for row in space.tokenize(data.texts, data.langs)]  # [lang] x </s>
+        known = np.unique(np.concatenate(rows))
+        self._rows = [torch.from_numpy(np.searchsorted(known, row) + 1) for row in rows]
+        self.head = nn.Linear(network.config.model_dim, len(known) + 1)  # 0: no token
+        self.head.to(network.layer_norm.weight.device)
+        self._frames_NLM: Tensor | None = None
+        network.encoder_pooler.register_forward_pre_hook(self._keep)
+
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._frames_NLM = inputs[0] if self.training else None
+
+    def loss(self, batch_N: np.ndarray) -> Tensor:
+        """Return the mean cross-entropy per token of the texts of the network's last batch."""
+        assert self._frames_NLM is not None
+        log_NLV = self.head(self._frames_NLM).float().log_softmax(dim=-1)
+        rows = [self._rows[index] for index in batch_N]
+        lengths = [torch.tensor([len(each) for each in some]) for some in (log_NLV, rows)]
+        return functional.ctc_loss(
+            log_NLV.transpose(0, 1), torch.cat(rows), *lengths, zero_infinity=True
+        )
+
+
 def make_speech_trainer(
     recipe: SpeechRecipe,
     folder: Path,
@@ -311,8 +353,8 @@ def make_speech_trainer(
     config, network = _network(recipe, space)
     set_dropout(network, recipe.train.dropout)
     shapes = config.encoder
-    frames = min(int(recipe.train.max_seconds * RATE / STEP / shapes.stride), shapes.max_length)
-    limits = (_seconds(shapes.stride), _seconds(frames * shapes.stride))
+    longest = min(int(recipe.train.max_seconds * STEPS), shapes.max_length * shapes.stride)
+    limits = (max(2, shapes.stride), longest)  # a single step has no variance
 
     def read(paths: Sequence[str]) -> Utterances:
         table = utterances.tables(paths, config.languages)[:most]
@@ -323,10 +365,6 @@ def make_speech_trainer(
     dev = {Path(path).stem: read([path]) for path in recipe.data.dev}
     data = read(recipe.data.train)
     return SpeechTrainer(recipe, config, network.to(device), space, data, dev)
-
-
-def _seconds(steps: int) -> float:
-    return (WINDOW + (steps - 1) * STEP) / RATE
 
 
 def _network(recipe: SpeechRecipe, space: Space) -> tuple[SpeechConfig, SpeechEncoder]:
