@@ -162,6 +162,22 @@ def spaces_with(code: str) -> list[str]:
     return [name for name, codes in space_languages().items() if code in codes]
 
 
+def speech_encoder_for(space: str, code: str) -> str:
+    """Return the name of a speech encoder for the language `code`, into the concepts of `space`.
+
+    One that is on this machine takes priority. Raises NotFoundError, with the languages of the
+    space's speech encoders, if there is none.
+    """
+    known = [card for card in cards().values() if card.kind == "speech" and space in card.spaces]
+    by_name = {card.name: card.languages for card in known if not isinstance(card.languages, int)}
+    if fitting := [name for name, codes in by_name.items() if code in codes]:
+        here = {card.name for card in known if card.files} | set(list_pulled("speech"))
+        return min(fitting, key=lambda name: name not in here)
+    heard = sorted({code for codes in by_name.values() for code in codes})
+    hint = f"it has them for: {' '.join(heard)}" if heard else "train one with: lcm train"
+    raise NotFoundError(f"the space {space} has no speech encoder for {code}", hint)
+
+
 def card_path(source: str) -> Path:
     """Return the file of a card, by a name that `card` accepts."""
     file = find_card_file(source)

@@ -61,17 +61,16 @@ class RelativeBias(nn.Module):
         nn.init.normal_(self.v_bias, std=0.1)
 
     def forward(self, q_NHLd: Tensor, table_PM: Tensor) -> Tensor:
-        """Return the scores (N, H, L, L) of all pairs of frames by their distance."""
+        """Return the scaled scores (N, H, L, L) of all pairs of frames by their distance."""
         rows, heads, length, width = q_NHLd.shape
         r_HdP = self.r_proj(table_PM).view(-1, heads, width).permute(1, 2, 0)
-        by_distance_NHLP = (q_NHLd + self.v_bias[:, None]) @ r_HdP
-        # Row i of the result is the slice of P = 2L - 1 distances that starts at L - 1 - i: a view
-        # whose rows start one element earlier each.
-        span = by_distance_NHLP.contiguous()
+        query_NHLd = (q_NHLd + self.v_bias[:, None]) * width**-0.5
+        all_NHLP = (query_NHLd @ r_HdP).contiguous()
+        # Frame i needs L of the P = 2L - 1 distances, those from index L - 1 - i on: a view of rows
+        # that are P - 1 apart instead of P.
         line = 2 * length - 1
         strides = (heads * length * line, length * line, line - 1, 1)
-        start = span.storage_offset() + length - 1
-        return span.as_strided((rows, heads, length, length), strides, start)
+        return all_NHLP.as_strided((rows, heads, length, length), strides, length - 1)
 
 
 class RelativeAttention(nn.Module):
@@ -90,11 +89,10 @@ class RelativeAttention(nn.Module):
         """Attend within each row to the frames in `mask_NL`, by default to all."""
         q, k, v = (p(x_NLM) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        bias_NHLL = (
-            self.sdpa(q * q.shape[-1] ** -0.5, table_PM) if False else self.sdpa(q, table_PM)
-        )
-        bias_NHLL = bias_NHLL * q.shape[-1] ** -0.5
-        if mask_NL is not None:
+        bias_NHLL = self.sdpa(q, table_PM)
+        if mask_NL is None:
+            bias_NHLL = bias_NHLL.contiguous()  # kernels on GPUs need aligned rows
+        else:
             bias_NHLL = bias_NHLL.masked_fill(~mask_NL[:, None, None], -torch.inf)
         y = F.scaled_dot_product_attention(q + self.sdpa.u_bias[:, None], k, v, attn_mask=bias_NHLL)
         return self.output_proj(y.transpose(1, 2).flatten(2))

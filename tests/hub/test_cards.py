@@ -125,6 +125,16 @@ def test_speech_encoders_of_sonar():
         assert set(card.spaces) <= cards.space_languages().keys()
 
 
+def test_speech_encoder_for_a_language_of_a_space(cache):
+    assert cards.speech_encoder_for("sonar", "eng_Latn") == "sonar-speech-eng"
+    assert cards.speech_encoder_for("sonar-robust", "zho_Hant") == "sonar-speech-cmn"
+    with pytest.raises(NotFoundError, match="sonar has no speech encoder for zul_Latn") as caught:
+        cards.speech_encoder_for("sonar", "zul_Latn")
+    assert "arb_Arab" in caught.value.hint
+    with pytest.raises(NotFoundError, match="other has no speech encoder"):
+        cards.speech_encoder_for("other", "eng_Latn")
+
+
 def test_name_of_a_family_gives_a_member():
     with pytest.raises(NotFoundError) as caught:
         cards.card("sonar-speech")
