@@ -77,7 +77,8 @@ class SpeechTrainer:
         self.steps, self.save_every = self.options.steps, self.options.save_every
         self.eval_every, self.sample_every = self.options.eval_every, self.options.sample_every
         self._sigma = float(data.concepts_UD.std(axis=0).mean())
-        self._scale(1 / self._sigma)
+        if recipe.start:
+            self._scale(1 / self._sigma)
         self._targets_UD = torch.from_numpy(data.concepts_UD / self._sigma).to(self.device)
         self._noise = Noise(config.encoder.bins)
         self._epoch, self._first = -1, 0
