@@ -75,6 +75,10 @@ class SpeechConfig:
     sha256: Mapping[str, str] | None = None
     source: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.languages or not self.spaces:
+            raise IntegrityError("a speech encoder needs at least one language and one space")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json."""
         return {"kind": "speech"} | {k: v for k, v in asdict(self).items() if v is not None}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lcm_cli.space.decoder import CrossAttention
 from lcm_cli.space.transformer import FeedForward, Stack
 from lcm_cli.speech.config import SpeechShapes
 
@@ -183,19 +184,6 @@ class Frontend(nn.Module):
         return self.dropout(self.model_dim_proj(self.post_extract_layer_norm(x_NLF)))
 
 
-class SelfMap(nn.Module):
-    """The attention of a single position to itself."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.v_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
-
-    def forward(self, x_NM: Tensor) -> Tensor:
-        """Map (N, M) to (N, M)."""
-        return self.output_proj(self.v_proj(x_NM))
-
-
 class QueryAttention(nn.Module):
     """Multi-head attention of one query to the frames of its row."""
 
@@ -222,7 +210,7 @@ class PoolLayer(nn.Module):
     def __init__(self, config: SpeechShapes) -> None:
         super().__init__()
         dim = config.model_dim
-        self.self_attn = SelfMap(dim)
+        self.self_attn = CrossAttention(dim, dim)  # of a single position to itself
         self.self_attn_layer_norm = nn.LayerNorm(dim)
         self.encoder_decoder_attn = QueryAttention(dim, config.pool_heads)
         self.encoder_decoder_attn_layer_norm = nn.LayerNorm(dim)

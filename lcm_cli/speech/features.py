@@ -36,7 +36,7 @@ def log_mel(waveform_S: Tensor, bins: int) -> Tensor:
     # The first sample of a window has no predecessor: Kaldi takes the sample itself.
     before_TW = torch.cat([frames_TW[:, :1], frames_TW[:, :-1]], dim=1)
     frames_TW = (frames_TW - _PRE_EMPHASIS * before_TW) * _povey(waveform_S.device)
-    # In float64: where the bins nearly cancel, float32 would lose the third digit.
+    # In float64: where terms nearly cancel, float32 would lose the third digit of an energy.
     power = torch.fft.rfft(frames_TW.double(), n=_FFT).abs().square().float()
     energies_TB = power[:, :-1] @ _mel_bands(bins, waveform_S.device)
     return energies_TB.clamp(min=_FLOOR).log()

@@ -107,8 +107,8 @@ class Speech:
 
     def _encode(self, waveforms: Sequence[np.ndarray]) -> Tensor:
         shapes = self.config.encoder
-        rows = [features(torch.from_numpy(w), shapes.bins, shapes.stride) for w in waveforms]
-        features_NLF, lengths_N = pad(rows)
+        tensors = (torch.from_numpy(np.array(w)) for w in waveforms)  # copies: some are read-only
+        features_NLF, lengths_N = pad([features(t, shapes.bins, shapes.stride) for t in tensors])
         with torch.inference_mode():
             try:
                 features_NLF = features_NLF.to(self.device, self._dtype)
@@ -141,7 +141,7 @@ class Speech:
             raise IntegrityError(message, f"pass at least {self.shortest:.3f} s")
         if len(waveform) >= self._samples(self.config.encoder.max_length + 1):
             message = f"{name} is too long: {seconds:.1f} s"
-            raise IntegrityError(message, f"split it into pieces of at most {self.longest:.0f} s")
+            raise IntegrityError(message, f"split it into pieces of at most {int(self.longest)} s")
         if bad := int((~np.isfinite(waveform)).sum()):
             message = f"{name} has {bad} samples that are not finite"
             raise IntegrityError(message, "decode its file again")
@@ -149,8 +149,8 @@ class Speech:
             raise IntegrityError(f"{name} is silent: all its samples are equal", "leave it out")
 
     def _samples(self, frames: int) -> int:
-        """Return the number of samples that `frames` need."""
-        return WINDOW + (frames * self.config.encoder.stride - 1) * STEP
+        """Return the number of samples that `frames` need; a variance needs two steps."""
+        return WINDOW + (max(2, frames * self.config.encoder.stride) - 1) * STEP
 
     @property
     def _dtype(self) -> torch.dtype:

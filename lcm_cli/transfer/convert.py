@@ -202,6 +202,8 @@ def _convert_speech(source: str, folder: Path, store: Store | None, force: bool)
     files = locate_speech(source)
     config, before = open_speech(files)
     write_speech(config, before, folder, store=store, force=force)
+    if _readme_beside(files.config):
+        shutil.copyfile(files.config.with_name(MODEL_CARD), folder / MODEL_CARD)
     cost = _measure_cost(before, read_weights(folder / WEIGHTS))
     return Converted("speech", "", config.encoder.concept_dim, config.spaces[0], cost)
 

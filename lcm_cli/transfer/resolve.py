@@ -182,6 +182,10 @@ def _check_card(name: str, card: Card) -> None:
     if missing := set(card.parts) - set(card.source):
         message = f"the card {card.name} does not say where to get: {', '.join(sorted(missing))}"
         raise IntegrityError(message, "add [source.ROLE] with url or repo")
+    if card.kind == "speech" and card.source["speech"].repo:
+        message = f"the card {card.name} gets a speech encoder from a repository"
+        hint = "give the url of a file in SONAR's layout; pull ORG/REPO in lcm's layout by its name"
+        raise IntegrityError(message, hint)
 
 
 def _plan_card(card: Card, path: Path, command: str) -> PullPlan:

@@ -176,7 +176,7 @@ def test_log_mel_energies(samples):
     inputs = {"waveform": torch.from_numpy(waveform)[:, None], "sample_rate": 16_000.0}
     found, wanted = log_mel(torch.from_numpy(waveform), 80), convert(inputs)["fbank"]
     assert found.shape == wanted.shape
-    # fairseq2 computes in float32 and errs in the 4th digit where the bins of a band nearly cancel.
+    # Where the terms of an energy nearly cancel, rounding errors reach the 4th digit.
     error = (found - wanted).abs()
     assert error.max() < 5e-4
     assert error.mean() < 1e-5

@@ -35,6 +35,13 @@ def test_concepts_do_not_depend_on_the_batch(speech):
         assert torch.allclose(speech.encode([waveform])[0], concept, atol=1e-5)
 
 
+def test_any_view_of_samples(speech):
+    (waveform,) = utterances(1)
+    backwards = waveform[::-1].copy()[::-1]
+    backwards.flags.writeable = False
+    assert torch.equal(speech.encode([backwards]), speech.encode([waveform]))
+
+
 def test_batches_hold_ten_seconds(speech):
     lengths = [int(seconds * RATE) for seconds in (1.0, 6.0, 1.5, 4.0, 11.0, 2.0, 2.0)]
     batches = list(speech._batches(lengths))
@@ -142,6 +149,9 @@ def test_damaged_checkpoints(folder, tmp_path):
         (tmp_path / "model.safetensors").write_bytes(b"")
         with pytest.raises(IntegrityError, match=message):
             load_speech_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"spaces": []}))
+    with pytest.raises(IntegrityError, match="at least one language and one space"):
+        load_speech_encoder(str(tmp_path))
 
 
 def test_batch_statistics_exclude_padding():

@@ -135,6 +135,13 @@ def test_pushed_and_pulled(cache, hub_server, monkeypatch, tmp_path):
     assert "speech-encoder" in readme and "space:tiny" in readme
 
 
+def test_card_with_a_repository_is_refused(card, tmp_path):
+    path = tmp_path / "small-speech.toml"
+    path.write_text(path.read_text().replace("url =", "repo ="))
+    with pytest.raises(IntegrityError, match="gets a speech encoder from a repository"):
+        resolve(card)
+
+
 def test_kinds_are_not_mixed_up(card):
     with pytest.raises(UsageError, match="sonar-speech-eng is a speech, not a space"):
         locate.locate_space("sonar-speech-eng")
