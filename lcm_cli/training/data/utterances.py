@@ -232,8 +232,8 @@ def prepare(
         message = f"no utterance lasts between {limits[0] / STEPS} and {limits[1] / STEPS} s"
         raise IntegrityError(message, "check train.max_seconds and the audio")
     return Utterances(
-        [table[index].text for index in kept],
-        [table[index].lang for index in kept],
+        [table[int(index)].text for index in kept],
+        [table[int(index)].lang for index in kept],
         np.memmap(mel, np.float16, "r", shape=(int(lengths.sum()), bins)),
         (np.cumsum(lengths) - lengths)[kept],
         lengths[kept],
@@ -260,14 +260,21 @@ def _write_mel(table: Sequence[Utterance], bins: int, path: Path, progress: Star
 
 
 def read_audio(path: Path) -> np.ndarray:
-    """Return the samples (S,) of an audio file as float32, mono at 16 kHz."""
-    import soundfile
+    """Return the samples (S,) of an audio file as float32, mono at 16 kHz.
+
+    Raises NotFoundError if it is missing, IntegrityError if it is damaged or not audio.
+    """
+    import soundfile  # type: ignore[import-untyped,unused-ignore]
+    import soxr  # type: ignore[import-untyped,unused-ignore]
 
     if not path.is_file():
         raise not_there(path)
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    assert rate == RATE
-    return samples.mean(axis=1)
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise IntegrityError(f"{path} cannot be read as audio: {error}") from error
+    mono: np.ndarray = samples.mean(axis=1)
+    return mono if rate == RATE else soxr.resample(mono, rate, RATE)
 
 
 def tables(paths: Iterable[str], languages: Sequence[str]) -> list[Utterance]:

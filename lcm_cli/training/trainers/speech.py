@@ -332,9 +332,9 @@ class Spelling(nn.Module):
         assert self._frames_NLM is not None
         log_NLV = self.head(self._frames_NLM).float().log_softmax(dim=-1)
         rows = [self._rows[index] for index in batch_N]
-        lengths = [torch.tensor([len(each) for each in some]) for some in (log_NLV, rows)]
+        frames_N, tokens_N = (torch.tensor([len(x) for x in each]) for each in (log_NLV, rows))
         return functional.ctc_loss(
-            log_NLV.transpose(0, 1), torch.cat(rows), *lengths, zero_infinity=True
+            log_NLV.transpose(0, 1), torch.cat(rows), frames_N, tokens_N, zero_infinity=True
         )
 
 

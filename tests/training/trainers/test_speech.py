@@ -182,3 +182,13 @@ def test_utterances_of_other_durations_are_left_out(recipe, tmp_path):
     assert 0 < trainer.data.left_out < 12 and "left out" in trainer.summary
     with pytest.raises(IntegrityError, match="lasts between"):
         begin(recipe, tmp_path / "run", "train.max_seconds=0.1")
+
+
+def test_the_command_trains_and_estimates(lcm, recipe, tmp_path):
+    done = lcm("train", recipe, "--dry-run", "--json", "--device", "cpu")
+    found = json.loads(done.stdout)
+    assert found["unit"] == "utterances" and found["parameters"] > 100_000 and found["minutes"] > 0
+    folder = tmp_path / "run"
+    done = lcm("train", recipe, "-o", folder, "--set", "train.steps=2", "--device", "cpu")
+    assert done.code == 0, done.stderr
+    assert load_speech_encoder(str(folder / "speech")).languages == ("eng_Latn",)
