@@ -68,8 +68,9 @@ class AnswerPrinter:
             if self._json:
                 self._out.emit(self._record(each, answer, space, seed))
                 continue
+            spoken = bool(each.document.times)
             blocks = {
-                code: list(_cited(answer, code)) if self._cite else [text]
+                code: list(_cited(answer, code, spoken)) if self._cite else [text]
                 for code, text in answer.texts.items()
             }
             self._out.document(each.document, blocks, self._road.several)
@@ -120,8 +121,11 @@ def _sentence(sentence: "AnswerSentence") -> dict[str, Any]:
     return {**nearest, "texts": sentence.texts, "others": others}
 
 
-def _cited(answer: "Answer", code: str) -> Iterator[str]:
-    """Yield the sentences of an answer in one language, each followed by its sources."""
+def _cited(answer: "Answer", code: str, spoken: bool) -> Iterator[str]:
+    """Yield the sentences of an answer in one language, each followed by its sources.
+
+    Those of speech are decoded in its own language, too.
+    """
     from lcm_cli.writing.refusal import Thresholds
 
     quoted = answer.model is None or answer.fallback is not None
@@ -129,7 +133,7 @@ def _cited(answer: "Answer", code: str) -> Iterator[str]:
         yield sentence.texts[code]
         for source in sentence.sources:
             where = f"{source.index}, {source.place}" if source.place else str(source.index)
-            if quoted and code == answer.lang:
+            if quoted and code == answer.lang and not spoken:
                 yield f"    [{where}] word for word"
                 continue
             far = not quoted and source.similarity[code] < Thresholds().near

@@ -18,10 +18,11 @@ from lcm_cli.errors import UsageError
 
 # Options, by their long names, that the top level of the config file may set.
 SHARED = (
-    *("space", "model", "device", "precision", "batch-tokens", "from", "to", "one-per-line"),
-    *("format", "column", "split", "output-template", "seed", "quiet", "verbose", "offline"),
+    *("space", "model", "speech", "device", "precision", "batch-tokens", "from", "to"),
+    *("one-per-line", "format", "column", "split", "output-template", "seed"),
+    *("quiet", "verbose", "offline"),
 )
-_CHECKPOINTS = ("space", "model", "models")  # parameters that name checkpoints
+_CHECKPOINTS = ("space", "model", "models", "speech")  # parameters that name checkpoints
 CONFIG = "lcm.config"  # key of the path of the config file in a context
 
 
@@ -183,6 +184,17 @@ Split = Annotated[
     Literal["auto", "sat"],
     typer.Option(
         "--split", help="How sentences are found: by rules, or by SaT for text without punctuation."
+    ),
+]
+Speech = Annotated[
+    str | None,
+    typer.Option(
+        "--speech",
+        metavar="ENCODER",
+        envvar="LCM_SPEECH",
+        help="Speech encoder of recordings: a name, a folder, or ORG/REPO.  "
+        "[default: the space's for the language]",
+        show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]

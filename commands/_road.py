@@ -15,6 +15,7 @@ from lcm_cli.pipeline import (
     Prepared,
     decode,
     embed,
+    hear,
     prepare_documents,
     text_needs_space,
     without_target,
@@ -51,13 +52,14 @@ class _Inputs(Generic[Item]):
         self._paths = input_paths(inputs)
         self._items: Iterator[Item] = iter(())
 
-    def _read_ahead(self, items: Iterator[Item], count: int) -> None:
-        """Read the first `count` items now; end the command if there are none."""
+    def _read_ahead(self, items: Iterator[Item], count: int) -> list[Item]:
+        """Read the first `count` items now and return them; end the command if there are none."""
         head = list(islice(items, count))
         if not head:
             self.problems.finish(any_done=False)
         self.several = len(self._paths) > 1 or len(head) > 1
         self._items = chain(head, items)
+        return head
 
     def _windows(
         self,
@@ -84,8 +86,10 @@ class Road(_Inputs[Prepared]):
         ahead: int = 1,
         reading: ReadOptions = DETECT,
         split: Split = "auto",
+        speech: str | None = None,
     ) -> None:
         super().__init__(inputs)
+        self._speech = speech
         self._split = split
         self._reading = reading
         self._space = space
@@ -93,7 +97,8 @@ class Road(_Inputs[Prepared]):
         self._one_per_line = one_per_line
         self._restored = 0  # leading documents that only fill their places in the windows
         self._truncated = self._pieces = 0
-        self._read_ahead(self._prepared(), ahead)
+        head = self._read_ahead(self._prepared(), ahead)
+        self.spoken = head[0].document.recording is not None  # for the unit of progress
 
     def skip(self, count: int, last: str, restored: int = 0) -> None:
         """Skip the first `count` documents, which are done; `last` is the id of the last one.
@@ -103,6 +108,12 @@ class Road(_Inputs[Prepared]):
         the id of the last one has changed.
         """
         skipped = deque(islice(self._items, count), maxlen=max(restored, 1))
+        # Recordings without speech were found out only when they were heard, and not counted.
+        if skipped and skipped[-1].document.recording is not None:
+            for each in self._items if skipped[-1].document.id != last else ():
+                skipped.append(each)
+                if each.document.id == last:
+                    break
         if skipped and skipped[-1].document.id != last:
             raise UsageError(
                 f"document {count} was {last!r} when the run stopped, and is now"
@@ -140,9 +151,26 @@ class Road(_Inputs[Prepared]):
         ):
             restored, self._restored = self._restored, max(0, self._restored - len(window))
             if new := window[restored:]:
-                done = new if space is None else embed(new, space, progress)
+                heard = list(self._heard(new, space, progress if self.spoken else None))
+                done = heard if space is None else embed(heard, space, progress)
                 self._report_cuts(done)
-                yield done
+                if done:
+                    yield done
+
+    def _heard(
+        self, window: Sequence[Prepared], space: "Space | None", progress: Progress | None
+    ) -> Iterator[Prepared]:
+        """Yield the documents, recordings with the concepts of their utterances."""
+        for each in window:
+            recording = each.document.recording
+            if recording is None or space is None:
+                yield each
+                continue
+            console.detail(f"listening to {recording.name} ({recording.seconds:.0f} s)")
+            try:
+                yield hear(each, space, progress)
+            except LcmError as error:
+                self.problems(error)
 
     def accepted(
         self, window: Sequence[Prepared], check: Callable[[Prepared], None]
@@ -181,7 +209,7 @@ class Road(_Inputs[Prepared]):
             raise text_needs_space(document)
         languages, name = self._space.languages, self._space.name
         return prepare_documents(
-            document, languages, name, self._lang, self._one_per_line, self._split
+            document, languages, name, self._lang, self._one_per_line, self._split, self._speech
         )
 
     def _report_cuts(self, window: Sequence[Prepared]) -> None:

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lcm_cli import console
+from lcm_cli.documents.formats.captions import SUFFIXES, Captions
 from lcm_cli.schema import counted
 from lcm_cli.text.languages import language
 from lcm_cli.writing.translate import DOUBTS, Rendering, Translation
@@ -62,17 +64,28 @@ class DoubtReport:
                 self._missed[term] += 1
 
 
-def cited(translation: Translation, code: str) -> Iterator[str]:
+def cited(each: "Prepared", translation: Translation, code: str) -> Iterator[str]:
     """Yield the sentences in one language, each followed by its source and defects."""
     sources = translation.document.sentences
     for n, (source, said) in enumerate(zip(sources, translation.sentences[code], strict=True)):
         yield said.text
         mark = f"doubtful, {DOUBTS[said.doubt]}: " if said.doubt else ""
-        yield f"    {mark}[{n + 1}] {said.similarity:.2f}  {source}"
+        where = f"{n + 1}, {each.place(n)}" if each.place(n) else str(n + 1)
+        yield f"    {mark}[{where}] {said.similarity:.2f}  {source}"
         if said.lost:
             yield f"    missing: {', '.join(said.lost)}"
         for other in said.candidates[1:]:
             yield f"    or {other.similarity:.2f} ({other.score:.3f})  {other.text}"
+
+
+def with_captions(each: "Prepared", suffix: str) -> "Prepared":
+    """Return a document of speech with the skeleton of subtitles, if the output's suffix is one."""
+    document = each.document
+    if not document.times or suffix not in SUFFIXES:
+        return each
+    captions = Captions(document.sentences, document.times, suffix)
+    passages = list(range(len(document.sentences)))
+    return replace(each, document=replace(document, skeleton=captions), passages=passages)
 
 
 def output_kind(each: "Prepared", cite: bool = False) -> OutputKind:
@@ -104,12 +117,19 @@ def record(
         "lang": each.document.lang,
         "sentences": [
             _sentence(n, text, {code: said[n] for code, said in translation.sentences.items()})
+            | _times(each, n)
             for n, text in enumerate(each.document.sentences)
         ],
         "translations": _whole(each, translation, one_per_line),
         "truncated": truncations(each),
         **provenance(space),
     }
+
+
+def _times(each: "Prepared", n: int) -> dict[str, float]:
+    """Return start and end of a sentence of speech, in seconds."""
+    times = each.document.times
+    return dict(zip(("start", "end"), times[n], strict=True)) if times else {}
 
 
 def _whole(each: "Prepared", translation: Translation, one_per_line: bool) -> dict[str, str]:

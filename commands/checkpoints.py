@@ -1,6 +1,6 @@
 """lcm checkpoints: a group of commands, each in a module checkpoints_NAME."""
 
-HELP = "List, check, publish, convert and remove checkpoints."
+HELP = "List, check, publish, convert, export and remove checkpoints."
 SUBCOMMANDS = (  # in the order of the help
     "list",
     "show",
@@ -9,4 +9,5 @@ SUBCOMMANDS = (  # in the order of the help
     "verify",
     "remove",
     "convert",
+    "export",
 )

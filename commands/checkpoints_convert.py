@@ -20,6 +20,8 @@ lcm checkpoints convert model.pt -o my-lcm      # with model_card.yaml or config
 
 lcm checkpoints convert sonar-llm-900m/ -o sonar-llm-900m-lcm
 
+lcm checkpoints convert tiny-hf -o tiny-again   # from lcm checkpoints export
+
 lcm checkpoints convert sonar -o sonar-int8 --store int8
 """
 
@@ -46,10 +48,10 @@ def main(
     """Convert a foreign model, or change the number format of weights.
 
     Reads checkpoints of facebookresearch/large_concept_model (model.pt or model.safetensors, with
-    model_card.yaml or config.json) and folders of SONAR-LLM (config.json, pytorch_model.bin). Only
-    tensors are read, and no code is run. With --store, SRC may also be a space or model of lcm:
-    int8 has one scale per row of a matrix and takes half the bytes of float16. Prints the new
-    folder.
+    model_card.yaml or config.json), folders of SONAR-LLM (config.json, pytorch_model.bin), and
+    spaces in the M2M-100 layout, as lcm checkpoints export writes them. Only tensors are read, and
+    no code is run. With --store, SRC may also be a space or model of lcm: int8 has one scale per
+    row of a matrix and takes half the bytes of float16. Prints the new folder.
     """
     from lcm_cli.transfer.convert import convert
 

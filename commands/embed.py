@@ -1,7 +1,7 @@
 """lcm embed: concepts of documents, in a file or a pipe."""
 
 import time
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +10,9 @@ from lcm_cli.errors import UsageError
 from lcm_cli.schema import counted
 
 from . import _options as options
+
+if TYPE_CHECKING:
+    from ._road import Road
 
 EPILOG = """\
 lcm embed story.txt -o story.safetensors
@@ -20,7 +23,8 @@ lcm embed corpus.jsonl -o corpus/ --fragility
 
 lcm embed story.txt -o - | lcm decode - --to nld
 """
-EMBEDDING, SCORING = "embedding (sentences)", "scoring (sentences with noise)"
+EMBEDDING, LISTENING = "embedding (sentences)", "embedding (seconds of audio)"
+SCORING = "scoring (sentences with noise)"
 Dtype = Literal["float16", "float32"]
 
 
@@ -45,6 +49,7 @@ def main(
     one_per_line: options.OnePerLine = False,
     split: options.Split = "auto",
     space: options.Space = None,
+    speech: options.Speech = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
@@ -67,17 +72,17 @@ def main(
     _check(target, json, force, fragility)
     located = LocatedSpace(space)
     reading = options.read_options(format, column)
-    road = Road(inputs, located, source, one_per_line, reading=reading, split=split)
+    road = Road(inputs, located, source, one_per_line, reading=reading, split=split, speech=speech)
     loaded = located.load(device, precision, batch_tokens)
     run = {"inputs": identify(inputs or ["-"]), "from": source, "one_per_line": one_per_line}
     run |= {"precision": precision, "fragility": fragility}
-    run |= {"format": format, "column": column, "split": split}
+    run |= {"format": format, "column": column, "split": split, "speech": speech}
     known = channel_statistics(road.beginning(SAMPLE), loaded) if fragility else None
     documents = sentences = 0
     start = time.perf_counter()
     with (
         concept_writer(target, space_info(loaded), dtype, force, run) as writer,
-        console.progress(EMBEDDING if known is None else SCORING) as advance,
+        console.progress(_activity(road, scoring=known is not None)) as advance,
     ):
         if writer.done:
             console.info(f"resuming after {counted(writer.done, 'finished document')}")
@@ -97,6 +102,12 @@ def main(
         f" ({sentences / seconds:.1f} sentences/s)"
     )
     road.finish()
+
+
+def _activity(road: "Road", *, scoring: bool) -> str:
+    if scoring:
+        return SCORING
+    return LISTENING if road.spoken else EMBEDDING
 
 
 def _check(target: str | None, json: bool, force: bool, fragility: bool) -> None:

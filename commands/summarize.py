@@ -47,6 +47,7 @@ def main(
     one_per_line: options.OnePerLine = False,
     split: options.Split = "auto",
     space: options.Space = None,
+    speech: options.Speech = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
@@ -78,6 +79,7 @@ def main(
             ahead=1 if json else 2,
             reading=reading,
             split=split,
+            speech=speech,
         )
         loaded = located.load(device, precision, batch_tokens)
         chosen = requested.load(loaded)

@@ -1,6 +1,6 @@
 """lcm translate: documents in other languages, sentence by sentence through concepts."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import typer
@@ -58,6 +58,7 @@ def main(
     one_per_line: options.OnePerLine = False,
     split: options.Split = "auto",
     space: options.Space = None,
+    speech: options.Speech = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     batch_tokens: options.BatchTokens = None,
@@ -74,7 +75,14 @@ def main(
     from ._result import open_results
     from ._road import WINDOW_ROWS, Road
     from ._space import LocatedSpace
-    from ._translations import DoubtReport, cited, output_kind, record, rendered
+    from ._translations import (
+        DoubtReport,
+        cited,
+        output_kind,
+        record,
+        rendered,
+        with_captions,
+    )
 
     if n_best > 1 and not (cite or json):
         raise UsageError("--n-best has no effect on plain text", "add --cite or --json")
@@ -85,8 +93,9 @@ def main(
         wanted = TranslateOptions(n_best, no_repeat_ngram or 0, terms)
         reading = options.read_options(format, column, whole=True)
         ahead = 1 if json else 2
-        road = Road(inputs, located, source, one_per_line, ahead, reading, split)
+        road = Road(inputs, located, source, one_per_line, ahead, reading, split, speech)
         loaded = located.load(device, precision, batch_tokens)
+        suffix = PurePath(output_template or output or "").suffix
         report = DoubtReport(threshold(loaded), terms)
 
         def check(each: Prepared) -> None:
@@ -95,14 +104,15 @@ def main(
 
         with console.progress("translating (sentences)") as advance:
             for window in road.embedded(loaded, lambda n: None, max(1, WINDOW_ROWS // len(codes))):
-                accepted = road.accepted(window, check)
+                captioned = [with_captions(each, suffix) for each in window]
+                accepted = road.accepted(captioned, check)
                 translations = translate_all(accepted, loaded, codes, wanted, progress=advance)
                 for each, translation in zip(accepted, translations, strict=True):
                     report.add(translation)
                     if json:
                         out.emit(record(each, translation, one_per_line, loaded))
                     elif cite:
-                        blocks = {code: list(cited(translation, code)) for code in codes}
+                        blocks = {code: list(cited(each, translation, code)) for code in codes}
                         out.document(each.document, blocks, road.several)
                     else:
                         files = rendered(each, translation, one_per_line)

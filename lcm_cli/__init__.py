@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
     from lcm_cli.models import load_model
     from lcm_cli.space import DecodeOptions, Space, load_space
+    from lcm_cli.space.sentence_encoder import SentenceEncoder
     from lcm_cli.text.languages import Language
     from lcm_cli.writing.expand import expand
     from lcm_cli.writing.summarize import summarize
@@ -24,6 +25,7 @@ __all__ = [
     "Language",
     "LcmError",
     "NotFoundError",
+    "SentenceEncoder",
     "Space",
     "UsageError",
     "expand",
@@ -42,6 +44,7 @@ if (_checkout / "commands" / "__init__.py").is_file() and (_checkout / "pyprojec
 _HOMES = {
     "Document": "documents",
     "Language": "text.languages",
+    "SentenceEncoder": "space.sentence_encoder",
     "expand": "writing.expand",
     "generate": "writing.writer",
     "load_model": "models",

@@ -8,6 +8,7 @@ Shapes: S sentences, D concept dim.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,11 @@ from lcm_cli.text.languages import find_language, gap
 if TYPE_CHECKING:
     from lcm_cli.documents.formats.skeleton import Skeleton
     from lcm_cli.space import DecodeOptions, Encoded, Space, Text, Truncation
+    from lcm_cli.speech import Speech
     from lcm_cli.text.segment import Segment, Split
+
+SPOKEN = "eng_Latn"  # the language of recordings, unless it is named
+_UTTERANCE = 4  # seconds of an utterance, for estimates
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,18 @@ class Prepared:
     split: list[int] = field(default_factory=list)
     truncated: "list[Truncation]" = field(default_factory=list)
     passages: list[int] = field(default_factory=list)
+    speech: str = ""  # the encoder of a recording: a card's name, a folder or ORG/REPO
     text: str = ""  # of a plain text
     one_per_line: bool = False
 
     @property
     def size(self) -> int:
-        """Number of sentences, or of concepts where these were given; includes target and plans."""
+        """Number of sentences, or of concepts where these were given; includes target and plans.
+
+        That of a recording is an estimate.
+        """
+        if self.document.recording is not None:
+            return 1 + int(self.document.recording.seconds / _UTTERANCE)
         return sum(
             len(part.sentences if part.concepts is None else part.concepts)
             for part in _parts(self.document)
@@ -58,6 +69,8 @@ class Prepared:
 
     def place(self, sentence: int) -> str:
         """Return where a reader finds a sentence: a page, a time or a heading, "" if unknown."""
+        if self.document.times:
+            return "–".join(map(_minutes, self.document.times[sentence]))
         if not self.document.passages:
             return ""
         return self.document.passages[self.passages[sentence]].place
@@ -135,14 +148,18 @@ def prepare_documents(
     source: str = "auto",
     one_per_line: bool = False,
     split: "Split" = "auto",
+    speech: str | None = None,
 ) -> Prepared:
     """Determine a document's language and sentences, unless it has them.
 
     `languages` are the codes of the space called `where`. `source` is the code for a document that
-    does not say its language, or `auto` to detect it. `split` is how sentences are found. Raises an
+    does not say its language, or `auto` to detect it. `split` is how sentences are found, `speech`
+    the speech encoder of recordings, by default one of the space for their language. Raises an
     LcmError that names the document, for a language that the space lacks or that cannot be
     detected.
     """
+    if document.recording is not None:
+        return _prepared_recording(document, where, source, speech)
     try:
         lang = _language(document, languages, where, source)
         if document.target is not None:
@@ -173,6 +190,21 @@ def prepare_documents(
     )
 
 
+def _prepared_recording(
+    document: Document, where: str, source: str, speech: str | None
+) -> Prepared:
+    """Determine the language of a recording and its speech encoder, which must be installed."""
+    from lcm_cli.hub.cards import speech_encoder_for
+    from lcm_cli.hub.locate import locate_speech
+    from lcm_cli.speech.config import read_speech_config
+
+    if speech is None:
+        speech = speech_encoder_for(where, document.lang or SPOKEN if source == "auto" else source)
+    spoken = read_speech_config(locate_speech(speech).config).languages
+    lang = spoken[0] if source == "auto" else find_language(source, spoken, speech).code
+    return Prepared(replace(document, lang=lang), speech=speech)
+
+
 def _is_plain(document: Document) -> bool:
     """Return whether a document's text is divided into passages by its blocks."""
     return document.skeleton is None and not document.passages
@@ -199,8 +231,10 @@ def embed(
 ) -> list[Prepared]:
     """Add concepts to the documents without any, encoding all their sentences together.
 
-    `progress` receives the number of sentences encoded.
+    `progress` receives the number of sentences encoded. Recordings are encoded one by one, as
+    `hear` does.
     """
+    window = [hear(each, space) for each in window]
     parts = [part for each in window if not _has_concepts(each) for part in _parts(each.document)]
     sentences = [sentence for part in parts for sentence in part.sentences]
     codes = [part.lang for part in parts for _ in part.sentences]
@@ -213,6 +247,42 @@ def embed(
             done.append(_with_concepts(each, encoded, start))
             start += each.size
     return done
+
+
+def hear(prepared: Prepared, space: "Space", progress: Progress | None = None) -> Prepared:
+    """Add the concepts of a recording's utterances, their times, and their decoded text.
+
+    `progress` receives the seconds of audio done. Other documents are returned unchanged. Raises
+    IntegrityError for a damaged file, one without speech, and an encoder of another space.
+    """
+    document = prepared.document
+    if document.recording is None:
+        return prepared
+    from lcm_cli.speech.listening import listen
+
+    speech = _speech_encoder(prepared.speech, str(space.device), space.precision)
+    speech.check_space(space.name, space.fingerprint)
+    heard = listen(document.recording, speech, progress)
+    texts = space.decode(heard.concepts, [document.lang])[document.lang]
+    sentences = [best[0].text for best in texts]
+    return replace(
+        prepared,
+        document=replace(
+            document,
+            recording=None,
+            concepts=heard.concepts,
+            times=heard.times,
+            sentences=sentences,
+            paragraphs=[0] * len(sentences),
+        ),
+    )
+
+
+@lru_cache(maxsize=2)
+def _speech_encoder(source: str, device: str, precision: str) -> "Speech":
+    from lcm_cli.speech import load_speech_encoder
+
+    return load_speech_encoder(source, device=device, precision=precision)
 
 
 def _has_concepts(prepared: Prepared) -> bool:
@@ -280,6 +350,14 @@ def _language(document: Document, languages: Sequence[str], where: str, source: 
     from lcm_cli.text.detect import detect
 
     return detect(document.text or " ".join(document.sentences), languages, where)
+
+
+def _minutes(seconds: float) -> str:
+    """Return a time such as 0:03 or 1:02:03."""
+    whole = int(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02}"
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def _limits(document: Document, space: "Space", options: "DecodeOptions | None") -> list[int]:

@@ -2,9 +2,10 @@
 
 Columns: id, lang, text (string); sentences (list of strings), paragraphs (list of int32), concepts
 (list of fixed-size lists of float16 or float32); split (string); target_sentences, target_concepts,
-plans and plan_concepts (typed like sentences and concepts); fragility and target_fragility (lists
-of float32, read only by training). The official LCM code names the sentences text_sentences and the
-concepts text_sentences_sonar_emb. Where other programs write one vector a row, a list of numbers,
+plans and plan_concepts (typed like sentences and concepts); times (list of start and end in
+seconds, of speech); fragility and target_fragility (lists of float32, read only by training). The
+official LCM code names the sentences text_sentences and the concepts text_sentences_sonar_emb.
+Where other programs write one vector a row, a list of numbers,
 the row is a document of one concept.
 """
 
@@ -39,6 +40,7 @@ TARGET_SENTENCES = ("target_sentences",)
 TARGET_CONCEPTS = ("target_concepts",)
 PLANS = ("plans",)
 PLAN_CONCEPTS = ("plan_concepts",)
+TIMES = "times"
 FRAGILITY = ("fragility", "target_fragility")
 BATCH_BYTES = 16 << 20  # decoded from a Parquet file at a time
 _DIM_DIGITS = 9  # of a space's number of dimensions, at most
@@ -65,6 +67,7 @@ def schema(info: SpaceInfo, dtype: str) -> pa.Schema:
         "target_concepts": vectors,
         "plans": pa.list_(pa.string()),
         "plan_concepts": vectors,
+        TIMES: pa.list_(pa.list_(pa.float64(), 2)),
         **dict.fromkeys(FRAGILITY, pa.list_(pa.float32())),
     }
     about = {
@@ -91,6 +94,7 @@ def record_batch(documents: Sequence[Document], layout: pa.Schema) -> pa.RecordB
         pa.array([document.split or None for document in documents], pa.string()),
         *_part_columns(targets, kind),
         *_part_columns(plans, kind),
+        pa.array([document.times or None for document in documents], layout.field(TIMES).type),
         *(_fragility_column(part) for part in (documents, targets)),
     ]
     return pa.record_batch(columns, schema=layout)
@@ -283,7 +287,7 @@ class _RowReader:
         wanted = (
             *("id", "lang", text, self._sentences, "paragraphs", self._concepts),
             *("split", self._target, self._target_concepts),
-            *(self._plans, self._plan_concepts),
+            *(self._plans, self._plan_concepts, TIMES),
         )
         self.columns: list[str] = [name for name in wanted if name and name in layout.names]
         self.count = 0  # rows read so far
@@ -326,6 +330,8 @@ class _RowReader:
         document.sentences = _without_nulls(sentences, "sentences", document.label)
         document.paragraphs = _without_nulls(cell.get("paragraphs"), "paragraphs", document.label)
         document.concepts = self._vectors(row, self._concepts, document)
+        times = _without_nulls(cell.get(TIMES), TIMES, document.label)
+        document.times = [(start, end) for start, end in times]
         check_alignment(document, has_sentences=sentences is not None)
         known = document.id, document.lang, origin
         target, plans = target_of(*known), plans_of(*known)
@@ -405,12 +411,17 @@ def _is_vectors(kind: pa.DataType) -> bool:
     return _is_list(kind) and bool(pa.types.is_floating(number))
 
 
+def _is_times(kind: pa.DataType) -> bool:
+    return bool(kind == pa.list_(pa.list_(pa.float64(), 2)))
+
+
 _EXPECTED = {
     "id": lambda kind: _is_string(kind) or pa.types.is_integer(kind),
     "lang": _is_string,
     "text": _is_string,
     "paragraphs": lambda kind: _is_list(kind) and pa.types.is_integer(kind.value_type),
     "concepts": _is_vectors,
+    TIMES: _is_times,
     "split": _is_string,
 } | dict.fromkeys((*SENTENCES, *TARGET_SENTENCES, *PLANS), _is_strings)
 

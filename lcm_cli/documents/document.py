@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lcm_cli.documents.formats.audio import Recording
     from lcm_cli.documents.formats.skeleton import Passage, Skeleton
     from lcm_cli.documents.formats.written import TextForm
 
@@ -49,6 +50,8 @@ class Document:
     fragility: Scores | None = None  # per sentence, (S,) float32; only training reads it
     form: TextForm | None = None  # of its file, if that is plain text
     passages: tuple[Passage, ...] = ()  # of its file; empty for plain text, which blocks divide
+    recording: Recording | None = None  # speech, not yet encoded
+    times: list[tuple[float, float]] = field(default_factory=list)  # of each sentence, in seconds
     skeleton: Skeleton | None = None  # of its file, if the text can be replaced in it
 
     @property
@@ -127,6 +130,8 @@ def check_alignment(document: Document, *, has_sentences: bool | None = None) ->
         counts["paragraph numbers"] = len(document.paragraphs)
     if document.fragility is not None:
         counts["fragility scores"] = len(document.fragility)
+    if document.times:
+        counts["times"] = len(document.times)
     if len(set(counts.values())) > 1:
         found = " and ".join(f"{count} {what}" for what, count in counts.items())
         raise IntegrityError(

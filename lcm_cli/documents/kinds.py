@@ -24,6 +24,7 @@ Kind = Literal[
     "parquet",
     "arrow",
     "safetensors",
+    "audio",
 ]
 
 HEAD = 4096  # bytes of a file that are examined
@@ -46,8 +47,9 @@ NAMES: dict[Kind, str] = {
     "parquet": "Parquet",
     "arrow": "Arrow IPC",
     "safetensors": "safetensors",
+    "audio": "an audio file",
 }
-BINARY: tuple[Kind, ...] = ("docx", "epub", "pdf", "parquet", "arrow", "safetensors")
+BINARY: tuple[Kind, ...] = ("docx", "epub", "pdf", "parquet", "arrow", "safetensors", "audio")
 _SUFFIXES: dict[str, Kind] = {
     ".txt": "text",
     ".text": "text",
@@ -73,6 +75,7 @@ _SUFFIXES: dict[str, Kind] = {
     ".arrows": "arrow",
     ".feather": "arrow",
     ".safetensors": "safetensors",
+    **dict.fromkeys((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"), "audio"),
 }
 # Unsupported formats whose markup would be read as words, by suffix, with a hint.
 _AS_TEXT = "or add --format text to read it as it is"
@@ -83,6 +86,7 @@ _UNREAD: dict[str, str] = {
     ".ipynb": "convert it: jupyter nbconvert --to markdown FILE",
 }
 _UNPACK = "unpack it first: {} FILE"
+_SOUND = "extract its sound: ffmpeg -i FILE NEW.wav"
 _FOREIGN = (  # (first bytes, name of the format, hint)
     (b"PK\x03\x04", "a zip archive or an office document", "save it as .docx, or unpack it"),
     (b"\xd0\xcf\x11\xe0", "an old office document", "save it as .docx"),
@@ -97,9 +101,16 @@ _FOREIGN = (  # (first bytes, name of the format, hint)
     (b"\x89PNG", "a PNG image", ""),
     (b"\xff\xd8\xff", "a JPEG image", ""),
     (b"GIF8", "a GIF image", ""),
-    (b"RIFF", "a media file", ""),
-    (b"ID3", "an MP3 file", ""),
+    (b"RIFF", "a media file", _SOUND),
+    (b"\x1aE\xdf\xa3", "a Matroska or WebM video", _SOUND),
+    (b"\xff\xf1", "AAC audio", _SOUND),
+    (b"\xff\xf9", "AAC audio", _SOUND),
+    (b"0&\xb2u", "a Windows Media file", _SOUND),
     (b"\x7fELF", "a program", ""),
+)
+# Audio that libsndfile reads: WAV, AIFF, FLAC, Ogg and MP3, the last with tags or without.
+_AUDIO = re.compile(
+    rb"(?:RIFF|RF64)....WAVE|FORM....AIF|fLaC|OggS|ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", re.DOTALL
 )
 _EPUB = b"application/epub+zip"
 _PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html[\s>])", re.IGNORECASE)
@@ -177,6 +188,8 @@ def _kind_by_magic(head: bytes) -> Kind | None:
         return "arrow"
     if head.startswith(b"%PDF-"):
         return "pdf"
+    if _AUDIO.match(head):
+        return "audio"
     if head.startswith(b"PK\x03\x04"):
         if _EPUB in head[:100]:
             return "epub"
@@ -189,6 +202,8 @@ def _kind_by_magic(head: bytes) -> Kind | None:
 
 
 def _refuse_foreign(head: bytes, name: str) -> None:
+    if head[4:8] == b"ftyp":
+        raise IntegrityError(f"{name} is an MP4 file (video or AAC audio), not a document", _SOUND)
     for magic, what, hint in _FOREIGN:
         if head.startswith(magic):
             raise IntegrityError(f"{name} is {what}, not a document", hint)

@@ -88,6 +88,10 @@ def read_source(
             from lcm_cli.documents.text import read_jsonl
 
             yield from read_jsonl(file, source, concepts)
+        elif kind == "audio":
+            from lcm_cli.documents.formats.audio import read_recording
+
+            yield read_recording(file, source)
         elif kind == "safetensors":
             from lcm_cli.documents.tensors import read_safetensors
 
@@ -144,7 +148,7 @@ def _read_concepts(
     space = None
     for document in _documents(sources, True, stdin, report, DETECT):
         try:
-            if document.concepts is None and document.text:
+            if document.concepts is None and (document.text or document.recording):
                 raise _not_embedded(document)
             check_concepts(document, space)
         except LcmError as error:
@@ -185,6 +189,8 @@ def _documents_and_errors(
 
 
 def _check_has_text(document: Document) -> None:
+    if document.recording is not None:
+        return
     if not document.text.strip() and not any(map(str.strip, document.sentences)):
         raise IntegrityError(
             f"{document.label} has no text in it",
@@ -198,6 +204,7 @@ def _check_has_text(document: Document) -> None:
 
 
 def _not_embedded(document: Document) -> UsageError:
+    what = "text" if document.recording is None else "a recording"
     return UsageError(
-        f"{document.label} is text, not concepts", "embed it first: lcm embed FILE -o NEW.parquet"
+        f"{document.label} is {what}, not concepts", "embed it first: lcm embed FILE -o NEW.parquet"
     )

@@ -18,6 +18,7 @@ from lcm_cli.documents.formats.written import TextForm
 from lcm_cli.documents.kinds import Source
 from lcm_cli.errors import IntegrityError, LcmError
 
+_TIMES = "a list of [start, end] in seconds"
 _EXAMPLE = 'a line is an object such as {"id": "a", "text": "One. Two."} or {"sentences": ["One."]}'
 
 
@@ -131,6 +132,8 @@ def to_json(document: Document, *, concepts: bool = True) -> dict[str, Any]:
     for key in ("lang", "split", "text", "sentences", "paragraphs"):
         if value := getattr(document, key):
             record[key] = value
+    if document.times:
+        record["times"] = document.times
     target = document.target
     if target is not None and (target.sentences or target.text):
         record["target"] = target.sentences or target.text
@@ -195,6 +198,7 @@ def _document(record: dict[str, Any], id: str, origin: str, concepts: bool) -> D
         paragraphs=get("paragraphs", "a list of numbers", lambda v: _is_list(v, _is_integer)) or [],
         origin=origin,
         split=get("split", "a string", _is_string) or "",
+        times=[(start, end) for start, end in get("times", _TIMES, _is_times) or []],
     )
     target = get("target", "a string or a list of strings", _is_target)
     plans = get("plans", "a list of strings", lambda v: _is_list(v, _is_string))
@@ -266,8 +270,16 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_list(value: object, fits: Callable[[object], bool]) -> bool:
+def _is_list(value: object, fits: Callable[[object], bool]) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and all(map(fits, value))
+
+
+def _is_times(value: object) -> bool:
+    return _is_list(value, _is_span)
+
+
+def _is_span(value: object) -> bool:
+    return _is_list(value, lambda v: isinstance(v, float) or _is_integer(v)) and len(value) == 2
 
 
 def _is_target(value: object) -> bool:

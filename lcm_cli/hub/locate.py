@@ -209,8 +209,7 @@ def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]
     if config.get("model_type") == "m2m_100":
         raise LcmError(
             f"{folder} holds weights in the M2M-100 layout, which lcm has to convert before use",
-            "run: lcm pull sonar-hub; for other weights, copy its card (checkpoints/sonar-hub.toml)"
-            ", set the folder or repository of each part, and run: lcm pull CARD.toml",
+            f"run: lcm checkpoints convert {folder} -o MY-SPACE; SONAR itself: lcm pull sonar-hub",
         )
     known = {"kind", "name", "licence", "languages", "encoder", "decoder"}
     missing = known - set(config)

@@ -30,9 +30,11 @@ from lcm_cli.space.loading import open_weights
 from lcm_cli.speech.speech import open_speech
 from lcm_cli.speech.speech import write as write_speech
 from lcm_cli.transfer.converters.foreign import read_model
+from lcm_cli.transfer.converters.m2m_100 import port_space
+from lcm_cli.transfer.converters.sonar import check_tokenizer, convert_half
 from lcm_cli.transfer.converters.speech import card_of, config_of, read_speech
 from lcm_cli.transfer.inventory import find_any
-from lcm_cli.transfer.plan import ORIGIN
+from lcm_cli.transfer.plan import ORIGIN, PORT_TOKENIZER
 from lcm_cli.weights import (
     Store,
     Weight,
@@ -89,9 +91,9 @@ def convert(
 ) -> Converted:
     """Write the checkpoint `source` to `folder` in lcm's layout, with numbers stored as `store`.
 
-    `source` is a model of another program (see converters.foreign) or an official speech encoder
-    under its published name, whose numbers keep their type without `store`, or a checkpoint of lcm,
-    by name or folder. Nothing is written unless every
+    `source` is a model of another program (see converters.foreign), whose numbers keep their type
+    without `store`, the folder of a space in the M2M-100 layout, an official speech encoder under
+    its published name, or a checkpoint of lcm, by name or folder. Nothing is written unless every
     tensor fits. Raises NotFoundError for an unknown source, IntegrityError if it is damaged, not a
     checkpoint, would run code, or has numbers that `store` cannot hold, UsageError if `folder`
     already holds a checkpoint.
@@ -105,6 +107,8 @@ def convert(
         raise UsageError(message, "choose another folder, or add --force")
     try:
         if not ours:
+            if read_json(Path(source) / CONFIG).get("model_type") == "m2m_100":
+                return _convert_port(Path(source), folder, store, force)
             if card := card_of(Path(source)):
                 return _convert_official_speech(card, Path(source), folder, store, force)
             return _convert_foreign(Path(source), folder, store, force)
@@ -143,6 +147,26 @@ def _convert_foreign(source: Path, folder: Path, store: Store | None, force: boo
     write(config, before, folder, store=store, force=force)
     cost = None if store is None else _measure_cost(before, read_weights(folder / WEIGHTS))
     return Converted("model", config.architecture, config.concept_dim, config.space.name, cost)
+
+
+def _convert_port(source: Path, folder: Path, store: Store | None, force: bool) -> Converted:
+    if store is not None:
+        message = "a space in the M2M-100 layout keeps its numbers"
+        raise UsageError(
+            message, "convert it without --store, then convert the result with --store"
+        )
+    config = port_space(source)
+    tokenizer, languages = source / PORT_TOKENIZER, config["languages"]
+    check_tokenizer(tokenizer, config["encoder"]["vocabulary"], len(languages))
+    with atomic_files(folder, [*SPACE_FILES.values(), CONFIG], force=force) as places:
+        digests = {
+            role: convert_half(role, source, places[SPACE_FILES[role]], config[role], languages)
+            for role in ("encoder", "decoder")
+        }
+        shutil.copyfile(tokenizer, places[SPACE_FILES["tokenizer"]])
+        digests["tokenizer"] = sha256(tokenizer)
+        _write_json(places[CONFIG], {**config, "sha256": digests})
+    return Converted("space", "", config["encoder"]["model_dim"], config["name"])
 
 
 def _convert_model(source: str, folder: Path, store: Store | None, force: bool) -> Converted:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lcm_cli.hub.cards import UNKNOWN_LICENCE
 from lcm_cli.hub.layouts import MODEL_CARD, read_metadata
 from lcm_cli.text.languages import language
 
@@ -27,6 +28,47 @@ _USE = {
     "speech": "lcm checkpoints show {repo}",
 }
 _KIND = {"space": "A space", "model": "A concept model", "speech": "A speech encoder"}
+_TASK = {  # of the results, in the Hub's terms
+    "space": "translation",
+    "model": "text-generation",
+    "speech": "automatic-speech-recognition",
+}
+_PORT_TITLE = """
+# {name}
+
+A space exported from `lcm`, the command line for language modelling in concept space.
+
+{facts}
+"""
+_PORT_USE = """
+## Use with transformers
+
+The files are in the M2M-100 layout. A text begins with its language, and its concept is the mean
+of the encoder's output over all tokens:
+
+```python
+import torch
+from transformers import AutoTokenizer, M2M100ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+place = "."  # this folder, or the name of the repository
+tokenizer = AutoTokenizer.from_pretrained(place)
+model = M2M100ForConditionalGeneration.from_pretrained(place).eval()
+
+batch = tokenizer(["{first} Hello!"], padding=True, truncation=True, return_tensors="pt")
+with torch.inference_mode():
+    hidden = model.get_encoder()(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    concepts = (hidden * mask).sum(1) / mask.sum(1)
+    ids = model.generate(
+        encoder_outputs=BaseModelOutput(concepts[:, None]),
+        forced_bos_token_id=tokenizer.convert_tokens_to_ids("{last}"),
+        num_beams=5,
+        max_new_tokens=100,
+    )
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
+```
+"""
 
 
 def model_card(
@@ -42,12 +84,38 @@ def model_card(
     `languages`: SONAR's codes. `results`: {"dataset": name, "metrics": {name: number}}.
     """
     own = folder / MODEL_CARD
-    text = own.read_text(encoding="utf-8") if own.is_file() else ""
-    body = re.sub(r"\A---\r?\n.*?\n---[^\S\n]*\n", "", text, flags=re.DOTALL)
     ours = metadata(repo, config, licence, languages, results)
     head = ours | read_metadata(own) | {"license": ours["license"]}
-    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n{body or _body(repo, config)}"
+    return _front(head) + (_own_body(own) or _body(repo, config))
+
+
+def port_card(
+    config: Mapping[str, Any], page: Path, licence: str, metrics: Mapping[str, float]
+) -> str:
+    """Return the text of README.md for a space in the M2M-100 layout.
+
+    `page` is the space's own model card, which is kept if it exists; `metrics` are the results of
+    its card.
+    """
+    name, languages = config["name"], config["languages"]
+    known = "unknown" if licence in ("", UNKNOWN_LICENCE) else licence
+    results = {"dataset": f"evaluation of {name}", "metrics": metrics} if metrics else None
+    ours = metadata(name, config, known, languages, results)
+    ours |= {"library_name": "transformers", "tags": ["m2m_100", *ours["tags"]]}
+    theirs = {key: value for key, value in read_metadata(page).items() if key not in ours}
+    body = _own_body(page) or _PORT_TITLE.format(name=name, facts="\n".join(_facts(config)))
+    use = _PORT_USE.replace("{first}", languages[0]).replace("{last}", languages[-1])
+    return _front(ours | theirs) + body.rstrip("\n") + "\n" + use
+
+
+def _front(metadata: Mapping[str, Any]) -> str:
+    return f"---\n{yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _own_body(page: Path) -> str:
+    """Return a model card without its metadata, "" if there is none."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    return re.sub(r"\A---\r?\n.*?\n---[^\S\n]*\n", "", text, flags=re.DOTALL)
 
 
 def metadata(
@@ -64,7 +132,8 @@ def metadata(
         names = (one.iso639_1 or one.iso639_3 for one in codes)
         found["language"] = list(dict.fromkeys(names))
     if results:
-        found["model-index"] = [{"name": repo.partition("/")[2], "results": [_result(results)]}]
+        measured = [_result(results, _TASK[config["kind"]])]
+        found["model-index"] = [{"name": repo.rpartition("/")[2], "results": measured}]
     return found
 
 
@@ -80,38 +149,45 @@ def _spaces(config: Mapping[str, Any]) -> list[str]:
     return [config["name"]] if config["kind"] == "space" else list(config["spaces"])
 
 
-def _result(results: Mapping[str, Any]) -> dict[str, Any]:
+def _result(results: Mapping[str, Any], task: str) -> dict[str, Any]:
     dataset = str(results["dataset"])
     return {
-        "task": {"type": "text-generation"},
-        "dataset": {"name": dataset, "type": re.sub(r"[^\w.-]+", "-", dataset.lower())},
+        "task": {"type": task},
+        "dataset": {"name": dataset, "type": _slug(dataset)},
         "metrics": [
-            {"type": re.sub(r"[^\w.-]+", "-", name.lower()), "name": name, "value": value}
+            {"type": _slug(name), "name": name, "value": value}
             for name, value in results["metrics"].items()
         ],
     }
 
 
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name.lower()).strip("-")
+
+
 def _body(repo: str, config: Mapping[str, Any]) -> str:
     kind = config["kind"]
-    facts = []
-    if kind == "model":
-        space = config.get("space") or {}
-        facts.append(f"- architecture: `{config['architecture']}`")
-        facts.append(f"- concepts of {config['concept_dim']} numbers")
-        if space.get("name"):
-            facts.append(f"- space: `{space['name']}`, fingerprint `{space.get('fingerprint')}`")
-    else:
-        shapes = config["encoder"]
-        dim = shapes["concept_dim" if kind == "speech" else "model_dim"]
-        facts.append(f"- concepts of {dim} numbers")
-        if kind == "speech":
-            facts.append(f"- spaces: {', '.join(config['spaces'])}")
-        facts.append(f"- languages: {' '.join(config['languages'])}")
     return _TEXT.format(
         title=repo.partition("/")[2],
         kind=_KIND[kind],
         repo=repo,
         use=_USE[kind].format(repo=repo),
-        facts="\n".join(["", *facts, ""]),
+        facts="\n".join(["", *_facts(config), ""]),
     )
+
+
+def _facts(config: Mapping[str, Any]) -> list[str]:
+    kind = config["kind"]
+    if kind == "model":
+        space = config.get("space") or {}
+        facts = [
+            f"- architecture: `{config['architecture']}`",
+            f"- concepts of {config['concept_dim']} numbers",
+        ]
+        if space.get("name"):
+            facts.append(f"- space: `{space['name']}`, fingerprint `{space.get('fingerprint')}`")
+        return facts
+    dim = config["encoder"]["concept_dim" if kind == "speech" else "model_dim"]
+    spaces = [f"- spaces: {', '.join(config['spaces'])}"] if kind == "speech" else []
+    languages = f"- languages: {' '.join(config['languages'])}"
+    return [f"- concepts of {dim} numbers", *spaces, languages]

@@ -122,7 +122,8 @@ def quote_all(
 ) -> list[Answer]:
     """Return answers of the `chosen` sentences of each document, by their indices from 0.
 
-    A sentence is quoted in its own language and decoded into others, all documents together. `to`
+    A sentence is quoted in its own language and decoded into others, all documents together; the
+    text of speech is always decoded. `to`
     holds language codes; if empty, each document stays in its own language. `cite` measures the
     similarities; `progress` receives the number of sentences decoded.
     """
@@ -130,7 +131,9 @@ def quote_all(
     if not rows:
         return [Answer.of(each, method, (), length) for each in window]
     concepts_ND = np.stack([each.concepts[n] for each, n in rows])
-    foreign = [[code for code in to if code != each.document.lang] for each, _ in rows]
+    foreign = [
+        [code for code in to or [each.document.lang] if _is_decoded(each, code)] for each, _ in rows
+    ]
     limits = space.limits(
         [each.document.sentences[n] for each, n in rows], [each.document.lang for each, _ in rows]
     )
@@ -152,6 +155,11 @@ def quote_all(
         Answer.of(each, method, tuple(islice(rest, len(own))), length)
         for each, own in zip(window, chosen, strict=True)
     ]
+
+
+def _is_decoded(each: Prepared, code: str) -> bool:
+    """Return whether a document's sentences are decoded into a language, rather than quoted."""
+    return code != each.document.lang or bool(each.document.times)
 
 
 def decode_each(

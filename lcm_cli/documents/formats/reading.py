@@ -41,7 +41,7 @@ def has_skeleton(kind: Kind, options: ReadOptions) -> bool:
         )
     if kind == "jsonl":
         return options.column is not None
-    return kind not in ("text", "parquet", "arrow", "safetensors")
+    return kind not in ("text", "parquet", "arrow", "safetensors", "audio")
 
 
 def read_documents(

@@ -79,9 +79,9 @@ class Subtitles:
         return "".join([*parts, self.source[at:]]).encode()
 
     def _shown(self, one: _Speech, text: str, lang: str) -> str:
-        lines = text if one.dash else "\n".join(_lines(text, lang))
+        shown = text if one.dash else "\n".join(lines(text, lang))
         # An arrow would turn the line into a line of times.
-        shown = html.escape(lines, quote=False) if self._escaped else lines.replace("-->", "->")
+        shown = html.escape(shown, quote=False) if self._escaped else shown.replace("-->", "->")
         for before, words, after in one.marked:
             shown = re.sub(
                 rf"(?<!\w){re.escape(words)}(?!\w)",
@@ -242,7 +242,7 @@ def _spread(cuts: Sequence[int], count: int) -> list[int]:
     return spread
 
 
-def _lines(text: str, lang: str) -> list[str]:
+def lines(text: str, lang: str) -> list[str]:
     """Break text into lines of about equal length, each of at most LINE characters."""
     between = gap(lang)
     width = LINE if between else LINE // 2  # full-width characters

@@ -146,7 +146,7 @@ def _read(role: str, source: Path) -> Weights:
         return Weights(_without_tied(source, role, state))
     state = _half(role, state)
     renamed = {_rename(role, name): tensor for name, tensor in state.items()}
-    return Weights(_without_tied(source, role, renamed), True, _port_ids(source))
+    return Weights(_without_tied(source, role, renamed), True, port_ids(source))
 
 
 def _rows(
@@ -179,7 +179,7 @@ def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
         previous = row
 
 
-def _port_ids(source: Path) -> dict[str, int]:
+def port_ids(source: Path) -> dict[str, int]:
     """Return the ids that an M2M-100 folder's tokenizer files list, by token."""
     try:
         ids = {str(token): int(i) for token, i in _json(source / "added_tokens.json").items()}
