@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lcm_cli.documents.formats.audio import Recording, Samples
 from lcm_cli.errors import IntegrityError
 from lcm_cli.files import atomic_path, make_folder, not_there
 from lcm_cli.progress import StartJob, no_progress
@@ -259,22 +260,14 @@ def _write_mel(table: Sequence[Utterance], bins: int, path: Path, progress: Star
     return np.array(lengths)
 
 
-def read_audio(path: Path) -> np.ndarray:
+def read_audio(path: Path) -> Samples:
     """Return the samples (S,) of an audio file as float32, mono at 16 kHz.
 
-    Raises NotFoundError if it is missing, IntegrityError if it is damaged or not audio.
+    Raises NotFoundError if it is missing, and what Recording raises.
     """
-    import soundfile  # type: ignore[import-untyped,unused-ignore]
-    import soxr  # type: ignore[import-untyped,unused-ignore]
-
     if not path.is_file():
         raise not_there(path)
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise IntegrityError(f"{path} cannot be read as audio: {error}") from error
-    mono: np.ndarray = samples.mean(axis=1)
-    return mono if rate == RATE else soxr.resample(mono, rate, RATE)
+    return np.concatenate(list(Recording(str(path), path, 0.0).blocks()))
 
 
 def tables(paths: Iterable[str], languages: Sequence[str]) -> list[Utterance]:
