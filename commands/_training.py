@@ -38,6 +38,7 @@ _SHOWN = (
     ("lr", "lr {:.1e}"),
     ("concepts_per_second", "{:.0f} concepts/s"),
     ("sentences_per_second", "{:.0f} sentences/s"),
+    ("utterances_per_second", "{:.0f} utterances/s"),
     ("mfu", "MFU {:.1%}"),
 )
 

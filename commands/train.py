@@ -1,4 +1,4 @@
-"""lcm train: train or finetune a model, a space, a normalizer or a quantizer."""
+"""lcm train: train a model, a space or a speech encoder, or fit a normalizer or a quantizer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +23,7 @@ from ._training import (
 if TYPE_CHECKING:
     import torch
 
-    from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
+    from lcm_cli.training.recipe import Trained
 
 EPILOG = """\
 lcm train recipe.toml
@@ -56,8 +56,8 @@ def main(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train or finetune a model, a space, a normalizer or a quantizer, as a recipe says."""
-    from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe, load_recipe
+    """Train a model, a space, a speech encoder, a normalizer or a quantizer, as a recipe says."""
+    from lcm_cli.training.recipe import ModelRecipe, Trained, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
     if isinstance(loaded, ModelRecipe) and loaded.distill is not None:
@@ -68,16 +68,16 @@ def main(
 
     chosen = pick_device(own_device(device))
     if dry:
-        if not isinstance(loaded, ModelRecipe | SpaceRecipe):
+        if not isinstance(loaded, Trained):
             hint = f"leave it out: fitting a {loaded.kind} has no steps to measure"
-            raise UsageError(f"--dry-run is for models and spaces, not for a {loaded.kind}", hint)
+            raise UsageError(f"--dry-run is not for a {loaded.kind}", hint)
         from lcm_cli.training.dry_run import dry_run
 
         (console.emit if json else show_estimate)(dry_run(loaded, chosen))
         return
     check_run_folder(folder, resume, loaded.kind)
     with shared.at_work(folder, loaded, resume):
-        if isinstance(loaded, ModelRecipe | SpaceRecipe):
+        if isinstance(loaded, Trained):
             command = shared.resume_command("train", recipe, folder, changes or ())
             _train(loaded, folder, chosen, resume, max_minutes, json, command)
             return
@@ -88,7 +88,7 @@ def main(
 
 
 def _train(
-    recipe: "ModelRecipe | SpaceRecipe",
+    recipe: "Trained",
     folder: Path,
     device: "torch.device",
     resume: bool,

@@ -14,7 +14,15 @@ LOG = "metrics.jsonl"
 LOG_EVERY = 20  # steps
 SUFFIXES = (".png", ".svg", ".pdf")
 FIRST = ("loss", "eval.loss")  # the first panels; the others follow by name
-LEFT_OUT = ("minutes", "concepts", "sentences", "skipped", "eta_minutes", "eval.targets")
+LEFT_OUT = (
+    "minutes",
+    "concepts",
+    "sentences",
+    "utterances",
+    "skipped",
+    "eta_minutes",
+    "eval.targets",
+)
 
 Curve = tuple[list[int], list[float]]  # steps and values
 

@@ -25,12 +25,13 @@ from lcm_cli.training.data.index import files_of
 from lcm_cli.training.data.packing import prompt_of
 from lcm_cli.training.data_options import DataOptions, as_data_set
 from lcm_cli.training.prepare import load_start, make_trainer, model_config
-from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
+from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe, SpeechRecipe, Trained
 from lcm_cli.training.trainers.concept_model import ModelTrainer, freeze
 from lcm_cli.weights import without_content
 
 FLOAT = 4  # bytes per weight in training, whatever the precision of the computation
 MEASURED = 4  # steps; the first, which warms up, does not count
+SPOKEN = 256  # utterances read for the steps
 MEASURES = "time, peak memory, epochs"  # known only after a few steps
 _UNKNOWN = (
     *("parameters", "trained", "state_bytes", "disk_bytes", "memory_bytes"),
@@ -39,7 +40,7 @@ _UNKNOWN = (
 ROOM = 0.8  # fraction of the free memory for weights, gradients and optimizer states
 
 
-def dry_run(recipe: ModelRecipe | SpaceRecipe, device: torch.device) -> dict[str, Any]:
+def dry_run(recipe: Trained, device: torch.device) -> dict[str, Any]:
     """Return the estimated costs of a recipe; nothing is kept on disk.
 
     `state_bytes` are weights, gradients, optimizer states and average, `memory_bytes` the peak in
@@ -57,6 +58,8 @@ def dry_run(recipe: ModelRecipe | SpaceRecipe, device: torch.device) -> dict[str
             trainer = text_space.make_space_trainer(recipe, Path(folder), device)
             size = sum(p.numel() for p in trainer.parameters)
             return _report(recipe, (size, size), recipe.train.ema) | _measured(trainer, device)
+    if isinstance(recipe, SpeechRecipe):
+        return _dry_run_of_speech(recipe, device)
     not_known: list[str] = []
     config = _config(recipe, not_known)
     not_known += _without_data(recipe.data, config)
@@ -69,6 +72,15 @@ def dry_run(recipe: ModelRecipe | SpaceRecipe, device: torch.device) -> dict[str
         return report
     with TemporaryDirectory() as folder:
         return report | _measured(make_trainer(recipe, Path(folder), device, fitted=False), device)
+
+
+def _dry_run_of_speech(recipe: SpeechRecipe, device: torch.device) -> dict[str, Any]:
+    from lcm_cli.training.trainers import speech
+
+    with TemporaryDirectory() as folder:
+        trainer = speech.make_speech_trainer(recipe, Path(folder), device, most=SPOKEN)
+        size = sum(p.numel() for p in trainer.parameters)
+        return _report(recipe, (size, size), recipe.train.ema) | _measured(trainer, device)
 
 
 def parameters(config: AnyConfig, frozen: tuple[str, ...] = ()) -> tuple[int, int]:
@@ -153,9 +165,7 @@ def _line(what: str, error: LcmError) -> str:
     return f"{what}: {error.message}; {error.hint}" if error.hint else f"{what}: {error.message}"
 
 
-def _report(
-    recipe: ModelRecipe | SpaceRecipe, sizes: tuple[int, int] | None, ema: float
-) -> dict[str, Any]:
+def _report(recipe: Trained, sizes: tuple[int, int] | None, ema: float) -> dict[str, Any]:
     found = dict.fromkeys(_UNKNOWN) | {"steps": recipe.train.steps, "not_known": []}
     if sizes is None:
         return found

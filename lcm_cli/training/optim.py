@@ -1,4 +1,5 @@
-"""Optimizers: Muon for matrices and AdamW for the rest; the learning rate of spaces."""
+"""Optimizers: Muon for matrices and AdamW for the rest; the learning rate of spaces
+and speech encoders."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lcm_cli.training.parallel import map_whole
-from lcm_cli.training.recipe import SpaceTraining, Training
+from lcm_cli.training.recipe import SpaceTraining, SpeechTraining, Training
 
 # Coefficients of Muon's quintic Newton-Schulz iteration (Jordan et al. 2024), chosen for a steep
 # slope at 0: small singular values grow fast, and all end up near 1, not exactly at it.
@@ -100,7 +101,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, decay: float)
 
 
 def make_optimizers(
-    matrices: list[nn.Parameter], others: list[nn.Parameter], options: SpaceTraining
+    matrices: list[nn.Parameter],
+    others: list[nn.Parameter],
+    options: SpaceTraining | SpeechTraining,
 ) -> list[torch.optim.Optimizer]:
     """Return Muon for `matrices` and AdamW for `others`, or AdamW for all, as the recipe says.
 

@@ -36,7 +36,7 @@ from lcm_cli.training.data.row_groups import Tokens
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
 from lcm_cli.training.parallel import World, join_processes
-from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe
+from lcm_cli.training.recipe import ModelRecipe, SpeechRecipe, Trained
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.states import states
 from lcm_cli.training.trainers.concept_model import ModelTrainer, TrainingData
@@ -63,20 +63,22 @@ class EndlessData(TrainingData, Protocol):
 
 
 def prepare_run(
-    recipe: ModelRecipe | SpaceRecipe,
+    recipe: Trained,
     folder: Path,
     device: torch.device,
     progress: StartJob = no_progress,
 ) -> Trainer:
-    """Prepare the training of a model or a space. Raises LcmErrors of the recipe and its files."""
+    """Prepare a run from its recipe. Raises LcmErrors of the recipe and its files."""
     world = join_processes()
     if isinstance(recipe, ModelRecipe):
         return make_trainer(recipe, folder, device, progress, world=world)
-    from lcm_cli.training.trainers import text_space
-
     if world.size > 1:
-        raise UsageError(f"a space is trained by one process, not {world.size}")
+        what = "speech encoder" if isinstance(recipe, SpeechRecipe) else "space"
+        raise UsageError(f"a {what} is trained by one process, not {world.size}")
+    from lcm_cli.training.trainers import speech, text_space
 
+    if isinstance(recipe, SpeechRecipe):
+        return speech.make_speech_trainer(recipe, folder, device, progress)
     return text_space.make_space_trainer(recipe, folder, device)
 
 

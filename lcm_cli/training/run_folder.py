@@ -16,7 +16,7 @@ from lcm_cli.training.recipe import Recipe
 RECIPE = "recipe.json"
 _LOCK = ".lock"
 _TOPS = ("", "best", "alone", "alone/best")
-_KINDS = ("model", "space", "normalizer", "quantizer")
+_KINDS = ("model", "space", "speech", "normalizer", "quantizer")
 
 
 def leads() -> bool:
