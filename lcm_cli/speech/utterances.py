@@ -17,7 +17,7 @@ from lcm_cli.errors import UsageError
 LONGEST = 30.0  # seconds of an utterance, at most
 WINDOW = 512  # samples that the detector judges at a time
 _BEGINS, _LASTS = 0.5, 0.35  # probabilities from which speech begins, and down to which it lasts
-PAUSE = 0.35  # seconds without speech that end an utterance
+PAUSE = 0.22  # seconds without speech that end an utterance
 _MARGIN = 0.1  # seconds kept before and after the speech
 _SHORTEST = 0.1  # seconds of speech, without margins, below which a noise is not an utterance
 

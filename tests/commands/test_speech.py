@@ -18,6 +18,7 @@ import torch
 from lcm_cli.commands import _road
 from lcm_cli.documents import Document, read_concepts, writing
 from lcm_cli.documents.formats.audio import RATE
+from lcm_cli.evaluation.spoken import nearest_text
 from lcm_cli.speech.config import SpeechConfig, SpeechShapes
 from lcm_cli.speech.encoder import SpeechEncoder
 from lcm_cli.speech.speech import save
@@ -214,3 +215,64 @@ def test_a_language_that_no_encoder_knows(lcm: Run, hear: Run, talk: Path) -> No
     done = hear("translate", talk, "--from", "nl", "--to", "fr")
     assert done.code != 0
     assert "nld_Latn" in done.stderr or "Dutch" in done.stderr
+
+
+def evaluate(hear: Run, encoder: Path, data: Path, *rest: str | Path) -> Any:
+    return hear("evaluate", encoder, "--task", "speech", "--data", data, "--json", *rest)
+
+
+def test_evaluation(hear: Run, encoder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    done = evaluate(hear, encoder, CLIPS / "eval_speech.jsonl", "-o", report)
+    assert done.code == 0, done.stderr
+    found = {(e["lang"], e["metric"]): e for e in json.loads(done.stdout)["results"]}
+    for lang in ("eng_Latn", "eng_Latn-deu_Latn", "eng_Latn-fra_Latn"):
+        assert 0 <= found[lang, "chrf"]["value"] <= 100
+        assert found[lang, "chrf"]["count"] == 6
+    for metric in ("xsim", "speech_to_text"):
+        assert 0 <= found["eng_Latn", metric]["value"] <= 100
+    lines = (report / "examples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[0])["source"] == ["The dog ran to the river."]
+    assert "Speech" in (report / "report.html").read_text(encoding="utf-8")
+
+
+def test_evaluation_of_a_table_with_bad_recordings(
+    hear: Run, encoder: Path, tmp_path: Path
+) -> None:
+    clips = tmp_path / "clips"
+    shutil.copytree(CLIPS, clips)
+    soundfile.write(clips / "silent.wav", np.zeros(RATE, np.float32), RATE)
+    soundfile.write(clips / "long.wav", np.full(30 * RATE, 0.1, np.float32), RATE)
+    names = ("1.ogg", "none.wav", "silent.wav", "long.wav", "data.tsv", "", "2.ogg")
+    rows = [f"{name}\tThe dog ran.\tLe chien a couru." for name in names]
+    (clips / "data.tsv").write_text("audio\ttext\tfra_Latn\n" + "\n".join(rows) + "\n")
+    done = evaluate(hear, encoder, clips / "data.tsv", "--to", "fr")
+    assert done.code == 1
+    for message in (
+        "row 2: {}, speech: {}/none.wav does not exist",
+        "row 3: {}, speech: utterance 0 is silent",
+        "row 4: {}, speech: {}/long.wav lasts 30.0 s, and the encoder takes 20.0 s",
+        "row 5: {}, speech: {}/data.tsv is not a recording",
+        "row 6: {}, speech: the row has no audio",
+    ):
+        assert message.format(encoder, clips) in " ".join(done.stderr.split()), message
+    results = json.loads(done.stdout)["results"]
+    assert {e["count"] for e in results} == {2}
+    assert {e["lang"] for e in results} == {"eng_Latn", "eng_Latn-fra_Latn", "all"}
+
+
+def test_evaluation_without_recordings(hear: Run, encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"text": "The dog ran to the river."}\n')
+    done = evaluate(hear, encoder, data)
+    assert (done.code, "has no column 'audio'" in done.stderr) == (2, True)
+    done = hear("evaluate", "lead-3", "--task", "speech", "--data", CLIPS / "eval_speech.jsonl")
+    assert done.code != 0
+    assert "lead-3" in done.stderr
+
+
+def test_the_nearest_text_is_their_own() -> None:
+    spoken = np.eye(4, dtype=np.float32)
+    assert nearest_text(spoken, spoken) == 100
+    assert nearest_text(spoken, spoken[[1, 0, 2, 3]]) == 50
+    assert nearest_text(spoken, spoken[[0, 0, 2, 3]]) == 75  # two recordings of one text
