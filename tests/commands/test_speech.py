@@ -80,6 +80,11 @@ def test_embedded_with_times(hear: Run, talk: Path, tmp_path: Path, name: str) -
     assert len(document.sentences) == 3
 
 
+def test_fragility_needs_text(hear: Run, talk: Path, tmp_path: Path) -> None:
+    done = hear("embed", talk, "-o", tmp_path / "a.jsonl", "--fragility")
+    assert (done.code, "the first documents are recordings" in done.stderr) == (2, True)
+
+
 def test_embedding_twice_gives_the_same_bytes(hear: Run, talk: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert hear("embed", talk, "-o", tmp_path / f"{name}.jsonl").code == 0
