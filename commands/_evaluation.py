@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcm_cli import console
+from lcm_cli.errors import UsageError
 from lcm_cli.pipeline import find_languages
 from lcm_cli.text.length import Length
 
@@ -73,6 +74,8 @@ def _examples(
     path, about = locate(request.data)
     lang = place.language(request.source)
     lang = language_of(about) or lang if lang == "auto" else lang
+    if lang == "auto" and request.tasks == ("speech",):
+        lang = _spoken(request.models[0])
     examples = read_examples(
         path,
         place.languages,
@@ -83,10 +86,23 @@ def _examples(
         limit=request.limit,
         on_error=problems,
     )
+    if "speech" in request.tasks and not any(example.audio for example in examples):
+        raise UsageError(
+            f"{request.data} has no column 'audio'",
+            'a line is an object such as {"audio": "1.wav", "text": "The cat sleeps."}',
+        )
     without = sum(not example.target for example in examples)
     if without and {"summarize", "expand"} & set(request.tasks):
         console.warn(f"{without} of {len(examples)} rows have no reference to compare with")
     return examples, about | {"rows": len(examples), "broken": problems.count}
+
+
+def _spoken(encoder: str) -> str:
+    """Return the code of a speech encoder's first language."""
+    from lcm_cli.hub.locate import locate_speech
+    from lcm_cli.speech.config import read_speech_config
+
+    return read_speech_config(locate_speech(encoder).config).languages[0]
 
 
 def _evaluate(

@@ -151,10 +151,13 @@ class Road(_Inputs[Prepared]):
         """Yield the documents with their concepts, in windows of about `most` sentences.
 
         A document for which `ends` is true is the last of its window, and the window sizes start
-        over after it. `space` is None only if all documents have concepts.
+        over after it, as they do after a recording, which is encoded on its own. `space` is None
+        only if all documents have concepts.
         """
         for window in self._windows(
-            lambda prepared: prepared.size, most, lambda p: ends(p.document)
+            lambda prepared: prepared.size,
+            most,
+            lambda p: p.document.recording is not None or ends(p.document),
         ):
             restored, self._restored = self._restored, max(0, self._restored - len(window))
             if new := window[restored:]:

@@ -17,7 +17,7 @@ lcm evaluate copy-last mean --task next-concept --data stories.parquet --limit 1
 lcm evaluate extractive-10% --task summarize --data articles.jsonl --target-column highlights --json
 """
 
-TASKS = ("next-concept", "roundtrip", "summarize", "expand", "translate")
+TASKS = ("next-concept", "roundtrip", "summarize", "expand", "translate", "speech")
 
 
 def _tasks(incomplete: str) -> list[str]:
@@ -29,8 +29,8 @@ def main(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Concept models, spaces, or baselines: extractive, lead-3, random-3, copy-last, "
-            "mean, hf:ORG/NAME.",
+            help="Concept models, spaces, speech encoders, or baselines: extractive, lead-3, "
+            "random-3, copy-last, mean, hf:ORG/NAME.",
         ),
     ],
     task: Annotated[
@@ -38,7 +38,7 @@ def main(
         typer.Option(
             "--task",
             metavar="TASK",
-            help="next-concept, roundtrip, summarize, expand or translate; repeatable.",
+            help="next-concept, roundtrip, summarize, expand, translate or speech; repeatable.",
             autocompletion=_tasks,
         ),
     ],

@@ -264,7 +264,7 @@ def hear(prepared: Prepared, space: "Space", progress: Progress | None = None) -
     speech = _speech_encoder(prepared.speech, str(space.device), space.precision)
     speech.check_space(space.name, space.fingerprint)
     heard = listen(document.recording, speech, progress)
-    limits = [16 + int(_TOKENS * (end - start)) for start, end in heard.times]
+    limits = [token_limit(end - start) for start, end in heard.times]
     texts = space.decode(heard.concepts, [document.lang], limits=limits)[document.lang]
     sentences = [best[0].text for best in texts]
     return replace(
@@ -278,6 +278,11 @@ def hear(prepared: Prepared, space: "Space", progress: Progress | None = None) -
             paragraphs=[0] * len(sentences),
         ),
     )
+
+
+def token_limit(seconds: float) -> int:
+    """Return the most tokens of text that an utterance of this duration can have."""
+    return 16 + int(_TOKENS * seconds)
 
 
 @lru_cache(maxsize=2)

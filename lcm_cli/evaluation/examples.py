@@ -6,8 +6,9 @@ Columns are recognized by their names or given; text is split into sentences if 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from lcm_cli.documents import Document
@@ -25,6 +26,7 @@ from lcm_cli.text.languages import SONAR, find_language
 SOURCES = ("document", "article", "text", "sentences", "source", "dialogue", "content")
 TARGETS = ("summary", "highlights", "target", "reference", "abstract", "translation")
 LANGS = ("lang", "language")
+AUDIO = "audio"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Example:
 
     `source` and `target`, the reference, are split into sentences; `target` is empty if there is
     none. `parallel` holds the source's text in several languages, by code. `paragraphs` holds the
-    number of the paragraph of each source sentence, and is empty if unknown.
+    number of the paragraph of each source sentence, and is empty if unknown. `audio` is the path of
+    a recording of the source, "" if there is none.
     """
 
     number: int
@@ -44,6 +47,7 @@ class Example:
     target_lang: str = ""
     parallel: Mapping[str, str] = field(default_factory=dict)
     paragraphs: tuple[int, ...] = ()
+    audio: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ def _examples(
         if columns is None:  # the first valid row decides
             columns = choose_columns(list(row), source_column, target_column, path)
         try:
-            yield _example(row, number, columns, f"{path} row {number}", languages, space, lang)
+            found = _example(row, number, columns, f"{path} row {number}", languages, space, lang)
+            yield replace(found, audio=_audio(row, path, f"{path} row {number}"))
         except LcmError as error:
             report(error)
 
@@ -203,6 +208,15 @@ def _example(
     return Example(
         number, id, prepared.lang, source, tuple(target), target_lang, parallel, paragraphs
     )
+
+
+def _audio(row: Mapping[str, Any], path: str, label: str) -> str:
+    """Return the path of a row's recording, which is relative to the file of the data."""
+    value = row.get(AUDIO) or ""
+    if not isinstance(value, str):
+        raise IntegrityError(f"{label}: {AUDIO!r} is {_shown(value)}, not the path of a file")
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return str(folder / value) if value else ""
 
 
 def _paragraphs(row: Mapping[str, Any], sentence_count: int) -> list[int]:

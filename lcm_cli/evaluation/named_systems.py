@@ -1,11 +1,11 @@
 """Resolution of the names that a user gives to systems."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lcm_cli.errors import LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation.systems import BASELINES, Settings, SpaceItself, System, baseline
-from lcm_cli.hub.locate import locate_space
+from lcm_cli.hub.locate import locate_space, locate_speech
 from lcm_cli.schema import nearest
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ def _system(name: str, space: "Space", settings: Settings) -> System:
             f"{name} is a space, but this run uses the space {space.name}",
             f"evaluate it with --space {name}",
         )
+    if _is_speech_encoder(name):
+        from lcm_cli.evaluation.spoken import SpeechItself
+        from lcm_cli.speech import load_speech_encoder
+
+        speech = load_speech_encoder(name, device=str(space.device), precision=space.precision)
+        speech.check_space(space.name, space.fingerprint)
+        return SpeechItself(name, speech)
     from lcm_cli.evaluation.model_system import ConceptSystem
 
     try:
@@ -50,8 +57,16 @@ def _system(name: str, space: "Space", settings: Settings) -> System:
 
 
 def _is_space(name: str) -> bool:
+    return _is_found(locate_space, name)
+
+
+def _is_speech_encoder(name: str) -> bool:
+    return _is_found(locate_speech, name)
+
+
+def _is_found(locate: Callable[[str], object], name: str) -> bool:
     try:
-        locate_space(name)
+        locate(name)
     except LcmError:
         return False
     return True

@@ -51,7 +51,7 @@ def evaluate(
     `data` describes the origin of the examples. `on_task` is called with the task and the name of
     the system before each run. Errors of single examples go to `context.on_error`.
     """
-    from lcm_cli.evaluation import roundtrip
+    from lcm_cli.evaluation import roundtrip, spoken
 
     # All systems read the same documents, cut to what the shortest model can read.
     limits = [system.max_length for system in lineup.of("next-concept")]
@@ -64,6 +64,10 @@ def evaluate(
             if task == "roundtrip":
                 records += roundtrip.run_roundtrip(system, examples, context)
                 results += roundtrip.retrieval(system, examples, context)
+            elif task == "speech":
+                found, retrieved = spoken.run_speech(system, examples, context)
+                records += found
+                results += retrieved
             else:
                 records += run_task(task, system, examples, context)
     codes = sorted({r["to"] for r in records if r.get("target")})

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lcm_cli.models.interface import Batch
 
 T = TypeVar("T")
-TASKS = ("next-concept", "roundtrip", "summarize", "expand", "translate")
+TASKS = ("next-concept", "roundtrip", "summarize", "expand", "translate", "speech")
 BASELINES = ("extractive", "lead-3", "random-3", "copy-last", "mean")
 _SELECTION = re.compile(r"(extractive|lead|random)(?:-(\d+[%w]?))?")
 
@@ -227,6 +227,7 @@ def _systems_hint(task: str) -> str:
         "next-concept": "name a concept model, copy-last or mean",
         "summarize": "name a concept model, extractive, lead-3 or random-3",
         "expand": "name a concept model, extractive, lead-3 or random-3",
+        "speech": "name a speech encoder of the space",
     }
     return hints.get(task, "name a space, such as tiny")
 

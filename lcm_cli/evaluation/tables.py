@@ -44,6 +44,7 @@ MEASURES = (
     Measure("similarity", "similarity", 3, "up"),
     Measure("xsim", "xsim", 2, "up"),
     Measure("xsim_plus", "xsim++", 2, "up"),
+    Measure("speech_to_text", "speech to text", 2, "up"),
     Measure("ovl3", "OVL-3", shown=False),
     Measure("ovl_lcm", "OVL-3 lcm"),
     Measure("rep4", "REP-4", 3, "down", shown=False),

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcm_cli.documents.document import Concepts, Document
+from lcm_cli.errors import UsageError
 from lcm_cli.progress import Progress
 from lcm_cli.text.bleu import sentence_bleu
 
@@ -50,9 +51,17 @@ class ChannelStatistics:
 
 
 def channel_statistics(documents: Sequence[Document], space: "Space") -> ChannelStatistics:
-    """Measure the concepts of the documents' first `SAMPLE` sentences; each needs its language."""
+    """Measure the concepts of the documents' first `SAMPLE` sentences; each needs its language.
+
+    Raises UsageError if they have no sentences: those of recordings are not known yet.
+    """
     sentences = [sentence for document in documents for sentence in document.sentences][:SAMPLE]
     codes = [document.lang for document in documents for _ in document.sentences][:SAMPLE]
+    if not sentences:
+        raise UsageError(
+            "the noise for --fragility is measured on text, and the first documents are recordings",
+            "embed the recordings without --fragility",
+        )
     x_SD = space.encode(sentences, codes).concepts
     return ChannelStatistics(x_SD.mean(axis=0), x_SD.std(axis=0))
 

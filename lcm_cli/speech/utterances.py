@@ -15,9 +15,9 @@ from lcm_cli.documents.formats.audio import RATE, Samples
 from lcm_cli.errors import UsageError
 
 LONGEST = 30.0  # seconds of an utterance, at most
-_WINDOW = 512  # samples that the detector judges at a time
+WINDOW = 512  # samples that the detector judges at a time
 _BEGINS, _LASTS = 0.5, 0.35  # probabilities from which speech begins, and down to which it lasts
-_PAUSE = 0.35  # seconds without speech that end an utterance
+PAUSE = 0.22  # seconds without speech that end an utterance
 _MARGIN = 0.1  # seconds kept before and after the speech
 _SHORTEST = 0.1  # seconds of speech, without margins, below which a noise is not an utterance
 
@@ -39,22 +39,22 @@ def utterances(blocks: Iterable[Samples], longest: float = LONGEST) -> Iterator[
     Only the current utterance is held in memory. Raises UsageError if the package silero-vad is
     not installed.
     """
-    cutter = _Cutter(longest)
-    detect = _detector()
+    cutter = Cutter(longest)
+    detect = load_detector()
     for window in _windows(blocks):
-        padded = np.pad(window, (0, _WINDOW - len(window)))
+        padded = np.pad(window, (0, WINDOW - len(window)))
         yield from cutter.add(window, detect(padded))
     yield from cutter.finish()
 
 
-class _Cutter:
+class Cutter:
     """Collects windows of samples, and cuts utterances from them."""
 
-    def __init__(self, longest: float) -> None:
-        self._most = max(2, int(longest * RATE / _WINDOW))  # windows
-        self._pause = round(_PAUSE * RATE / _WINDOW)
-        self._margin = round(_MARGIN * RATE / _WINDOW)
-        self._shortest = _SHORTEST * RATE / _WINDOW
+    def __init__(self, longest: float, pause: float = PAUSE) -> None:
+        self._most = max(2, int(longest * RATE / WINDOW))  # windows
+        self._pause = round(pause * RATE / WINDOW)
+        self._margin = round(_MARGIN * RATE / WINDOW)
+        self._shortest = _SHORTEST * RATE / WINDOW
         self._windows: list[Samples] = []  # kept: a margin of silence, or the current utterance
         self._speech: list[float] = []  # the probability of each
         self._first = 0  # number of the first kept window
@@ -89,7 +89,7 @@ class _Cutter:
         spoken = sum(probability >= _LASTS for probability in self._speech[:end])
         if spoken >= self._shortest:
             samples = np.concatenate(self._windows[:end])
-            start = self._first * _WINDOW / RATE
+            start = self._first * WINDOW / RATE
             yield Utterance(start, start + len(samples) / RATE, samples)
         self._drop(end)
         if goes_on:
@@ -104,18 +104,18 @@ class _Cutter:
 
 
 def _windows(blocks: Iterable[Samples]) -> Iterator[Samples]:
-    """Yield windows of `_WINDOW` samples; the last one may be shorter."""
+    """Yield windows of `WINDOW` samples; the last one may be shorter."""
     rest = np.zeros(0, np.float32)
     for block in blocks:
         samples = np.concatenate([rest, block])
-        whole = len(samples) // _WINDOW * _WINDOW
-        yield from samples[:whole].reshape(-1, _WINDOW)
+        whole = len(samples) // WINDOW * WINDOW
+        yield from samples[:whole].reshape(-1, WINDOW)
         rest = samples[whole:]
     if len(rest):
         yield rest
 
 
-def _detector() -> Detector:
+def load_detector() -> Detector:
     """Return Silero's detector, which remembers the windows before."""
     threads = torch.get_num_threads()
     try:

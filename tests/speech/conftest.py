@@ -1,5 +1,7 @@
 """A small speech encoder with random weights, for the tests of this folder."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -29,3 +31,11 @@ def folder(network, tmp_path_factory):
     config = SpeechConfig("small", "MIT", languages, ("tiny",), SHAPES, "0123456789abcdef")
     save(network, config, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def clips():
+    """The samples of six spoken sentences, at 16 kHz without silence around them."""
+    soundfile = pytest.importorskip("soundfile")
+    folder = Path(__file__).resolve().parent.parent.parent / "examples" / "speech"
+    return [soundfile.read(folder / f"{n}.ogg", dtype="float32")[0] for n in range(1, 7)]

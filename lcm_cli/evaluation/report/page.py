@@ -20,6 +20,7 @@ TITLES = {
     "summarize": "Summaries",
     "expand": "Expansion",
     "translate": "Translation",
+    "speech": "Speech",
 }
 Result = dict[str, Any]
 

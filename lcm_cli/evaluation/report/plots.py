@@ -24,6 +24,7 @@ BARS = {  # the metrics to compare across languages: the first one in the result
     "summarize": ("rougeL", "source_coverage"),
     "expand": ("rougeL", "source_coverage"),
     "translate": ("chrf", "similarity"),
+    "speech": ("chrf",),
 }
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the page's font and searchable
