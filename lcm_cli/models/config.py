@@ -136,6 +136,21 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """The defaults of a diffusion model's sampler; distillation lowers them."""
+
+    steps: int = 40  # S
+    guidance: float = 3.0  # classifier-free guidance scale (eq. 20); 1: no guidance
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps")
+        _require(
+            0 <= self.guidance < math.inf,
+            f"sampling: guidance {self.guidance} must not be negative",
+        )
+
+
+@dataclass(frozen=True)
 class SquaredError:
     """The objective of models that predict the next concept directly (paper 2.3.1)."""
 
@@ -236,6 +251,7 @@ class TwoTowerConfig(ModelConfig):
     denoiser: TransformerConfig = field(default_factory=lambda: TransformerConfig(positions="none"))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: DiffusionObjective = field(default_factory=DiffusionObjective)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -256,6 +272,7 @@ class OneTowerConfig(ModelConfig):
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: DiffusionObjective = field(default_factory=DiffusionObjective)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
