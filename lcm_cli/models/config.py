@@ -21,8 +21,8 @@ Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "elu", "selu", "
 BREAK_TEXT = "[BREAK]"
 _LARGEST = (1 << 31) - 1  # of any number in a config
 _MOST_STEPS = 100_000  # of a noise schedule, which lists them
-ScheduleName = Literal["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
-PredictionType = Literal["x0", "epsilon", "v"]
+ScheduleName = Literal["cosine", "linear", "scaled_linear", "quadratic", "sigmoid", "straight"]
+PredictionType = Literal["x0", "epsilon", "v", "flow"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,10 @@ class NormalizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The forward noising process (paper 2.3.2): T steps and the decay of the signal."""
+    """The forward noising process (paper 2.3.2): T steps and the decay of the signal.
+
+    name = "straight" with prediction = "flow" is flow matching on straight paths.
+    """
 
     steps: int = 100  # T
     name: ScheduleName = "cosine"

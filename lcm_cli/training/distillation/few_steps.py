@@ -137,7 +137,7 @@ def check_few_steps(teacher: ConceptModel, steps: int, source: str, packing: boo
     if config.schedule.prediction == "epsilon":
         raise IntegrityError(
             f"the teacher {source} predicts the noise, which determines no concept at the start",
-            "choose a teacher that predicts x0 or v",
+            "choose a teacher that predicts x0, v or the velocity",
         )
     if packing:
         raise UsageError("distill.steps needs rows of one document", "set data.packing = false")
