@@ -74,7 +74,7 @@ def main(
     command = shared.resume_command("distill", recipe, folder, changes or ())
     with shared.at_work(folder, loaded, resume):
         trainers: dict[str, Any] = {"student": (lesson.student, folder)}
-        trainers |= {ALONE: (lesson.alone, folder / ALONE)} if lesson.options.compare else {}
+        trainers |= {ALONE: (lesson.alone, folder / ALONE)} if lesson.twin else {}
         ends = time.monotonic() + 60 * max_minutes
         for name, (make, place) in trainers.items():
             place.mkdir(parents=True, exist_ok=True)

@@ -115,7 +115,7 @@ class ConceptSystem(System):
 
         def predict_once() -> Tensor:
             noise = Noise(seeds, self.model.device)
-            prediction_BSD: Tensor = self.model.predict(batch, self.model.Options(), noise)
+            prediction_BSD: Tensor = self.model.predict(batch, self.model.options(), noise)
             return prediction_BSD
 
         batch = batch.to(self.model.device)

@@ -72,11 +72,11 @@ def next_concept_metrics(
 ) -> NextConcept:
     """Predict every concept of `batches` from the true ones before it, and score the predictions.
 
-    `options` are the model's, by default the paper's. Each document draws its noise from its own
+    `options` are the model's, by default its own. Each document draws its noise from its own
     generator, seeded with `seed` plus its position, so that its batch does not affect it. l2-r
     needs `reconstruct` and is NaN without it. Raises UsageError if there is nothing to predict.
     """
-    options = model.Options() if options is None else options
+    options = model.options() if options is None else options
     training, first, parts = model.training, 0, []
     model.eval()
     try:

@@ -21,8 +21,8 @@ Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "elu", "selu", "
 BREAK_TEXT = "[BREAK]"
 _LARGEST = (1 << 31) - 1  # of any number in a config
 _MOST_STEPS = 100_000  # of a noise schedule, which lists them
-ScheduleName = Literal["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
-PredictionType = Literal["x0", "epsilon", "v"]
+ScheduleName = Literal["cosine", "linear", "scaled_linear", "quadratic", "sigmoid", "straight"]
+PredictionType = Literal["x0", "epsilon", "v", "flow"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,10 @@ class NormalizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The forward noising process (paper 2.3.2): T steps and the decay of the signal."""
+    """The forward noising process (paper 2.3.2): T steps and the decay of the signal.
+
+    name = "straight" with prediction = "flow" is flow matching on straight paths.
+    """
 
     steps: int = 100  # T
     name: ScheduleName = "cosine"
@@ -132,6 +135,21 @@ class ScheduleConfig:
         _require(
             self.beta_start <= self.beta_end < 1,
             f"betas must rise and stay below 1, not {self.beta_start} to {self.beta_end}",
+        )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The defaults of a diffusion model's sampler; distillation lowers them."""
+
+    steps: int = 40  # S
+    guidance: float = 3.0  # classifier-free guidance scale (eq. 20); 1: no guidance
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps")
+        _require(
+            0 <= self.guidance < math.inf,
+            f"sampling: guidance {self.guidance} must not be negative",
         )
 
 
@@ -236,6 +254,7 @@ class TwoTowerConfig(ModelConfig):
     denoiser: TransformerConfig = field(default_factory=lambda: TransformerConfig(positions="none"))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: DiffusionObjective = field(default_factory=DiffusionObjective)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -256,6 +275,7 @@ class OneTowerConfig(ModelConfig):
     )
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: DiffusionObjective = field(default_factory=DiffusionObjective)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

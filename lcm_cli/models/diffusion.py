@@ -2,8 +2,14 @@
 
 Notation follows the paper: x0 is the clean concept, x_t its noised state at step t of T,
 a_t^2 = alpha_t the share of signal left in it and e Gaussian noise: x_t = a_t x0 + s_t e with
-a_t^2 + s_t^2 = 1 (eq. 7). A network predicts x0, e or v = a_t e - s_t x0; schedule and sampler
-receive it as a function.
+a_t^2 + s_t^2 = 1 (eq. 7). A network predicts x0, e, v = a_t e - s_t x0 or the velocity e - x0;
+schedule and sampler receive it as a function.
+
+Flow matching (Lipman et al. 2023, arXiv 2210.02747) learns the velocity e - x0 of the straight path
+z_u = (1 - u) x0 + u e, u = t/T. The schedule "straight" has its signal-to-noise ratio, and its x_t
+is z_u scaled to a_t^2 + s_t^2 = 1, the same problem for the network (Kingma and Gao 2023, arXiv
+2303.00848). A DDIM step takes x0 and e from the prediction and moves along the line between them,
+so with a predicted velocity it is an Euler step of the flow (with epsilon_scaling = 1).
 
 Steps are numbered 0 .. T - 1 as in the official code; -1 is the clean concept.
 
@@ -102,6 +108,13 @@ def sigmoid_signal(u: float, config: ScheduleConfig) -> float:
     return 1 / (1 + odds)
 
 
+def straight_betas(config: ScheduleConfig) -> Tensor:
+    """Return the betas with the signal-to-noise ratio ((1 - u) / u)^2 at u = t/T, (T,)."""
+    u = torch.arange(config.steps + 1, dtype=torch.float64) / config.steps
+    alphas = (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
+    return (1 - alphas[1:] / alphas[:-1]).float()
+
+
 def betas_of(signal: Callable[[float, ScheduleConfig], float], config: ScheduleConfig) -> Tensor:
     """Return the betas whose cumulative product of 1 - beta follows `signal`, (T,)."""
     times = [step / config.steps for step in range(config.steps + 1)]
@@ -116,6 +129,8 @@ def betas(config: ScheduleConfig) -> Tensor:
         plain = betas_of(cosine_signal, config)
     elif config.name == "sigmoid":
         plain = betas_of(sigmoid_signal, config)
+    elif config.name == "straight":
+        plain = straight_betas(config)
     elif config.name == "quadratic":
         plain = quadratic_betas(config)
     else:
@@ -173,11 +188,13 @@ class Schedule:
         return signal * x0 + spread * noise
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the network's target: x0, e or v, whichever the schedule says it predicts."""
+        """Return the network's target: x0, e, v or e - x0, as the schedule's `prediction` says."""
         if self.config.prediction == "x0":
             return x0
         if self.config.prediction == "epsilon":
             return noise
+        if self.config.prediction == "flow":
+            return noise - x0
         signal, spread = self.levels(timesteps)
         return signal * noise - spread * x0
 
@@ -188,6 +205,8 @@ class Schedule:
             return output
         if self.config.prediction == "v":
             return signal * output + spread * x
+        if self.config.prediction == "flow":
+            return (x + signal * output) / (signal + spread)
         # A schedule that rises slowly may have no noise at all at its first step, after rounding.
         return (x - signal * output) / spread if spread > 0 else torch.zeros_like(x)
 
@@ -198,6 +217,8 @@ class Schedule:
             return output
         if prediction == "v":
             return signal * x - spread * output
+        if prediction == "flow":
+            return (x - spread * output) / (signal + spread)
         # Without signal, e determines nothing about x0: take 0, the centre of normalized concepts.
         return (x - spread * output) / signal if signal > 0 else torch.zeros_like(x)
 

@@ -8,7 +8,8 @@ Shapes: B documents, S concepts, D concept dim, N targets.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,10 @@ class DiffusionLCM(ConceptModel):
         self.normalizer = Normalizer(config.normalizer, config.concept_dim)
         self.schedule = Schedule(config.schedule)
         self.levels = TimestepSampling(config.objective, self.schedule)
+
+    def options(self, **given: Any) -> DiffusionOptions:
+        """Return sampling options: those `given`, and the config's defaults for the others."""
+        return DiffusionOptions(**asdict(self.config.sampling) | given)
 
     @abstractmethod
     def forward(

@@ -177,7 +177,7 @@ class _Run:
         model, count = self.model, self.options.candidates
         batch = Batch.of([prompt.to(model.device) for prompt in prompts])
         capacity = batch.concepts_BSD.shape[1] + self.options.max_concepts
-        state = model.begin(batch, capacity, self.options.sampler or model.Options())
+        state = model.begin(batch, capacity, self.options.sampler or model.options())
         if watch is not None:
             if not isinstance(state, DiffusionState):
                 name = model.config.architecture

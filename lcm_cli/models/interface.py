@@ -267,9 +267,13 @@ class ConceptModel(nn.Module, ABC):
 
     config: AnyConfig
     normalizer: Normalizer
-    Options: type[Any]  # this model's generation options; the defaults are the paper's
+    Options: type[Any]  # generation options of this kind of model; the defaults are the paper's
     _precision = ""  # set by `load_model` where it is not that of activations
     end_similarity = 0.9  # cosine to the end-of-text concept at which a document ends (s_eot)
+
+    def options(self, **given: Any) -> Any:
+        """Return generation options: those `given`, and this model's defaults for the others."""
+        return self.Options(**given)
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:

@@ -3,7 +3,7 @@
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -323,6 +323,9 @@ class Distillation:
     [student's, teacher's]; by default every layer of the student has a partner. `capture` is a file
     of the teacher's predictions, to learn from without the teacher. With `compare` the same model
     is also trained without a teacher.
+
+    `steps` distils the sampler of a diffusion model instead: the student, which starts as a copy of
+    the teacher, learns to sample in this many steps without guidance.
     """
 
     teacher: str
@@ -333,6 +336,7 @@ class Distillation:
     layers: tuple[tuple[int, int], ...] = ()
     capture: str = ""
     compare: bool = True
+    steps: int = 0
 
     def __post_init__(self) -> None:
         """Raise IntegrityError for invalid combinations."""
@@ -348,6 +352,15 @@ class Distillation:
             )
         if self.layers and not self.hidden:
             raise IntegrityError("distill.layers without distill.hidden", "distill.hidden = 1.0")
+        if self.steps < 0:
+            raise IntegrityError(f"distill.steps must not be negative: {self.steps}")
+        defaults = {part.name: part.default for part in fields(self)}
+        losses = ("own", "prediction", "prediction_loss", "hidden", "layers", "capture")
+        if self.steps and any(getattr(self, name) != defaults[name] for name in losses):
+            raise IntegrityError(
+                "distill.steps replaces all other losses of [distill]",
+                f"leave {', '.join(losses)} out",
+            )
 
 
 @dataclass(frozen=True)

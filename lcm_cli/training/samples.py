@@ -93,7 +93,7 @@ class Sampler:
         for number, place in enumerate(np.linspace(0, len(rows), count, endpoint=False, dtype=int)):
             one = rows[place][0].rows([rows[place][1]])
             noise = Noise([seed + number], model.device)
-            predicted_BSD = model.predict(one.to(model.device), model.Options(), noise)
+            predicted_BSD = model.predict(one.to(model.device), model.options(), noise)
             predicted_BSD, one = of_sentences(predicted_BSD.cpu(), one)
             first = 1 if one.sources_B is None else max(int(one.sources_B[0]), 1)
             length, start = min(int(one.lengths_B[0]), first + PREDICTED), max(0, first - CONTEXT)

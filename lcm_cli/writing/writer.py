@@ -186,7 +186,7 @@ def sampler(model: ConceptModel, **given: Any) -> Any:
             kind = model.config.architecture
             hint = f"it has: {', '.join(f'--{name}' for name in given if name in known)}"
             raise UsageError(f"a {kind} model has no --{key.replace('_', '-')}", hint)
-    return model.Options(**wanted)
+    return model.options(**wanted)
 
 
 @dataclass

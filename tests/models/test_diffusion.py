@@ -57,6 +57,26 @@ def test_equation_14() -> None:
         assert alphas[t].item() == pytest.approx(expected, rel=1e-3)
 
 
+def test_flow_matching_takes_euler_steps_along_straight_paths() -> None:
+    """In the coordinates z_u = (1 - u) x0 + u e, a step adds (u_s - u_t) times the velocity."""
+    schedule = Schedule(ScheduleConfig(name="straight", prediction="flow"))
+    x0, noise = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+    def scale(u: float) -> float:
+        return math.sqrt((1 - u) ** 2 + u**2)
+
+    for t, s in ((99, 74), (74, 9), (9, -1)):
+        u, later = (t + 1) / 100, (s + 1) / 100
+        z = (1 - u) * x0 + u * noise
+        steps = torch.full((5,), t)
+        x = schedule.noised(x0, noise, steps)
+        assert_near(x * scale(u), z, terms=100)
+        assert torch.equal(schedule.target(x0, noise, steps), noise - x0)
+        velocity = torch.randn(5, 8)  # as wrong as that of an untrained network
+        reached, _ = schedule.step(velocity, x, t, s, DiffusionOptions(epsilon_scaling=1.0))
+        assert_near(reached * scale(later), z + (later - u) * velocity, terms=100)
+
+
 def test_forty_steps_are_forty() -> None:
     """The steps are the paper's round(flip(arange(T, 0, -T / S))); the official code runs 50."""
     ours = timesteps(100, DiffusionOptions())
@@ -78,7 +98,7 @@ def test_more_steps_than_trained() -> None:
         timesteps(100, DiffusionOptions(steps=101))
 
 
-@pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
+@pytest.mark.parametrize("prediction", ["x0", "epsilon", "v", "flow"])
 def test_a_perfect_prediction_leads_back(prediction: str) -> None:
     """Given the true target, a step recovers x0 and arrives at the true x_s."""
     generator = torch.Generator().manual_seed(0)

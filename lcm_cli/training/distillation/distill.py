@@ -19,9 +19,11 @@ from lcm_cli.files import atomic_path
 from lcm_cli.models import checkpoint
 from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import SpaceRef
+from lcm_cli.models.diffusion_lcm import DiffusionLCM
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.progress import StartJob, no_progress
 from lcm_cli.space import load_space
+from lcm_cli.training.distillation.few_steps import FewSteps, check_few_steps, sampling_in
 from lcm_cli.training.distillation.predictions import (
     CapturedPredictions,
     capture,
@@ -42,9 +44,15 @@ from lcm_cli.training.prepare import (
 )
 from lcm_cli.training.recipe import Distillation, ModelRecipe, Training
 from lcm_cli.training.samples import Sampler
-from lcm_cli.training.trainers.concept_model import ModelTrainer, TrainingData
+from lcm_cli.training.trainers.concept_model import (
+    ModelTrainer,
+    Objective,
+    TrainingData,
+    own_loss,
+)
 
 ALONE = "alone"  # folder, within the run's, of the student trained without a teacher
+UNDISTILLED = "undistilled"  # in the report, the teacher at the student's number of steps
 REPORT = "report.json"
 
 
@@ -101,19 +109,32 @@ class Lesson:
         Raises NotFoundError for a missing teacher, IntegrityError if it does not suit the student
         or the space, UsageError for a recipe that cannot be distilled.
         """
-        self.recipe, self.device, self.options = recipe, device, distillation(recipe)
+        self.options = distillation(recipe)
+        if self.options.steps and not recipe.start:
+            recipe = replace(recipe, start=self.options.teacher)
+        self.recipe, self.device = recipe, device
         self.world = join_processes()
         self.space = load_space(recipe.space, device=str(device))
         self.start = load_start(recipe.start) if recipe.start else None
         self.config = model_config(recipe, self.space, self.start)
         self.teacher = load_start(self.options.teacher)
         check_teacher(self)
+        if self.options.steps:
+            check_few_steps(
+                self.teacher, self.options.steps, self.options.teacher, recipe.data.packing
+            )
+            self.config = sampling_in(self.config, self.options.steps, guidance=1.0)
         self.data = data or open_data(
             recipe.data, self.space, seed=recipe.train.seed, config=self.config
         )
         if recipe.data.plan:
             self.config = replace(self.config, plans=self.data.plans)
         self._fingerprint = ""
+
+    @property
+    def twin(self) -> bool:
+        """Whether the same student is also trained without a teacher."""
+        return self.options.compare and not self.options.steps
 
     @property
     def fingerprint(self) -> str:
@@ -146,7 +167,7 @@ class Lesson:
         )
         return path, count
 
-    def student(self) -> DistillTrainer:
+    def student(self) -> ModelTrainer:
         """Return a trainer of the student with its teacher.
 
         Raises NotFoundError for missing captured predictions, IntegrityError for those of another
@@ -157,6 +178,8 @@ class Lesson:
                 "data.validation is empty: nothing to compare student and teacher on",
                 'validation = ["data/held-out"]',
             )
+        if self.options.steps:
+            return self._few_steps()
         captured, teacher = None, None
         if self.options.capture:
             data = data_fingerprint(self.recipe.data, self.data)
@@ -175,12 +198,18 @@ class Lesson:
             world=self.world,
         )
 
-    def alone(self) -> ModelTrainer:
-        """Return a trainer of the same student without a teacher."""
+    def _few_steps(self) -> ModelTrainer:
+        teacher = self.teacher.to(self.device)
+        assert isinstance(teacher, DiffusionLCM)
+        return self.alone(FewSteps(teacher, self.options.steps))
+
+    def alone(self, objective: Objective = own_loss) -> ModelTrainer:
+        """Return a trainer of the same student without a teacher, or with another objective."""
         return ModelTrainer(
             self.model(),
             self.data,
             self.recipe.train,
+            objective=objective,
             sampler=self._sampler,
             world=self.world,
         )
@@ -214,10 +243,15 @@ class Lesson:
         """Score the teacher and `models` on the held-out documents, and write report.json.
 
         For each it has the number of parameters, the scores of next-concept prediction, and
-        to_teacher, the mean distance of the predictions from the teacher's.
+        to_teacher, the mean distance of the predictions from the teacher's. With distill.steps, the
+        teacher is also scored at the student's number of steps, as "undistilled".
         """
         batches = self.data.validation(self.recipe.train.eval_documents)
         seed, teacher = self.recipe.train.seed, self.teacher.to(self.device)
+        if self.options.steps:
+            config = sampling_in(teacher.config, self.options.steps)
+            undistilled = new_model(config, teacher, self.options.teacher).to(self.device)
+            models = models | {UNDISTILLED: undistilled}
         found: dict[str, Any] = {}
         for name, model in {"teacher": teacher, **models}.items():
             with evaluating(model):
@@ -287,7 +321,7 @@ def to_teacher(
         rows = range(seed + 1000 * number, seed + 1000 * number + len(batch.lengths_B))
         placed = batch.to(model.device)
         predicted = [
-            each.predict(placed, each.Options(), Noise(rows, each.device))
+            each.predict(placed, each.options(), Noise(rows, each.device))
             for each in (model, teacher)
         ]
         learned_BS = placed.learned(first=1)[:, 1:]

@@ -14,6 +14,7 @@ from lcm_cli.models.diffusion import Draws
 from lcm_cli.training.loop import Run
 from lcm_cli.training.states import states
 
+FLOW = ('model.schedule.name="straight"', 'model.schedule.prediction="flow"')
 ARCHITECTURES = ("base", "one_tower", "two_tower", "quant", "sonar_llm")
 
 
@@ -36,7 +37,8 @@ def log_of(folder):
     ("architecture", "changes"),
     [(name, ()) for name in ARCHITECTURES if name != "quant"]
     + [("quant", ('model.flavour="continuous"',)), ("base", ('train.optimizer="muon"',))]
-    + [("quant", ('space="tiny"',))],  # its codes say little in a few dimensions
+    + [("quant", ('space="tiny"',))]  # its codes say little in a few dimensions
+    + [(name, FLOW) for name in ("one_tower", "two_tower")],
 )
 def test_every_model_learns(start, tmp_path, architecture, changes):
     steps = ("train.steps=80", "train.warmup=0", "train.learning_rate=3e-3", "train.eval_every=80")
