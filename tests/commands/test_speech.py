@@ -81,7 +81,7 @@ def test_embedded_with_times(hear: Run, talk: Path, tmp_path: Path, name: str) -
 
 
 def test_fragility_needs_text(hear: Run, talk: Path, tmp_path: Path) -> None:
-    done = hear("embed", talk, "-o", tmp_path / "a.jsonl", "--fragility")
+    done = hear("embed", talk, "-o", tmp_path / "a.parquet", "--fragility")
     assert (done.code, "the first documents are recordings" in done.stderr) == (2, True)
 
 
@@ -261,7 +261,7 @@ def test_evaluation_of_a_table_with_bad_recordings(
     ):
         assert message.format(encoder, clips) in " ".join(done.stderr.split()), message
     results = json.loads(done.stdout)["results"]
-    assert {e["count"] for e in results} == {2}
+    assert {e["count"] for e in results if e["lang"] != "all"} == {2}
     assert {e["lang"] for e in results} == {"eng_Latn", "eng_Latn-fra_Latn", "all"}
 
 
