@@ -20,7 +20,7 @@ from lcm_cli.hub import cards, locate
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.space import Space, load_space
-from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.encoder import EncoderConfig
 from lcm_cli.training.data.filters import Filter
 from lcm_cli.training.data.index import files_of
 from lcm_cli.training.data.packing import prompt_of
@@ -98,8 +98,7 @@ def _dry_run_of_student(recipe: SpaceRecipe, device: torch.device) -> dict[str, 
     else:
         shapes, known = EncoderConfig(**space.files.config["encoder"]), space.languages
     config = space_student.student_config(recipe, shapes, len(set(recipe.languages) - set(known)))
-    with without_content():
-        size = sum(p.numel() for p in TextEncoder(config).parameters())
+    size = space_student.encoder_size(config)
     report = _report(recipe, (size, size), recipe.train.ema)
     report |= {"per_step": 2 * recipe.train.batch_tokens, "unit": "tokens"}
     if absent is not None:

@@ -47,6 +47,7 @@ from lcm_cli.training.trainers.text_space import (
     text_set,
     unsorted,
 )
+from lcm_cli.weights import without_content
 
 REPORT = "report.json"
 TAGS = 3  # ids after the languages', see lcm_cli.space.tokenizer
@@ -82,15 +83,15 @@ class StudentTrainer(PairTrainer):
 
     def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, ...]:
         """Return the squared distance, in units of the concepts' variance, and the contrast."""
-        targets_RD, same_RR, taught_R = self._targets(pairs, room)
+        targets_RD, same_RR, taught_R = self._targets(pairs)
         with self._fast_math():
-            rows, order_R = self.data.rows(pairs.sides(), room)
+            rows, order_R = self.data.rows(pairs.sides())
             found_RD = unsorted(self.encoder.encode(rows), order_R).float()
         scaled = found_RD / self._sigma, targets_RD / self._sigma
         return concept_losses(*scaled, same_RR, taught_R)
 
     @torch.no_grad()
-    def _targets(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _targets(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
         """Return the teacher's concepts (R, D), which rows mean the same, and which have a target.
 
         A row has no target if the teacher knows neither its language nor that of a translation.
@@ -101,7 +102,7 @@ class StudentTrainer(PairTrainer):
         taught_R = own_known_R | (other_known_R & aligned_R)
         chosen_R2 = torch.where(own_known_R[:, None], own_R2, other_R2)
         chosen_R2 = chosen_R2.masked_fill(~taught_R[:, None], NONE)
-        rows, order_R = self.data.rows(chosen_R2, room)
+        rows, order_R = self.data.rows(chosen_R2)
         targets_RD = unsorted(self.teacher.encoder.encode(rows), order_R).float()
         pair_R = torch.arange(len(pairs), device=self.device).repeat(2)
         same_RR = (pair_R[:, None] == pair_R) & aligned_R
@@ -118,7 +119,7 @@ class StudentTrainer(PairTrainer):
         return losses[0] + self.options.contrast * losses[1]
 
     def _captures(self) -> bool:
-        """Return False: CUDA graphs gain little where a large teacher takes most of a step."""
+        """Return False: steps with a teacher are not captured, so there is never a `room`."""
         return False
 
     def state(self) -> dict[str, Any]:
@@ -165,28 +166,29 @@ class StudentTrainer(PairTrainer):
     def evaluate(self, folder: Path) -> dict[str, Any]:
         """Export the space, and score it on the recipe's dev data.
 
-        `cosine` is the mean similarity to the teacher's concepts.
+        `cosine` is the mean similarity to the teacher's concepts, in the teacher's languages.
         """
         found = super().evaluate(folder)
         if found:
             space = load_space(str(folder / "space"), device=str(self.device))
-            found["eval"]["cosine"] = self._cosine(space)
+            found["eval"] |= self._cosine(space)
         return found
 
-    def _cosine(self, space: Space) -> float:
-        pairs = [(code, line[code]) for line in self.dev for code in line]
-        known = [(c, t) for c, t in pairs if c in self.teacher.languages]
-        codes, texts = zip(*known[: 5 * self.options.eval_sentences], strict=True)
-        ours, theirs = (unit_length(s.encode(texts, codes).concepts) for s in (space, self.teacher))
-        return float((ours * theirs).sum(axis=1).mean())
+    def _cosine(self, space: Space) -> dict[str, float]:
+        cosines = []
+        for code in self.teacher.languages:
+            texts = [line[code] for line in self.dev if code in line]
+            texts = texts[: self.options.eval_sentences]
+            ours, theirs = (s.encode(texts, code).concepts for s in (space, self.teacher))
+            cosines.append((unit_length(ours) * unit_length(theirs)).sum(axis=1))
+        return {"cosine": float(np.concatenate(cosines).mean())} if any(map(len, cosines)) else {}
 
     def report(self, folder: Path) -> dict[str, dict[str, float]]:
         """Return the scores of teacher and student on the dev data; write them to `folder`."""
         student = load_space(str(folder / "space"), device=str(self.device))
         found: dict[str, dict[str, float]] = {}
         for name, space in (("teacher", self.teacher), ("student", student)):
-            size = sum(np.prod(p.shape) for p in _empty(space).parameters())
-            found[name] = {"parameters": int(size)}
+            found[name] = {"parameters": encoder_size(_encoder_config(space))}
             if self.dev:
                 quality = evaluate_space(space, self.dev, limit=self.options.eval_sentences)
                 found[name] |= quality.means()
@@ -195,9 +197,14 @@ class StudentTrainer(PairTrainer):
         return found
 
 
-def _empty(space: Space) -> TextEncoder:
-    with torch.device("meta"):
-        return TextEncoder(EncoderConfig(**space.files.config["encoder"]))
+def encoder_size(config: EncoderConfig) -> int:
+    """Return the number of parameters of an encoder, without allocating memory for them."""
+    with without_content():
+        return sum(p.numel() for p in TextEncoder(config).parameters())
+
+
+def _encoder_config(space: Space) -> EncoderConfig:
+    return EncoderConfig(**space.files.config["encoder"])
 
 
 def make_student_trainer(recipe: SpaceRecipe, device: torch.device) -> StudentTrainer:
@@ -276,7 +283,7 @@ def student_config(recipe: SpaceRecipe, teacher: EncoderConfig, added: int) -> E
 
 def new_student(recipe: SpaceRecipe, teacher: Space, added: int) -> TextEncoder:
     """Return a student with the teacher's embeddings and final norm, ready for training."""
-    shapes = EncoderConfig(**teacher.files.config["encoder"])
+    shapes = _encoder_config(teacher)
     student = TextEncoder(student_config(recipe, shapes, added))
     whole = load_weights(TextEncoder, shapes, teacher.files.encoder, _CPU, torch.float32)
     layers = options(recipe).layers
