@@ -87,6 +87,8 @@ def _card(report: dict[str, Any]) -> Lines:
     for part in ("encoder", "decoder"):
         if report.get(part):
             yield part, _pairs(report[part])
+    if teacher := report.get("teacher"):
+        yield "distilled from", f"{teacher['name']}, weights {teacher['fingerprint']}"
     if not report.get("present", True):
         yield "on this machine", f"no; to download it: lcm pull {report['path']}"
         return

@@ -1,4 +1,4 @@
-"""lcm distill: train a small model to imitate a large one."""
+"""lcm distill: train a small model, or a space's encoder, to imitate a large one."""
 
 import time
 from pathlib import Path
@@ -12,9 +12,19 @@ from lcm_cli.schema import counted
 
 from . import _training as shared
 from ._options import Device, Force, Json
-from ._training import check_run_folder, own_device, show, show_step, stopping_on_signal, together
+from ._training import (
+    check_run_folder,
+    own_device,
+    show,
+    show_estimate,
+    show_step,
+    stopping_on_signal,
+    together,
+)
+from .train import train_steps
 
 if TYPE_CHECKING:
+    from lcm_cli.training.recipe import SpaceRecipe
     from lcm_cli.training.trainers.concept_model import ModelTrainer
 
 EPILOG = """\
@@ -25,6 +35,7 @@ lcm distill recipe.toml --set distill.hidden=1.0 --resume
 lcm distill recipe.toml --set distill.capture=teacher.parquet --capture
 """
 SCORES = ("parameters", "l2", "par", "ca", "to_teacher")
+SPACE_SCORES = ("parameters", "autoencoding", "noisy", "translation", "xsim")
 
 
 def main(
@@ -39,20 +50,37 @@ def main(
         bool,
         typer.Option("--capture", help="Only write the teacher's predictions, to distill.capture."),
     ] = False,
+    dry: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only estimate memory, disk and time. For the encoder of a space."
+        ),
+    ] = False,
     force: Force = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train a small model to imitate a large one, and compare the two.
+    """Train a small model, or the small encoder of a space, to imitate a large one.
 
-    For comparison, the same small model is also trained without a teacher.
+    Both are compared at the end. For comparison, a small model is also trained without a teacher.
     """
-    from lcm_cli.training.recipe import ModelRecipe, load_recipe
+    from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
-    if not isinstance(loaded, ModelRecipe):
-        raise UsageError(f'{recipe} is of kind "{loaded.kind}": only models can be distilled')
+    if not isinstance(loaded, ModelRecipe | SpaceRecipe):
+        raise UsageError(
+            f'{recipe} is of kind "{loaded.kind}": only models and spaces can be distilled'
+        )
     folder = output or Path("runs") / loaded.name
+    if isinstance(loaded, SpaceRecipe):
+        if capture:
+            raise UsageError("--capture is for models", "leave it out")
+        command = shared.resume_command("distill", recipe, folder, changes or ())
+        _distill_space(loaded, folder, own_device(device), resume, max_minutes, dry, json, command)
+        return
+    if dry:
+        hint = "estimate the student alone: remove [distill], and run lcm train --dry-run"
+        raise UsageError("--dry-run is for the encoder of a space", hint)
     if not capture:
         check_run_folder(folder, resume, loaded.kind)
 
@@ -94,6 +122,34 @@ def main(
         console.info(f"done: {folder / loaded.kind}")
 
 
+def _distill_space(
+    recipe: "SpaceRecipe",
+    folder: Path,
+    device: str,
+    resume: bool,
+    max_minutes: float,
+    dry: bool,
+    json: bool,
+    command: str,
+) -> None:
+    from lcm_cli.space import pick_device
+    from lcm_cli.training.distillation.space_student import StudentTrainer, options
+
+    options(recipe)
+    chosen = pick_device(device)
+    if dry:
+        from lcm_cli.training.dry_run import dry_run
+
+        (console.emit if json else show_estimate)(dry_run(recipe, chosen))
+        return
+    check_run_folder(folder, resume, recipe.kind)
+    with shared.at_work(folder, recipe, resume):
+        trainer = train_steps(recipe, folder, chosen, resume, max_minutes, json, command)
+        if isinstance(trainer, StudentTrainer):
+            report = trainer.report(folder)
+            console.emit({"report": report}) if json else _show_report(report, SPACE_SCORES)
+
+
 def _train(
     name: str, trainer: "ModelTrainer", folder: Path, minutes: float, resume: bool, json: bool
 ) -> bool:
@@ -110,10 +166,10 @@ def _train(
         return run.train()
 
 
-def _show_report(report: dict[str, dict[str, float]]) -> None:
+def _show_report(report: dict[str, dict[str, float]], columns: tuple[str, ...] = SCORES) -> None:
     rows = [
         [name, f"{scores['parameters'] / 1e6:.2f} M"]
-        + [f"{scores[key]:.4f}" if key in scores else "-" for key in SCORES[1:]]
+        + [f"{scores[key]:.4f}" if key in scores else "-" for key in columns[1:]]
         for name, scores in report.items()
     ]
-    console.table("Student and teacher", ["", *SCORES], rows)
+    console.table("Student and teacher", ["", *columns], rows)

@@ -23,6 +23,7 @@ from ._training import (
 if TYPE_CHECKING:
     import torch
 
+    from lcm_cli.training.loop import Trainer
     from lcm_cli.training.recipe import Trained
 
 EPILOG = """\
@@ -57,10 +58,10 @@ def main(
     json: Json = False,
 ) -> None:
     """Train a model, a space, a speech encoder, a normalizer or a quantizer, as a recipe says."""
-    from lcm_cli.training.recipe import ModelRecipe, Trained, load_recipe
+    from lcm_cli.training.recipe import Trained, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
-    if isinstance(loaded, ModelRecipe) and loaded.distill is not None:
+    if getattr(loaded, "distill", None) is not None:
         raise UsageError(f"{recipe} names a teacher", f"use lcm distill {recipe}")
     folder = output or (recipe if resume and recipe.is_dir() else Path("runs") / loaded.name)
 
@@ -79,7 +80,7 @@ def main(
     with shared.at_work(folder, loaded, resume):
         if isinstance(loaded, Trained):
             command = shared.resume_command("train", recipe, folder, changes or ())
-            _train(loaded, folder, chosen, resume, max_minutes, json, command)
+            train_steps(loaded, folder, chosen, resume, max_minutes, json, command)
             return
         from lcm_cli.training.fitting import fit_recipe
 
@@ -87,7 +88,7 @@ def main(
         (console.emit if json else show)(fitted)
 
 
-def _train(
+def train_steps(
     recipe: "Trained",
     folder: Path,
     device: "torch.device",
@@ -95,7 +96,8 @@ def _train(
     max_minutes: float,
     json: bool,
     command: str,
-) -> None:
+) -> "Trainer | None":
+    """Train step by step; return the trainer of a finished run."""
     from lcm_cli.training.curves import tensorboard
     from lcm_cli.training.loop import Run
     from lcm_cli.training.prepare import prepare_run
@@ -119,3 +121,4 @@ def _train(
         console.info(f"stopped at step {trainer.step} of {trainer.steps}; continue with: {command}")
     if not json and world.leads:
         console.out(str(result))
+    return trainer if done else None

@@ -1,6 +1,7 @@
 """Reports on documents, concepts, checkpoints, cards and weights, for `lcm inspect`."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -163,12 +164,20 @@ def _space(source: str) -> dict[str, Any]:
         "fingerprint": load_space(source, device="cpu").fingerprint,
         "dim": files.config["encoder"]["model_dim"],
         "languages": list(files.config["languages"]),
+        "teacher": _teacher(files.config.get("source", {})),
         "bytes": sum(path.stat().st_size for path in (*parts.values(), files.tokenizer)),
         "parameters": {name: found["parameters"] for name, found in weights.items()},
         "dtypes": dict(dtypes),
         "non_finite": {k: n for found in weights.values() for k, n in found["non_finite"].items()},
         **{name: files.config[name] for name in parts},
     }
+
+
+def _teacher(source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return name and fingerprint of the space that a distilled one learned from."""
+    if "teacher" not in source:
+        return None
+    return {"name": source["teacher"], "fingerprint": source.get("teacher_fingerprint")}
 
 
 def _model(source: str) -> dict[str, Any]:

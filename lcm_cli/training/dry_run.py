@@ -20,6 +20,7 @@ from lcm_cli.hub import cards, locate
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.space import Space, load_space
+from lcm_cli.space.encoder import EncoderConfig
 from lcm_cli.training.data.filters import Filter
 from lcm_cli.training.data.index import files_of
 from lcm_cli.training.data.packing import prompt_of
@@ -51,6 +52,8 @@ def dry_run(recipe: Trained, device: torch.device) -> dict[str, Any]:
 
     Raises LcmErrors for an invalid recipe, as far as that shows without what is missing.
     """
+    if isinstance(recipe, SpaceRecipe) and recipe.distill is not None:
+        return _dry_run_of_student(recipe, device)
     if isinstance(recipe, SpaceRecipe):
         from lcm_cli.training.trainers import text_space
 
@@ -81,6 +84,30 @@ def _dry_run_of_speech(recipe: SpeechRecipe, device: torch.device) -> dict[str, 
         trainer = speech.make_speech_trainer(recipe, Path(folder), device, most=SPOKEN)
         size = sum(p.numel() for p in trainer.parameters)
         return _report(recipe, (size, size), recipe.train.ema) | _measured(trainer, device)
+
+
+def _dry_run_of_student(recipe: SpaceRecipe, device: torch.device) -> dict[str, Any]:
+    from lcm_cli.training.distillation import space_student
+
+    source, not_known = space_student.options(recipe).teacher, []
+    space, absent = _space(source)
+    if isinstance(space, SpaceInfo):
+        found = cards.cards().get(source) or cards.card(source)
+        shapes = EncoderConfig(**found.encoder)
+        known = found.languages if isinstance(found.languages, tuple) else recipe.languages
+    else:
+        shapes, known = EncoderConfig(**space.files.config["encoder"]), space.languages
+    config = space_student.student_config(recipe, shapes, len(set(recipe.languages) - set(known)))
+    size = space_student.encoder_size(config)
+    report = _report(recipe, (size, size), recipe.train.ema)
+    report |= {"per_step": 2 * recipe.train.batch_tokens, "unit": "tokens"}
+    if absent is not None:
+        not_known.append(_line(MEASURES, absent))
+    if report["state_bytes"] > ROOM * free_memory(device):
+        not_known.append(f"{MEASURES}: the state does not fit into the free memory")
+    if not_known:
+        return report | {"not_known": not_known}
+    return report | _measured(space_student.make_student_trainer(recipe, device), device)
 
 
 def parameters(config: AnyConfig, frozen: tuple[str, ...] = ()) -> tuple[int, int]:

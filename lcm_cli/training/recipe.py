@@ -115,8 +115,23 @@ _SPACE_NUMBERS = ("learning_rate", "warmup", "clip", "noise", "align", "contrast
 
 
 @dataclass(frozen=True)
+class SpaceDistillation:
+    """The [distill] table of a space: a new encoder learns the concepts of the space `teacher`.
+
+    The encoder starts from the teacher's `layers`, numbered from 0, with their shapes; without
+    them it has new layers, of the shapes in [shape]. Token embeddings are the teacher's.
+    """
+
+    teacher: str
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class SpaceRecipe:
-    """A recipe with kind = "space". `start` names a space to finetune; without it, it is new."""
+    """A recipe with kind = "space". `start` names a space to finetune; without it, it is new.
+
+    With `distill`, only its encoder is new, and `languages` are added to those of the teacher.
+    """
 
     kind: Literal["space"]
     name: str
@@ -126,10 +141,15 @@ class SpaceRecipe:
     start: str = ""
     shape: SpaceShape = field(default_factory=SpaceShape)
     train: SpaceTraining = field(default_factory=SpaceTraining)
+    distill: SpaceDistillation | None = None
 
     def __post_init__(self) -> None:
         """Raise IntegrityError for invalid combinations."""
-        if not self.languages and not self.start:
+        if self.distill is not None and self.start:
+            raise IntegrityError(
+                f"start = {self.start!r} and a teacher", "an encoder starts from distill.layers"
+            )
+        if not self.languages and not self.start and self.distill is None:
             raise IntegrityError("a new space needs languages", 'languages = ["eng_Latn", ...]')
         if self.shape.dim % self.shape.heads:
             raise IntegrityError(

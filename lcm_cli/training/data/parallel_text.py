@@ -330,6 +330,10 @@ class ParallelText:
         ids_T = torch.where(own_T, self._tokens[source_T * own_T].long(), EOS)
         return Packed(ids_T, position_T, owner_T, starts_R1.int(), longest), order_R
 
+    def languages(self, sentences_R: Tensor) -> Tensor:
+        """Return the id of the language token of each sentence (R,)."""
+        return self._tokens[self._starts[sentences_R.clamp(min=0)]].long()
+
     def lengths(self, sentences_R: Tensor) -> Tensor:
         """Return the number of tokens per row of 1 or 2 sentences, which share [lang] and </s>."""
         there_R = sentences_R != NONE

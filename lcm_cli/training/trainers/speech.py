@@ -44,9 +44,9 @@ from lcm_cli.training.optim import (
 )
 from lcm_cli.training.parallel import World
 from lcm_cli.training.recipe import SpeechRecipe
+from lcm_cli.training.trainers.concept_loss import concept_losses
 from lcm_cli.training.trainers.text_space import set_dropout
 
-TEMPERATURE = 0.05  # of the contrast
 SAMPLED = 3  # utterances of which a sample shows what is heard
 _LIMIT = 64  # tokens of a sample: early in training many do not end
 
@@ -129,25 +129,18 @@ class SpeechTrainer:
         lengths_N = torch.full((len(batch_N),), frames_NLF.shape[1])
         with self._fast_math():
             found_ND = self.network(frames_NLF, lengths_N).float()
-        mse = functional.mse_loss(found_ND, self._targets_UD[torch.from_numpy(batch_N)])
-        contrast = self._contrast(found_ND, batch_N, draw)
+        others_K = draw.integers(len(self.data), size=min(o.negatives, len(self.data)))
+        all_C = np.concatenate([batch_N, others_K])
+        sentences_U = self.data.sentences_U
+        same_NC = torch.from_numpy(sentences_U[batch_N][:, None] == sentences_U[all_C])
+        mse, contrast = concept_losses(
+            found_ND, self._targets_UD[torch.from_numpy(all_C)], same_NC.to(self.device)
+        )
         losses = {"loss": mse + o.contrast * contrast, "mse": mse, "contrast": contrast}
         if self._spelling is not None:
             losses["ctc"] = self._spelling.loss(batch_N)
             losses["loss"] = losses["loss"] + o.ctc * losses["ctc"]
         return losses
-
-    def _contrast(self, found_ND: Tensor, batch_N: np.ndarray, draw: np.random.Generator) -> Tensor:
-        """Return the mean cross-entropy of the own sentence among the batch's and K others."""
-        others_K = draw.integers(len(self.data), size=min(self.options.negatives, len(self.data)))
-        all_C = np.concatenate([batch_N, others_K])
-        targets_CD = self._targets_UD[torch.from_numpy(all_C)]
-        logits_NC = functional.normalize(found_ND) @ functional.normalize(targets_CD).T
-        sentences_U = self.data.sentences_U
-        same_NC = torch.from_numpy(sentences_U[batch_N][:, None] == sentences_U[all_C])
-        same_NC[torch.arange(len(batch_N)), torch.arange(len(batch_N))] = False
-        logits_NC = (logits_NC / TEMPERATURE).masked_fill(same_NC.to(self.device), -torch.inf)
-        return functional.cross_entropy(logits_NC, torch.arange(len(batch_N), device=self.device))
 
     def _frames(self, batch: np.ndarray, draw: np.random.Generator) -> Tensor:
         """Return the frames (N, L, F) of a batch, with noise and masks."""

@@ -60,9 +60,13 @@ StateDict = dict[str, Tensor]
 TOKENIZER_SENTENCES = 60_000  # per language; more change the tokenizer little
 
 
-class SpaceTrainer:
-    """Networks, optimizers and data of one run; `step` counts the batches done."""
+class PairTrainer:
+    """Networks trained on pairs of sentences; `step` counts the batches done.
 
+    `parts` names the losses that the subclass computes.
+    """
+
+    parts: tuple[str, ...]
     unit = "sentences"
     sample_every = 0
     keep = 2
@@ -73,24 +77,22 @@ class SpaceTrainer:
     def __init__(
         self,
         recipe: SpaceRecipe,
-        tokenizer_path: Path,
-        networks: tuple[TextEncoder, TextDecoder],
+        networks: Mapping[str, nn.Module],
         data: ParallelText,
-        dev: Sequence[Mapping[str, str]] = (),
+        dev: Sequence[Mapping[str, str]],
     ) -> None:
         self.recipe = recipe
         self.options = recipe.train
-        self.encoder, self.decoder = networks
-        self.tokenizer_path = tokenizer_path
+        self.networks = networks
         self.data, self.dev = data, dev
-        self.device = self.encoder.layer_norm.weight.device
+        self.device = data.device
         self.step = self.sentences = 0
         self.steps, self.save_every = self.options.steps, self.options.save_every
         self.eval_every = self.options.eval_every
         self._epoch, self._first = -1, 0
         self._pairs: Pairs | None = None
         self._batches: list[slice] = []
-        matrices, others = split_parameters(networks)
+        matrices, others = split_parameters(networks.values())
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
         self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
@@ -127,57 +129,34 @@ class SpaceTrainer:
         self.step += 1
         self.sentences += 2 * len(batch)
         losses = found.unbind() if found.is_cuda else found.tolist()
-        names = ("loss", "align", "contrast", "grad_norm")
+        names = (*self.parts, "grad_norm")
         return dict(zip(names, losses, strict=True)) | {"lr": rate, "sentences": 2 * len(batch)}
 
     def _learn(self, sentences_N4: Tensor, aligned_N: Tensor, swap_N: Tensor) -> Tensor:
-        """Do the device's part of a step; return the three losses and the gradient norm."""
-        o = self.options
+        """Do the device's part of a step; return the losses and the gradient norm."""
         losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N), self._room)
-        (losses[0] + o.align * losses[1] + o.contrast * losses[2]).backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, o.clip)
+        self.whole(losses).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return torch.stack([*(loss.detach() for loss in losses), norm])
 
-    def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean cross-entropy per token, and the alignment and contrast of the pairs.
+    def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, ...]:
+        """Return the losses of a batch, in the order of `parts`.
 
         With `room` the batch is padded to these sizes, and nothing waits for the device; the losses
         are the same. Padding is for CUDA graphs; elsewhere it only adds work.
         """
-        with self._fast_math():
-            rows, order_R = self.data.rows(pairs.sides(), room)
-            concepts_RD = _unsorted(self.encoder.encode(rows), order_R).float()
-            present_R = (pairs.sides()[:, 0] != NONE)[:, None].float()
-            # Noise and distances are measured in the concepts' own spread, which changes as the
-            # encoder learns; no gradient flows through it.
-            sigma_D = _variance(concepts_RD.detach(), present_R).sqrt()
-            noisy_RD = self._with_noise(concepts_RD, sigma_D)
-            token_loss = self._decoding_loss(noisy_RD, pairs.targets(), room)
-            a_ND, b_ND = concepts_RD.chunk(2)
-            align = _alignment(a_ND, b_ND, pairs.aligned_N, sigma_D)
-            contrast = _contrast(a_ND, b_ND, pairs.aligned_N, present_R.chunk(2)[0])
-        return token_loss, align, contrast
+        raise NotImplementedError
 
-    def _with_noise(self, concepts_RD: Tensor, sigma_D: Tensor) -> Tensor:
-        size_R1 = torch.rand_like(concepts_RD[:, :1]) * self.options.noise
-        return concepts_RD + torch.randn_like(concepts_RD) * size_R1 * sigma_D
+    def whole(self, losses: tuple[Tensor, ...]) -> Tensor:
+        """Return the weighted sum of the losses."""
+        raise NotImplementedError
 
-    def _decoding_loss(self, concepts_RD: Tensor, targets_R2: Tensor, room: Room | None) -> Tensor:
-        """Return the mean cross-entropy per token; the language token is not predicted."""
-        rows, order_R = self.data.rows(targets_R2, room)
-        rows, wanted_T = shifted(rows, len(targets_R2))
-        spare = len(rows.starts_R1) - 1 - len(targets_R2)
-        hidden_TM = self.decoder.decode(
-            functional.pad(concepts_RD[order_R], (0, 0, 0, spare)), rows
-        )
-        if room is None:  # with room, the number of tokens kept would not be known on the host
-            kept = (wanted_T != NONE).nonzero().flatten()
-            hidden_TM, wanted_T = hidden_TM[kept], wanted_T[kept]
-        total, _ = token_cross_entropy(self.decoder, hidden_TM, wanted_T, self.options.smoothing)
-        return total / (wanted_T != NONE).sum()
+    def export(self, folder: Path) -> Path:
+        """Write the space to `folder`/space."""
+        raise NotImplementedError
 
     def _batch(self) -> Pairs:
         """Return the batch of the current step; begins the next epoch when one ends."""
@@ -215,17 +194,17 @@ class SpaceTrainer:
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """Use the averaged weights for a while, with dropout off."""
-        networks, weights = (self.encoder, self.decoder), [p.data for p in self.parameters]
+        weights = [p.data for p in self.parameters]
         try:
             for p, average in zip(self.parameters, self.average or weights, strict=True):
                 p.data = average
-            for network in networks:
+            for network in self.networks.values():
                 network.eval()
             yield
         finally:
             for p, own in zip(self.parameters, weights, strict=True):
                 p.data = own
-            for network in networks:
+            for network in self.networks.values():
                 network.train()
 
     @contextmanager
@@ -248,8 +227,7 @@ class SpaceTrainer:
             "sentences": self.sentences,
             "epoch": self._epoch,
             "first": self._first,
-            "encoder": self.encoder.state_dict(),
-            "decoder": self.decoder.state_dict(),
+            **{name: network.state_dict() for name, network in self.networks.items()},
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
@@ -261,8 +239,8 @@ class SpaceTrainer:
         """Restore `state`. Raises ValueError if `ema` was switched on or off."""
         if len(state["average"]) != len(self.average):
             raise ValueError("train.ema cannot be switched on or off within a run")
-        self.encoder.load_state_dict(state["encoder"])
-        self.decoder.load_state_dict(state["decoder"])
+        for name, network in self.networks.items():
+            network.load_state_dict(state[name])
         for mine, saved in zip(self.average, state["average"], strict=True):
             mine.copy_(saved)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -274,6 +252,74 @@ class SpaceTrainer:
         self._first, self._captured = state["first"], CapturedStep(self._learn)
         if state["epoch"] >= 0:
             self._open_epoch(state["epoch"])
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Export the space, and score the exported one on the recipe's dev data."""
+        space = load_space(str(self.export(folder)), device=str(self.device))
+        if not self.dev:
+            return {}
+        quality = evaluate_space(space, self.dev, limit=self.options.eval_sentences)
+        return {"eval": quality.means(), "by_language": asdict(quality)}
+
+    def sample(self) -> dict[str, Any]:
+        """Return nothing: a space is judged by its scores, not by samples."""
+        return {}
+
+
+class SpaceTrainer(PairTrainer):
+    """An encoder and a decoder that learn one space."""
+
+    parts = ("loss", "align", "contrast")
+
+    def __init__(
+        self,
+        recipe: SpaceRecipe,
+        tokenizer_path: Path,
+        networks: tuple[TextEncoder, TextDecoder],
+        data: ParallelText,
+        dev: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        self.encoder, self.decoder = networks
+        self.tokenizer_path = tokenizer_path
+        super().__init__(recipe, {"encoder": self.encoder, "decoder": self.decoder}, data, dev)
+
+    def whole(self, losses: tuple[Tensor, ...]) -> Tensor:
+        """Return the weighted sum of the losses."""
+        return losses[0] + self.options.align * losses[1] + self.options.contrast * losses[2]
+
+    def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, ...]:
+        """Return the mean cross-entropy per token, and the alignment and contrast of the pairs."""
+        with self._fast_math():
+            rows, order_R = self.data.rows(pairs.sides(), room)
+            concepts_RD = unsorted(self.encoder.encode(rows), order_R).float()
+            present_R = (pairs.sides()[:, 0] != NONE)[:, None].float()
+            # Noise and distances are measured in the concepts' own spread, which changes as the
+            # encoder learns; no gradient flows through it.
+            sigma_D = _variance(concepts_RD.detach(), present_R).sqrt()
+            noisy_RD = self._with_noise(concepts_RD, sigma_D)
+            token_loss = self._decoding_loss(noisy_RD, pairs.targets(), room)
+            a_ND, b_ND = concepts_RD.chunk(2)
+            align = _alignment(a_ND, b_ND, pairs.aligned_N, sigma_D)
+            contrast = _contrast(a_ND, b_ND, pairs.aligned_N, present_R.chunk(2)[0])
+        return token_loss, align, contrast
+
+    def _with_noise(self, concepts_RD: Tensor, sigma_D: Tensor) -> Tensor:
+        size_R1 = torch.rand_like(concepts_RD[:, :1]) * self.options.noise
+        return concepts_RD + torch.randn_like(concepts_RD) * size_R1 * sigma_D
+
+    def _decoding_loss(self, concepts_RD: Tensor, targets_R2: Tensor, room: Room | None) -> Tensor:
+        """Return the mean cross-entropy per token; the language token is not predicted."""
+        rows, order_R = self.data.rows(targets_R2, room)
+        rows, wanted_T = shifted(rows, len(targets_R2))
+        spare = len(rows.starts_R1) - 1 - len(targets_R2)
+        hidden_TM = self.decoder.decode(
+            functional.pad(concepts_RD[order_R], (0, 0, 0, spare)), rows
+        )
+        if room is None:  # with room, the number of tokens kept would not be known on the host
+            kept = (wanted_T != NONE).nonzero().flatten()
+            hidden_TM, wanted_T = hidden_TM[kept], wanted_T[kept]
+        total, _ = token_cross_entropy(self.decoder, hidden_TM, wanted_T, self.options.smoothing)
+        return total / (wanted_T != NONE).sum()
 
     def export(self, folder: Path) -> Path:
         """Write the space, centred and in float16, to `folder`/space."""
@@ -294,20 +340,8 @@ class SpaceTrainer:
         rows = (self.data.rows(pairs[batch].sides())[0] for batch in found[:batches])
         return torch.cat([self.encoder.encode(some) for some in rows]).mean(dim=0)
 
-    def evaluate(self, folder: Path) -> dict[str, Any]:
-        """Export the space, and score the exported one on the recipe's dev data."""
-        space = load_space(str(self.export(folder)), device=str(self.device))
-        if not self.dev:
-            return {}
-        quality = evaluate_space(space, self.dev, limit=self.options.eval_sentences)
-        return {"eval": quality.means(), "by_language": asdict(quality)}
 
-    def sample(self) -> dict[str, Any]:
-        """Return nothing: a space is judged by its scores, not by samples."""
-        return {}
-
-
-def _unsorted(x_RD: Tensor, order_R: Tensor) -> Tensor:
+def unsorted(x_RD: Tensor, order_R: Tensor) -> Tensor:
     """Put rows, the i-th of which is number order_R[i], in order; drop spare rows at the end."""
     own_RD = x_RD[: len(order_R)]
     return torch.empty_like(own_RD).index_copy(0, order_R, own_RD)
@@ -372,9 +406,13 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
         longest,
         device,
     )
-    dev_lines = chain.from_iterable(read_translations(Path(p)) for p in recipe.data.dev)
-    dev = [{code: texts[0] for code, texts in line.items()} for line in dev_lines]
-    return SpaceTrainer(recipe, tokenizer_path, networks, data, dev)
+    return SpaceTrainer(recipe, tokenizer_path, networks, data, dev_lines(recipe))
+
+
+def dev_lines(recipe: SpaceRecipe) -> list[dict[str, str]]:
+    """Return the lines of a recipe's dev data, with the first sentence of each language."""
+    lines = chain.from_iterable(read_translations(Path(p)) for p in recipe.data.dev)
+    return [{code: texts[0] for code, texts in line.items()} for line in lines]
 
 
 def text_set(entry: str) -> tuple[Path, float]:
@@ -421,16 +459,16 @@ def new_networks(shape: SpaceShape, vocabulary: int, seed: int) -> tuple[TextEnc
     decoder = TextDecoder(
         DecoderConfig(shape.decoder_layers, *common, shape.dim, max_length=shape.max_length)
     )
-    initialize(encoder, decoder, seed)
+    initialize((encoder, decoder), seed)
     if shape.tie:
         decoder.decoder_frontend.embed = encoder.encoder_frontend.embed
     return encoder, decoder
 
 
-def initialize(encoder: TextEncoder, decoder: TextDecoder, seed: int) -> None:
+def initialize(networks: Iterable[nn.Module], seed: int) -> None:
     """Initialise networks: matrices by Xavier, embeddings by a normal of variance 1 / dim."""
     generator = torch.Generator().manual_seed(seed)
-    for network in (encoder, decoder):
+    for network in networks:
         for module in network.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -496,15 +534,36 @@ def save_space(
     source: Mapping[str, Any],
 ) -> Path:
     """Write a space's folder: weights in float16, the tokenizer, and config.json last."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     for name, state in zip(("encoder", "decoder"), states, strict=True):
-        state = {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
-        with atomic_path(folder / f"{name}.safetensors", force=True) as temporary:
-            save_file(state, temporary)
-    with atomic_path(folder / "tokenizer.model", force=True) as temporary:
-        shutil.copyfile(tokenizer, temporary)
+        save_weights(folder / f"{name}.safetensors", state)
+    copy(tokenizer, folder / "tokenizer.model")
+    save_config(folder, recipe, configs, source)
+    return folder
+
+
+def save_weights(path: Path, state: StateDict) -> None:
+    """Write weights in float16."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
+    with atomic_path(path, force=True) as temporary:
+        save_file(state, temporary)
+
+
+def copy(source: Path, path: Path) -> None:
+    """Copy a file, atomically."""
+    with atomic_path(path, force=True) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def save_config(
+    folder: Path,
+    recipe: SpaceRecipe,
+    configs: tuple[EncoderConfig, DecoderConfig],
+    source: Mapping[str, Any],
+) -> None:
+    """Write a space's config.json."""
     config = {
         "kind": "space",
         "name": recipe.name,
@@ -516,4 +575,3 @@ def save_space(
     }
     with atomic_path(folder / "config.json", force=True) as temporary:
         temporary.write_text(json.dumps(config, indent=1), encoding="utf-8")
-    return folder
