@@ -133,7 +133,7 @@ def _distill_space(
     command: str,
 ) -> None:
     from lcm_cli.space import pick_device
-    from lcm_cli.training.distillation.space_student import StudentTrainer, options
+    from lcm_cli.training.trainers.space_student import StudentTrainer, options
 
     options(recipe)
     chosen = pick_device(device)

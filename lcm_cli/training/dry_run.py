@@ -87,7 +87,7 @@ def _dry_run_of_speech(recipe: SpeechRecipe, device: torch.device) -> dict[str, 
 
 
 def _dry_run_of_student(recipe: SpaceRecipe, device: torch.device) -> dict[str, Any]:
-    from lcm_cli.training.distillation import space_student
+    from lcm_cli.training.trainers import space_student
 
     source, not_known = space_student.options(recipe).teacher, []
     space, absent = _space(source)

@@ -80,7 +80,7 @@ def prepare_run(
     if isinstance(recipe, SpeechRecipe):
         return speech.make_speech_trainer(recipe, folder, device, progress)
     if recipe.distill is not None:
-        from lcm_cli.training.distillation.space_student import make_student_trainer
+        from lcm_cli.training.trainers.space_student import make_student_trainer
 
         return make_student_trainer(recipe, device)
     return text_space.make_space_trainer(recipe, folder, device)

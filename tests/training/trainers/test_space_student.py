@@ -11,10 +11,10 @@ from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.space import load_space
 from lcm_cli.space.similarity import unit_length
-from lcm_cli.training.distillation.space_student import StudentTrainer, make_student_trainer
 from lcm_cli.training.loop import Run
 from lcm_cli.training.recipe import load_recipe
 from lcm_cli.training.trainers.concept_loss import concept_losses
+from lcm_cli.training.trainers.space_student import StudentTrainer, make_student_trainer
 
 NAMES = [("Tom", "Toni"), ("Mary", "Maija"), ("The cat", "Kissa"), ("The dog", "Koira")]
 VERBS = [("sleeps", "nukkuu"), ("sings", "laulaa"), ("waits", "odottaa"), ("laughs", "nauraa")]
