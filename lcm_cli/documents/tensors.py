@@ -52,6 +52,7 @@ def read_safetensors(file: BinaryIO, source: Source, concepts: bool) -> Iterator
         origin=source.name,
         space=read_space_info(metadata, source.name),
         split=metadata.get("split", ""),
+        times=_times(metadata, source.name),
     )
     check_alignment(document, has_sentences="sentences" in metadata)
     known = document.id, document.lang, source.name
@@ -73,6 +74,7 @@ def write_document(document: Document, about: dict[str, str], path: Path) -> Non
     lists: dict[str, list[Any]] = {
         "sentences": document.sentences,
         "paragraphs": document.paragraphs,
+        "times": document.times,
         "target_sentences": target.sentences if target else [],
         "plans": plans.sentences if plans else [],
     }
@@ -97,3 +99,10 @@ def _list(metadata: dict[str, str], key: str, kind: type, name: str) -> list[Any
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise IntegrityError(f"{name}: {key} in its metadata is not a list of {kind.__name__}")
     return values
+
+
+def _times(metadata: dict[str, str], name: str) -> list[tuple[float, float]]:
+    values = _list(metadata, "times", list, name)
+    if not all(len(each) == 2 and all(isinstance(t, int | float) for t in each) for each in values):
+        raise IntegrityError(f"{name}: times in its metadata is not a list of pairs of numbers")
+    return [(float(start), float(end)) for start, end in values]

@@ -112,8 +112,8 @@ def _encoded(system: SpeechItself, example: Example, context: Context) -> tuple[
 
 
 def _samples(path: Path, speech: "Speech") -> np.ndarray:
-    (document,) = read([str(path)])
-    recording = document.recording
+    document = next(read([str(path)]), None)
+    recording = None if document is None else document.recording
     if recording is None:
         raise IntegrityError(f"{path} is not a recording", "give an audio file, such as WAV")
     if recording.seconds > speech.longest:

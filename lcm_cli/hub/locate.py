@@ -24,7 +24,7 @@ from lcm_cli.hub.cards import (
     speech_folder,
     suggest_names,
 )
-from lcm_cli.hub.layouts import SPACE_FILES
+from lcm_cli.hub.layouts import SPACE_FILES, read_json
 from lcm_cli.hub.snapshot import local_snapshot
 from lcm_cli.schema import json_value, parse
 
@@ -293,6 +293,10 @@ def _speech_in(folder: Path) -> SpeechFiles:
     for path in (files.config, files.weights):
         if not path.is_file():
             raise NotFoundError(f"no speech encoder at {folder}: {path.name} is missing")
+    # The files of concept models have the same names.
+    kind = read_json(files.config).get("kind")
+    if kind in ("model", "space"):
+        raise UsageError(f"{folder} is a {kind}, not a speech encoder")
     return files
 
 

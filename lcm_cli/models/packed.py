@@ -23,8 +23,6 @@ Models in bfloat16 or float16 are merged but keep their type.
 Shapes: B rows (documents), S concepts, M model dim, H heads, W head width, O outputs, I inputs.
 """
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,7 +47,7 @@ from lcm_cli.models.layers import (
     split_heads,
 )
 from lcm_cli.models.two_tower import DenoiserLayer, Modulator
-from lcm_cli.space.kernels import PackedLinear, can_pack, page_out
+from lcm_cli.space.kernels import PackedLinear, can_pack, page_out, return_memory
 
 Model = TypeVar("Model", bound=nn.Module)
 MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
@@ -292,7 +290,7 @@ def lay_out(model: Model, precision: str = "auto") -> Model:
     _store(model, kernels)
     if kernels.dtype is not None:
         model.to(kernels.dtype)
-    _return_memory()
+    return_memory()
     return model
 
 
@@ -311,14 +309,7 @@ def _store(module: nn.Module, kernels: Kernels) -> None:
         elif not isinstance(part, TimeEmbedding):  # computed once per run
             _store(part, kernels)
     if isinstance(module, DenoiserLayer | Block):
-        _return_memory()
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system, which the allocator of glibc would keep."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
+        return_memory()
 
 
 def _merge(layer: DenoiserLayer | Block, kernels: Kernels) -> None:

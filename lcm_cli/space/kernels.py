@@ -90,3 +90,10 @@ def page_out(weight: Tensor) -> None:
     size = (weight.data_ptr() + weight.nbytes - start) // page * page
     if size > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system, which the allocator of glibc would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

@@ -155,11 +155,11 @@ def search(
     finite.
     """
     with torch.inference_mode():
-        state, logits = _start(decoder, concepts_RD, languages, limits, options)
+        state = _start(decoder, concepts_RD, languages, limits, options)
         if options.sample:
             numbers = range(len(languages)) if streams is None else streams
-            return _sample(decoder, state, logits, options, numbers, finished)
-        found = _beam_search(decoder, state, logits, options, finished)
+            return _sample(decoder, state, options, numbers, finished)
+        found = _beam_search(decoder, state, options, finished)
     return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in found]
 
 
@@ -169,8 +169,8 @@ def _start(
     languages: Sequence[int],
     limits: Sequence[int],
     options: DecodeOptions,
-) -> tuple[_Beams, Tensor]:
-    """Feed the prompt; return the state with one beam per row, and the first logits (R, V)."""
+) -> _Beams:
+    """Feed the start token; return the state with one beam per row and the language to feed."""
     device = concepts_RD.device
     language_R = torch.tensor(languages, device=device)
     end_R = torch.full_like(language_R, EOS)
@@ -184,20 +184,19 @@ def _start(
     own = [max(1, min(limit, most)) for limit in limits]
     tokens = torch.stack([end_R, language_R], dim=1)
     rows = list(range(len(languages)))
-    state = _Beams(rows, own, tokens, score_R, total.isfinite().all(), cross, cache)
-    return state, decoder.step(language_R, cross, cache)
+    return _Beams(rows, own, tokens, score_R, total.isfinite().all(), cross, cache)
 
 
 def _beam_search(
     decoder: TextDecoder,
     state: _Beams,
-    logits: Tensor,
     options: DecodeOptions,
     finished: Progress,
 ) -> list[list[Hypothesis]]:
     found: list[list[Hypothesis]] = [[] for _ in range(len(state.rows))]
     while True:
-        scores, beams, tokens = _candidates(state, logits, options)
+        # No name holds the logits, so that they are freed before the next are computed.
+        scores, beams, tokens = _candidates(state, _next_logits(decoder, state), options)
         _collect(found, state, scores, beams, tokens, options)
         rows = state.unfinished(found, options.beam)
         done = len(state.rows) - len(rows)
@@ -211,7 +210,11 @@ def _beam_search(
         state.select(*(t.gather(1, going) for t in (beams, tokens, scores)))
         if done:
             state.keep(rows)
-        logits = decoder.step(state.tokens[:, -1], state.cross, state.cache)
+
+
+def _next_logits(decoder: TextDecoder, state: _Beams) -> Tensor:
+    """Feed each row's newest token; return the logits of the next, (R * B, V)."""
+    return decoder.step(state.tokens[:, -1], state.cross, state.cache)
 
 
 def _candidates(
@@ -330,7 +333,6 @@ def _collect(
 def _sample(
     decoder: TextDecoder,
     state: _Beams,
-    logits: Tensor,
     options: DecodeOptions,
     streams: Sequence[int],
     finished: Progress,
@@ -339,12 +341,14 @@ def _sample(
     found: list[list[Hypothesis]] = [[] for _ in streams]
     generators = [torch.Generator().manual_seed(options.seed * 1_000_003 + s) for s in streams]
     while True:
+        logits = _next_logits(decoder, state)
         total = _log_total(logits)
         state.sound = state.sound & total.isfinite().all()
         logits = _restrict(logits, state, options)
         uniform = torch.cat([torch.rand(1, generator=generators[r]) for r in state.rows])
         tokens = _draw(logits / options.temperature, uniform.to(logits.device), options)[:, None]
         scores = state.scores + logits.gather(1, tokens) - total
+        del logits  # before the next are computed
         _collect(found, state, scores, torch.zeros_like(tokens), tokens, options)
         rows = state.unfinished(found, 1)
         done = len(state.rows) - len(rows)
@@ -355,7 +359,6 @@ def _sample(
         state.select(torch.zeros_like(tokens), tokens, scores)
         if done:
             state.keep(rows)
-        logits = decoder.step(state.tokens[:, -1], state.cross, state.cache)
 
 
 def _draw(logits_RV: Tensor, uniform_R: Tensor, options: DecodeOptions) -> Tensor:

@@ -20,7 +20,7 @@ from lcm_cli.hub.locate import SpaceFiles, locate_space
 from lcm_cli.progress import Progress
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
-from lcm_cli.space.kernels import pack_linear, quantize
+from lcm_cli.space.kernels import pack_linear, quantize, return_memory
 from lcm_cli.space.loading import Config, load_weights, stored_scales
 from lcm_cli.space.search import DecodeOptions, search
 from lcm_cli.space.tokenizer import EOS, Tokenizer
@@ -210,6 +210,8 @@ class Space:
             found = self._search(rows, part, sentence_limits, options, progress)
             for (s, lang), texts in zip(part, found, strict=True):
                 out[lang][s] = texts
+            # Batches differ in size, so the next would not fit into the gaps that this one left.
+            return_memory()
         return out
 
     def limits(self, sentences: Sequence[str], lang: str | Sequence[str]) -> list[int]:

@@ -357,6 +357,19 @@ def test_float32_weights_stay_memory_mapped(tmp_path):
     assert private_memory() - before < path.stat().st_size / 2
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_decoding_returns_its_memory():
+    space = load_space("tiny", device="cpu")
+    sentences = [f"Tom bought {n} old books." for n in range(204)]  # one batch of 1,020 beams
+    concepts = space.encode(sentences, "eng_Latn").concepts
+    space.decode(concepts[:1], ["deu_Latn"])  # loads the decoder
+    before = private_memory()
+    space.decode(concepts, ["deu_Latn"], limits=[12 + n % 4 for n in range(204)])
+    logits = 4 * 1020 * space.decoder.config.vocabulary  # bytes that each step of the batch takes
+    assert private_memory() - before < logits / 2
+
+
 def private_memory() -> int:
     """Return this process's resident memory that is not backed by a file, in bytes."""
     status = Path("/proc/self/status").read_text()

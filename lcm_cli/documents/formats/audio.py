@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def read_recording(file: BinaryIO, source: Source) -> Document:
         whole = seconds if sound.format == "MP3" else seconds / kept
         raise _cut_off(source.name, whole * kept, whole)
     recording = Recording(source.name, place, seconds)
+    if not isinstance(place, Path):
+        weakref.finalize(recording, place.close)
     return Document(source.id, origin=source.name, recording=recording)
 
 
@@ -100,7 +103,7 @@ def _seekable(file: BinaryIO, source: Source) -> Path | BinaryIO:
     """Return the file itself, or a copy of a stream, in which the decoder cannot seek."""
     if source.path is not None and source.path.is_file():
         return source.path
-    copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (lives with the document)
+    copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (lives with the recording)
     copyfileobj(file, copy)
     return copy
 
