@@ -5,6 +5,7 @@ from typing import Any
 
 from lcm_cli import console
 from lcm_cli.headers import type_name
+from lcm_cli.schema import counted
 
 Lines = Iterator[tuple[str, str]]
 
@@ -24,7 +25,7 @@ def rows(report: dict[str, Any]) -> Lines:
 
 
 def _documents(report: dict[str, Any]) -> Lines:
-    shards = f"{report['shards']:,} shards of " if "shards" in report else ""
+    shards = f"{counted(report['shards'], 'shard')} of " if "shards" in report else ""
     yield "kind", f"{report['kind']}, {shards}{', '.join(report['formats'])}"
     if "shares" in report:
         yield "shares", _shares(report["shares"])
@@ -49,7 +50,7 @@ def _documents(report: dict[str, Any]) -> Lines:
 
 
 def _divided(report: dict[str, Any]) -> Lines:
-    yield "kind", f"dataset, {report['shards']:,} shards of parquet"
+    yield "kind", f"dataset, {counted(report['shards'], 'shard')} of parquet"
     yield "shares", _shares(report["shares"])
     yield "size", console.size(report["bytes"])
     yield "documents", f"{report['documents']:,}"

@@ -78,7 +78,7 @@ def test_text_and_problems(lcm, tmp_path):
 
 def test_data_set(lcm, tmp_path):
     found = rows(lcm("inspect", embed(tmp_path / "set")))
-    assert found["kind"] == "dataset, 1 shards of parquet"
+    assert found["kind"] == "dataset, 1 shard of parquet"
 
 
 def test_the_bundled_space(lcm, report):
