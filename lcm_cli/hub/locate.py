@@ -32,6 +32,7 @@ MODEL_FILES = {"config": "config.json", "model": "model.safetensors"}
 SPEECH_FILES = {"config": "config.json", "speech": "model.safetensors"}
 _LARGEST = (1 << 31) - 1  # of any number in a config
 _MOST_TOKENS = 1 << 16  # of a sentence
+_ENCODERS = "see the speech encoders: lcm checkpoints list"
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def _model_from_hub(source: str) -> ModelFiles:
 
 def _speech_of_card(card: Card, file: CardFile, source: str) -> SpeechFiles:
     if card.kind != "speech":
-        raise UsageError(f"{card.name} is a {card.kind}, not a speech encoder")
+        raise UsageError(f"{card.name} is a {card.kind}, not a speech encoder", _ENCODERS)
     if card.files:
         return SpeechFiles(*(file_beside(file, card.files[role].name) for role in SPEECH_FILES))
     if card.name in list_pulled("speech"):
@@ -296,7 +297,7 @@ def _speech_in(folder: Path) -> SpeechFiles:
     # The files of concept models have the same names.
     kind = read_json(files.config).get("kind")
     if kind in ("model", "space"):
-        raise UsageError(f"{folder} is a {kind}, not a speech encoder")
+        raise UsageError(f"{folder} is a {kind}, not a speech encoder", _ENCODERS)
     return files
 
 

@@ -137,7 +137,7 @@ class StudentTrainer(PairTrainer):
         """Write the space to `folder`/space: the student with the teacher's decoder."""
         path, teacher = folder / "space", self.teacher
         path.mkdir(parents=True, exist_ok=True)
-        with self._averaged():
+        with self.average.used(self.networks.values()):
             save_weights(path / "encoder.safetensors", self.encoder.state_dict())
         decoder = DecoderConfig(**teacher.files.config["decoder"])
         if not (path / "config.json").is_file():  # neither changes within a run

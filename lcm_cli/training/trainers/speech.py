@@ -36,7 +36,6 @@ from lcm_cli.speech.speech import load_speech_encoder, save
 from lcm_cli.training.data import utterances
 from lcm_cli.training.data.utterances import STEPS, Noise, Utterances, mask, standardized
 from lcm_cli.training.optim import (
-    average_decay,
     learning_rate,
     make_optimizers,
     set_rate,
@@ -44,6 +43,7 @@ from lcm_cli.training.optim import (
 )
 from lcm_cli.training.parallel import World
 from lcm_cli.training.recipe import SpeechRecipe
+from lcm_cli.training.trainers.averaging import AveragedWeights
 from lcm_cli.training.trainers.concept_loss import concept_losses
 from lcm_cli.training.trainers.text_space import set_dropout
 
@@ -88,7 +88,7 @@ class SpeechTrainer:
         matrices, others = split_parameters(self._trained)
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
-        self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
+        self.average = AveragedWeights(self.parameters, self.options.ema)
 
     @property
     def summary(self) -> str:
@@ -115,7 +115,7 @@ class SpeechTrainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self._follow()
+        self.average.follow(self.step)
         self.step += 1
         self.utterances += len(batch)
         found = {name: float(value.detach()) for name, value in losses.items()}
@@ -161,27 +161,6 @@ class SpeechTrainer:
         self._epoch = number
         self._batches = self.data.batches(self.options.seed, number, self.options.batch_seconds)
 
-    def _follow(self) -> None:
-        """Update the average of the weights."""
-        if self.average:
-            decay = average_decay(self.options.ema, self.step)
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Use the averaged weights for a while, with dropout off."""
-        weights = [p.data for p in self.parameters]
-        try:
-            for p, average in zip(self.parameters, self.average or weights, strict=True):
-                p.data = average
-            self.network.eval()
-            yield
-        finally:
-            for p, own in zip(self.parameters, weights, strict=True):
-                p.data = own
-            self.network.train()
-
     @contextmanager
     def _fast_math(self) -> Iterator[None]:
         lower = self.options.precision == "bfloat16"
@@ -205,7 +184,7 @@ class SpeechTrainer:
             "first": self._first,
             "network": self.network.state_dict(),
             "spelling": self._spelling.state_dict() if self._spelling else None,
-            "average": self.average,
+            "average": self.average.weights,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
@@ -214,13 +193,11 @@ class SpeechTrainer:
 
     def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
         """Restore `state`. Raises ValueError if `ema` was switched on or off."""
-        if len(state["average"]) != len(self.average):
-            raise ValueError("train.ema cannot be switched on or off within a run")
+        self.average.check(state["average"])
         self.network.load_state_dict(state["network"])
         if self._spelling is not None:
             self._spelling.load_state_dict(state["spelling"])
-        for mine, saved in zip(self.average, state["average"], strict=True):
-            mine.copy_(saved)
+        self.average.restore(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.utterances = state["step"], state["utterances"]
@@ -236,7 +213,7 @@ class SpeechTrainer:
             **{**vars(self.config), "source": source | {"hours of speech": hours}}
         )
         path = folder / "speech"
-        with self._averaged(), self._in_space():
+        with self.average.used([self.network]), self._in_space():
             save(self.network, config, path, force=True)
         return path
 
@@ -280,7 +257,7 @@ class SpeechTrainer:
     def concepts(self, data: Utterances, only: slice = slice(None)) -> np.ndarray:
         """Return the concepts (U, D) of utterances, as the exported encoder would."""
         found = []
-        with self._averaged(), self._in_space():
+        with self.average.used([self.network]), self._in_space():
             for index in range(len(data))[only]:
                 mel_1TB = torch.from_numpy(data.mel(index).astype(np.float32))[None]
                 frames_1LF = standardized(mel_1TB, self.config.encoder.stride).to(self.device)

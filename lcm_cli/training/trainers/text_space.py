@@ -12,6 +12,7 @@ Shapes: N pairs, R = 2 N rows, T tokens of the packed batch, D concept dim.
 import io
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -44,7 +45,6 @@ from lcm_cli.training.data.parallel_text import (
 )
 from lcm_cli.training.data_options import as_data_set
 from lcm_cli.training.optim import (
-    average_decay,
     learning_rate,
     make_optimizers,
     set_rate,
@@ -52,6 +52,7 @@ from lcm_cli.training.optim import (
 )
 from lcm_cli.training.parallel import World
 from lcm_cli.training.recipe import SpaceRecipe, SpaceShape
+from lcm_cli.training.trainers.averaging import AveragedWeights
 from lcm_cli.training.trainers.cuda_graph import CapturedStep
 from lcm_cli.training.trainers.token_loss import short_rows, token_cross_entropy
 
@@ -60,7 +61,7 @@ StateDict = dict[str, Tensor]
 TOKENIZER_SENTENCES = 60_000  # per language; more change the tokenizer little
 
 
-class PairTrainer:
+class PairTrainer(ABC):
     """Networks trained on pairs of sentences; `step` counts the batches done.
 
     `parts` names the losses that the subclass computes.
@@ -95,7 +96,7 @@ class PairTrainer:
         matrices, others = split_parameters(networks.values())
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
-        self.average = [p.detach().clone() for p in self.parameters] if self.options.ema else []
+        self.average = AveragedWeights(self.parameters, self.options.ema)
         self._room: Room | None = None
         self._captured = CapturedStep(self._learn)
 
@@ -125,7 +126,7 @@ class PairTrainer:
         else:
             full = batch.padded(self._room.pairs)
             found = self._captured(full.sentences_N4, full.aligned_N, full.swap_N)
-        self._follow()
+        self.average.follow(self.step)
         self.step += 1
         self.sentences += 2 * len(batch)
         losses = found.unbind() if found.is_cuda else found.tolist()
@@ -142,21 +143,21 @@ class PairTrainer:
             optimizer.zero_grad(set_to_none=True)
         return torch.stack([*(loss.detach() for loss in losses), norm])
 
+    @abstractmethod
     def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, ...]:
         """Return the losses of a batch, in the order of `parts`.
 
         With `room` the batch is padded to these sizes, and nothing waits for the device; the losses
         are the same. Padding is for CUDA graphs; elsewhere it only adds work.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self, losses: tuple[Tensor, ...]) -> Tensor:
         """Return the weighted sum of the losses."""
-        raise NotImplementedError
 
+    @abstractmethod
     def export(self, folder: Path) -> Path:
         """Write the space to `folder`/space."""
-        raise NotImplementedError
 
     def _batch(self) -> Pairs:
         """Return the batch of the current step; begins the next epoch when one ends."""
@@ -184,29 +185,6 @@ class PairTrainer:
         half = self.options.precision == "bfloat16"
         return self.device.type == "cuda" and half and packed_attention() is not None
 
-    def _follow(self) -> None:
-        """Update the average of the weights."""
-        if self.average:
-            decay = average_decay(self.options.ema, self.step)
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, list[Tensor](self.parameters), 1 - decay)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Use the averaged weights for a while, with dropout off."""
-        weights = [p.data for p in self.parameters]
-        try:
-            for p, average in zip(self.parameters, self.average or weights, strict=True):
-                p.data = average
-            for network in self.networks.values():
-                network.eval()
-            yield
-        finally:
-            for p, own in zip(self.parameters, weights, strict=True):
-                p.data = own
-            for network in self.networks.values():
-                network.train()
-
     @contextmanager
     def _fast_math(self) -> Iterator[None]:
         lower = self.options.precision == "bfloat16"
@@ -228,21 +206,20 @@ class PairTrainer:
             "epoch": self._epoch,
             "first": self._first,
             **{name: network.state_dict() for name, network in self.networks.items()},
-            "average": self.average,
+            "average": self.average.weights,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
     def shards(self) -> None:
         """Return None: one process trains a space, so nothing is sharded."""
+        return None
 
     def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
         """Restore `state`. Raises ValueError if `ema` was switched on or off."""
-        if len(state["average"]) != len(self.average):
-            raise ValueError("train.ema cannot be switched on or off within a run")
+        self.average.check(state["average"])
         for name, network in self.networks.items():
             network.load_state_dict(state[name])
-        for mine, saved in zip(self.average, state["average"], strict=True):
-            mine.copy_(saved)
+        self.average.restore(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
@@ -323,7 +300,7 @@ class SpaceTrainer(PairTrainer):
 
     def export(self, folder: Path) -> Path:
         """Write the space, centred and in float16, to `folder`/space."""
-        with self._averaged():
+        with self.average.used(self.networks.values()):
             states = self.encoder.state_dict(), self.decoder.state_dict()
             if not self.recipe.start:  # a finetuned space keeps its offset
                 center(*states, self._mean_concept())

@@ -105,7 +105,7 @@ def test_a_resumed_run_ends_with_the_same_weights(recipe, tmp_path):
     assert again.trainer.step == 7
     assert again.train()
     assert torch.equal(weights(whole), weights(again.trainer))
-    assert all(map(torch.equal, whole.average, again.trainer.average))
+    assert all(map(torch.equal, whole.average.weights, again.trainer.average.weights))
 
 
 def test_finetuning_starts_with_the_concepts_of_its_start(recipe, tmp_path):

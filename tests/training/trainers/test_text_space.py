@@ -168,7 +168,7 @@ def test_dropout_is_for_training_alone(recipe, tmp_path):
     pairs = batches(trainer)[0]
     first, second = (trainer.losses(pairs)[0].item() for _ in range(2))
     assert first != second
-    with trainer._averaged():
+    with trainer.average.used(trainer.networks.values()):
         first, second = (trainer.losses(pairs)[0].item() for _ in range(2))
     assert first == second
 
@@ -178,7 +178,7 @@ def test_an_average_of_the_weights_is_what_is_saved(recipe, tmp_path):
     for _ in range(30):
         trainer.train_step()
     weight = trainer.decoder.decoder.layers[0].ffn.inner_proj.weight
-    mine = [average for p, average in zip(trainer.parameters, trainer.average, strict=True)
+    mine = [average for p, average in zip(trainer.parameters, trainer.average.weights, strict=True)
             if p is weight]  # fmt: skip
     path = trainer.export(tmp_path / "run") / "decoder.safetensors"
     with safe_open(path, "pt") as file:
@@ -242,7 +242,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
     assert again.step == 5 * ((stopped_at - 1) // 5)
     assert resumed.train()
     assert torch.equal(weights(whole), weights(again))
-    for average, same in zip(whole.average, again.average, strict=True):
+    for average, same in zip(whole.average.weights, again.average.weights, strict=True):
         assert torch.equal(average, same)
 
 
