@@ -81,6 +81,7 @@ def test_student_and_twin_are_trained_and_compared(
     assert again.code == 2 and "--resume" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(lcm: Run, made: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("distill", made / "base.toml", "-o", run, "--device", "cpu")

@@ -214,7 +214,7 @@ def test_two_processes_distill_what_one_does(
 @pytest.mark.parametrize(
     ("architecture", "parallel", "others"),
     [
-        ("base", "ddp", 1),
+        pytest.param("base", "ddp", 1, marks=pytest.mark.slow),
         pytest.param("base", "fsdp", 2, marks=pytest.mark.slow),
         pytest.param("two_tower", "ddp", 2, marks=pytest.mark.slow),
         pytest.param("two_tower", "fsdp", 2, marks=pytest.mark.slow),

@@ -78,7 +78,11 @@ def train(trainer, steps: int):
     return record
 
 
-@pytest.mark.parametrize("architecture", SMALLER)
+@pytest.mark.parametrize(
+    "architecture",
+    ["base", "two_tower"]
+    + [pytest.param(each, marks=pytest.mark.slow) for each in ("one_tower", "quant", "sonar_llm")],
+)
 def test_a_student_comes_closer_with_a_teacher_than_without(lesson, architecture):
     quick = ("train.learning_rate=3e-3", "train.warmup=0", "distill.own=0.0", "train.steps=60")
     made = lesson(*quick, architecture=architecture)

@@ -47,7 +47,9 @@ def lesson(start, taught, tmp_path, model_recipe):
     return make
 
 
-@pytest.mark.parametrize("architecture", ["two_tower", "one_tower"])
+@pytest.mark.parametrize(
+    "architecture", ["two_tower", pytest.param("one_tower", marks=pytest.mark.slow)]
+)
 def test_a_distilled_sampler_beats_the_undistilled_one_at_equal_steps(
     lesson, tmp_path, architecture
 ):
@@ -107,6 +109,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=["v", "flow"])
 def test_other_predictions_are_distilled_as_x0(lesson, form):
     """The loss compares concepts, whatever the network predicts."""

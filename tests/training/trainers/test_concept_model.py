@@ -37,8 +37,10 @@ def log_of(folder):
     ("architecture", "changes"),
     [(name, ()) for name in ARCHITECTURES if name != "quant"]
     + [("quant", ('model.flavour="continuous"',)), ("base", ('train.optimizer="muon"',))]
-    + [("quant", ('space="tiny"',))]  # its codes say little in a few dimensions
-    + [(name, FLOW) for name in ("one_tower", "two_tower")],
+    + [
+        pytest.param("quant", ('space="tiny"',), marks=pytest.mark.slow)
+    ]  # its codes say little in a few dimensions
+    + [pytest.param(name, FLOW, marks=pytest.mark.slow) for name in ("one_tower", "two_tower")],
 )
 def test_every_model_learns(start, tmp_path, architecture, changes):
     steps = ("train.steps=80", "train.warmup=0", "train.learning_rate=3e-3", "train.eval_every=80")

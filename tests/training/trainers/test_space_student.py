@@ -89,6 +89,7 @@ def test_a_student_starts_from_layers_of_its_teacher(recipe, random_space, tmp_p
     assert new.losses(new._batch())[0] > 0.1
 
 
+@pytest.mark.slow
 def test_a_language_is_added_from_pairs(recipe, random_space, tmp_path):
     """Its sentences get the teacher's concepts of their translations, and the rest stay."""
     pairs = zip(ENGLISH, FINNISH, strict=True)

@@ -218,7 +218,7 @@ def test_centring_changes_no_text(recipe, tmp_path):
     assert_near(after, before, terms)
 
 
-@pytest.mark.parametrize("stopped_at", [7, 10])
+@pytest.mark.parametrize("stopped_at", [7, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
     changes = ("train.dropout=0.1", "train.ema=0.9")
     whole = begin(recipe, tmp_path / "whole", *changes)
