@@ -211,13 +211,14 @@ def test_two_processes_distill_what_one_does(
     assert left["student"]["l2"] == pytest.approx(right["student"]["l2"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "parallel", "others"),
     [
-        pytest.param("base", "ddp", 1, marks=pytest.mark.slow),
-        pytest.param("base", "fsdp", 2, marks=pytest.mark.slow),
-        pytest.param("two_tower", "ddp", 2, marks=pytest.mark.slow),
-        pytest.param("two_tower", "fsdp", 2, marks=pytest.mark.slow),
+        ("base", "ddp", 1),
+        ("base", "fsdp", 2),
+        ("two_tower", "ddp", 2),
+        ("two_tower", "fsdp", 2),
     ],
 )
 def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, others):
