@@ -255,6 +255,8 @@ class TwoTowerConfig(ModelConfig):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: DiffusionObjective = field(default_factory=DiffusionObjective)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # The denoiser also reads its previous estimate of x0 (Chen et al. 2022, arXiv 2208.04202, 3.2).
+    self_conditioning: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -276,6 +278,7 @@ class OneTowerConfig(ModelConfig):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: DiffusionObjective = field(default_factory=DiffusionObjective)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    self_conditioning: bool = False  # see TwoTowerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ def test_a_step_with_the_target_arrives_where_the_teacher_does(lesson):
         model.schedule,
         few,
         points[0] / few.initial_noise,
-        lambda x, t, guided: (next(goals), None),
+        lambda x, t, guided, estimate: (next(goals), None),
         lambda: points[0],
         lambda step: reached.append(step.previous),
     )
