@@ -215,7 +215,7 @@ class Schedule:
     ) -> Tensor:
         """Return the x0 implied by `output` at x_t, read as `prediction` (default: the schedule's).
 
-        `t` is one step, or the steps (...) of x (..., D).
+        `t` is one step or, unless e is predicted, the steps (...) of x (..., D).
         """
         kind = prediction or self.config.prediction
         signal: float | Tensor
@@ -231,8 +231,6 @@ class Schedule:
         if kind == "flow":
             return (x - spread * output) / (signal + spread)
         # Without signal, e determines nothing about x0: take 0, the centre of normalized concepts.
-        if isinstance(signal, Tensor):
-            return torch.where(signal > 0, (x - spread * output) / signal, 0.0)
         return (x - spread * output) / signal if signal > 0 else torch.zeros_like(x)
 
     def step(

@@ -152,16 +152,18 @@ class DiffusionLCM(ConceptModel):
         noisy_BSD, t_BS = given[1], given[2]
         assert noisy_BSD is not None and t_BS is not None
         if estimated_B is None:
-            estimated_B = t_BS.new_ones(len(t_BS), dtype=torch.bool)
+            estimated_B = torch.ones_like(t_BS[:, 0], dtype=torch.bool)
+        # At least one row, whose estimate is then discarded: the processes of a sharded model must
+        # all make this pass.
+        rows_N = estimated_B.nonzero()[:, 0] if estimated_B.any() else torch.zeros_like(t_BS[:1, 0])
         with torch.no_grad():
-            # Also with no rows at all: sharded processes must gather the weights together.
-            out = self(*(None if part is None else part[estimated_B] for part in given))
-        # Autocast reuses the weights it has cast, which have no gradient after this pass.
+            out = self(*(None if part is None else part[rows_N] for part in given))
+        # Autocast would reuse the weights that it cast in this pass, which have no gradient.
         torch.clear_autocast_cache()
         estimate_BSD = torch.zeros_like(noisy_BSD)
-        x0 = self.schedule.clean(out.float(), noisy_BSD[estimated_B].float(), t_BS[estimated_B])
-        estimate_BSD[estimated_B] = x0.to(noisy_BSD.dtype)
-        return estimate_BSD
+        x0 = self.schedule.clean(out.float(), noisy_BSD[rows_N].float(), t_BS[rows_N])
+        estimate_BSD[rows_N] = x0.to(noisy_BSD.dtype)
+        return estimate_BSD.masked_fill(~estimated_B[:, None, None], 0.0)
 
     def _weigh(
         self, out_ND: Tensor, goal_ND: Tensor, timesteps_N: Tensor, fragility_N: Tensor | None
