@@ -335,13 +335,14 @@ class Denoised:
 
 
 class Predict(Protocol):
-    """A network, as the sampler calls it."""
+    """A network as the sampler calls it."""
 
     def __call__(
         self, x: Tensor, t: int, guided: bool, estimate: Tensor | None = None, /
     ) -> tuple[Tensor, Tensor | None]:
-        """Map x_t and the x0 predicted at the step before, which only a model with
-        self-conditioning reads, to the conditional output and, if `guided`, the unconditional one.
+        """Return the conditional output at x_t and, if `guided`, the unconditional one.
+
+        `estimate` is the x0 of the step before; only a model with self-conditioning reads it.
         """
 
 

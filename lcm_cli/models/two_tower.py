@@ -336,11 +336,11 @@ class TwoTowerLCM(DiffusionLCM):
             if t not in modulations:
                 modulations[t] = self.denoiser.modulations(torch.tensor([t], device=self.device))
             # The second half of the rows, beyond those of the memories, is unconditional.
-            x, estimate = (
+            both, estimates = (
                 part if part is None else part.to(self.dtype).repeat(1 + guided, 1, 1)
                 for part in (x_BSD, estimate_BSD)
             )
-            out = self.denoiser(x, modulations[t], memories, estimate).float()
+            out = self.denoiser(both, modulations[t], memories, estimates).float()
             return (out[: len(x_BSD)], out[len(x_BSD) :]) if guided else (out, None)
 
         return predict
