@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import atomic_files
@@ -26,6 +26,7 @@ from lcm_cli.models.config import (
     to_dict,
 )
 from lcm_cli.models.interface import ConceptModel
+from lcm_cli.models.layers import AddedProjection
 from lcm_cli.models.one_tower import OneTowerLCM
 from lcm_cli.models.packed import lay_out
 from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
@@ -167,6 +168,17 @@ def check_state(model: nn.Module, state: Mapping[str, Weight], source: str) -> N
         raise IntegrityError(
             f"{source} does not fit its {CONFIG}: {'; '.join(filter(None, problems))}"
         )
+
+
+def with_added(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` with the zero projections that `model` has and its origin may lack."""
+    added = {
+        f"{name}.{key}": tensor
+        for name, part in model.named_modules()
+        if isinstance(part, AddedProjection)
+        for key, tensor in part.state_dict().items()
+    }
+    return added | dict(state)
 
 
 def _named(what: str, names: list[str]) -> str:

@@ -174,8 +174,9 @@ def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> Con
     model = checkpoint.build(config)
     assert isinstance(model, ConceptModel)
     if start is not None:
-        checkpoint.check_state(model, start.state_dict(), f"{source} (changed by [model])")
-        model.load_state_dict(start.state_dict())
+        state = checkpoint.with_added(model, start.state_dict())
+        checkpoint.check_state(model, state, f"{source} (changed by [model])")
+        model.load_state_dict(state)
     return model
 
 

@@ -42,8 +42,24 @@ def scores(folder):
     ],
 )
 def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, architecture, parallel):
-    recipe, errors = write_recipe(architecture), tmp_path / "errors"
-    common = ("train", recipe, *COMMON, "--set", f"train.parallel={parallel}", "-o")
+    compare_processes(run, write_recipe(architecture), tmp_path, f"train.parallel={parallel}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "parallel"), [("one_tower", "fsdp"), ("two_tower", "ddp")]
+)
+def test_two_processes_draw_different_rows_to_estimate(
+    run, write_recipe, tmp_path, architecture, parallel
+):
+    changes = "model.self_conditioning=true", f"train.parallel={parallel}"
+    compare_processes(run, write_recipe(architecture), tmp_path, *changes)
+
+
+def compare_processes(run, recipe, tmp_path, *changes):
+    """Train in one process and in two, and compare scores and weights."""
+    errors = tmp_path / "errors"
+    common = ("train", recipe, *COMMON, *(p for each in changes for p in ("--set", each)), "-o")
     assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
     assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
     one, two = scores(tmp_path / "one"), scores(tmp_path / "two")

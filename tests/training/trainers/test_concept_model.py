@@ -240,6 +240,25 @@ def test_finetuning_goes_on_from_a_run(start, tmp_path):
         start(tmp_path / "other", changes[0], wider, architecture="two_tower")
 
 
+@pytest.mark.parametrize("architecture", ["one_tower", "two_tower"])
+def test_finetuning_adds_self_conditioning(start, tmp_path, architecture):
+    first = start(tmp_path / "first", architecture=architecture)
+    first.export(tmp_path / "first")
+    origin = f'start="{tmp_path / "first"}"'
+    more = (origin, "model.self_conditioning=true")
+    tuned = start(tmp_path / "tuned", *more, architecture=architecture)
+    before, after = (each.model.state_dict() for each in (first, tuned))
+    (added,) = set(after) - set(before)
+    assert not after[added].any()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    tuned.train_step(), tuned.train_step()
+    tuned.export(tmp_path / "tuned")
+    assert load_model(tmp_path / "tuned").state_dict()[added].any()
+    back = f'start="{tmp_path / "tuned"}"', "model.self_conditioning=false"
+    with pytest.raises(IntegrityError, match=rf"unknown tensors: {added}"):
+        start(tmp_path / "back", *back, architecture=architecture)
+
+
 def test_samples_are_text(start, tmp_path):
     trainer = start(tmp_path, "train.sample_every=24")
     _, records = train(trainer, tmp_path)
