@@ -67,7 +67,8 @@ class SpaceTraining:
     is the fraction of pairs joined into longer ones. `decay` is the fraction of steps over which
     the learning rate falls to 0. `dropout` is the dropout probability in each layer, `smoothing`
     the label smoothing of the decoder's targets, `weight_decay` the decay of matrices. `ema` is the
-    decay of an average of the weights, which is then saved and evaluated in their place.
+    decay of an average of the weights, which is then saved and evaluated in their place. `freeze`
+    are patterns of the names of parameters not to train, such as "encoder.*".
     """
 
     steps: int = 10_000
@@ -86,6 +87,7 @@ class SpaceTraining:
     smoothing: float = 0.0
     weight_decay: float = 0.0
     ema: float = 0.0
+    freeze: tuple[str, ...] = ()
     max_tokens: int = 128
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
