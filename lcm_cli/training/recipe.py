@@ -336,12 +336,29 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """A weight that changes over a run: `start` in the first step, `end` in the last.
+
+    In between it follows a straight line or half a cosine.
+    """
+
+    start: float
+    end: float
+    schedule: Literal["linear", "cosine"] = "linear"
+
+    def __bool__(self) -> bool:
+        """Whether the weight is ever above 0."""
+        return bool(self.start or self.end)
+
+
+@dataclass(frozen=True)
 class Distillation:
     """The [distill] table: how a model learns from `teacher`, a checkpoint or a run.
 
     `own` weights the model's usual loss, `prediction` the distance between the outputs of student
     and teacher (by `prediction_loss`; "auto": "kl" for a discrete Quant-LCM, else "mse"), and
-    `hidden` the distance between their hidden states. `layers` are pairs of layer numbers,
+    `hidden` the distance between their hidden states (by `hidden_loss`). `temperature` flattens
+    the distributions that "kl" and "jsd" compare. `layers` are pairs of layer numbers,
     [student's, teacher's]; by default every layer of the student has a partner. `capture` is a file
     of the teacher's predictions, to learn from without the teacher. With `compare` the same model
     is also trained without a teacher.
@@ -351,10 +368,12 @@ class Distillation:
     """
 
     teacher: str
-    own: float = 1.0
-    prediction: float = 1.0
-    prediction_loss: Literal["auto", "mse", "cosine", "kl"] = "auto"
-    hidden: float = 0.0
+    own: float | Ramp = 1.0
+    prediction: float | Ramp = 1.0
+    prediction_loss: Literal["auto", "mse", "cosine", "kl", "jsd"] = "auto"
+    temperature: float = 1.0
+    hidden: float | Ramp = 0.0
+    hidden_loss: Literal["mse", "cosine"] = "mse"
     layers: tuple[tuple[int, int], ...] = ()
     capture: str = ""
     compare: bool = True
@@ -363,8 +382,13 @@ class Distillation:
     def __post_init__(self) -> None:
         """Raise IntegrityError for invalid combinations."""
         for name in ("own", "prediction", "hidden"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise IntegrityError(f"distill.{name} must not be negative: {getattr(self, name)}")
+            weight = getattr(self, name)
+            ends = (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,)
+            for number in ends:
+                if not 0 <= number < math.inf:
+                    raise IntegrityError(f"distill.{name} must not be negative: {number}")
+        if not 0 < self.temperature < math.inf:
+            raise IntegrityError(f"distill.temperature must be positive, not {self.temperature}")
         if not self.prediction and not self.hidden:
             raise IntegrityError("nothing is learned from the teacher", "distill.prediction = 1.0")
         if self.capture and self.hidden:
@@ -372,12 +396,18 @@ class Distillation:
                 f"{self.capture} holds predictions, not hidden states",
                 "set distill.hidden = 0, or leave distill.capture out",
             )
-        if self.layers and not self.hidden:
-            raise IntegrityError("distill.layers without distill.hidden", "distill.hidden = 1.0")
+        for name in ("layers", "hidden_loss"):
+            if getattr(self, name) not in ((), "mse") and not self.hidden:
+                raise IntegrityError(
+                    f"distill.{name} without distill.hidden", "distill.hidden = 1.0"
+                )
         if self.steps < 0:
             raise IntegrityError(f"distill.steps must not be negative: {self.steps}")
         defaults = {part.name: part.default for part in fields(self)}
-        losses = ("own", "prediction", "prediction_loss", "hidden", "layers", "capture")
+        losses = (
+            *("own", "prediction", "prediction_loss", "temperature"),
+            *("hidden", "hidden_loss", "layers", "capture"),
+        )
         if self.steps and any(getattr(self, name) != defaults[name] for name in losses):
             raise IntegrityError(
                 "distill.steps replaces all other losses of [distill]",
