@@ -386,7 +386,9 @@ class Distillation:
             ends = (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,)
             for number in ends:
                 if not 0 <= number < math.inf:
-                    raise IntegrityError(f"distill.{name} must not be negative: {number}")
+                    raise IntegrityError(
+                        f"distill.{name} must be 0 or a positive number, not {number}"
+                    )
         if not 0 < self.temperature < math.inf:
             raise IntegrityError(f"distill.temperature must be positive, not {self.temperature}")
         if not self.prediction and not self.hidden:

@@ -379,13 +379,13 @@ def test_a_student_to_finetune_needs_the_teachers_numbers(lesson, teacher, tmp_p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("distill.prediction=-1.0", "negative"),
+        ("distill.prediction=-1.0", "prediction must be 0 or a positive number, not -1"),
         ("distill.prediction=nan", "prediction"),
         ("distill.prediction=0.0", "nothing is learned"),
         ("distill.layers=[[0, 0]]", "hidden"),
         ('distill.hidden_loss="cosine"', "distill.hidden_loss without distill.hidden"),
         ("distill.temperature=0.0", "temperature must be positive"),
-        ("distill.own={start=0.0,end=-1.0}", "own must not be negative: -1"),
+        ("distill.own={start=0.0,end=-1.0}", "own must be 0 or a positive number, not -1"),
         ("distill.prediction={start=0.0,end=0.0}", "nothing is learned"),
         ("distill.own={start=0.0,ende=1.0}", "did you mean end"),
         ('distill.own={start=0.0,end=1.0,schedule="sine"}', "'linear' or 'cosine'"),
