@@ -202,6 +202,9 @@ def test_two_processes_distill_what_one_does(
     for name in {"loss", "own", "own_weight", "prediction", "hidden", "concepts"} & one.keys():
         assert one[name] == pytest.approx(two[name], rel=1e-5)
     assert "hidden" in one
+    found, others = (scores(tmp_path / name) for name in ("one", "two"))
+    for name in {"prediction", "hidden"} & one.keys():
+        assert found[name] == pytest.approx(others[name], rel=1e-3)
     for folder in (".", "alone"):
         torch.testing.assert_close(
             weights(tmp_path / "one" / folder), weights(tmp_path / "two" / folder),
@@ -223,7 +226,7 @@ def test_two_processes_distill_what_one_does(
     ],
 )
 def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, others):
-    still = ["--set", "train.schedule=constant"]
+    still = ["--set", "train.schedule=constant", "--set", 'train.freeze=["*frontend.*"]']
     if architecture == "base":
         still += ["--set", "model.transformer.dropout=0.0"]
     common = taught(architecture, *still, "--set", f"train.parallel={parallel}")
