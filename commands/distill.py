@@ -34,7 +34,7 @@ lcm distill recipe.toml --set distill.hidden=1.0 --resume
 
 lcm distill recipe.toml --set distill.capture=teacher.parquet --capture
 """
-SCORES = ("parameters", "l2", "par", "ca", "to_teacher")
+SCORES = ("parameters", "l2", "par", "ca", "to_teacher", "own", "prediction")
 SPACE_SCORES = ("parameters", "autoencoding", "noisy", "translation", "xsim")
 
 
@@ -167,6 +167,7 @@ def _train(
 
 
 def _show_report(report: dict[str, dict[str, float]], columns: tuple[str, ...] = SCORES) -> None:
+    columns = tuple(key for key in columns if any(key in scores for scores in report.values()))
     rows = [
         [name, f"{scores['parameters'] / 1e6:.2f} M"]
         + [f"{scores[key]:.4f}" if key in scores else "-" for key in columns[1:]]

@@ -67,7 +67,8 @@ class SpaceTraining:
     is the fraction of pairs joined into longer ones. `decay` is the fraction of steps over which
     the learning rate falls to 0. `dropout` is the dropout probability in each layer, `smoothing`
     the label smoothing of the decoder's targets, `weight_decay` the decay of matrices. `ema` is the
-    decay of an average of the weights, which is then saved and evaluated in their place.
+    decay of an average of the weights, which is then saved and evaluated in their place. `freeze`
+    are patterns of the names of parameters not to train, such as "encoder.*".
     """
 
     steps: int = 10_000
@@ -86,6 +87,7 @@ class SpaceTraining:
     smoothing: float = 0.0
     weight_decay: float = 0.0
     ema: float = 0.0
+    freeze: tuple[str, ...] = ()
     max_tokens: int = 128
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -334,12 +336,29 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """A weight that changes over a run: `start` in the first step, `end` in the last.
+
+    In between it follows a straight line or half a cosine.
+    """
+
+    start: float
+    end: float
+    schedule: Literal["linear", "cosine"] = "linear"
+
+    def __bool__(self) -> bool:
+        """Whether the weight is ever above 0."""
+        return bool(self.start or self.end)
+
+
+@dataclass(frozen=True)
 class Distillation:
     """The [distill] table: how a model learns from `teacher`, a checkpoint or a run.
 
     `own` weights the model's usual loss, `prediction` the distance between the outputs of student
     and teacher (by `prediction_loss`; "auto": "kl" for a discrete Quant-LCM, else "mse"), and
-    `hidden` the distance between their hidden states. `layers` are pairs of layer numbers,
+    `hidden` the distance between their hidden states (by `hidden_loss`). `temperature` flattens
+    the distributions that "kl" and "jsd" compare. `layers` are pairs of layer numbers,
     [student's, teacher's]; by default every layer of the student has a partner. `capture` is a file
     of the teacher's predictions, to learn from without the teacher. With `compare` the same model
     is also trained without a teacher.
@@ -349,10 +368,12 @@ class Distillation:
     """
 
     teacher: str
-    own: float = 1.0
-    prediction: float = 1.0
-    prediction_loss: Literal["auto", "mse", "cosine", "kl"] = "auto"
-    hidden: float = 0.0
+    own: float | Ramp = 1.0
+    prediction: float | Ramp = 1.0
+    prediction_loss: Literal["auto", "mse", "cosine", "kl", "jsd"] = "auto"
+    temperature: float = 1.0
+    hidden: float | Ramp = 0.0
+    hidden_loss: Literal["mse", "cosine"] = "mse"
     layers: tuple[tuple[int, int], ...] = ()
     capture: str = ""
     compare: bool = True
@@ -361,8 +382,15 @@ class Distillation:
     def __post_init__(self) -> None:
         """Raise IntegrityError for invalid combinations."""
         for name in ("own", "prediction", "hidden"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise IntegrityError(f"distill.{name} must not be negative: {getattr(self, name)}")
+            weight = getattr(self, name)
+            ends = (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,)
+            for number in ends:
+                if not 0 <= number < math.inf:
+                    raise IntegrityError(
+                        f"distill.{name} must be 0 or a positive number, not {number}"
+                    )
+        if not 0 < self.temperature < math.inf:
+            raise IntegrityError(f"distill.temperature must be positive, not {self.temperature}")
         if not self.prediction and not self.hidden:
             raise IntegrityError("nothing is learned from the teacher", "distill.prediction = 1.0")
         if self.capture and self.hidden:
@@ -370,12 +398,18 @@ class Distillation:
                 f"{self.capture} holds predictions, not hidden states",
                 "set distill.hidden = 0, or leave distill.capture out",
             )
-        if self.layers and not self.hidden:
-            raise IntegrityError("distill.layers without distill.hidden", "distill.hidden = 1.0")
+        for name in ("layers", "hidden_loss"):
+            if getattr(self, name) not in ((), "mse") and not self.hidden:
+                raise IntegrityError(
+                    f"distill.{name} without distill.hidden", "distill.hidden = 1.0"
+                )
         if self.steps < 0:
             raise IntegrityError(f"distill.steps must not be negative: {self.steps}")
         defaults = {part.name: part.default for part in fields(self)}
-        losses = ("own", "prediction", "prediction_loss", "hidden", "layers", "capture")
+        losses = (
+            *("own", "prediction", "prediction_loss", "temperature"),
+            *("hidden", "hidden_loss", "layers", "capture"),
+        )
         if self.steps and any(getattr(self, name) != defaults[name] for name in losses):
             raise IntegrityError(
                 "distill.steps replaces all other losses of [distill]",

@@ -90,7 +90,8 @@ def test_a_stopped_run_goes_on(lcm: Run, made: Path, tmp_path: Path) -> None:
     done = lcm(*arguments, "--resume")
     assert done.code == 0, done.stderr
     header, *rows = done.stdout.splitlines()
-    assert header.split() == ["parameters", "l2", "par", "ca", "to_teacher"]
+    losses = ["own", "prediction"]
+    assert header.split() == ["parameters", "l2", "par", "ca", "to_teacher", *losses]
     assert [row.split()[0] for row in rows] == ["teacher", "student", "alone"]
 
 

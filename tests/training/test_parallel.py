@@ -197,7 +197,8 @@ def logged(folder):
 @pytest.mark.parametrize(
     ("architecture", "parallel", "weights_of_parts"),
     [
-        ("base", "ddp", {}),
+        # A part without weight in the first step, and frozen parameters, must not stop DDP.
+        ("base", "ddp", {"own": "{start=0.0,end=1.0}"}),
         pytest.param("two_tower", "fsdp", {}, marks=pytest.mark.slow),
         # Without these losses the head has no gradient.
         pytest.param("base", "ddp", {"own": 0.0, "prediction": 0.0}, marks=pytest.mark.slow),
@@ -208,14 +209,18 @@ def test_two_processes_distill_what_one_does(
 ):
     changes = [f"distill.{name}={value}" for name, value in weights_of_parts.items()]
     changes += [f"train.parallel={parallel}", "train.steps=20", "train.save_every=20"]
+    changes += ['train.freeze=["*frontend.*"]']
     common = taught(architecture, *(part for change in changes for part in ("--set", change)))
     errors = tmp_path / "errors"
     assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
     assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
     (one,), (two,) = (logged(tmp_path / name) for name in ("one", "two"))
-    for name in {"loss", "own", "prediction", "hidden", "concepts"} & one.keys():
+    for name in {"loss", "own", "own_weight", "prediction", "hidden", "concepts"} & one.keys():
         assert one[name] == pytest.approx(two[name], rel=1e-5)
     assert "hidden" in one
+    found, others = (scores(tmp_path / name) for name in ("one", "two"))
+    for name in {"prediction", "hidden"} & one.keys():
+        assert found[name] == pytest.approx(others[name], rel=1e-3)
     for folder in (".", "alone"):
         torch.testing.assert_close(
             weights(tmp_path / "one" / folder), weights(tmp_path / "two" / folder),
@@ -238,7 +243,7 @@ def test_two_processes_distill_what_one_does(
     ],
 )
 def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, others):
-    still = ["--set", "train.schedule=constant"]
+    still = ["--set", "train.schedule=constant", "--set", 'train.freeze=["*frontend.*"]']
     if architecture == "base":
         still += ["--set", "model.transformer.dropout=0.0"]
     common = taught(architecture, *still, "--set", f"train.parallel={parallel}")

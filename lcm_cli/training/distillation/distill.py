@@ -35,6 +35,7 @@ from lcm_cli.training.distillation.teaching import Teaching
 from lcm_cli.training.parallel import World, join_processes
 from lcm_cli.training.prepare import (
     EndlessData,
+    learns_tokens,
     listen,
     load_start,
     make_sampler,
@@ -49,6 +50,7 @@ from lcm_cli.training.trainers.concept_model import (
     Objective,
     TrainingData,
     own_loss,
+    seed_everything,
 )
 
 ALONE = "alone"  # folder, within the run's, of the student trained without a teacher
@@ -84,8 +86,22 @@ class DistillTrainer(ModelTrainer):
             )
 
     def train_step(self) -> dict[str, float]:
-        """Do one optimizer step; the metrics include each part of the loss, unweighted."""
-        return super().train_step() | self.teaching.take(self.world)
+        """Do one optimizer step; the metrics include each part of the loss, unweighted.
+
+        They also include the weights that change over the run.
+        """
+        self.teaching.begin(self.step, self.steps)
+        found = super().train_step()
+        return found | self.teaching.take(self.world) | self.teaching.scheduled
+
+    def _held_out_loss(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
+        """Return the model's own loss and, unless predictions are captured, the other parts."""
+        found = super()._held_out_loss(model, batches)
+        if self.teaching.captured is None:
+            with self.autocast():
+                parts = held_out_parts(self.teaching, model, batches, self.options.seed)
+            found |= {name: part for name, part in parts.items() if name != "own"}
+        return found
 
     def _tensors(self) -> dict[str, Any]:
         return super()._tensors() | {"matrices": self.teaching.matrices.state_dict()}
@@ -243,8 +259,9 @@ class Lesson:
         """Score the teacher and `models` on the held-out documents, and write report.json.
 
         For each it has the number of parameters, the scores of next-concept prediction, and
-        to_teacher, the mean distance of the predictions from the teacher's. With distill.steps, the
-        teacher is also scored at the student's number of steps, as "undistilled".
+        to_teacher, the mean distance of the predictions from the teacher's; also the model's own
+        loss and its prediction loss. With distill.steps, which has other losses, the teacher is
+        also scored at the student's number of steps, as "undistilled".
         """
         batches = self.data.validation(self.recipe.train.eval_documents)
         seed, teacher = self.recipe.train.seed, self.teacher.to(self.device)
@@ -259,9 +276,33 @@ class Lesson:
                 far = to_teacher(model, teacher, batches, seed)
             found[name] = {"parameters": sum(p.numel() for p in model.parameters())} | scores
             found[name]["to_teacher"] = far
+            if not self.options.steps:
+                found[name] |= self._losses(model, batches)
         with atomic_path(folder / REPORT, force=True) as temporary:
             temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return found
+
+    def _losses(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
+        """Return the parts of the loss that need only the model: own and prediction."""
+        if learns_tokens(self.config):
+            listen(model, self.space)
+        options = replace(
+            self.options, prediction=1.0, hidden=0.0, hidden_loss="mse", layers=(), capture=""
+        )
+        teaching = Teaching(model, self.teacher, options)
+        with evaluating(model):
+            return held_out_parts(teaching, model, batches, self.recipe.train.seed)
+
+
+@torch.no_grad()
+def held_out_parts(
+    teaching: Teaching, model: ConceptModel, batches: Sequence[Batch], seed: int
+) -> dict[str, float]:
+    """Return the mean of each part of the loss over `batches`, unweighted."""
+    for number, batch in enumerate(batches):
+        seed_everything(seed, 0, number)
+        teaching(model, batch.to(model.device))
+    return teaching.take()
 
 
 def distillation(recipe: ModelRecipe) -> Distillation:

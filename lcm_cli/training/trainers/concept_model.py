@@ -10,7 +10,6 @@ Shapes: B documents, S concepts, D concept dim, N targets.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,13 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from lcm_cli.errors import IntegrityError, LcmError
+from lcm_cli.errors import LcmError
 from lcm_cli.evaluation.next_concept import next_concept_metrics, scored
 from lcm_cli.models import checkpoint
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
-from lcm_cli.training.optim import average_decay, model_optimizers
+from lcm_cli.training.optim import (
+    average_decay,
+    freeze,
+    model_optimizers,
+    sizes,
+    trained_share,
+)
 from lcm_cli.training.parallel import (
     MicroBatches,
     Share,
@@ -116,11 +121,9 @@ class ModelTrainer:
     @property
     def summary(self) -> str:
         """Model and data, in one line."""
-        total = sum(p.numel() for p in self.model.parameters())
-        learned = sum(p.numel() for p in self.parameters)
-        frozen = f" ({learned / 1e6:.1f} M of them trained)" if learned < total else ""
-        shape = f"{self.model.config.architecture}, {total / 1e6:.1f} M parameters{frozen}"
-        return f"{shape}; {self.data.summary}"
+        total, learned = sizes(self.model)
+        shape = f"{self.model.config.architecture}, {total / 1e6:.1f} M parameters"
+        return f"{shape}{trained_share(total, learned)}; {self.data.summary}"
 
     def train_step(self) -> dict[str, float]:
         """Do one optimizer step; return its metrics: mean loss, number of concepts and others.
@@ -401,25 +404,6 @@ def seed_everything(*numbers: int) -> None:
     """Seed torch's generators with a digest of `numbers`."""
     digest = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(digest) % 2**63)
-
-
-def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Freeze the parameters whose names match one of `patterns`, such as "frontend.*".
-
-    Raises IntegrityError if a pattern matches none, or if no parameter is left to train.
-    """
-    named = dict(model.named_parameters())
-    for pattern in patterns:
-        found = [p for name, p in named.items() if fnmatch(name, pattern)]
-        if not found:
-            tops = sorted({name.split(".")[0] for name in named})
-            raise IntegrityError(
-                f"train.freeze: {pattern!r} matches no parameter", f"modules: {', '.join(tops)}"
-            )
-        for p in found:
-            p.requires_grad_(False)
-    if not any(p.requires_grad for p in named.values()):
-        raise IntegrityError(f"train.freeze = {list(patterns)} leaves nothing to train")
 
 
 def layers(model: nn.Module) -> list[nn.Module]:

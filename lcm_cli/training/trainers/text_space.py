@@ -45,10 +45,13 @@ from lcm_cli.training.data.parallel_text import (
 )
 from lcm_cli.training.data_options import as_data_set
 from lcm_cli.training.optim import (
+    freeze,
     learning_rate,
     make_optimizers,
     set_rate,
+    sizes,
     split_parameters,
+    trained_share,
 )
 from lcm_cli.training.parallel import World
 from lcm_cli.training.recipe import SpaceRecipe, SpaceShape
@@ -93,6 +96,9 @@ class PairTrainer(ABC):
         self._epoch, self._first = -1, 0
         self._pairs: Pairs | None = None
         self._batches: list[slice] = []
+        module = nn.ModuleDict(networks)
+        freeze(module, self.options.freeze)
+        self.sizes = sizes(module)
         matrices, others = split_parameters(networks.values())
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
@@ -103,11 +109,11 @@ class PairTrainer(ABC):
     @property
     def summary(self) -> str:
         """Size of the networks and of the data, in one line."""
-        size, left_out = sum(p.numel() for p in self.parameters), self.data.skipped
+        left_out = self.data.skipped
         skipped = f"; {left_out} sentences over {self.options.max_tokens} tokens are left out"
         return (
-            f"{size / 1e6:.1f} M parameters, {len(self.data)} lines of text"
-            f"{skipped if left_out else ''}"
+            f"{self.sizes[0] / 1e6:.1f} M parameters{trained_share(*self.sizes)}, "
+            f"{len(self.data)} lines of text{skipped if left_out else ''}"
         )
 
     def train_step(self) -> dict[str, Any]:
@@ -255,9 +261,10 @@ class SpaceTrainer(PairTrainer):
         networks: tuple[TextEncoder, TextDecoder],
         data: ParallelText,
         dev: Sequence[Mapping[str, str]] = (),
+        start: Space | None = None,
     ) -> None:
         self.encoder, self.decoder = networks
-        self.tokenizer_path = tokenizer_path
+        self.tokenizer_path, self._start = tokenizer_path, start
         super().__init__(recipe, {"encoder": self.encoder, "decoder": self.decoder}, data, dev)
 
     def whole(self, losses: tuple[Tensor, ...]) -> Tensor:
@@ -299,11 +306,20 @@ class SpaceTrainer(PairTrainer):
         return total / (wanted_T != NONE).sum()
 
     def export(self, folder: Path) -> Path:
-        """Write the space, centred and in float16, to `folder`/space."""
+        """Write the space to `folder`/space, in float16; a new one is centred.
+
+        A network of which nothing is trained keeps its file.
+        """
+        states: dict[str, StateDict | Path]
         with self.average.used(self.networks.values()):
-            states = self.encoder.state_dict(), self.decoder.state_dict()
-            if not self.recipe.start:  # a finetuned space keeps its offset
-                center(*states, self._mean_concept())
+            encoder, decoder = self.encoder.state_dict(), self.decoder.state_dict()
+            if self._start is None:  # a finetuned space keeps its offset
+                center(encoder, decoder, self._mean_concept())
+            states = {"encoder": encoder, "decoder": decoder}
+        for name, network in self.networks.items():
+            if self._start is not None and sizes(network)[1] == 0:
+                # Rounding it would change the concepts, and with them the fingerprint.
+                states[name] = getattr(self._start.files, name)
         source = {"trained_by": "lcm train", "steps": self.step, "sentences": self.sentences}
         configs = self.encoder.config, self.decoder.config
         path = folder / "space"
@@ -383,7 +399,7 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
         longest,
         device,
     )
-    return SpaceTrainer(recipe, tokenizer_path, networks, data, dev_lines(recipe))
+    return SpaceTrainer(recipe, tokenizer_path, networks, data, dev_lines(recipe), start)
 
 
 def dev_lines(recipe: SpaceRecipe) -> list[dict[str, str]]:
@@ -505,15 +521,17 @@ def center(encoder: StateDict, decoder: StateDict, offset_D: Tensor) -> None:
 def save_space(
     folder: Path,
     recipe: SpaceRecipe,
-    states: tuple[StateDict, StateDict],
+    states: Mapping[str, StateDict | Path],
     configs: tuple[EncoderConfig, DecoderConfig],
     tokenizer: Path,
     source: Mapping[str, Any],
 ) -> Path:
-    """Write a space's folder: weights in float16, the tokenizer, and config.json last."""
+    """Write a space's folder: the networks' weights in float16, or copies of the files given
+    instead, the tokenizer, and config.json last."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, state in zip(("encoder", "decoder"), states, strict=True):
-        save_weights(folder / f"{name}.safetensors", state)
+    for name, state in states.items():
+        path = folder / f"{name}.safetensors"
+        copy(state, path) if isinstance(state, Path) else save_weights(path, state)
     copy(tokenizer, folder / "tokenizer.model")
     save_config(folder, recipe, configs, source)
     return folder
