@@ -227,12 +227,14 @@ class ConceptData:
     def micro_batches(self, number: int, share: Share) -> MicroBatches:
         """Return one process's share of the number-th batch since the start."""
         wanted = [(ahead, share) for ahead in range(number, number + AHEAD)]
-        for one in wanted:
-            if one not in self._made:
-                self._made[one] = self._makers.submit(self._make, *one)
-        for old in [other for other in self._made if other not in wanted]:
-            self._made.pop(old).cancel()
-        return self._made.pop((number, share)).result()
+        with self._lock:  # two trainers may use the same data
+            for one in wanted:
+                if one not in self._made:
+                    self._made[one] = self._makers.submit(self._make, *one)
+            for old in [other for other in self._made if other not in wanted]:
+                self._made.pop(old).cancel()
+            made = self._made.pop((number, share))
+        return made.result()
 
     def epoch(self, number: int) -> int:
         """Return the epoch of the number-th batch."""
