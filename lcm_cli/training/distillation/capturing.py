@@ -48,8 +48,8 @@ class Captured(NamedTuple):
     missing: int
 
 
-def begin(folder: Path, settings: Settings, *, force: bool = False) -> None:
-    """Begin a capture in `folder`, or continue one with the same settings.
+def begin(folder: Path, settings: Settings, *, force: bool = False) -> Settings:
+    """Begin a capture in `folder`, or continue one with the same settings; return these.
 
     With `force`, replace one with other settings. Raises UsageError if the folder holds anything
     else, LcmError if another process does not finish this step.
@@ -60,14 +60,14 @@ def begin(folder: Path, settings: Settings, *, force: bool = False) -> None:
     make_folder(folder)
     try:
         with FileLock(folder / LOCK, timeout=LOCK_SECONDS):
-            _begin(folder, settings, force)
+            return _begin(folder, settings, force)
     except Timeout as error:
         raise LcmError(
             f"{folder} is being written by another process", "wait for it, or choose another name"
         ) from error
 
 
-def _begin(folder: Path, settings: Settings, force: bool) -> None:
+def _begin(folder: Path, settings: Settings, force: bool) -> Settings:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if names and ABOUT not in names:
         raise UsageError(
@@ -83,13 +83,15 @@ def _begin(folder: Path, settings: Settings, force: bool) -> None:
         for path in folder.glob("*.safetensors"):
             if not path.name.startswith(settings.digest):
                 path.unlink()
-    elif found != settings:
+        return settings
+    if found != settings:
         name = next(name for name, value in vars(settings).items() if getattr(found, name) != value)
         raise UsageError(
             f"{folder} holds predictions with another {name}: "
             f"{getattr(found, name)}, not {getattr(settings, name)}",
             "choose another folder, or add --force to start over",
         )
+    return found
 
 
 class Capture:

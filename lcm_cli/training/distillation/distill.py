@@ -162,8 +162,8 @@ class Lesson:
         """
         if not self.options.capture:
             raise UsageError("the recipe names no folder", 'set distill.capture = "data/teacher"')
-        folder, settings = Path(self.options.capture), self._settings()
-        begin(folder, settings, force=force)
+        folder = Path(self.options.capture)
+        settings = begin(folder, self._settings(), force=force)
         plan = Plan.of(folder, settings, self._documents, self.recipe.train.steps)
         teacher = self.teacher.to(self.device)
         capture = Capture(teacher, self._documents, self._noise(settings.seed), plan)
@@ -197,7 +197,7 @@ class Lesson:
         return None
 
     def _taught(self) -> TaughtData:
-        """Return the data with captured predictions, after a look at the first batch."""
+        """Return the data with captured predictions, of which the first batch is checked."""
         folder, settings = Path(self.options.capture), self._settings()
         if (found := read_settings(folder)) is None:
             raise NotFoundError(f"no captured predictions: {folder}", FIRST)

@@ -1,10 +1,10 @@
 """Captured predictions: a teacher's outputs for every training document, in a folder of shards.
 
-    capture.json             the teacher, the data and the noise that the outputs belong to
+    capture.json                the teacher, the data and the noise that the outputs belong to
     DIGEST-NUMBER.safetensors   a shard: the documents of consecutive row groups of the data
-        keys     (K, 2)      the key of each document, as two integers
-        starts   (K,)        where its outputs start
-        draw.0   (T, D)      the outputs of the first draw, float16, or int8 with draw.0.scale (T,)
+        keys     (K, 2)         the key of each document, as two integers
+        starts   (K,)           where its outputs start
+        draw.0   (T, D)         outputs for the first draw; float16, or int8 with draw.0.scale (T,)
         draw.1   ...
 
 A shard is complete or absent. Its name contains a digest of capture.json, so shards of different
@@ -121,7 +121,7 @@ class Plan:
 
     @classmethod
     def of(cls, folder: Path, settings: Settings, data: ConceptData, batches: int) -> "Plan":
-        """Return the plan of a run of so many `batches`."""
+        """Return the plan for a run of `batches` steps."""
         units = data.units()
         sizes = np.array([data.size(unit) for unit in units])
         starts = sizes.cumsum() - sizes
@@ -271,7 +271,7 @@ def _unreadable(folder: Path, error: OSError | LcmError) -> IntegrityError:
 
 
 def check_capturable(architecture: str, draws: int) -> None:
-    """Raise an LcmError for models whose predictions cannot be captured, or not so often."""
+    """Raise an LcmError for models that cannot be captured, or only without `draws`."""
     if architecture == "quant":
         raise UsageError(
             "predictions of a quant model cannot be captured: they differ in each step",

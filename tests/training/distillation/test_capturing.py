@@ -1,5 +1,6 @@
 """Captured predictions: the teacher's outputs, noise per document, and interrupted captures."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -193,7 +194,13 @@ def test_shares_make_the_same_capture_and_a_run_needs_them_all(lesson, tmp_path)
     assert "--capture" in caught.value.hint
     kept = content(folder)
     assert len(kept) == 1 + 3
+    old, new = folder / ".shard.old.part", folder / ".shard.new.part"  # of killed processes
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
     made.capture(Share(0, 3))
+    assert not old.exists() and new.exists()
+    new.unlink()
     assert made.capture(Share(2, 3)) == Captured(DOCUMENTS + 1, SHARDS, 0)
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert made.capture() == Captured(DOCUMENTS + 1, SHARDS, 0)
