@@ -32,6 +32,7 @@ from lcm_cli.training.distillation.predictions import (
     STARTS,
     Plan,
     Settings,
+    check_folder,
     read_settings,
 )
 from lcm_cli.training.distillation.teaching import Recorder, predicted, shared_draws
@@ -56,7 +57,7 @@ def begin(folder: Path, settings: Settings, *, force: bool = False) -> Settings:
     """
     from filelock import FileLock, Timeout
 
-    read_settings(folder)  # refuses a file
+    check_folder(folder)
     make_folder(folder)
     try:
         with FileLock(folder / LOCK, timeout=LOCK_SECONDS):

@@ -71,17 +71,22 @@ class Settings:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def read_settings(folder: Path) -> Settings | None:
-    """Return the settings of the capture in `folder`, None if there is none.
-
-    Raises UsageError for a file, IntegrityError for damaged settings or another version.
-    """
+def check_folder(folder: Path) -> None:
+    """Raise UsageError if `folder` is a file, as earlier versions wrote."""
     if folder.is_file():
         raise UsageError(
             f"{folder} is a file, but predictions are captured in a folder",
             "name a folder and capture again: "
             "lcm distill RECIPE --set distill.capture=FOLDER --capture",
         )
+
+
+def read_settings(folder: Path) -> Settings | None:
+    """Return the settings of the capture in `folder`, None if there is none.
+
+    Raises UsageError for a file, IntegrityError for damaged settings or another version.
+    """
+    check_folder(folder)
     path = folder / ABOUT
     if not path.is_file():
         return None
@@ -227,7 +232,7 @@ class CapturedPredictions:
             self._shards = [_Shard(path, plan.settings) for path in paths]
             found = [shard.documents() for shard in self._shards]
         except (OSError, LcmError) as error:
-            raise _unreadable(plan.folder, error) from error
+            raise _unreadable(error) from error
         keys_K2 = np.concatenate([keys for keys, _ in found])
         order_K = keys_K2[:, 0].argsort(kind="stable")
         self._keys_K2 = keys_K2[order_K]
@@ -248,7 +253,7 @@ class CapturedPredictions:
             try:
                 out_BSD[place.where] = shard.outputs(draw, start, place.count)
             except (OSError, LcmError) as error:
-                raise _unreadable(self._folder, error) from error
+                raise _unreadable(error) from error
         return torch.from_numpy(out_BSD)
 
     def _find(self, key: bytes) -> int:
@@ -265,9 +270,12 @@ class CapturedPredictions:
         )
 
 
-def _unreadable(folder: Path, error: OSError | LcmError) -> IntegrityError:
+def _unreadable(error: OSError | LcmError) -> IntegrityError:
     what = error.message if isinstance(error, LcmError) else str(error)
-    return IntegrityError(f"captured predictions cannot be read: {what}", AGAIN)
+    return IntegrityError(
+        f"captured predictions cannot be read: {what}",
+        "delete the damaged shard and capture it again: lcm distill RECIPE --capture",
+    )
 
 
 def check_capturable(architecture: str, draws: int) -> None:
