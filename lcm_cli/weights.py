@@ -25,7 +25,13 @@ from lcm_cli.headers import SCALE, is_scale
 Store = Literal["float32", "float16", "int8"]
 Network = TypeVar("Network", bound=nn.Module)
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int8: "I8",
+}
 _BLOCK = 1 << 24  # bytes written, or numbers rounded, at a time
 _MOST = 127  # the largest int8 number in use; -128 is left out, so the range is symmetric
 _LEAST_EXACT = 2.0**-17  # the least scale that float16 rounds by at most 2^-8: see `row_scales`

@@ -359,9 +359,10 @@ class Distillation:
     and teacher (by `prediction_loss`; "auto": "kl" for a discrete Quant-LCM, else "mse"), and
     `hidden` the distance between their hidden states (by `hidden_loss`). `temperature` flattens
     the distributions that "kl" and "jsd" compare. `layers` are pairs of layer numbers,
-    [student's, teacher's]; by default every layer of the student has a partner. `capture` is a file
-    of the teacher's predictions, to learn from without the teacher. With `compare` the same model
-    is also trained without a teacher.
+    [student's, teacher's]; by default every layer of the student has a partner. `capture` is a
+    folder of the teacher's predictions, stored as `capture_store`, to learn from without the
+    teacher; those of a diffusion model are for `draws` draws of noise per document. With `compare`
+    the same model is also trained without a teacher.
 
     `steps` distils the sampler of a diffusion model instead: the student, which starts as a copy of
     the teacher, learns to sample in this many steps without guidance.
@@ -376,6 +377,8 @@ class Distillation:
     hidden_loss: Literal["mse", "cosine"] = "mse"
     layers: tuple[tuple[int, int], ...] = ()
     capture: str = ""
+    capture_store: Literal["float16", "int8"] = "float16"
+    draws: int = 1
     compare: bool = True
     steps: int = 0
 
@@ -397,6 +400,13 @@ class Distillation:
             raise IntegrityError(
                 f"{self.capture} holds predictions, not hidden states",
                 "set distill.hidden = 0, or leave distill.capture out",
+            )
+        if self.draws < 1:
+            raise IntegrityError(f"distill.draws must be at least 1, not {self.draws}")
+        if self.draws > 1 and not self.capture:
+            raise IntegrityError(
+                "distill.draws without distill.capture: each step draws new noise",
+                "leave distill.draws out",
             )
         for name in ("layers", "hidden_loss"):
             if getattr(self, name) not in ((), "mse") and not self.hidden:

@@ -260,13 +260,18 @@ def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, o
         )  # fmt: skip
 
 
-def test_the_first_process_captures(run, taught, tmp_path):
-    common, errors = taught("base", "--set", "distill.hidden=0.0"), tmp_path / "errors"
-    captured = ("--set", f'distill.capture="{tmp_path}/teacher.parquet"')
+def test_processes_capture_and_learn_together(run, taught, tmp_path):
+    common, errors = taught("two_tower", "--set", "distill.hidden=0.0"), tmp_path / "errors"
+    captured = ("--set", f"distill.capture={tmp_path}/teacher", "--set", "distill.compare=false")
     assert run(*common, tmp_path / "run", *captured, "--capture", errors=errors, processes=2) == 0
-    assert errors.read_text().count("60 documents") == 1
-    assert run(*common, tmp_path / "run", *captured, errors=errors, processes=2) == 0
-    assert "done:" in errors.read_text()
+    assert "share 0 of 2" in errors.read_text() and "share 1 of 2" in errors.read_text()
+    for name, count in (("one", 1), ("two", 2)):
+        code = run(*common, tmp_path / name, *captured, errors=errors, processes=count)
+        assert code == 0, errors.read_text()
+        assert "done:" in errors.read_text()
+    torch.testing.assert_close(
+        weights(tmp_path / "one"), weights(tmp_path / "two"), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from lcm_cli.errors import IntegrityError
 from lcm_cli.models.diffusion_lcm import DiffusionLCM
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, squared_error
 from lcm_cli.models.quant_lcm import QuantLCM
+from lcm_cli.training.distillation.draws import given_draws
 from lcm_cli.training.parallel import World, gathered
 from lcm_cli.training.recipe import Distillation, Ramp
 from lcm_cli.training.schedules import loss_weight
@@ -50,8 +51,7 @@ HEADS = {
 PARTS = ("own", "prediction", "hidden")  # of the loss
 DIVERGENCES = ("kl", "jsd")  # losses of distributions
 
-# Returns a teacher's captured outputs after each concept of a batch, (B, S, D).
-Lookup = Callable[[Batch], Tensor]
+OUTPUTS = "teacher"  # column of a batch: a teacher's captured output for each concept, (B, S, D)
 
 
 class Recorder:
@@ -88,7 +88,7 @@ class Recorder:
 class Teaching(nn.Module):
     """The loss of a student with a teacher; `matrices` are the learned maps W of hidden states.
 
-    With `captured` predictions the teacher may be None.
+    Without a teacher, batches hold its captured outputs.
     """
 
     def __init__(
@@ -96,10 +96,9 @@ class Teaching(nn.Module):
         student: ConceptModel,
         teacher: ConceptModel | None,
         options: Distillation,
-        captured: Lookup | None = None,
     ) -> None:
         super().__init__()
-        self.options, self.captured = options, captured
+        self.options = options
         self.kind = prediction_loss(student, options)
         pairs: Sequence[tuple[int, int]] = ()
         widths = 0, 0
@@ -160,6 +159,11 @@ class Teaching(nn.Module):
         return Loss(total, own.errors_N, own.timesteps_N, own.terms, own.weights_N, mean_weight)
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher itself is here, so that any document can be compared with it."""
+        return bool(self._teacher)
+
+    @property
     def partial(self) -> bool:
         """Whether some parameters get no gradient: the head, if only hidden states are learned."""
         return not self.options.own and not self.options.prediction
@@ -179,12 +183,11 @@ class Teaching(nn.Module):
 
     def _prediction(self, model: ConceptModel, batch: Batch, mine: Tensor, own: Loss) -> Tensor:
         mine_NV = chosen(model, batch, mine)
-        if self.captured is not None:
-            theirs = self.captured(batch)
-        else:
+        if self._teacher:
             assert self._teacher_recorders[0].output is not None
-            theirs = self._teacher_recorders[0].output
-        theirs_NV = chosen(model, batch, theirs)
+            theirs_NV = chosen(model, batch, self._teacher_recorders[0].output)
+        else:
+            theirs_NV = captured_outputs(model, batch)
         errors_N = distances(model, self.kind, mine_NV, theirs_NV, self.options.temperature)
         return (errors_N if own.weights_N is None else errors_N * own.weights_N).sum()
 
@@ -255,7 +258,12 @@ def jensen_shannon(logs_NV: Tensor, wanted_NV: Tensor) -> Tensor:
 
 
 def shared_draws(model: ConceptModel, batch: Batch) -> dict[str, Any]:
-    """Draw the random numbers that student and teacher share, as keyword arguments of `loss`."""
+    """Draw the random numbers that student and teacher share, as keyword arguments of `loss`.
+
+    A batch with captured outputs holds those of a diffusion model.
+    """
+    if (given := given_draws(batch)) is not None:
+        return {"draws": given}
     if isinstance(model, DiffusionLCM):
         x0_BSD, _ = batch.targets(model.normalized(batch.concepts_BSD))
         return {"draws": model.draw(x0_BSD, None, shared=batch.sources_B is None)}
@@ -270,8 +278,29 @@ def chosen(model: ConceptModel, batch: Batch, out_BSV: Tensor) -> Tensor:
     if isinstance(model, DiffusionLCM | QuantLCM):
         return out_BSV[batch.targets(batch.concepts_BSD)[1]]
     # Base-LCM's output at a concept predicts the next one.
-    learned_BS = batch.learned(first=model.config.objective.min_context)  # type: ignore[union-attr]
-    return out_BSV[:, :-1][learned_BS[:, 1:]]
+    return out_BSV[:, :-1][_learned(model, batch)[:, 1:]]
+
+
+def predicted(model: ConceptModel, batch: Batch, out_BSV: Tensor) -> Tensor:
+    """Return the outputs for all concepts that such models can learn, (N, V).
+
+    These are more than `chosen` returns for a model that learns only later concepts.
+    """
+    if isinstance(model, DiffusionLCM):
+        return chosen(model, batch, out_BSV)
+    return out_BSV[:, :-1][batch.learned(first=1)[:, 1:]]
+
+
+def captured_outputs(model: ConceptModel, batch: Batch) -> Tensor:
+    """Return the captured outputs for the concepts to learn, (N, V)."""
+    outputs = batch.columns[OUTPUTS]
+    assert isinstance(outputs, Tensor)
+    return outputs[_learned(model, batch)]
+
+
+def _learned(model: ConceptModel, batch: Batch) -> Tensor:
+    """Return which concepts of a batch a model other than a Quant-LCM learns, (B, S)."""
+    return batch.learned(first=getattr(model.config.objective, "min_context", 0))  # type: ignore[union-attr]
 
 
 def stacks(model: nn.Module) -> list[nn.ModuleList]:
