@@ -50,18 +50,26 @@ def pull_planned(
 
 
 def bring(names: str | Sequence[str] | None) -> None:
-    """Pull those of the named checkpoints that are not yet on this machine.
+    """Pull those of the named checkpoints, and of the bases of adapters, that are missing.
 
     Other names (a folder, a misspelling, "auto") are left to the command.
     """
-    from lcm_cli.hub import cards, locate
+    from lcm_cli.hub import locate
 
     for name in [names] if isinstance(names, str) else names or ():
-        known = cards.cards().get(name)
-        if known is None and (Path(name).exists() or not locate.is_repository(name)):
-            continue
-        if not _is_present(name, known.kind if known else ""):
-            pull_planned(make_plan(name))
+        _bring(name)
+        if base := locate.base_of(name):
+            _bring(base)
+
+
+def _bring(name: str) -> None:
+    from lcm_cli.hub import cards, locate
+
+    known = cards.cards().get(name)
+    if known is None and (Path(name).exists() or not locate.is_repository(name)):
+        return
+    if not _is_present(name, known.kind if known else ""):
+        pull_planned(make_plan(name))
 
 
 def _is_present(name: str, kind: str) -> bool:

@@ -1,6 +1,7 @@
 """lcm checkpoints list: the known checkpoints, and which of them are on this machine."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,8 +47,10 @@ def main(
 
 def facts(one: "Checkpoint") -> dict[str, Any]:
     """Return the JSON description of a checkpoint."""
+    from lcm_cli.hub.locate import read_adapter
     from lcm_cli.transfer.inventory import count_by_type
 
+    adapter = read_adapter(one.path) if one.path else None
     return {
         "name": one.name,
         "kind": one.kind,
@@ -60,6 +63,7 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
         "licence": one.licence,
         "source": one.source or None,
         "revision": one.revision or None,
+        "adapter": asdict(adapter.config) if adapter else None,
     }
 
 

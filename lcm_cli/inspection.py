@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcm_cli import documents
 from lcm_cli.documents.kinds import HEAD, sniff
@@ -13,6 +13,9 @@ from lcm_cli.headers import count_numbers, read_entries, read_header
 from lcm_cli.hub.layouts import read_json, weight_parts
 from lcm_cli.hub.locate import checkpoint_in
 from lcm_cli.schema import nearest
+
+if TYPE_CHECKING:
+    from lcm_cli.hub.locate import AdapterFiles
 
 # safetensors' types: bytes per number, and the exponent bits, all set in NaN and infinity
 _FLOATS = {"F64": (8, 0x7FF << 52), "F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
@@ -170,7 +173,16 @@ def _space(source: str) -> dict[str, Any]:
         "dtypes": dict(dtypes),
         "non_finite": {k: n for found in weights.values() for k, n in found["non_finite"].items()},
         **{name: files.config[name] for name in parts},
+        "adapter": _adapter(files.adapter),
     }
+
+
+def _adapter(files: "AdapterFiles | None") -> dict[str, Any] | None:
+    """Describe an adapter; the report's other numbers are those of its base."""
+    if files is None:
+        return None
+    weights = _weights(files.weights)
+    return asdict(files.config) | {key: weights[key] for key in ("parameters", "bytes")}
 
 
 def _teacher(source: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -207,6 +219,7 @@ def _model(source: str) -> dict[str, Any]:
         "dim": config.concept_dim,
         **about,
         **{key: weights[key] for key in ("parameters", "dtypes", "bytes", "non_finite")},
+        "adapter": _adapter(files.adapter),
     }
 
 

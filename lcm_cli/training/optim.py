@@ -85,9 +85,9 @@ class Muon(torch.optim.Optimizer):
 def split_parameters(
     modules: Iterable[nn.Module],
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the matrices of linear layers and all other parameters, each once."""
+    """Return the trainable matrices of linear layers and other parameters, each once."""
     linear = {id(m.weight) for net in modules for m in net.modules() if isinstance(m, nn.Linear)}
-    unique = {id(p): p for net in modules for p in net.parameters()}
+    unique = {id(p): p for net in modules for p in net.parameters() if p.requires_grad}
     matrices = [p for key, p in unique.items() if key in linear]
     return matrices, [p for key, p in unique.items() if key not in linear]
 
@@ -141,7 +141,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def model_optimizers(model: nn.Module, options: Training) -> list[torch.optim.Optimizer]:
     """Return AdamW for all trainable parameters, or Muon for matrices and AdamW for the rest."""
-    matrices, others = ([p for p in part if p.requires_grad] for part in split_parameters([model]))
+    matrices, others = split_parameters([model])
 
     def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -157,4 +157,4 @@ def model_optimizers(model: nn.Module, options: Training) -> list[torch.optim.Op
         return [adamw(matrices + others)]
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     muon = Muon(matrices, lr=0.0, dtype=dtype, weight_decay=options.weight_decay)
-    return [muon, adamw(others)]
+    return [muon, adamw(others)] if others else [muon]

@@ -43,6 +43,8 @@ class Exported:
 def export(source: str, folder: Path, *, force: bool = False) -> Exported:
     """Write the space `source` to `folder` in the M2M-100 layout, which transformers reads.
 
+    Adapters are merged into their base.
+
     Raises NotFoundError for an unknown space, IntegrityError for a damaged one, UsageError if its
     sizes do not fit the layout or `folder` already holds a checkpoint.
     """
@@ -54,8 +56,8 @@ def export(source: str, folder: Path, *, force: bool = False) -> Exported:
         message = f"{folder} already holds a checkpoint"
         raise UsageError(message, "choose another folder, or add --force")
     check_tokenizer(files.tokenizer, encoder.vocabulary, len(files.config["languages"]))
-    encoding = open_weights(TextEncoder, encoder, files.encoder)[1]
-    decoding = open_weights(TextDecoder, decoder, files.decoder)[1]
+    encoding = open_weights(TextEncoder, encoder, files.encoder, files.adapter)[1]
+    decoding = open_weights(TextDecoder, decoder, files.decoder, files.adapter)[1]
     tied = is_tied(encoding, decoding)
     tensors = dict(port_tensors("encoder", vars(encoder), encoding, tied))
     tensors |= port_tensors("decoder", vars(decoder), decoding, tied)
@@ -91,7 +93,7 @@ def _card(source: str, files: SpaceFiles) -> str:
     """Return the README.md: the space's own page, with usage and the results of its card."""
     entry = find_card_file(source)
     card = read_card(entry) if entry else None
-    page = files.encoder.parent / MODEL_CARD
+    page = files.folder / MODEL_CARD
     if entry and card and card.files:  # a bundled space, whose page is named after it
         page = file_beside(entry, f"{card.name}.md")
     numbers = {name: n for name, n in (card.results if card else {}).items() if _is_number(n)}
