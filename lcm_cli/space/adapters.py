@@ -37,6 +37,11 @@ class AdaptedLinear(nn.Module):
         nn.init.normal_(self.lora_a.weight, std=base.in_features**-0.5, generator=draw)
         nn.init.zeros_(self.lora_b.weight)
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, which is not adapted."""
+        return self.base.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., R)."""
         update = self.lora_b(self.lora_a(F.dropout(x, self.dropout, self.training)))
