@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcm_cli import console
-from lcm_cli.errors import AuthError, NotFoundError, UsageError
+from lcm_cli.errors import AuthError, LcmError
 
 if TYPE_CHECKING:
     from lcm_cli.transfer.plan import PullPlan
@@ -78,7 +78,7 @@ def _is_present(name: str, kind: str) -> bool:
     for way in [locate.WAYS[kind]] if kind else locate.WAYS.values():
         try:
             way(name)
-        except (NotFoundError, UsageError):
+        except LcmError:  # missing, or of another kind
             continue
         return True
     return False

@@ -76,7 +76,7 @@ class Converted:
     """A converted checkpoint; `space` names the space.
 
     `space` is empty if a model does not name one; only a model has an `architecture`. `cost` is
-    None if no number has changed its format. Without `same_concepts`, a space has another
+    None without a number format, except for adapters. Without `same_concepts`, a space has another
     fingerprint than its source.
     """
 

@@ -71,7 +71,7 @@ def push(
     config = read_json(files["config.json"])
     folder = files["config.json"].parent
     adapter = locate.read_adapter(folder)
-    if adapter and Path(adapter.config.base).exists():
+    if adapter and _is_folder(adapter.config.base):
         notice(
             f"its base is the folder {adapter.config.base}, which others do not have: push that "
             "as well, and name its repository as the adapter's base in config.json"
@@ -113,6 +113,10 @@ def _own_files(source: str) -> tuple[dict[str, Path], str]:
     check_weights(layout, folder)
     files = [name for name in needed_files(layout, _names(folder), source) if name != MODEL_CARD]
     return {name: folder / name for name in files}, read_licence(folder)
+
+
+def _is_folder(base: str) -> bool:
+    return base not in cards.cards() and Path(base).is_dir()
 
 
 def _names(folder: Path) -> list[str]:
