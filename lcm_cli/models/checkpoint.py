@@ -33,7 +33,7 @@ from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
 from lcm_cli.space import pick_device
-from lcm_cli.space.adapters import adapted, adapter_state
+from lcm_cli.space.adapters import adapted, adapter_state, check_base
 from lcm_cli.space.kernels import page_out
 from lcm_cli.space.space import PRECISIONS
 from lcm_cli.weights import (
@@ -130,6 +130,8 @@ def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
     `load_model` does.
     """
     config = read_model_config(files.config)
+    if files.adapter:
+        check_base(files.adapter)
     weights = adapted(read_weights(*weight_parts(files.weights)), files.adapter)
     model = without_weights(lambda: build(config), _layers(config), weights, files.weights)
     check_state(model, weights, str(files.weights))

@@ -106,12 +106,19 @@ def load_adapter_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def fingerprint(files: Iterable[Path]) -> str:
     """Return the digest of a base's weights, as `sampled` reads them, and of its other files."""
-    weights = [file for file in files if file.suffix == ".safetensors"]
+    return _digest(files, _weights(files))
+
+
+def _weights(files: Iterable[Path]) -> dict[str, Weight]:
+    return read_weights(*(file for file in files if file.suffix == ".safetensors"))
+
+
+def _digest(files: Iterable[Path], weights: Mapping[str, Weight]) -> str:
     digest = hashlib.sha256()
-    for block in sampled(read_weights(*weights)):
+    for block in sampled(weights):
         digest.update(block)
     for file in files:
-        if file not in weights:
+        if file.suffix != ".safetensors":
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -137,14 +144,14 @@ def read_updates(adapter: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
 def check_base(adapter: AdapterFiles) -> None:
     """Raise IntegrityError unless the adapter was made for its base and fits the matrices there."""
     config, place = adapter.config, adapter.weights.parent
-    found = fingerprint(adapter.base)
+    weights = _weights(adapter.base)
+    found = _digest(adapter.base, weights)
     if found != config.fingerprint:
         raise IntegrityError(
             f"{place} is an adapter of {config.base!r} with the weights {config.fingerprint}, "
             f"but its weights here are {found}",
             f"use the version of {config.base!r} that it was trained on, or train it again",
         )
-    weights = read_weights(*(file for file in adapter.base if file.suffix == ".safetensors"))
     for name, (up, down) in read_updates(adapter).items():
         shape = (len(up), down.shape[1])
         if name not in weights or tuple(weights[name].shape) != shape:
@@ -154,11 +161,11 @@ def check_base(adapter: AdapterFiles) -> None:
 def adapted(weights: dict[str, Weight], adapter: AdapterFiles | None) -> dict[str, Weight]:
     """Return weights of a base with the updates of an adapter, which are added where they are used.
 
-    Without an adapter they are unchanged. Raises as `check_base` does.
+    Without an adapter they are unchanged. The base must have been checked. Raises as `read_updates`
+    does.
     """
     if adapter is None:
         return weights
-    check_base(adapter)
     updates = read_updates(adapter)
     return {name: _adapted(weight, updates.get(name)) for name, weight in weights.items()}
 

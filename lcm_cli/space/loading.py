@@ -35,9 +35,9 @@ def load_weights(
 ) -> Network:
     """Build a network and load its weights from `path`, ready for inference.
 
-    The updates of an `adapter` are added. On the CPU, other tensors that already have `dtype` stay
-    memory-mapped. Tensors that the network does not use are not read. Raises IntegrityError for a
-    damaged file, missing tensors, wrong shapes, or an adapter of another base.
+    The updates of an `adapter`, which `check_base` must have accepted, are added. On the CPU, other
+    tensors that already have `dtype` stay memory-mapped. Tensors that the network does not use are
+    not read. Raises IntegrityError for a damaged file, missing tensors or wrong shapes.
     """
     network, weights = open_weights(build, config, path, adapter)
     state = {key: weights[key].to(device, dtype) for key in network.state_dict()}

@@ -24,6 +24,7 @@ from lcm_cli.models.checkpoint import (
     write,
 )
 from lcm_cli.space import Space, load_space
+from lcm_cli.space.adapters import check_base
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import open_weights
@@ -197,6 +198,8 @@ def _convert_model(source: str, folder: Path, store: Store | None, force: bool) 
 
 
 def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: bool) -> Converted:
+    if files.adapter:
+        check_base(files.adapter)
     shapes = EncoderConfig(**files.config["encoder"]), DecoderConfig(**files.config["decoder"])
     before = {
         "encoder": open_weights(TextEncoder, shapes[0], files.encoder, files.adapter)[1],

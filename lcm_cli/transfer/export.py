@@ -13,6 +13,7 @@ from lcm_cli.hub.cards import file_beside, find_card_file, read_card
 from lcm_cli.hub.layouts import MODEL_CARD
 from lcm_cli.hub.locate import SpaceFiles, locate_space
 from lcm_cli.models.checkpoint import CONFIG, WEIGHTS
+from lcm_cli.space.adapters import check_base
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import open_weights
@@ -56,6 +57,8 @@ def export(source: str, folder: Path, *, force: bool = False) -> Exported:
         message = f"{folder} already holds a checkpoint"
         raise UsageError(message, "choose another folder, or add --force")
     check_tokenizer(files.tokenizer, encoder.vocabulary, len(files.config["languages"]))
+    if files.adapter:
+        check_base(files.adapter)
     encoding = open_weights(TextEncoder, encoder, files.encoder, files.adapter)[1]
     decoding = open_weights(TextDecoder, decoder, files.decoder, files.adapter)[1]
     tied = is_tied(encoding, decoding)
