@@ -157,6 +157,7 @@ def _space(source: str) -> dict[str, Any]:
 
     files = locate_space(source)
     parts = {"encoder": files.encoder, "decoder": files.decoder}
+    adapter = _adapter(files.adapter)
     weights = {name: _weights(path) for name, path in parts.items()}
     dtypes = sum((Counter(found["dtypes"]) for found in weights.values()), Counter[str]())
     return {
@@ -171,9 +172,13 @@ def _space(source: str) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in (*parts.values(), files.tokenizer)),
         "parameters": {name: found["parameters"] for name, found in weights.items()},
         "dtypes": dict(dtypes),
-        "non_finite": {k: n for found in weights.values() for k, n in found["non_finite"].items()},
+        "non_finite": {
+            name: count
+            for found in (*weights.values(), adapter or {"non_finite": {}})
+            for name, count in found["non_finite"].items()
+        },
         **{name: files.config[name] for name in parts},
-        "adapter": _adapter(files.adapter),
+        "adapter": adapter,
     }
 
 
@@ -182,7 +187,8 @@ def _adapter(files: "AdapterFiles | None") -> dict[str, Any] | None:
     if files is None:
         return None
     weights = _weights(files.weights)
-    return asdict(files.config) | {key: weights[key] for key in ("parameters", "bytes")}
+    numbers = {key: weights[key] for key in ("parameters", "bytes", "non_finite")}
+    return asdict(files.config) | numbers
 
 
 def _teacher(source: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -200,6 +206,7 @@ def _model(source: str) -> dict[str, Any]:
     files = locate_model(source)
     config = read_model_config(files.config)
     weights = _weights(*weight_parts(files.weights))
+    adapter = _adapter(files.adapter)
     about: dict[str, Any] = {"max_length": None, "normalizer": None, "prompts": {}, "end_text": ""}
     if not isinstance(config, QuantizerConfig):
         about = {
@@ -218,8 +225,9 @@ def _model(source: str) -> dict[str, Any]:
         "fingerprint": config.space.fingerprint or None,
         "dim": config.concept_dim,
         **about,
-        **{key: weights[key] for key in ("parameters", "dtypes", "bytes", "non_finite")},
-        "adapter": _adapter(files.adapter),
+        **{key: weights[key] for key in ("parameters", "dtypes", "bytes")},
+        "non_finite": weights["non_finite"] | (adapter["non_finite"] if adapter else {}),
+        "adapter": adapter,
     }
 
 

@@ -104,7 +104,7 @@ def load_adapter_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     network.load_state_dict(state, strict=False)
 
 
-def fingerprint(files: Iterable[Path]) -> str:
+def fingerprint(files: Sequence[Path]) -> str:
     """Return the digest of a base's weights, as `sampled` reads them, and of its other files."""
     return _digest(files, _weights(files))
 
@@ -113,7 +113,7 @@ def _weights(files: Iterable[Path]) -> dict[str, Weight]:
     return read_weights(*(file for file in files if file.suffix == ".safetensors"))
 
 
-def _digest(files: Iterable[Path], weights: Mapping[str, Weight]) -> str:
+def _digest(files: Sequence[Path], weights: Mapping[str, Weight]) -> str:
     digest = hashlib.sha256()
     for block in sampled(weights):
         digest.update(block)
@@ -126,15 +126,16 @@ def _digest(files: Iterable[Path], weights: Mapping[str, Weight]) -> str:
 def read_updates(adapter: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the update of each matrix, by its name: scaled B (R, K) and A (K, C).
 
-    Raises IntegrityError for a damaged file, and for tensors that are not pairs of the rank in
-    config.json.
+    Raises IntegrityError for a damaged or empty file, and for tensors that are not pairs of the
+    rank in config.json.
     """
     config, found = adapter.config, map_file(adapter.weights)
     names = {name.removesuffix(DOWN).removesuffix(UP) for name in found}
     updates = {}
-    for name in sorted(names):
-        down, up = found.get(name + DOWN), found.get(name + UP)
-        if down is None or up is None or not len(down) == up.shape[-1] == config.rank:
+    nothing = torch.empty(0, 0)
+    for name in sorted(names) or [""]:
+        down, up = found.get(name + DOWN, nothing), found.get(name + UP, nothing)
+        if not down.ndim == up.ndim == 2 or not len(down) == up.shape[1] == config.rank:
             message = f"{adapter.weights}: {name} is not an adapter of rank {config.rank}"
             raise IntegrityError(message, "use config.json and weights of the same adapter")
         updates[f"{name}.weight"] = (up.float() * (config.alpha / config.rank), down.float())

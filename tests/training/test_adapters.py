@@ -431,6 +431,18 @@ def test_a_damaged_adapter_is_an_error(adapter, tmp_path):
         with pytest.raises(IntegrityError, match=message):
             load_space(str(folder))
     (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "adapter.safetensors")
+    name = min(tensors)
+    for damaged in (
+        {},
+        {key: tensor for key, tensor in tensors.items() if key != name},
+        tensors | {name: tensors[name][0]},
+        tensors
+        | {"other.lora_a.weight": torch.zeros(4, 3), "other.lora_b.weight": torch.zeros(3, 4)},
+    ):
+        save_file(damaged, folder / "adapter.safetensors")
+        with pytest.raises(IntegrityError, match="is not an adapter of rank 4|has no matrix other"):
+            load_space(str(folder))
     (folder / "adapter.safetensors").unlink()
     with pytest.raises(NotFoundError, match=r"adapter.safetensors is missing"):
         load_space(str(folder))
