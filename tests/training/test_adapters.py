@@ -441,7 +441,7 @@ def test_a_damaged_adapter_is_an_error(adapter, tmp_path):
         | {"other.lora_a.weight": torch.zeros(4, 3), "other.lora_b.weight": torch.zeros(3, 4)},
     ):
         save_file(damaged, folder / "adapter.safetensors")
-        with pytest.raises(IntegrityError, match="is not an adapter of rank 4|has no matrix other"):
+        with pytest.raises(IntegrityError, match=r"not an adapter of rank 4|no matrix other"):
             load_space(str(folder))
     (folder / "adapter.safetensors").unlink()
     with pytest.raises(NotFoundError, match=r"adapter.safetensors is missing"):
