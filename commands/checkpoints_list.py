@@ -47,10 +47,8 @@ def main(
 
 def facts(one: "Checkpoint") -> dict[str, Any]:
     """Return the JSON description of a checkpoint."""
-    from lcm_cli.hub.locate import read_adapter
     from lcm_cli.transfer.inventory import count_by_type
 
-    adapter = read_adapter(one.path) if one.path else None
     return {
         "name": one.name,
         "kind": one.kind,
@@ -63,8 +61,20 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
         "licence": one.licence,
         "source": one.source or None,
         "revision": one.revision or None,
-        "adapter": asdict(adapter.config) if adapter else None,
+        "adapter": adapter_facts(one),
     }
+
+
+def adapter_facts(one: "Checkpoint") -> dict[str, Any] | None:
+    """Return the base, rank and other settings of an adapter; None for other checkpoints."""
+    from lcm_cli.errors import LcmError
+    from lcm_cli.hub.locate import read_adapter
+
+    try:
+        adapter = read_adapter(one.path) if one.path else None
+    except LcmError:  # damaged: `lcm inspect` reports it
+        return None
+    return asdict(adapter.config) if adapter else None
 
 
 def _in_family(one: "Checkpoint") -> bool:
