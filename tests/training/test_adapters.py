@@ -479,3 +479,17 @@ def test_the_command_trains_resumes_and_describes(lcm, space_recipe, random_spac
     listed = json.loads(lcm("checkpoints", "show", run / "space", "--json").stdout)
     assert listed["adapter"]["rank"] == 4 and AdapterOptions().rank == 8
     assert np.isfinite(listed["bytes"])
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_with_the_adapters(space_recipe, tmp_path):
+    """There, attention multiplies by three matrices at once, unless these are adapted."""
+    encoder = of_space(space_recipe, tmp_path / "run", 'adapter.modules=["*"]').encoder.eval()
+    rows = [[5, 6, 7, 8], [5, 9, 10]]
+    before = encoder(rows).detach()
+    for name, p in encoder.named_parameters():
+        if name.endswith("lora_b.weight"):
+            torch.nn.init.normal_(p)
+    ours, on_gpu = encoder(rows).detach(), encoder.to("cuda")(rows).detach().cpu()
+    assert not torch.allclose(ours, before, atol=1e-2)
+    torch.testing.assert_close(on_gpu, ours, atol=1e-3, rtol=1e-3)
