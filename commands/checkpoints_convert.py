@@ -1,4 +1,4 @@
-"""lcm checkpoints convert: convert a foreign model, merge an adapter, or change number formats."""
+"""lcm checkpoints convert: convert foreign models, merge adapters, or change number formats."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +47,7 @@ def main(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Convert a foreign model, merge an adapter, or change the number format of weights.
+    """Convert foreign models, merge adapters, or change number formats of weights.
 
     Reads checkpoints of facebookresearch/large_concept_model (model.pt or model.safetensors, with
     model_card.yaml or config.json), folders of SONAR-LLM (config.json, pytorch_model.bin), and
