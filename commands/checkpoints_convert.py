@@ -47,7 +47,7 @@ def main(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Convert foreign models, merge adapters, or change number formats of weights.
+    """Convert foreign models, merge adapters, change number formats.
 
     Reads checkpoints of facebookresearch/large_concept_model (model.pt or model.safetensors, with
     model_card.yaml or config.json), folders of SONAR-LLM (config.json, pytorch_model.bin), and
