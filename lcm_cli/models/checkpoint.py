@@ -6,6 +6,7 @@ copy where the dtype already fits. Nothing is unpickled.
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import atomic_files
-from lcm_cli.hub.layouts import weight_parts
-from lcm_cli.hub.locate import MODEL_FILES, ModelFiles, locate_model
+from lcm_cli.hub.layouts import ADAPTER, weight_parts
+from lcm_cli.hub.locate import MODEL_FILES, AdapterConfig, ModelFiles, locate_model
 from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import (
     AnyConfig,
@@ -33,6 +34,7 @@ from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
 from lcm_cli.space import pick_device
+from lcm_cli.space.adapters import adapted, adapter_state, check_base
 from lcm_cli.space.kernels import page_out
 from lcm_cli.space.space import PRECISIONS
 from lcm_cli.weights import (
@@ -77,7 +79,7 @@ def load_model(
 
     Raises NotFoundError if the model is not installed, UsageError for an unknown device or
     precision and for int8 elsewhere than on the CPU, and IntegrityError if a file is damaged or
-    does not fit the config.
+    does not fit the config, or for an adapter of another base.
     """
     chosen = pick_device(device)
     on_cpu, packed = chosen.type == "cpu", packed or precision == "int8"
@@ -129,7 +131,9 @@ def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
     `load_model` does.
     """
     config = read_model_config(files.config)
-    weights = read_weights(*weight_parts(files.weights))
+    if files.adapter:
+        check_base(files.adapter)
+    weights = adapted(read_weights(*weight_parts(files.weights)), files.adapter)
     model = without_weights(lambda: build(config), _layers(config), weights, files.weights)
     check_state(model, weights, str(files.weights))
     return model, weights
@@ -195,6 +199,17 @@ def save(model: nn.Module, folder: Path, *, force: bool = False) -> None:
     write(config, state, folder, force=force)
 
 
+def save_adapter(
+    model: nn.Module, adapter: AdapterConfig, folder: Path, *, force: bool = False
+) -> None:
+    """Write the adapters of `model` as a checkpoint folder; raises as `write` does."""
+    state = {key: [tensor.cpu()] for key, tensor in adapter_state(model).items()}
+    config: Any = model.config
+    with atomic_files(folder, (ADAPTER, CONFIG), force=force) as places:
+        write_safetensors(places[ADAPTER], state)
+        places[CONFIG].write_text(config_text(config, adapter), encoding="utf-8")
+
+
 def write(
     config: AnyConfig | QuantizerConfig,
     weights: Mapping[str, Weight],
@@ -213,9 +228,10 @@ def write(
         places[CONFIG].write_text(config_text(config), encoding="utf-8")
 
 
-def config_text(config: AnyConfig | QuantizerConfig) -> str:
-    """Return the content of a config.json file."""
-    return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
+def config_text(config: AnyConfig | QuantizerConfig, adapter: AdapterConfig | None = None) -> str:
+    """Return the content of a config.json file, with the table of an adapter."""
+    content = to_dict(config) | ({"adapter": asdict(adapter)} if adapter else {})
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def check_model_space(config: AnyConfig | QuantizerConfig, space: SpaceRef, dim: int) -> None:

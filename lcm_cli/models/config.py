@@ -389,6 +389,7 @@ def read_model_config(file: Path) -> AnyConfig | QuantizerConfig:
     data = json_value(file.read_bytes(), str(file))
     if not isinstance(data, dict):
         raise IntegrityError(f"{file} does not contain a JSON object")
+    data.pop("adapter", None)  # see lcm_cli.hub.locate
     if data.get("kind") == "space":
         raise UsageError(f"{file.parent} is a space, not a model", "pass it as --space")
     return from_dict(data, str(file))

@@ -20,6 +20,7 @@ from lcm_cli.hub import cards, locate
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.space import Space, load_space
+from lcm_cli.space.adapters import attach
 from lcm_cli.space.encoder import EncoderConfig
 from lcm_cli.training.data.filters import Filter
 from lcm_cli.training.data.index import files_of
@@ -27,7 +28,7 @@ from lcm_cli.training.data.packing import prompt_of
 from lcm_cli.training.data_options import DataOptions, as_data_set
 from lcm_cli.training.optim import freeze, sizes
 from lcm_cli.training.prepare import load_start, make_trainer, model_config
-from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe, SpeechRecipe, Trained
+from lcm_cli.training.recipe import AdapterOptions, ModelRecipe, SpaceRecipe, SpeechRecipe, Trained
 from lcm_cli.training.trainers.concept_model import ModelTrainer
 from lcm_cli.weights import without_content
 
@@ -66,7 +67,9 @@ def dry_run(recipe: Trained, device: torch.device) -> dict[str, Any]:
     not_known: list[str] = []
     config = _config(recipe, not_known)
     not_known += _without_data(recipe.data, config)
-    counts = None if config is None else parameters(config, recipe.train.freeze)
+    counts = None
+    if config is not None:
+        counts = parameters(config, recipe.train.freeze, recipe.adapter)
     report = _report(recipe, counts, recipe.train.ema) | {"not_known": not_known}
     report |= {"per_step": recipe.data.batch_concepts, "unit": ModelTrainer.unit}
     if not not_known and report["state_bytes"] > ROOM * free_memory(device):
@@ -111,14 +114,18 @@ def _dry_run_of_student(recipe: SpaceRecipe, device: torch.device) -> dict[str, 
     return report | _measured(space_student.make_student_trainer(recipe, device), device)
 
 
-def parameters(config: AnyConfig, frozen: tuple[str, ...] = ()) -> tuple[int, int]:
+def parameters(
+    config: AnyConfig, frozen: tuple[str, ...] = (), adapter: AdapterOptions | None = None
+) -> tuple[int, int]:
     """Return the numbers of parameters of a model of `config`: all, and those trained.
 
     No memory is allocated for them. Raises IntegrityError for a pattern in `frozen` that matches
-    none.
+    none, and for an `adapter` that does not fit.
     """
     with without_content():
         model = checkpoint.build(config)
+        if adapter is not None:
+            attach([model], adapter.modules or ("*",), rank=adapter.rank, alpha=adapter.alpha)
     freeze(model, frozen)
     return sizes(model)
 
@@ -197,15 +204,17 @@ def _report(recipe: Trained, counts: tuple[int, int] | None, ema: float) -> dict
     if counts is None:
         return found
     size, trained = counts
+    kept = trained if getattr(recipe, "adapter", None) else size
     # AdamW keeps two numbers per weight, Muon one; the estimate assumes AdamW.
-    saved = FLOAT * (size + 2 * trained + (trained if ema else 0))
+    rest = FLOAT * (2 * trained + (trained if ema else 0))
+    saved = FLOAT * kept + rest
     keep = recipe.train.keep if isinstance(recipe, ModelRecipe) else 2
     return found | {
         "parameters": size,
         "trained": trained,
-        "state_bytes": saved + FLOAT * trained,
+        "state_bytes": FLOAT * size + rest + FLOAT * trained,
         # One state more than are kept: an old one is removed only after the new one is written.
-        "disk_bytes": (keep + 1) * saved + 2 * FLOAT * size,
+        "disk_bytes": (keep + 1) * saved + 2 * FLOAT * kept,
     }
 
 

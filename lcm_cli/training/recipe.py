@@ -117,6 +117,41 @@ _SPACE_NUMBERS = ("learning_rate", "warmup", "clip", "noise", "align", "contrast
 
 
 @dataclass(frozen=True)
+class AdapterOptions:
+    """The [adapter] table: `start` is frozen, and low-rank updates of its matrices are trained.
+
+    An update is the product of two matrices of `rank` columns and rows, times `alpha` / `rank`
+    (LoRA, arXiv 2106.09685). `dropout` applies to its inputs. `modules` are patterns of the names
+    of linear maps; by default all maps of a model, and all in the layers of a space's decoder.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for invalid numbers."""
+        if self.rank < 1:
+            raise IntegrityError(f"adapter.rank must be at least 1, not {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise IntegrityError(f"adapter.alpha must be a positive number, not {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise IntegrityError(f"adapter.dropout must be in [0, 1), not {self.dropout}")
+
+
+def _check_adapter(recipe: "SpaceRecipe | ModelRecipe") -> None:
+    """Raise IntegrityError for a recipe whose [adapter] has nothing to adapt."""
+    if recipe.adapter is None:
+        return
+    if recipe.distill is not None:
+        raise IntegrityError("[adapter] and a teacher", "distil without [adapter]")
+    if not recipe.start:
+        hint = 'name the checkpoint to adapt: start = "tiny"'
+        raise IntegrityError("[adapter] without start", hint)
+
+
+@dataclass(frozen=True)
 class SpaceDistillation:
     """The [distill] table of a space: a new encoder learns the concepts of the space `teacher`.
 
@@ -132,7 +167,8 @@ class SpaceDistillation:
 class SpaceRecipe:
     """A recipe with kind = "space". `start` names a space to finetune; without it, it is new.
 
-    With `distill`, only its encoder is new, and `languages` are added to those of the teacher.
+    With `adapter`, only small updates of `start` are trained and kept. With `distill`, only the
+    encoder is new, and `languages` are added to those of the teacher.
     """
 
     kind: Literal["space"]
@@ -143,10 +179,12 @@ class SpaceRecipe:
     start: str = ""
     shape: SpaceShape = field(default_factory=SpaceShape)
     train: SpaceTraining = field(default_factory=SpaceTraining)
+    adapter: AdapterOptions | None = None
     distill: SpaceDistillation | None = None
 
     def __post_init__(self) -> None:
         """Raise IntegrityError for invalid combinations."""
+        _check_adapter(self)
         if self.distill is not None and self.start:
             raise IntegrityError(
                 f"start = {self.start!r} and a teacher", "an encoder starts from distill.layers"
@@ -433,7 +471,8 @@ class ModelRecipe:
 
     `model` may set `architecture`, `size` (models/config.py: ARCHITECTURES, SIZES) and any field of
     the model's config. `normalizer` and `quantizer` name checkpoints to take these from; without
-    them, those of a new model are fitted on the data first.
+    them, those of a new model are fitted on the data first. With `adapter`, only small updates of
+    `start` are trained and kept.
     """
 
     kind: Literal["model"]
@@ -446,7 +485,22 @@ class ModelRecipe:
     quantizer: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     train: Training = field(default_factory=Training)
+    adapter: AdapterOptions | None = None
     distill: Distillation | None = None
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for an [adapter] that does not suit the rest."""
+        _check_adapter(self)
+        if self.adapter is None:
+            return
+        if self.normalizer or self.quantizer:
+            raise IntegrityError(
+                "[adapter] and another normalizer or quantizer",
+                "leave normalizer and quantizer out: an adapter keeps those of its base",
+            )
+        if self.train.parallel == "fsdp":
+            message = 'train.parallel = "fsdp" does not train adapters'
+            raise IntegrityError(message, 'set train.parallel = "ddp"')
 
     def config(self, given: Mapping[str, Any], start: AnyConfig | None = None) -> AnyConfig:
         """Return the model's config: the preset's or that of `start`, changed by [model].

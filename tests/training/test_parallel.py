@@ -70,6 +70,18 @@ def compare_processes(run, recipe, tmp_path, *changes):
     )
 
 
+def test_two_processes_train_the_adapters_that_one_does(run, write_recipe, tmp_path):
+    recipe, errors, base = write_recipe("base"), tmp_path / "errors", tmp_path / "base"
+    assert run("train", recipe, *COMMON, "-o", base, errors=errors) == 0, errors.read_text()
+    adapt = ("--set", f'start="{base}/model"', "--set", "adapter.rank=2")
+    common = ("train", recipe, *COMMON, *adapt, "-o")
+    assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
+    assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=0)
+    assert not torch.equal(one, weights(base))
+
+
 @pytest.mark.slow
 def test_processes_with_readers_of_their_own_compute_what_one_does(run, write_recipe, tmp_path):
     recipe, errors = write_recipe("base"), tmp_path / "errors"

@@ -156,10 +156,13 @@ class StudentTrainer(PairTrainer):
         return path
 
     def _save_decoder(self, path: Path, config: DecoderConfig) -> None:
-        if not self._added:
-            copy(self.teacher.files.decoder, path)
+        files = self.teacher.files
+        if not self._added and not files.adapter:
+            copy(files.decoder, path)
             return
-        decoder = load_weights(TextDecoder, config, self.teacher.files.decoder, _CPU, torch.float32)
+        decoder = load_weights(
+            TextDecoder, config, files.decoder, _CPU, torch.float32, files.adapter
+        )
         embed = decoder.decoder_frontend.embed
         embed.weight.data = with_languages(embed.weight, self.teacher, len(self._added))
         save_weights(path, decoder.state_dict())
@@ -292,7 +295,8 @@ def new_student(recipe: SpaceRecipe, teacher: Space, added: int) -> TextEncoder:
     """Return a student with the teacher's embeddings and final norm, ready for training."""
     shapes = _encoder_config(teacher)
     student = TextEncoder(student_config(recipe, shapes, added))
-    whole = load_weights(TextEncoder, shapes, teacher.files.encoder, _CPU, torch.float32)
+    files = teacher.files
+    whole = load_weights(TextEncoder, shapes, files.encoder, _CPU, torch.float32, files.adapter)
     layers = options(recipe).layers
     if not layers:
         initialize([student], recipe.train.seed)
