@@ -52,7 +52,8 @@ class _Shapes:
     max_length: int = 514
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        sizes = {n: v for n, v in vars(self).items() if not isinstance(v, bool)}
+        for name, value in sizes.items():
             most = _MOST_TOKENS if name == "max_length" else _LARGEST
             if not 0 < value <= most:
                 raise IntegrityError(f"{name} = {value} is not between 1 and {most}")
@@ -65,6 +66,7 @@ class _Shapes:
 @dataclass(frozen=True, kw_only=True)
 class _DecoderShapes(_Shapes):
     concept_dim: int
+    scores_language: bool = True
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,12 @@ from lcm_cli.space.transformer import (
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shapes of a text decoder; `max_length` counts tokens, including start and language token."""
+    """Shapes of a text decoder; `max_length` counts tokens, including start and language token.
+
+    `scores_language`: whether the log probability of the language token, which is given, counts in
+    the score of a sentence, as in fairseq2. Where no training has taught a decoder to predict it,
+    it is a large arbitrary constant, which divided by the length favours long sentences.
+    """
 
     layers: int
     model_dim: int
@@ -41,6 +46,7 @@ class DecoderConfig:
     vocabulary: int
     concept_dim: int
     max_length: int = 512
+    scores_language: bool = True
 
 
 class DecoderCache:

@@ -2,8 +2,9 @@
 
 Beam search makes the same choices as fairseq2's, which sonar-space uses: each step considers 2 x B
 candidates, a hypothesis finishes only from the first B, and its score is the sum of log
-probabilities, including that of the language token, divided by (length - 1) ** length_penalty. All
-rows advance together, whatever their sentence or language, and leave the batch when finished.
+probabilities, with that of the language token (unless the decoder's config says otherwise), divided
+by (length - 1) ** length_penalty. All rows advance together, whatever their sentence or language,
+and leave the batch when finished.
 
 Shapes: R rows, B beams, C candidates = 2 B, V vocabulary, D concept dim, P tokens so far.
 """
@@ -177,9 +178,11 @@ def _start(
     cross = decoder.cross(concepts_RD)
     cache = DecoderCache(decoder.config.layers, len(languages))
     first = decoder.step(end_R, cross, cache)
-    # The language token is forced but its log probability counts, as in fairseq2.
     total = _log_total(first)
-    score_R = first.gather(1, language_R[:, None]).float() - total
+    if decoder.config.scores_language:
+        score_R = first.gather(1, language_R[:, None]).float() - total
+    else:
+        score_R = torch.zeros_like(total)
     most = min(options.max_tokens, decoder.config.max_length - PROMPT)
     own = [max(1, min(limit, most)) for limit in limits]
     tokens = torch.stack([end_R, language_R], dim=1)

@@ -478,9 +478,11 @@ def new_networks(shape: SpaceShape, vocabulary: int, seed: int) -> tuple[TextEnc
     """Return newly initialised networks, which share one embedding if `shape.tie`."""
     common = (shape.dim, shape.heads, shape.ffn_dim, vocabulary)
     encoder = TextEncoder(EncoderConfig(shape.encoder_layers, *common, shape.max_length))
-    decoder = TextDecoder(
-        DecoderConfig(shape.decoder_layers, *common, shape.dim, max_length=shape.max_length)
+    # Training does not predict the language token (`_loss`), so its probability means nothing.
+    config = DecoderConfig(
+        shape.decoder_layers, *common, shape.dim, shape.max_length, scores_language=False
     )
+    decoder = TextDecoder(config)
     initialize((encoder, decoder), seed)
     if shape.tie:
         decoder.decoder_frontend.embed = encoder.encoder_frontend.embed

@@ -36,6 +36,7 @@ _WITHOUT_EFFECT = re.compile(r"\.encoder_decoder_attn(_layer_norm\.|\.[qk]_proj\
 _SIZES = {"layers": "layers", "attention_heads": "heads", "ffn_dim": "ffn_dim"}
 _MOST_LAYERS = 1000  # a damaged config must not list billions of tensors
 _LANGUAGE = re.compile("[a-z]{3}_[A-Z][a-z]{3}")
+_SCORES_LANGUAGE = "lcm_scores_language"  # not read by transformers: see DecoderConfig
 _ORDER = [2, 0, 3, 1]  # rows of lcm's embedding that are <s>, <pad>, </s>, <unk>
 
 
@@ -76,6 +77,7 @@ def port_config(encoder: Shapes, decoder: Shapes, tied: bool) -> dict[str, Any]:
         "max_position_embeddings": max(encoder["max_length"], decoder["max_length"]),
         "activation_function": "relu",
         "scale_embedding": True,
+        _SCORES_LANGUAGE: decoder["scores_language"],
         "tie_word_embeddings": tied,
         "bos_token_id": 0,
         "pad_token_id": 1,
@@ -109,7 +111,9 @@ def port_space(folder: Path) -> dict[str, Any]:
         "licence": UNKNOWN_LICENCE if licence in ("", "unknown") else licence,
         "languages": languages,
         "encoder": halves["encoder"],
-        "decoder": halves["decoder"] | {"concept_dim": halves["encoder"]["model_dim"]},
+        "decoder": halves["decoder"]
+        | {"concept_dim": halves["encoder"]["model_dim"]}
+        | {"scores_language": theirs.get(_SCORES_LANGUAGE) is not False},
     }
 
 
