@@ -4,7 +4,7 @@
     python benchmarks/kinds.py --data data/stories.jsonl --out kinds
     python benchmarks/kinds.py two-tower two-tower-flow --data data/stories.jsonl --out kinds
 
-Each kind is trained by `lcm train` in the space `tiny`, once for each seed, and scored by `lcm
+Each kind is trained in the space `tiny`, as by `lcm train`, once for each seed, and scored by `lcm
 evaluate --task next-concept`. The training data are the first `TRAINING` stories of the split
 "train", the test data the first `TEST` stories of the split "test". All runs have the same steps,
 batches, optimizer and learning rates, and about the same number of parameters; the rate is not
@@ -19,19 +19,26 @@ the variance between seeds on average.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from lcm_cli.models.checkpoint import load_model
+from lcm_cli.training.loop import Run
+from lcm_cli.training.prepare import prepare_run
+from lcm_cli.training.recipe import Trained, load_recipe
 
 TRAINING, TEST = 2000, 64  # stories
 BATCH = 128  # concepts
+WIDTH = 192  # of the models
 SPLITS = ("train", "test")
 COST = "cost.json"  # of a run; marks it as finished
 FEW_STEPS = (4, 10)
@@ -54,20 +61,32 @@ class Kind:
 
 
 FLOW = {"schedule": {"name": "straight", "prediction": "flow"}}
-TWO_TOWER = {"architecture": "two_tower"}
-ONE_TOWER = {"architecture": "one_tower"}
-QUANT = {"architecture": "quant", "codebooks": 16, "units": 256}
-WIDE = {"inner_dim": 832}  # about as many parameters as a two-tower model
+TWO_TOWER = {
+    "architecture": "two_tower",
+    "contextualizer": {"layers": 2, "heads": 4, "inner_dim": 512},
+    "denoiser": {"layers": 1, "heads": 4, "inner_dim": 512},
+}
+CODEBOOKS = {"codebooks": 16, "units": 256}
+
+
+def one_stack(architecture: str, inner_dim: int) -> dict[str, Any]:
+    """Return the [model] of four layers; their width compensates for parameters elsewhere."""
+    stack = {"layers": 4, "heads": 4, "inner_dim": inner_dim}
+    return {"architecture": architecture, "transformer": stack}
+
+
+ONE_TOWER = one_stack("one_tower", 512)
+QUANT = one_stack("quant", 560) | CODEBOOKS
 
 KINDS = {
-    "base": Kind("Base-LCM", {"architecture": "base", "transformer": WIDE}),
+    "base": Kind("Base-LCM", one_stack("base", 592)),
     "two-tower": Kind("Two-Tower", TWO_TOWER, few=True),
     "two-tower-flow": Kind("Two-Tower, flow matching", TWO_TOWER | FLOW, "two-tower", few=True),
     "one-tower": Kind("One-Tower", ONE_TOWER, "two-tower"),
     "one-tower-flow": Kind("One-Tower, flow matching", ONE_TOWER | FLOW, "one-tower"),
     "quant-c": Kind("Quant-LCM-c", QUANT | {"flavour": "continuous"}, "quant-d"),
     "quant-d": Kind("Quant-LCM-d", QUANT | {"flavour": "discrete"}),
-    "sonar-llm": Kind("SONAR-LLM", {"architecture": "sonar_llm", "transformer": WIDE}, "base"),
+    "sonar-llm": Kind("SONAR-LLM", one_stack("sonar_llm", 592), "base"),
 }
 BASELINES = {"copy-last": "last concept repeated", "mean": "mean of all before"}
 
@@ -119,6 +138,7 @@ def main() -> None:
     kinds = options.kinds or list(KINDS)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         parser.error(f"unknown kind {unknown[0]!r}; kinds: {', '.join(KINDS)}")
+    torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.out, options.steps, options.seeds, options.lm)
     prepare(options.data, bench.folder)
@@ -146,9 +166,15 @@ def prepare(stories: Path, folder: Path) -> None:
     if not (folder / "data" / "manifest.json").exists():
         lcm("embed", train, "-o", folder / "data")
     if not (folder / "quantizer" / "quantizer").exists():
-        recipe = {"kind": "quantizer", "name": "quantizer", "data": {"train": [data(folder)]}}
-        recipe["quantizer"] = {"codebooks": 16, "units": 256, "concepts": 20_000, "iterations": 10}
-        fit(recipe, folder / "quantizer")
+        recipe = {
+            "kind": "quantizer",
+            "name": "quantizer",
+            "data": {"train": [data(folder)]},
+            "quantizer": CODEBOOKS | {"concepts": 20_000, "iterations": 10},
+        }
+        file = folder / "quantizer.json"
+        write(file, recipe)
+        lcm("train", file, "-o", folder / "quantizer", "--device", "cpu")
 
 
 def data(folder: Path) -> str:
@@ -161,10 +187,19 @@ def train(bench: Bench, kind: str, seed: int) -> None:
     folder = bench.folder / bench.name(kind, seed)
     if (folder / COST).exists():
         return
-    begun = processor_time()
-    model = fit(recipe(bench, kind, seed), folder) / "model"
-    taken = processor_time() - begun
-    write(folder / COST, {"processor_seconds": round(taken, 1), "parameters": parameters(model)})
+    shutil.rmtree(folder, ignore_errors=True)
+    file = folder / "given.json"
+    write(file, recipe(bench, kind, seed))
+    loaded = load_recipe(file)
+    assert isinstance(loaded, Trained)
+    run = Run(prepare_run(loaded, folder, torch.device("cpu")), folder)
+    begun = time.process_time()
+    run.train()
+    taken = time.process_time() - begun
+    model = load_model(str(folder / "model"), device="cpu")
+    size = sum(each.numel() for each in model.parameters())
+    write(folder / COST, {"processor_seconds": round(taken, 1), "parameters": size})
+    print(f"{folder.name}: {taken:.0f} s", file=sys.stderr, flush=True)
 
 
 def write(file: Path, content: Any) -> None:
@@ -181,7 +216,7 @@ def recipe(bench: Bench, kind: str, seed: int) -> dict[str, Any]:
         "kind": "model",
         "name": kind,
         "data": {"train": [data(bench.folder)], "batch_concepts": BATCH, "packing": True},
-        "model": {"size": "5M", "max_length": 256} | KINDS[kind].model,
+        "model": {"model_dim": WIDTH, "max_length": 256} | KINDS[kind].model,
         "train": {
             "steps": bench.steps,
             "learning_rate": 1e-3,
@@ -198,33 +233,11 @@ def recipe(bench: Bench, kind: str, seed: int) -> dict[str, Any]:
     return made
 
 
-def fit(recipe: dict[str, Any], folder: Path) -> Path:
-    """Run a recipe from its beginning, and return the run's folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-    file = folder / "given.json"
-    write(file, recipe)
-    lcm("train", file, "-o", folder, "--device", "cpu")
-    return folder
-
-
 def lcm(*arguments: object) -> None:
     """Run a command of lcm with one thread; its output goes to stderr."""
     command = [sys.executable, "-m", "lcm_cli", *map(str, arguments)]
     one = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, stdout=sys.stderr, env=one)
-
-
-def processor_time() -> float:
-    """Return the processor seconds of all commands so far."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def parameters(model: Path) -> int:
-    """Return the number of a model's parameters."""
-    from lcm_cli.models.checkpoint import load_model
-
-    return sum(each.numel() for each in load_model(str(model), device="cpu").parameters())
 
 
 def few_steps(bench: Bench, kind: str, seed: int) -> Iterator[str]:
