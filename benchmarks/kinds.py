@@ -36,7 +36,7 @@ from lcm_cli.training.loop import Run
 from lcm_cli.training.prepare import prepare_run
 from lcm_cli.training.recipe import Trained, load_recipe
 
-TRAINING, TEST = 2000, 64  # stories
+TRAINING, TEST = 2000, 32  # stories
 BATCH = 128  # concepts
 WIDTH = 192  # of the models
 SPLITS = ("train", "test")
@@ -82,6 +82,9 @@ KINDS = {
     "base": Kind("Base-LCM", one_stack("base", 592)),
     "two-tower": Kind("Two-Tower", TWO_TOWER, few=True),
     "two-tower-flow": Kind("Two-Tower, flow matching", TWO_TOWER | FLOW, "two-tower", few=True),
+    "two-tower-self": Kind(
+        "Two-Tower, self-conditioning", TWO_TOWER | {"self_conditioning": True}, "two-tower"
+    ),
     "one-tower": Kind("One-Tower", ONE_TOWER, "two-tower"),
     "one-tower-flow": Kind("One-Tower, flow matching", ONE_TOWER | FLOW, "one-tower"),
     "quant-c": Kind("Quant-LCM-c", QUANT | {"flavour": "continuous"}, "quant-d"),
@@ -131,7 +134,7 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", help=f"by default all: {', '.join(KINDS)}")
     parser.add_argument("--data", type=Path, required=True, help="stories, in JSON Lines")
     parser.add_argument("--out", type=Path, default=Path("kinds"))
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lm", default="", help="a language model, for MI")
     options = parser.parse_args()
