@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcm_cli import console
-from lcm_cli.errors import AuthError, NotFoundError, UsageError
+from lcm_cli.errors import AuthError, LcmError
 
 if TYPE_CHECKING:
     from lcm_cli.transfer.plan import PullPlan
@@ -50,18 +50,26 @@ def pull_planned(
 
 
 def bring(names: str | Sequence[str] | None) -> None:
-    """Pull those of the named checkpoints that are not yet on this machine.
+    """Pull those of the named checkpoints, and of the bases of adapters, that are missing.
 
     Other names (a folder, a misspelling, "auto") are left to the command.
     """
-    from lcm_cli.hub import cards, locate
+    from lcm_cli.hub import locate
 
     for name in [names] if isinstance(names, str) else names or ():
-        known = cards.cards().get(name)
-        if known is None and (Path(name).exists() or not locate.is_repository(name)):
-            continue
-        if not _is_present(name, known.kind if known else ""):
-            pull_planned(make_plan(name))
+        _bring(name)
+        if base := locate.base_of(name):
+            _bring(base)
+
+
+def _bring(name: str) -> None:
+    from lcm_cli.hub import cards, locate
+
+    known = cards.cards().get(name)
+    if known is None and (Path(name).exists() or not locate.is_repository(name)):
+        return
+    if not _is_present(name, known.kind if known else ""):
+        pull_planned(make_plan(name))
 
 
 def _is_present(name: str, kind: str) -> bool:
@@ -70,7 +78,7 @@ def _is_present(name: str, kind: str) -> bool:
     for way in [locate.WAYS[kind]] if kind else locate.WAYS.values():
         try:
             way(name)
-        except (NotFoundError, UsageError):
+        except LcmError:  # missing, or of another kind
             continue
         return True
     return False

@@ -77,6 +77,7 @@ def _concepts(report: dict[str, Any]) -> Lines:
 def _card(report: dict[str, Any]) -> Lines:
     yield "kind", report["kind"]
     yield "name", report["name"]
+    yield from _adapter(report)
     if "summary" in report:
         yield "summary", report["summary"]
     note = f" ({report['licence_note']})" if report.get("licence_note") else ""
@@ -100,9 +101,23 @@ def _card(report: dict[str, Any]) -> Lines:
     yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
 
 
+def _adapter(report: dict[str, Any]) -> Lines:
+    if adapter := report.get("adapter"):
+        yield "adapter of", adapter_text(adapter)
+        numbers = f"{adapter['parameters']:,} parameters, {console.size(adapter['bytes'])}"
+        yield "adapted", f"{', '.join(adapter['modules'])}: {numbers}"
+
+
+def adapter_text(adapter: Mapping[str, Any]) -> str:
+    """Return the base, the rank and the alpha of an adapter."""
+    base = f"{adapter['base']}, weights {adapter['fingerprint']}"
+    return f"{base}; rank {adapter['rank']}, alpha {adapter['alpha']:g}"
+
+
 def _model(report: dict[str, Any]) -> Lines:
     yield "kind", f"model, {report['architecture']}"
     yield "name", report["name"]
+    yield from _adapter(report)
     if report["licence"]:
         yield "licence", report["licence"]
     weights = f", weights {report['fingerprint']}" if report["fingerprint"] else ""

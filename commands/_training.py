@@ -33,6 +33,7 @@ Report = Callable[[dict[str, Any]], None]
 # What the line of a log record shows, in this order: key, and format.
 _SHOWN = (
     ("loss", "loss {:.4g}"),
+    *((part, part + " {:.4g}") for part in ("own", "prediction", "hidden")),
     ("align", "align {:.3f}"),
     ("contrast", "contrast {:.3f}"),
     ("lr", "lr {:.1e}"),

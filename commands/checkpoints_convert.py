@@ -1,4 +1,4 @@
-"""lcm checkpoints convert: convert a foreign model, or change the number format of weights."""
+"""lcm checkpoints convert: convert foreign models, merge adapters, or change number formats."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,8 @@ lcm checkpoints convert sonar-llm-900m/ -o sonar-llm-900m-lcm
 lcm checkpoints convert tiny-hf -o tiny-again   # from lcm checkpoints export
 
 lcm checkpoints convert sonar -o sonar-int8 --store int8
+
+lcm checkpoints convert my-adapter -o merged    # an adapter with its base
 """
 
 
@@ -45,13 +47,14 @@ def main(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Convert a foreign model, or change the number format of weights.
+    """Convert foreign models, merge adapters, change number formats.
 
     Reads checkpoints of facebookresearch/large_concept_model (model.pt or model.safetensors, with
     model_card.yaml or config.json), folders of SONAR-LLM (config.json, pytorch_model.bin), and
     spaces in the M2M-100 layout, as lcm checkpoints export writes them. Only tensors are read, and
     no code is run. With --store, SRC may also be a space or model of lcm: int8 has one scale per
-    row of a matrix and takes half the bytes of float16. Prints the new folder.
+    row of a matrix and takes half the bytes of float16. An adapter is merged into its base. Prints
+    the new folder.
     """
     from lcm_cli.transfer.convert import convert
 
@@ -60,10 +63,8 @@ def main(
     console.info(f"{done.architecture or done.kind}, concepts of width {done.dim}, space: {space}")
     if done.cost:
         console.info(_describe(done.cost))
-        if done.kind == "space" and done.cost.relative_error:
-            console.info(
-                "concepts made with the source do not fit this space: embed the texts again"
-            )
+    if not done.same_concepts:
+        console.info("concepts made with the source do not fit this space: embed the texts again")
     if json:
         console.emit(_facts(output, done, store))
     else:

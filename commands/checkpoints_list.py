@@ -1,6 +1,7 @@
 """lcm checkpoints list: the known checkpoints, and which of them are on this machine."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,7 +61,20 @@ def facts(one: "Checkpoint") -> dict[str, Any]:
         "licence": one.licence,
         "source": one.source or None,
         "revision": one.revision or None,
+        "adapter": adapter_facts(one),
     }
+
+
+def adapter_facts(one: "Checkpoint") -> dict[str, Any] | None:
+    """Return the base, rank and other settings of an adapter; None for other checkpoints."""
+    from lcm_cli.errors import LcmError
+    from lcm_cli.hub.locate import read_adapter
+
+    try:
+        adapter = read_adapter(one.path) if one.path else None
+    except LcmError:  # damaged: `lcm inspect` reports it
+        return None
+    return asdict(adapter.config) if adapter else None
 
 
 def _in_family(one: "Checkpoint") -> bool:

@@ -8,8 +8,8 @@ import typer
 from lcm_cli import console
 
 from ._options import Json
-from ._reports import numbers_text
-from .checkpoints_list import facts
+from ._reports import adapter_text, numbers_text
+from .checkpoints_list import adapter_facts, facts
 
 if TYPE_CHECKING:
     from lcm_cli.transfer.inventory import Checkpoint
@@ -45,10 +45,12 @@ def _lines(found: "Checkpoint") -> list[tuple[str, str]]:
     from lcm_cli.transfer.inventory import count_by_type
 
     card, counts = found.card, count_by_type(found)
+    adapter = adapter_facts(found)
     note = f" ({card.licence_note})" if card and card.licence_note else ""
     lines = [
         ("name", found.name),
         ("kind", found.kind),
+        ("adapter of", adapter_text(adapter) if adapter else ""),
         ("summary", found.summary),
         ("licence", (found.licence or "unknown") + note),
         ("source", found.source),

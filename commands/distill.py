@@ -1,5 +1,6 @@
 """lcm distill: train a small model, or a space's encoder, to imitate a large one."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,8 @@ from ._training import (
 from .train import train_steps
 
 if TYPE_CHECKING:
+    from lcm_cli.documents.shares import Share
+    from lcm_cli.training.distillation.distill import Lesson
     from lcm_cli.training.recipe import SpaceRecipe
     from lcm_cli.training.trainers.concept_model import ModelTrainer
 
@@ -32,9 +35,9 @@ lcm distill recipe.toml
 
 lcm distill recipe.toml --set distill.hidden=1.0 --resume
 
-lcm distill recipe.toml --set distill.capture=teacher.parquet --capture
+lcm distill recipe.toml --set distill.capture=data/teacher --capture
 """
-SCORES = ("parameters", "l2", "par", "ca", "to_teacher")
+SCORES = ("parameters", "l2", "par", "ca", "to_teacher", "own", "prediction")
 SPACE_SCORES = ("parameters", "autoencoding", "noisy", "translation", "xsim")
 
 
@@ -50,6 +53,16 @@ def main(
         bool,
         typer.Option("--capture", help="Only write the teacher's predictions, to distill.capture."),
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="With --capture: write share I (from 0) of N."
+            "  [default: the task of a Slurm array, the rank of torchrun, or all]",
+            show_default=False,
+        ),
+    ] = None,
     dry: Annotated[
         bool,
         typer.Option(
@@ -81,6 +94,8 @@ def main(
     if dry:
         hint = "estimate the student alone: remove [distill], and run lcm train --dry-run"
         raise UsageError("--dry-run is for the encoder of a space", hint)
+    if shard is not None and not capture:
+        raise UsageError("--shard is for --capture", "leave it out")
     if not capture:
         check_run_folder(folder, resume, loaded.kind)
 
@@ -90,15 +105,11 @@ def main(
 
     chosen = pick_device(own_device(device))
     lesson = Lesson(loaded, chosen)
+    if capture:
+        _capture(lesson, shard, force, json)
+        return
     if not lesson.world.leads:  # other processes report only errors
         console.configure(quiet=True)
-    if capture:
-        if not lesson.world.leads:  # the first process captures alone
-            return
-        path, count = lesson.capture(force=force, progress=console.progress)
-        console.info(f"predictions for {counted(count, 'document')}")
-        console.emit({"path": str(path), "documents": count}) if json else console.out(str(path))
-        return
     command = shared.resume_command("distill", recipe, folder, changes or ())
     with shared.at_work(folder, loaded, resume):
         trainers: dict[str, Any] = {"student": (lesson.student, folder)}
@@ -120,6 +131,28 @@ def main(
         report = lesson.report(models, folder)
         console.emit({"report": report}) if json else _show_report(report)
         console.info(f"done: {folder / loaded.kind}")
+
+
+def _capture(lesson: "Lesson", shard: str | None, force: bool, json: bool) -> None:
+    done = lesson.capture(_own_share(shard), force=force, progress=console.progress)
+    count = done.shards + done.missing
+    console.info(f"predictions for {counted(done.documents, 'document')}")
+    if done.missing:
+        console.info(f"{done.shards} of {counted(count, 'shard')}: the others are still missing")
+    path = lesson.options.capture
+    console.emit({"path": path} | done._asdict()) if json else console.out(path)
+
+
+def _own_share(shard: str | None) -> "Share":
+    """Return the share that `shard` names or, without it, that of this process."""
+    from lcm_cli.documents.shares import Share
+
+    if shard is not None:
+        return Share.parse(shard)
+    if (found := Share.of_process(os.environ)) is None:
+        return Share(0, 1)
+    console.info(f"{found[0]}, from {found[1]}; for all of them, add --shard 0/1")
+    return found[0]
 
 
 def _distill_space(
@@ -167,6 +200,7 @@ def _train(
 
 
 def _show_report(report: dict[str, dict[str, float]], columns: tuple[str, ...] = SCORES) -> None:
+    columns = tuple(key for key in columns if any(key in scores for scores in report.values()))
     rows = [
         [name, f"{scores['parameters'] / 1e6:.2f} M"]
         + [f"{scores[key]:.4f}" if key in scores else "-" for key in columns[1:]]

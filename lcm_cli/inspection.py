@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lcm_cli import documents
 from lcm_cli.documents.kinds import HEAD, sniff
@@ -13,6 +13,9 @@ from lcm_cli.headers import count_numbers, read_entries, read_header
 from lcm_cli.hub.layouts import read_json, weight_parts
 from lcm_cli.hub.locate import checkpoint_in
 from lcm_cli.schema import nearest
+
+if TYPE_CHECKING:
+    from lcm_cli.hub.locate import AdapterFiles
 
 # safetensors' types: bytes per number, and the exponent bits, all set in NaN and infinity
 _FLOATS = {"F64": (8, 0x7FF << 52), "F32": (4, 0x7F800000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
@@ -154,6 +157,7 @@ def _space(source: str) -> dict[str, Any]:
 
     files = locate_space(source)
     parts = {"encoder": files.encoder, "decoder": files.decoder}
+    adapter = _adapter(files.adapter)
     weights = {name: _weights(path) for name, path in parts.items()}
     dtypes = sum((Counter(found["dtypes"]) for found in weights.values()), Counter[str]())
     return {
@@ -168,9 +172,23 @@ def _space(source: str) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in (*parts.values(), files.tokenizer)),
         "parameters": {name: found["parameters"] for name, found in weights.items()},
         "dtypes": dict(dtypes),
-        "non_finite": {k: n for found in weights.values() for k, n in found["non_finite"].items()},
+        "non_finite": {
+            name: count
+            for found in (*weights.values(), adapter or {"non_finite": {}})
+            for name, count in found["non_finite"].items()
+        },
         **{name: files.config[name] for name in parts},
+        "adapter": adapter,
     }
+
+
+def _adapter(files: "AdapterFiles | None") -> dict[str, Any] | None:
+    """Describe an adapter; the report's other numbers are those of its base."""
+    if files is None:
+        return None
+    weights = _weights(files.weights)
+    numbers = {key: weights[key] for key in ("parameters", "bytes", "non_finite")}
+    return asdict(files.config) | numbers
 
 
 def _teacher(source: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -188,6 +206,7 @@ def _model(source: str) -> dict[str, Any]:
     files = locate_model(source)
     config = read_model_config(files.config)
     weights = _weights(*weight_parts(files.weights))
+    adapter = _adapter(files.adapter)
     about: dict[str, Any] = {"max_length": None, "normalizer": None, "prompts": {}, "end_text": ""}
     if not isinstance(config, QuantizerConfig):
         about = {
@@ -206,7 +225,9 @@ def _model(source: str) -> dict[str, Any]:
         "fingerprint": config.space.fingerprint or None,
         "dim": config.concept_dim,
         **about,
-        **{key: weights[key] for key in ("parameters", "dtypes", "bytes", "non_finite")},
+        **{key: weights[key] for key in ("parameters", "dtypes", "bytes")},
+        "non_finite": weights["non_finite"] | (adapter["non_finite"] if adapter else {}),
+        "adapter": adapter,
     }
 
 

@@ -3,7 +3,7 @@
 A matrix NAME may be stored as int8 (R, C) with one float16 scale per row in NAME.scale (R,); its
 weights are the products of the two, computed in float32.
 
-Shapes: R rows, C columns.
+Shapes: R rows, C columns, K rank of an update.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,13 @@ from lcm_cli.headers import SCALE, is_scale
 Store = Literal["float32", "float16", "int8"]
 Network = TypeVar("Network", bound=nn.Module)
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int8: "I8",
+}
 _BLOCK = 1 << 24  # bytes written, or numbers rounded, at a time
 _MOST = 127  # the largest int8 number in use; -128 is left out, so the range is symmetric
 _LEAST_EXACT = 2.0**-17  # the least scale that float16 rounds by at most 2^-8: see `row_scales`
@@ -73,7 +79,49 @@ class Int8Matrix:
         return self.numbers.to(device).float().mul_(scales[:, None]).to(dtype)
 
 
-Weight = Tensor | Int8Matrix
+@dataclass(frozen=True)
+class AdaptedMatrix:
+    """A matrix with a low-rank update: `base` (R, C) plus the product of `up` (R, K) and `down`.
+
+    `down` is (K, C). The sum is computed in float32, where it is used.
+    """
+
+    base: Tensor | Int8Matrix
+    up: Tensor
+    down: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the matrix."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The default type of its weights: that of the base."""
+        return self.base.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The size in bytes of base and update."""
+        return self.base.nbytes + self.up.nbytes + self.down.nbytes
+
+    def is_floating_point(self) -> bool:
+        """Return True: its weights are floats, like those of float tensors."""
+        return True
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, rows: Any) -> "AdaptedMatrix":
+        return AdaptedMatrix(self.base[rows], self.up[rows], self.down)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """Return the weights (R, C) in `dtype`."""
+        up, down = (part.to(device, torch.float32) for part in (self.up, self.down))
+        return torch.addmm(self.base.to(device, torch.float32), up, down).to(dtype)
+
+
+Weight = Tensor | Int8Matrix | AdaptedMatrix
 
 
 @dataclass(frozen=True)
@@ -246,25 +294,29 @@ def pieces(
         unchanged = store is None or name.startswith(kept) or not weight.is_floating_point()
         if isinstance(weight, Int8Matrix) and (unchanged or store == "int8"):
             found |= {name: [weight.numbers], name + SCALE: [weight.scales]}
-        elif unchanged:
-            found[name] = [cast(Tensor, weight)]
+        elif unchanged and isinstance(weight, Tensor):
+            found[name] = [weight]
         elif store == "int8" and len(weight.shape) == 2:
-            found |= _round_later(name, cast(Tensor, weight))
+            found |= _round_later(name, weight)
         else:
             dtype = torch.float32 if store == "float32" else torch.float16
+            dtype = weight.dtype if unchanged else dtype
             found[name] = [Deferred(dtype, weight.shape, partial(_convert, name, weight, dtype))]
     return found
 
 
-def _round_later(name: str, weight: Tensor) -> dict[str, list[StoredPiece]]:
+def _round_later(name: str, weight: Weight) -> dict[str, list[StoredPiece]]:
+    def whole() -> Tensor:
+        return weight if isinstance(weight, Tensor) else weight.to("cpu", torch.float32)
+
     def scales() -> Tensor:
-        found = row_scales(weight)
+        found = row_scales(whole())
         if not bool((found.float() * _MOST <= _LARGEST).all()):
             raise _out_of_range(name, "int8")
         return found
 
     return {
-        name: [Deferred(torch.int8, weight.shape, lambda: round_rows(weight).numbers)],
+        name: [Deferred(torch.int8, weight.shape, lambda: round_rows(whole()).numbers)],
         name + SCALE: [Deferred(torch.float16, weight.shape[:1], scales)],
     }
 
@@ -324,14 +376,27 @@ def sampled(weights: Mapping[str, Weight]) -> Iterator[bytes]:
 
     They do not depend on the stored types as long as the values are equal. Of a large matrix, only
     evenly spaced rows are read, from the first to the last: at least 4, and about 4,096 numbers.
+    An update is a part of its own, because sums of products differ by rounding between machines.
     """
-    for name, weight in sorted(weights.items()):
+    for name, weight in sorted(_without_updates(weights)):
         yield f"{name} {list(weight.shape)}\n".encode()
         numbers = _sample_rows(weight).to("cpu", torch.float32) + 0.0  # turns -0 into 0
         yield numbers.numpy().astype("<f4").tobytes()
 
 
-def _sample_rows(weight: Weight) -> Weight:
+def _without_updates(weights: Mapping[str, Weight]) -> Iterator[tuple[str, Tensor | Int8Matrix]]:
+    for name, weight in weights.items():
+        if isinstance(weight, AdaptedMatrix):
+            yield from (
+                (name, weight.base),
+                (f"{name}+up", weight.up),
+                (f"{name}+down", weight.down),
+            )
+        else:
+            yield name, weight
+
+
+def _sample_rows(weight: Tensor | Int8Matrix) -> Tensor | Int8Matrix:
     if len(weight.shape) != 2:
         return weight
     rows, columns = weight.shape

@@ -359,6 +359,7 @@ def random_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
+    from lcm_cli.space.tokenizer import EOS
     from lcm_cli.transfer.converters.sonar import tensor_shapes
 
     folder = tmp_path_factory.mktemp("random")
@@ -370,6 +371,9 @@ def random_space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for role, sizes in config.items():
         wanted = tensor_shapes(role, sizes).items()
         state = {k: torch.randn(shape, generator=generator) / 4 for k, shape in wanted}
+        if role == "decoder":  # lean towards the end token, so that texts are short
+            end = state["decoder_frontend.embed.weight"][EOS]
+            state["decoder.layer_norm.bias"] += end / end.norm()
         save_file(state, folder / f"{role}.safetensors")
     config |= {"kind": "space", "name": "random", "licence": "MIT", "languages": languages}
     (folder / "config.json").write_text(json.dumps(config))

@@ -228,6 +228,7 @@ FULL = "cannot write to standard output: No space left on device"
 CLOSED = "cannot write to standard output: Bad file descriptor"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_standard_streams_that_are_closed_or_full(surroundings: dict[str, str]) -> None:
     script = (

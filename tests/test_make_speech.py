@@ -22,6 +22,7 @@ def run(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
 def test_it_speaks_each_sentence_and_holds_some_out(tmp_path):
     """The words "a" and "cat" are among the rarest, and the last sentence is too long."""
@@ -41,6 +42,7 @@ def test_it_speaks_each_sentence_and_holds_some_out(tmp_path):
         assert 0.4 < len(wave) / 16_000 < 2 and abs(wave).max() > 0.1
 
 
+@pytest.mark.slow
 def test_too_few_sentences_are_an_error(tmp_path):
     done = run(tmp_path, "--words", "2")
     assert done.returncode == 1 and "only 0 sentences fit" in done.stderr

@@ -72,7 +72,9 @@ class ConceptSystem(System):
 
     @cached_property
     def _digest(self) -> str:
-        digests = [sha256(part) for part in weight_parts(self.files.weights)]
+        parts = weight_parts(self.files.weights)
+        parts += [self.files.adapter.weights] if self.files.adapter else []
+        digests = [sha256(part) for part in parts]
         return (
             digests[0] if len(digests) == 1 else hashlib.sha256(str(digests).encode()).hexdigest()
         )

@@ -17,6 +17,7 @@ SPACE_FILES = {
     "decoder": "decoder.safetensors",
     "tokenizer": "tokenizer.model",
 }
+ADAPTER = "adapter.safetensors"  # the only weights of an adapter; config.json names their base
 MODEL_CARD = "README.md"  # its metadata holds the licence, the languages and the results
 OFFICIAL_CARD = "model_card.yaml"  # beside the model.pt of the official trainer
 _OFFICIAL = ("base_lcm", "two_tower_diffusion_lcm")
@@ -56,6 +57,8 @@ def needed_files(layout: Layout, names: Sequence[str], what: str) -> list[str]:
     if layout == "official":
         settings = [name for name in ("config.json", OFFICIAL_CARD) if name in names]
         wanted = settings + (choose_weights(names) or ["model.pt"])
+    elif layout in ("space", "model") and ADAPTER in names:
+        wanted = ["config.json", ADAPTER]
     elif layout == "space":
         wanted = ["config.json", *SPACE_FILES.values()]
     else:

@@ -1,14 +1,19 @@
 """The files of spaces and concept models on this machine.
 
+An adapter is a space or a model whose weights are those of another one, its base, with small
+updates: it has the files of the base, and one of its own.
+
 Nothing here uses the network (see lcm_cli.transfer): errors name the missing file and the command
 that fetches it.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub.cards import (
@@ -24,7 +29,7 @@ from lcm_cli.hub.cards import (
     speech_folder,
     suggest_names,
 )
-from lcm_cli.hub.layouts import SPACE_FILES, read_json
+from lcm_cli.hub.layouts import ADAPTER, SPACE_FILES, read_json, weight_parts
 from lcm_cli.hub.snapshot import local_snapshot
 from lcm_cli.schema import json_value, parse
 
@@ -74,8 +79,42 @@ class _SpaceConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """The `adapter` table of a config.json: low-rank updates of the matrices of `base`.
+
+    `base` is a name, a folder or ORG/REPO, and `fingerprint` the digest of its weights. An update
+    is the product of two matrices of `rank` columns and rows, times `alpha` / `rank`. `modules`
+    are the patterns that selected the matrices.
+    """
+
+    base: str
+    fingerprint: str
+    rank: int
+    alpha: float
+    modules: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise IntegrityError(f"rank must be at least 1, not {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise IntegrityError(f"alpha must be a positive number, not {self.alpha}")
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter: its table, its weights, and the files of its base that the fingerprint covers."""
+
+    config: AdapterConfig
+    weights: Path
+    base: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class SpaceFiles:
-    """The files of one space on this machine, and its config.json."""
+    """The files of one space on this machine, and its config.json.
+
+    Those of an adapter are the files of its base, to which `adapter` applies.
+    """
 
     name: str
     config: Mapping[str, Any]
@@ -83,19 +122,37 @@ class SpaceFiles:
     decoder: Path
     tokenizer: Path
     licence: str
+    adapter: AdapterFiles | None = None
+
+    @property
+    def contents(self) -> tuple[Path, ...]:
+        """The files that the fingerprint of an adapter's base covers."""
+        return (self.encoder, self.decoder, self.tokenizer)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its own files."""
+        return (self.adapter.weights if self.adapter else self.encoder).parent
 
 
 @dataclass(frozen=True)
 class ModelFiles:
     """The files of one concept model on this machine; `licence` is empty if it is unknown.
 
-    Large weights may be split into several files beside `weights`, with an index.
+    Large weights may be split into several files beside `weights`, with an index. `weights` of an
+    adapter are those of its base, to which `adapter` applies.
     """
 
     name: str
     config: Path
     weights: Path
     licence: str = ""
+    adapter: AdapterFiles | None = None
+
+    @property
+    def contents(self) -> tuple[Path, ...]:
+        """The files that the fingerprint of an adapter's base covers."""
+        return tuple(weight_parts(self.weights))
 
 
 @dataclass(frozen=True)
@@ -131,13 +188,18 @@ def locate_space(source: str) -> SpaceFiles:
     Raises NotFoundError with the missing file and the command that fetches it, IntegrityError if
     config.json does not describe a space, UsageError for the name of a model.
     """
+    return _space_on_base(_find_space(source))
+
+
+def _find_space(source: str) -> SpaceFiles:
+    """Find a space; the files of an adapter are its own, without those of its base."""
     file = find_card_file(source)
     if file is not None:
         return _of_card(read_card(file), file, source)
     if Path(source).is_dir():
-        return read_space(Path(source))
+        return _space_in(Path(source))
     if source in list_pulled():
-        return read_space(space_folder(source))
+        return _space_in(space_folder(source))
     if is_repository(source):
         return _from_hub(source)
     raise NotFoundError(f"there is no space called {source!r}", suggest_names(source, "space"))
@@ -149,6 +211,11 @@ def locate_model(source: str) -> ModelFiles:
     Raises NotFoundError with the missing file and the command that fetches it, UsageError for the
     name of a space. The contents of the files are not checked.
     """
+    return _model_on_base(_find_model(source))
+
+
+def _find_model(source: str) -> ModelFiles:
+    """Find a model; the files of an adapter are its own, without those of its base."""
     file = find_card_file(source)
     if file is not None:
         return _model_of_card(read_card(file), file, source)
@@ -190,13 +257,86 @@ WAYS: dict[str, Callable[[str], object]] = {
 
 def read_space(folder: Path) -> SpaceFiles:
     """Return the files of the space in a folder; raises as `locate_space` does."""
+    return _space_on_base(_space_in(folder))
+
+
+def _space_in(folder: Path) -> SpaceFiles:
     config = read_space_config(folder)
-    paths = {role: folder / SPACE_FILES[role] for role in ROLES}
-    for path in paths.values():
+    paths: dict[str, Any] = {role: folder / SPACE_FILES[role] for role in ROLES}
+    adapter = _adapter_in(folder, config) if "adapter" in config else None
+    for path in [adapter.weights] if adapter else paths.values():
         if not path.is_file():
             again = f"lcm pull {folder.name} --force" if folder == space_folder(folder.name) else ""
             raise NotFoundError(f"{folder} is not a complete space: {path.name} is missing", again)
-    return SpaceFiles(name=config["name"], config=config, licence=config["licence"], **paths)
+    about = {"name": config["name"], "config": config, "licence": config["licence"]}
+    return SpaceFiles(**about, **paths, adapter=adapter)
+
+
+def base_of(source: str) -> str:
+    """Return the base of the adapter `source`, "" if it is none or is not on this machine."""
+    for find in (_find_space, _find_model):
+        with suppress(LcmError):
+            adapter = find(source).adapter
+            return adapter.config.base if adapter else ""
+    return ""
+
+
+def read_adapter(folder: Path) -> AdapterFiles | None:
+    """Return the adapter in a folder, without the files of its base; None if there is none.
+
+    Raises IntegrityError for a malformed config.
+    """
+    if not (folder / ADAPTER).is_file():
+        return None
+    return _adapter_in(folder, read_json(folder / "config.json"))
+
+
+def _adapter_in(folder: Path, config: Mapping[str, Any]) -> AdapterFiles:
+    """Return the adapter in a folder. Raises IntegrityError for a malformed table in its config."""
+    table = config.get("adapter")
+    if not isinstance(table, dict):
+        raise IntegrityError(f"{folder / 'config.json'} has no table `adapter`")
+    parsed = parse(AdapterConfig, table, f"{folder / 'config.json'}: adapter")
+    return AdapterFiles(parsed, folder / ADAPTER)
+
+
+def _space_on_base(found: SpaceFiles) -> SpaceFiles:
+    """Give an adapter the files of its base; return any other space unchanged."""
+    if found.adapter is None:
+        return found
+    base = _find_base(found.adapter, _find_space)
+    adapter = replace(found.adapter, base=base.contents)
+    return replace(
+        base, name=found.name, config=found.config, licence=found.licence, adapter=adapter
+    )
+
+
+def _model_on_base(found: ModelFiles) -> ModelFiles:
+    """Give an adapter the weights of its base; return any other model unchanged."""
+    if found.adapter is None:
+        return found
+    base = _find_base(found.adapter, _find_model)
+    adapter = replace(found.adapter, base=base.contents)
+    return replace(found, weights=base.weights, adapter=adapter)
+
+
+Files = TypeVar("Files", SpaceFiles, ModelFiles)
+
+
+def _find_base(adapter: AdapterFiles, find: Callable[[str], Files]) -> Files:
+    """Return the files of an adapter's base, which may not be an adapter itself."""
+    name, folder = adapter.config.base, adapter.weights.parent
+    try:
+        base = find(name)
+    except NotFoundError as error:
+        message = f"{folder} is an adapter of {name!r}, which is missing: {error.message}"
+        raise NotFoundError(message, error.hint) from error
+    if base.adapter is not None:
+        raise IntegrityError(
+            f"{folder} is an adapter of {name!r}, which is an adapter itself",
+            f"merge it and train again: lcm checkpoints convert {name} -o DIR",
+        )
+    return base
 
 
 def read_space_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -228,14 +368,16 @@ def _of_card(card: Card, file: CardFile, source: str) -> SpaceFiles:
     if card.files:
         return _bundled(card, file)
     if card.name in list_pulled():
-        return read_space(space_folder(card.name))
+        return _space_in(space_folder(card.name))
     missing = space_folder(card.name) / SPACE_FILES["encoder"]
     message = f"{card.name} is not on this machine: no {missing}"
     raise NotFoundError(message, f"run: lcm pull {source}")
 
 
 def _bundled(card: Card, file: CardFile) -> SpaceFiles:
-    paths = {role: file_beside(file, card.files[role].name) for role in ("config", *ROLES)}
+    paths: dict[str, Any] = {
+        role: file_beside(file, card.files[role].name) for role in ("config", *ROLES)
+    }
     config_path = paths.pop("config")
     config = read_space_config(config_path.parent, config_path.name)
     return SpaceFiles(name=card.name, config=config, licence=card.licence, **paths)
@@ -264,7 +406,8 @@ def _model_in(folder: Path, name: str, licence: str = "") -> ModelFiles:
             f"no model at {folder}: {config.name} is missing",
             "convert the weights of another program with: lcm checkpoints convert",
         )
-    return ModelFiles(name, config, folder / MODEL_FILES["model"], licence)
+    weights = folder / MODEL_FILES["model"]
+    return ModelFiles(name, config, weights, licence, read_adapter(folder))
 
 
 def _model_from_hub(source: str) -> ModelFiles:
@@ -317,4 +460,4 @@ def _from_hub(source: str) -> SpaceFiles:
         raise NotFoundError(
             f"{source} is not on this machine: no config.json", f"run: lcm pull {source}"
         )
-    return read_space(folder)
+    return _space_in(folder)

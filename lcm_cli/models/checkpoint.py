@@ -6,16 +6,17 @@ copy where the dtype already fits. Nothing is unpickled.
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.files import atomic_files
-from lcm_cli.hub.layouts import weight_parts
-from lcm_cli.hub.locate import MODEL_FILES, ModelFiles, locate_model
+from lcm_cli.hub.layouts import ADAPTER, weight_parts
+from lcm_cli.hub.locate import MODEL_FILES, AdapterConfig, ModelFiles, locate_model
 from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import (
     AnyConfig,
@@ -26,12 +27,14 @@ from lcm_cli.models.config import (
     to_dict,
 )
 from lcm_cli.models.interface import ConceptModel
+from lcm_cli.models.layers import AddedProjection
 from lcm_cli.models.one_tower import OneTowerLCM
 from lcm_cli.models.packed import lay_out
 from lcm_cli.models.quant_lcm import QuantLCM, ResidualQuantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.models.two_tower import TwoTowerLCM
 from lcm_cli.space import pick_device
+from lcm_cli.space.adapters import adapted, adapter_state, check_base
 from lcm_cli.space.kernels import page_out
 from lcm_cli.space.space import PRECISIONS
 from lcm_cli.weights import (
@@ -76,7 +79,7 @@ def load_model(
 
     Raises NotFoundError if the model is not installed, UsageError for an unknown device or
     precision and for int8 elsewhere than on the CPU, and IntegrityError if a file is damaged or
-    does not fit the config.
+    does not fit the config, or for an adapter of another base.
     """
     chosen = pick_device(device)
     on_cpu, packed = chosen.type == "cpu", packed or precision == "int8"
@@ -128,7 +131,9 @@ def open_model(files: ModelFiles) -> tuple[Any, dict[str, Weight]]:
     `load_model` does.
     """
     config = read_model_config(files.config)
-    weights = read_weights(*weight_parts(files.weights))
+    if files.adapter:
+        check_base(files.adapter)
+    weights = adapted(read_weights(*weight_parts(files.weights)), files.adapter)
     model = without_weights(lambda: build(config), _layers(config), weights, files.weights)
     check_state(model, weights, str(files.weights))
     return model, weights
@@ -169,6 +174,17 @@ def check_state(model: nn.Module, state: Mapping[str, Weight], source: str) -> N
         )
 
 
+def with_added(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` with the zero projections that `model` has and its origin may lack."""
+    added = {
+        f"{name}.{key}": tensor
+        for name, part in model.named_modules()
+        if isinstance(part, AddedProjection)
+        for key, tensor in part.state_dict().items()
+    }
+    return added | dict(state)
+
+
 def _named(what: str, names: list[str]) -> str:
     if not names:
         return ""
@@ -181,6 +197,17 @@ def save(model: nn.Module, folder: Path, *, force: bool = False) -> None:
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     config: Any = model.config
     write(config, state, folder, force=force)
+
+
+def save_adapter(
+    model: nn.Module, adapter: AdapterConfig, folder: Path, *, force: bool = False
+) -> None:
+    """Write the adapters of `model` as a checkpoint folder; raises as `write` does."""
+    state = {key: [tensor.cpu()] for key, tensor in adapter_state(model).items()}
+    config: Any = model.config
+    with atomic_files(folder, (ADAPTER, CONFIG), force=force) as places:
+        write_safetensors(places[ADAPTER], state)
+        places[CONFIG].write_text(config_text(config, adapter), encoding="utf-8")
 
 
 def write(
@@ -201,9 +228,10 @@ def write(
         places[CONFIG].write_text(config_text(config), encoding="utf-8")
 
 
-def config_text(config: AnyConfig | QuantizerConfig) -> str:
-    """Return the content of a config.json file."""
-    return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
+def config_text(config: AnyConfig | QuantizerConfig, adapter: AdapterConfig | None = None) -> str:
+    """Return the content of a config.json file, with the table of an adapter."""
+    content = to_dict(config) | ({"adapter": asdict(adapter)} if adapter else {})
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def check_model_space(config: AnyConfig | QuantizerConfig, space: SpaceRef, dim: int) -> None:

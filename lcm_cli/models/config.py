@@ -255,6 +255,8 @@ class TwoTowerConfig(ModelConfig):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: DiffusionObjective = field(default_factory=DiffusionObjective)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # The denoiser also reads its previous estimate of x0 (Chen et al. 2022, arXiv 2208.04202, 3.2).
+    self_conditioning: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -263,6 +265,7 @@ class TwoTowerConfig(ModelConfig):
             "the denoiser is modulated (AdaLN): it needs norm_order 'pre' and positions 'none', "
             f"not {self.denoiser.norm_order!r} and {self.denoiser.positions!r}",
         )
+        _check_self_conditioning(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +279,11 @@ class OneTowerConfig(ModelConfig):
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: DiffusionObjective = field(default_factory=DiffusionObjective)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    self_conditioning: bool = False  # see TwoTowerConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_self_conditioning(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,6 +389,7 @@ def read_model_config(file: Path) -> AnyConfig | QuantizerConfig:
     data = json_value(file.read_bytes(), str(file))
     if not isinstance(data, dict):
         raise IntegrityError(f"{file} does not contain a JSON object")
+    data.pop("adapter", None)  # see lcm_cli.hub.locate
     if data.get("kind") == "space":
         raise UsageError(f"{file.parent} is a space, not a model", "pass it as --space")
     return from_dict(data, str(file))
@@ -455,6 +464,14 @@ def _check_stack(stack: TransformerConfig, model_dim: int, name: str) -> None:
     _require(
         stack.positions != "rope" or width % 2 == 0,
         f"{name}: rotary positions need an even head width, not {width}",
+    )
+
+
+def _check_self_conditioning(config: OneTowerConfig | TwoTowerConfig) -> None:
+    _require(
+        not config.self_conditioning or config.schedule.prediction != "epsilon",
+        "self_conditioning needs the prediction x0, v or flow, not 'epsilon': at high noise, the "
+        "noise determines no concept",
     )
 
 

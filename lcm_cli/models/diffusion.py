@@ -19,7 +19,7 @@ Shapes: T steps, B documents, S concepts, D concept dim, N targets.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -210,14 +210,25 @@ class Schedule:
         # A schedule that rises slowly may have no noise at all at its first step, after rounding.
         return (x - signal * output) / spread if spread > 0 else torch.zeros_like(x)
 
-    def clean(self, output: Tensor, x: Tensor, t: int, prediction: PredictionType) -> Tensor:
-        """Return the x0 implied by `output` at x_t, read as `prediction`."""
-        signal, spread = math.sqrt(self.alpha(t)), math.sqrt(1 - self.alpha(t))
-        if prediction == "x0":
+    def clean(
+        self, output: Tensor, x: Tensor, t: int | Tensor, prediction: PredictionType | None = None
+    ) -> Tensor:
+        """Return the x0 implied by `output` at x_t, read as `prediction` (default: the schedule's).
+
+        `t` is one step or, unless e is predicted, the steps (...) of x (..., D).
+        """
+        kind = prediction or self.config.prediction
+        signal: float | Tensor
+        spread: float | Tensor
+        if isinstance(t, Tensor):
+            signal, spread = self.levels(t)
+        else:
+            signal, spread = math.sqrt(self.alpha(t)), math.sqrt(1 - self.alpha(t))
+        if kind == "x0":
             return output
-        if prediction == "v":
+        if kind == "v":
             return signal * x - spread * output
-        if prediction == "flow":
+        if kind == "flow":
             return (x - spread * output) / (signal + spread)
         # Without signal, e determines nothing about x0: take 0, the centre of normalized concepts.
         return (x - spread * output) / signal if signal > 0 else torch.zeros_like(x)
@@ -323,9 +334,16 @@ class Denoised:
     x0: Tensor  # the x0 predicted at this step
 
 
-# Map x_t, t and whether to guide to the network's conditional output, and the unconditional one
-# (None without guidance).
-Predict = Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]]
+class Predict(Protocol):
+    """A network as the sampler calls it."""
+
+    def __call__(
+        self, x: Tensor, t: int, guided: bool, estimate: Tensor | None = None, /
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the conditional output at x_t and, if `guided`, the unconditional one.
+
+        `estimate` is the x0 of the step before; only a model with self-conditioning reads it.
+        """
 
 
 def sample(
@@ -343,11 +361,11 @@ def sample(
     """
     spread = options.initial_noise * options.temperature
     x = (start * spread).clamp(-options.clip, options.clip)
-    x0 = x
+    x0, estimate = x, None
     for index, (t, s) in enumerate(step_pairs(schedule.config.steps, options)):
         # At the noisiest step x_t may hold no signal, and x0 cannot be recovered from guided noise.
         guided = options.guided and t < schedule.config.steps - 1
-        output, unconditional = predict(x, t, guided)
+        output, unconditional = predict(x, t, guided, estimate)
         prediction = schedule.config.prediction
         if unconditional is not None:
             noise = schedule.epsilon(output, x, t)
@@ -355,6 +373,7 @@ def sample(
             prediction = "epsilon"
         extra = draw() if options.eta > 0 else None
         previous, x0 = schedule.step(output, x, t, s, options, prediction=prediction, noise=extra)
+        estimate = x0
         if watch is not None:
             watch(Denoised(index, t, output, previous, x0))
         x = previous.clamp(-options.clip, options.clip)
@@ -433,11 +452,16 @@ class Draws:
     noise_BSD: Tensor
     timesteps_BS: Tensor
     dropped_BS: Tensor | None  # True: trained without context
+    estimated_B: Tensor | None = None  # True: with self-conditioning, reads an estimate; None: all
 
     def to(self, device: torch.device) -> "Draws":
         """Return the same draws on `device`."""
-        dropped_BS = None if self.dropped_BS is None else self.dropped_BS.to(device)
-        return Draws(self.noise_BSD.to(device), self.timesteps_BS.to(device), dropped_BS)
+        dropped_BS, estimated_B = (
+            None if part is None else part.to(device)
+            for part in (self.dropped_BS, self.estimated_B)
+        )
+        moved = self.noise_BSD.to(device), self.timesteps_BS.to(device)
+        return Draws(*moved, dropped_BS, estimated_B)
 
 
 def dropped_rows(

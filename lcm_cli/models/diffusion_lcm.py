@@ -29,6 +29,7 @@ from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, sq
 from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.models.normalizer import Normalizer
 
+ESTIMATED = 0.5  # share of rows that read an estimate in training
 PROBES = 8  # number of noise levels at which `likelihood` measures the denoising error
 
 
@@ -71,13 +72,15 @@ class DiffusionLCM(ConceptModel):
         places_BS: Tensor | None = None,
         dropped_BS: Tensor | None = None,
         segments_BS: Tensor | None = None,
+        estimate_BSD: Tensor | None = None,
     ) -> Tensor:
         """Denoise every concept of a document against those before it.
 
         `x_BSD` are the clean normalized concepts. `noisy_BSD` are the same concepts, or only those
         at `places_BS`, noised at `timesteps_BS`. Positions in `dropped_BS` see no context.
-        `segments_BS` numbers the documents of packed rows. Returns the network's predictions,
-        shaped as `noisy_BSD`.
+        `segments_BS` numbers the documents of packed rows. `estimate_BSD` is an estimate of x0 for
+        each noisy concept, which a model without self-conditioning ignores; None means zeros.
+        Returns the network's predictions, shaped as `noisy_BSD`.
         """
 
     @abstractmethod
@@ -104,7 +107,10 @@ class DiffusionLCM(ConceptModel):
         dropped_BS = None
         if objective.condition_dropping > 0 and (self.training or objective.dropping == "official"):
             dropped_BS = dropped_rows(objective, shape, device, generator, shared=shared)
-        return Draws(noise_BSD, timesteps_BS, dropped_BS).to(x0_BSD.device)
+        estimated_B = None
+        if self.config.self_conditioning and self.training:
+            estimated_B = torch.rand(shape[:1], generator=generator, device=device) < ESTIMATED
+        return Draws(noise_BSD, timesteps_BS, dropped_BS, estimated_B).to(x0_BSD.device)
 
     def loss(
         self,
@@ -115,7 +121,8 @@ class DiffusionLCM(ConceptModel):
         """Return the weighted squared error of every concept, each at its own noise level.
 
         This is equation 16 with the weights of equation 17 or 19. `draws` replaces the numbers
-        otherwise drawn from `generator`.
+        otherwise drawn from `generator`. A model with self-conditioning reads its own estimate in
+        half of the rows; in all of them outside training.
         """
         x_BSD = self.normalized(batch.concepts_BSD)
         x0_BSD, target_BS = batch.targets(x_BSD)
@@ -124,12 +131,39 @@ class DiffusionLCM(ConceptModel):
         noise_BSD, t_BS = draws.noise_BSD.to(x_BSD.dtype), draws.timesteps_BS
         noisy_BSD = self.schedule.noised(x0_BSD, noise_BSD, t_BS).to(x_BSD.dtype)
         places_BS = None if batch.sources_B is None else batch.places()
-        out_BSD = self(x_BSD, noisy_BSD, t_BS, places_BS, draws.dropped_BS, batch.segments_BS)
+        given = x_BSD, noisy_BSD, t_BS, places_BS, draws.dropped_BS, batch.segments_BS
+        out_BSD = self(*given, self._estimate(given, draws.estimated_B))
         goal_BSD = self.schedule.target(x0_BSD, noise_BSD, t_BS)
         fragility_N = None
         if batch.fragility_BS is not None:
             fragility_N = batch.targets(batch.fragility_BS)[0][target_BS]
         return self._weigh(out_BSD[target_BS], goal_BSD[target_BS], t_BS[target_BS], fragility_N)
+
+    def _estimate(
+        self, given: tuple[Tensor | None, ...], estimated_B: Tensor | None
+    ) -> Tensor | None:
+        """Return the x0 that the model predicts from the arguments `given` to `forward`.
+
+        It has no gradient, and is zero in rows outside `estimated_B`. None without
+        self-conditioning.
+        """
+        if not self.config.self_conditioning:
+            return None
+        noisy_BSD, t_BS = given[1], given[2]
+        assert noisy_BSD is not None and t_BS is not None
+        if estimated_B is None:
+            estimated_B = torch.ones_like(t_BS[:, 0], dtype=torch.bool)
+        # At least one row, whose estimate is then discarded: the processes of a sharded model must
+        # all make this pass.
+        rows_N = estimated_B.nonzero()[:, 0] if estimated_B.any() else torch.zeros_like(t_BS[:1, 0])
+        with torch.no_grad():
+            out = self(*(None if part is None else part[rows_N] for part in given))
+        # Autocast would reuse the weights that it cast in this pass, which have no gradient.
+        torch.clear_autocast_cache()
+        estimate_BSD = torch.zeros_like(noisy_BSD)
+        x0 = self.schedule.clean(out.float(), noisy_BSD[rows_N].float(), t_BS[rows_N])
+        estimate_BSD[rows_N] = x0.to(noisy_BSD.dtype)
+        return estimate_BSD.masked_fill(~estimated_B[:, None, None], 0.0)
 
     def _weigh(
         self, out_ND: Tensor, goal_ND: Tensor, timesteps_N: Tensor, fragility_N: Tensor | None
@@ -177,7 +211,8 @@ class DiffusionLCM(ConceptModel):
         """Return the negative mean denoising error over `PROBES` noise levels, (B,).
 
         This is a coarse, unweighted sample of the variational bound of diffusion models. All rows
-        get the same noise, so that their scores are comparable.
+        get the same noise, so that their scores are comparable. With self-conditioning, the
+        estimate is zero at each level, as at the first step of sampling.
         """
         x0_BD, total = self.normalizer.normalize(concepts_BD), self.config.schedule.steps
         noise, predict = Noise([0], self.device), self.reader(state)
@@ -188,6 +223,6 @@ class DiffusionLCM(ConceptModel):
             level = torch.tensor(t, device=self.device)
             x_BD = self.schedule.noised(x0_BD, e_BD, level)
             output_BD, _ = predict(x_BD, t, False)
-            guess_BD = self.schedule.clean(output_BD, x_BD, t, self.config.schedule.prediction)
+            guess_BD = self.schedule.clean(output_BD, x_BD, t)
             error_B = error_B + squared_error(guess_BD, x0_BD)
         return -error_B / PROBES

@@ -461,15 +461,30 @@ class Frontend(nn.Module):
 class Projection(nn.Module):
     """The PostNet: model width back to concepts, with an optional activation."""
 
-    def __init__(self, inputs: int, outputs: int, activation: Activation | None = None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        activation: Activation | None = None,
+        *,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        self.fc = nn.Linear(inputs, outputs)
+        self.fc = nn.Linear(inputs, outputs, bias=bias)
         self.activation = None if activation is None else ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., M) to (..., D)."""
         y = self.fc(x)
         return y if self.activation is None else self.activation(y)
+
+
+class AddedProjection(Projection):
+    """A linear map that starts at zero: adding its output to a trained model changes nothing."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        nn.init.zeros_(self.fc.weight)
 
 
 class TimeEmbedding(nn.Module):

@@ -3,6 +3,8 @@
     input  = PreNet([x | embed(t)]) + position       t = 0 for clean concepts
     x0_n   = PostNet(Transformer(clean x_<n, noisy x_n))
 
+With self-conditioning, embed(t) of a noisy concept has the projected estimate of its x0 added.
+
 Training denoises every sentence of a document at once, under this attention mask (figure 7):
 - every position sees itself and the clean concepts of earlier sentences;
 - no position sees a noisy concept other than itself;
@@ -28,6 +30,7 @@ from lcm_cli.models.diffusion import DiffusionOptions, Predict, timesteps
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import (
+    AddedProjection,
     Frontend,
     KeyValueCache,
     Projection,
@@ -86,23 +89,23 @@ class SharedBackbone(nn.Module):
         places = cache.lengths_B[:, None] + torch.arange(x_BKD.shape[1], device=x_BKD.device)
         self.transformer(self.embed(x_BKD, tag_E, places), places, cache=cache)
 
-    def try_next(self, x_BD: Tensor, tag_E: Tensor, cache: KeyValueCache, guided: bool) -> Tensor:
-        """Contextualize one unfinished concept per row, (B, M).
+    def try_next(self, x_BD: Tensor, tags: Tensor, cache: KeyValueCache, guided: bool) -> Tensor:
+        """Contextualize one unfinished concept per row, (B, M); `tags` are (E,) or (B, 1, E).
 
         If `guided`, returns (2 B, M), the second half computed without context.
         """
         places = cache.lengths_B[:, None]
-        h_BSM = self.embed(x_BD[:, None], tag_E, places)
+        h_BSM = self.embed(x_BD[:, None], tags, places)
         if guided:
             h_BSM, places = torch.cat([h_BSM, h_BSM]), torch.cat([places, places])
         out_BSM = self.transformer(h_BSM, places, cache=cache)
         return out_BSM[:, 0]
 
-    def try_all(self, x_BSD: Tensor, tag_E: Tensor, cache: KeyValueCache, guided: bool) -> Tensor:
+    def try_all(self, x_BSD: Tensor, tags: Tensor, cache: KeyValueCache, guided: bool) -> Tensor:
         """Like `try_next`, for concepts 1 .. S at once, each against the clean ones before it."""
         count = x_BSD.shape[1]
         places = torch.arange(1, count + 1, device=x_BSD.device).expand(len(x_BSD), count)
-        h_BSM = self.embed(x_BSD, tag_E, places)
+        h_BSM = self.embed(x_BSD, tags, places)
         mask = _noisy_mask(count, places[:1])
         if guided:
             h_BSM, places = torch.cat([h_BSM, h_BSM]), torch.cat([places, places])
@@ -163,6 +166,9 @@ class OneTowerLCM(DiffusionLCM):
         self.embed_time = TimeEmbedding(config.model_dim)
         self.backbone = SharedBackbone(config)
         self.postnet = Projection(config.model_dim, config.concept_dim)
+        self.estimate_proj: AddedProjection | None = None
+        if config.self_conditioning:
+            self.estimate_proj = AddedProjection(config.concept_dim, config.model_dim)
 
     def forward(
         self,
@@ -172,11 +178,12 @@ class OneTowerLCM(DiffusionLCM):
         places_BS: Tensor | None = None,
         dropped_BS: Tensor | None = None,
         segments_BS: Tensor | None = None,
+        estimate_BSD: Tensor | None = None,
     ) -> Tensor:
         """Denoise every concept against those before it; see DiffusionLCM.forward."""
         # No position would see the last clean concept.
         clean = x_BSD[:, :-1], self._tag(0)
-        noisy = noisy_BSD, self.embed_time(timesteps_BS)
+        noisy = noisy_BSD, self._with_estimate(self.embed_time(timesteps_BS), estimate_BSD)
         if places_BS is None:
             places_BS = torch.arange(x_BSD.shape[1], device=x_BSD.device)[None]
         h_BSM = self.backbone(clean, noisy, places_BS, dropped_BS, segments_BS)
@@ -184,6 +191,12 @@ class OneTowerLCM(DiffusionLCM):
 
     def _tag(self, t: int) -> Tensor:
         return self.embed_time(torch.tensor(t, device=self.device))
+
+    def _with_estimate(self, tags: Tensor, estimate_BSD: Tensor | None) -> Tensor:
+        """Return the tags of noisy concepts, (..., E), with projected estimates of x0 added."""
+        if self.estimate_proj is None or estimate_BSD is None:
+            return tags
+        return tags + self.estimate_proj(estimate_BSD.to(tags.dtype))
 
     @torch.inference_mode()
     def begin(self, prompts: Batch, capacity: int, options: DiffusionOptions) -> OneTowerState:
@@ -208,10 +221,14 @@ class OneTowerLCM(DiffusionLCM):
 
         assert isinstance(state, OneTowerState)
 
-        def predict(x_BD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
+        def predict(
+            x_BD: Tensor, t: int, guided: bool, estimate_BD: Tensor | None = None
+        ) -> tuple[Tensor, Tensor | None]:
             x_BD = x_BD.to(self.dtype)
             tag = state.tags[t] if t in state.tags else self._tag(t)
-            h_BM = self.backbone.try_next(x_BD, tag, state.cache, guided)
+            estimate_BSD = None if estimate_BD is None else estimate_BD[:, None]
+            tags = self._with_estimate(tag, estimate_BSD)
+            h_BM = self.backbone.try_next(x_BD, tags, state.cache, guided)
             return self._split(h_BM, guided)
 
         return predict
@@ -224,9 +241,11 @@ class OneTowerLCM(DiffusionLCM):
         self.backbone.read(x_BSD[:, :-1], self._tag(0), cache)
         cache.advance(known)
 
-        def predict(x_BSD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
-            x_BSD = x_BSD.to(self.dtype)
-            return self._split(self.backbone.try_all(x_BSD, self._tag(t), cache, guided), guided)
+        def predict(
+            x_BSD: Tensor, t: int, guided: bool, estimate_BSD: Tensor | None = None
+        ) -> tuple[Tensor, Tensor | None]:
+            x_BSD, tags = x_BSD.to(self.dtype), self._with_estimate(self._tag(t), estimate_BSD)
+            return self._split(self.backbone.try_all(x_BSD, tags, cache, guided), guided)
 
         return predict
 

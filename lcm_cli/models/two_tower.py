@@ -34,6 +34,7 @@ from lcm_cli.models.diffusion import DiffusionOptions, Predict, timesteps
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import (
+    AddedProjection,
     Attention,
     FeedForward,
     Frontend,
@@ -155,6 +156,9 @@ class Denoiser(nn.Module):
         self.layer_norm = norm_layer(stack.norm, dim) if stack.final_norm else nn.Identity()
         self.dropout = nn.Dropout(stack.final_dropout)
         self.final_proj = Projection(dim, config.concept_dim)
+        self.estimate_proj: AddedProjection | None = None
+        if config.self_conditioning:
+            self.estimate_proj = AddedProjection(config.concept_dim, dim)
 
     def modulations(self, timesteps: Tensor) -> list[Tensor]:
         """Return the modulation of each layer at `timesteps` (...), (..., 9 M) each."""
@@ -166,10 +170,16 @@ class Denoiser(nn.Module):
         return [layer.cross_attention for layer in self.layers]  # type: ignore[misc]
 
     def forward(
-        self, x_BSD: Tensor, modulations: Sequence[Tensor], memories: Sequence[Memory]
+        self,
+        x_BSD: Tensor,
+        modulations: Sequence[Tensor],
+        memories: Sequence[Memory],
+        estimate_BSD: Tensor | None = None,
     ) -> Tensor:
         """Denoise concepts (B, S, D), given the modulation and memory of each layer."""
         x_BSM = self.initial_proj(x_BSD)
+        if self.estimate_proj is not None and estimate_BSD is not None:
+            x_BSM = x_BSM + self.estimate_proj(estimate_BSD)
         for layer, modulation, memory in zip(self.layers, modulations, memories, strict=True):
             x_BSM = layer(x_BSM, modulation, memory)
         return self.final_proj(self.dropout(self.layer_norm(x_BSM)))
@@ -222,6 +232,7 @@ class TwoTowerLCM(DiffusionLCM):
         places_BS: Tensor | None = None,
         dropped_BS: Tensor | None = None,
         segments_BS: Tensor | None = None,
+        estimate_BSD: Tensor | None = None,
     ) -> Tensor:
         """Denoise every concept against those before it; see DiffusionLCM.forward."""
         context_BSM = self.contextualize(x_BSD, segments_BS=segments_BS)
@@ -230,7 +241,8 @@ class TwoTowerLCM(DiffusionLCM):
         # No mask: the memories are causal.
         mask = None if places_BS is None else sees(places_BS, x_BSD.shape[1], segments_BS)
         memories = self._memories(context_BSM, mask, dropped_BS)
-        return self.denoiser(noisy_BSD, self._modulations_everywhere(timesteps_BS), memories)
+        modulations = self._modulations_everywhere(timesteps_BS)
+        return self.denoiser(noisy_BSD, modulations, memories, estimate_BSD)
 
     def _modulations_everywhere(self, timesteps_BS: Tensor) -> list[Tensor]:
         """Return the modulation of each layer at every position's timestep, (B, S, 9 M) each."""
@@ -299,8 +311,11 @@ class TwoTowerLCM(DiffusionLCM):
         ]
         predict = self.predictor(memories, state.modulations)
 
-        def single(x_BD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
-            with_context, without = predict(x_BD[:, None], t, guided)
+        def single(
+            x_BD: Tensor, t: int, guided: bool, estimate_BD: Tensor | None = None
+        ) -> tuple[Tensor, Tensor | None]:
+            estimate_BSD = None if estimate_BD is None else estimate_BD[:, None]
+            with_context, without = predict(x_BD[:, None], t, guided, estimate_BSD)
             return with_context[:, 0], None if without is None else without[:, 0]
 
         return single
@@ -315,13 +330,17 @@ class TwoTowerLCM(DiffusionLCM):
     def predictor(self, memories: list[Memory], modulations: dict[int, list[Tensor]]) -> Predict:
         """Return the denoiser against `memories`; missing `modulations` are added when needed."""
 
-        def predict(x_BSD: Tensor, t: int, guided: bool) -> tuple[Tensor, Tensor | None]:
+        def predict(
+            x_BSD: Tensor, t: int, guided: bool, estimate_BSD: Tensor | None = None
+        ) -> tuple[Tensor, Tensor | None]:
             if t not in modulations:
                 modulations[t] = self.denoiser.modulations(torch.tensor([t], device=self.device))
-            x_BSD = x_BSD.to(self.dtype)
             # The second half of the rows, beyond those of the memories, is unconditional.
-            both = torch.cat([x_BSD, x_BSD]) if guided else x_BSD
-            out = self.denoiser(both, modulations[t], memories).float()
+            both, estimates = (
+                part if part is None else part.to(self.dtype).repeat(1 + guided, 1, 1)
+                for part in (x_BSD, estimate_BSD)
+            )
+            out = self.denoiser(both, modulations[t], memories, estimates).float()
             return (out[: len(x_BSD)], out[len(x_BSD) :]) if guided else (out, None)
 
         return predict

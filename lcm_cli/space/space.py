@@ -18,6 +18,7 @@ from torch import Tensor
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.hub.locate import SpaceFiles, locate_space
 from lcm_cli.progress import Progress
+from lcm_cli.space.adapters import adapted, check_base
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.kernels import pack_linear, quantize, return_memory
@@ -68,10 +69,12 @@ def load_space(
 
     `batch_tokens` limits the tokens that the encoder processes, or the decoder keeps, at a time.
     Raises NotFoundError if the space is not installed, UsageError for an unknown device or
-    precision.
+    precision, IntegrityError for an adapter of another base.
     """
     files = locate_space(source)
     chosen = pick_device(device)
+    if files.adapter:
+        check_base(files.adapter)
     return Space(files, chosen, pick_precision(precision, chosen), batch_tokens)
 
 
@@ -102,10 +105,11 @@ class Space:
         same concepts. The digest covers the bytes of the tokenizer and the names, shapes and
         float32 values of the encoder's tensors, so it does not depend on how these are stored.
         Large matrices are sampled (see lcm_cli.weights.sampled), which distinguishes versions but
-        does not verify every value. Raises IntegrityError for a damaged file.
+        does not verify every value. An adapter of the decoder alone leaves it unchanged. Raises
+        IntegrityError for a damaged file.
         """
         digest = hashlib.sha256(self.files.tokenizer.read_bytes())
-        for block in sampled(read_weights(self.files.encoder)):
+        for block in sampled(adapted(read_weights(self.files.encoder), self.files.adapter)):
             digest.update(block)
         return digest.hexdigest()[:16]
 
@@ -132,9 +136,10 @@ class Space:
         return self._laid_out(TextDecoder, config, self.files.decoder)
 
     def _laid_out(self, build: Callable[[Config], Network], config: Config, path: Path) -> Network:
-        network = load_weights(build, config, path, self.device, self._dtype)
+        adapter = self.files.adapter
+        network = load_weights(build, config, path, self.device, self._dtype, adapter)
         if self.precision == "int8":
-            return quantize(network, stored_scales(path))
+            return quantize(network, stored_scales(path, adapter))
         return pack_linear(network)
 
     def find_language(self, query: str) -> str:

@@ -111,7 +111,8 @@ class SelfAttention(nn.Module):
     def project(self, x_TM: Tensor) -> Sequence[Tensor]:
         """Return the queries, keys and values of tokens, (T, H, d) each."""
         maps = (self.q_proj, self.k_proj, self.v_proj)
-        if not x_TM.is_cuda:  # on the CPU three products are as fast as one larger one
+        # On the CPU three products are as fast as one larger one; adapted maps have no one matrix.
+        if not x_TM.is_cuda or not all(isinstance(p, nn.Linear) for p in maps):
             return [p(x_TM).view(len(x_TM), self.heads, -1) for p in maps]
         weight = torch.cat([p.weight for p in maps])
         bias = torch.cat([p.bias for p in maps])

@@ -20,14 +20,16 @@ from lcm_cli.hub import cards, locate
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.space import Space, load_space
+from lcm_cli.space.adapters import attach
 from lcm_cli.space.encoder import EncoderConfig
 from lcm_cli.training.data.filters import Filter
 from lcm_cli.training.data.index import files_of
 from lcm_cli.training.data.packing import prompt_of
 from lcm_cli.training.data_options import DataOptions, as_data_set
+from lcm_cli.training.optim import freeze, sizes
 from lcm_cli.training.prepare import load_start, make_trainer, model_config
-from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe, SpeechRecipe, Trained
-from lcm_cli.training.trainers.concept_model import ModelTrainer, freeze
+from lcm_cli.training.recipe import AdapterOptions, ModelRecipe, SpaceRecipe, SpeechRecipe, Trained
+from lcm_cli.training.trainers.concept_model import ModelTrainer
 from lcm_cli.weights import without_content
 
 FLOAT = 4  # bytes per weight in training, whatever the precision of the computation
@@ -59,15 +61,16 @@ def dry_run(recipe: Trained, device: torch.device) -> dict[str, Any]:
 
         with TemporaryDirectory() as folder:
             trainer = text_space.make_space_trainer(recipe, Path(folder), device)
-            size = sum(p.numel() for p in trainer.parameters)
-            return _report(recipe, (size, size), recipe.train.ema) | _measured(trainer, device)
+            return _report(recipe, trainer.sizes, recipe.train.ema) | _measured(trainer, device)
     if isinstance(recipe, SpeechRecipe):
         return _dry_run_of_speech(recipe, device)
     not_known: list[str] = []
     config = _config(recipe, not_known)
     not_known += _without_data(recipe.data, config)
-    sizes = None if config is None else parameters(config, recipe.train.freeze)
-    report = _report(recipe, sizes, recipe.train.ema) | {"not_known": not_known}
+    counts = None
+    if config is not None:
+        counts = parameters(config, recipe.train.freeze, recipe.adapter)
+    report = _report(recipe, counts, recipe.train.ema) | {"not_known": not_known}
     report |= {"per_step": recipe.data.batch_concepts, "unit": ModelTrainer.unit}
     if not not_known and report["state_bytes"] > ROOM * free_memory(device):
         not_known.append(f"{MEASURES}: the state does not fit into the free memory")
@@ -98,8 +101,9 @@ def _dry_run_of_student(recipe: SpaceRecipe, device: torch.device) -> dict[str, 
     else:
         shapes, known = EncoderConfig(**space.files.config["encoder"]), space.languages
     config = space_student.student_config(recipe, shapes, len(set(recipe.languages) - set(known)))
-    size = space_student.encoder_size(config)
-    report = _report(recipe, (size, size), recipe.train.ema)
+    report = _report(
+        recipe, space_student.encoder_sizes(config, recipe.train.freeze), recipe.train.ema
+    )
     report |= {"per_step": 2 * recipe.train.batch_tokens, "unit": "tokens"}
     if absent is not None:
         not_known.append(_line(MEASURES, absent))
@@ -110,17 +114,20 @@ def _dry_run_of_student(recipe: SpaceRecipe, device: torch.device) -> dict[str, 
     return report | _measured(space_student.make_student_trainer(recipe, device), device)
 
 
-def parameters(config: AnyConfig, frozen: tuple[str, ...] = ()) -> tuple[int, int]:
+def parameters(
+    config: AnyConfig, frozen: tuple[str, ...] = (), adapter: AdapterOptions | None = None
+) -> tuple[int, int]:
     """Return the numbers of parameters of a model of `config`: all, and those trained.
 
     No memory is allocated for them. Raises IntegrityError for a pattern in `frozen` that matches
-    none.
+    none, and for an `adapter` that does not fit.
     """
     with without_content():
         model = checkpoint.build(config)
+        if adapter is not None:
+            attach([model], adapter.modules or ("*",), rank=adapter.rank, alpha=adapter.alpha)
     freeze(model, frozen)
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+    return sizes(model)
 
 
 def _config(recipe: ModelRecipe, not_known: list[str]) -> AnyConfig | None:
@@ -192,20 +199,22 @@ def _line(what: str, error: LcmError) -> str:
     return f"{what}: {error.message}; {error.hint}" if error.hint else f"{what}: {error.message}"
 
 
-def _report(recipe: Trained, sizes: tuple[int, int] | None, ema: float) -> dict[str, Any]:
+def _report(recipe: Trained, counts: tuple[int, int] | None, ema: float) -> dict[str, Any]:
     found = dict.fromkeys(_UNKNOWN) | {"steps": recipe.train.steps, "not_known": []}
-    if sizes is None:
+    if counts is None:
         return found
-    size, trained = sizes
+    size, trained = counts
+    kept = trained if getattr(recipe, "adapter", None) else size
     # AdamW keeps two numbers per weight, Muon one; the estimate assumes AdamW.
-    saved = FLOAT * (size + 2 * trained + (trained if ema else 0))
+    rest = FLOAT * (2 * trained + (trained if ema else 0))
+    saved = FLOAT * kept + rest
     keep = recipe.train.keep if isinstance(recipe, ModelRecipe) else 2
     return found | {
         "parameters": size,
         "trained": trained,
-        "state_bytes": saved + FLOAT * trained,
+        "state_bytes": FLOAT * size + rest + FLOAT * trained,
         # One state more than are kept: an old one is removed only after the new one is written.
-        "disk_bytes": (keep + 1) * saved + 2 * FLOAT * size,
+        "disk_bytes": (keep + 1) * saved + 2 * FLOAT * kept,
     }
 
 

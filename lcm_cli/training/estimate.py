@@ -37,12 +37,14 @@ def flops_per_concept(config: AnyConfig, weights: int, length: float) -> float:
 
     Each of the `weights` of the model's matrices takes six FLOPs (two forward, four backward), each
     channel and visible concept in attention twelve (Chowdhery et al. 2022, appendix B). One-Tower
-    and Quant-LCM process every concept twice, clean and noised.
+    and Quant-LCM process every concept twice, clean and noised. Self-conditioning takes one more
+    forward pass for half of the rows, a sixth of a step.
     """
     # Causal attention sees half of the document on average: length / 2.
     times = 2 if config.architecture in ("one_tower", "quant") else 1
     attention = 12 * config.model_dim * _attentions(config) * times * length / 2
-    return times * 6 * weights + attention
+    passes = 7 / 6 if getattr(config, "self_conditioning", False) else 1
+    return passes * (times * 6 * weights + attention)
 
 
 def matrix_weights(model: nn.Module) -> int:

@@ -1,12 +1,14 @@
-"""Optimizers: Muon for matrices and AdamW for the rest; the learning rate of spaces
-and speech encoders."""
+"""Optimizers: Muon for matrices and AdamW for the rest; which parameters are trained; the learning
+rate of spaces and speech encoders."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lcm_cli.errors import IntegrityError
 from lcm_cli.training.parallel import map_whole
 from lcm_cli.training.recipe import SpaceTraining, SpeechTraining, Training
 
@@ -82,12 +84,46 @@ class Muon(torch.optim.Optimizer):
         return p.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
 
 
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the parameters whose names match one of `patterns`, such as "frontend.*".
+
+    A parameter shared by two modules has two names; either one freezes it. Raises IntegrityError if
+    a pattern matches none, or if no parameter is left to train.
+    """
+    named = list(model.named_parameters(remove_duplicate=False))
+    unmatched = []
+    for pattern in patterns:
+        found = [p for name, p in named if fnmatchcase(name, pattern)]
+        for p in found:
+            p.requires_grad_(False)
+        unmatched += [] if found else [repr(pattern)]
+    if unmatched:
+        tops = sorted({name.split(".")[0] for name, _ in named})
+        raise IntegrityError(
+            f"train.freeze: no parameter matches {' or '.join(unmatched)}",
+            f"modules: {', '.join(tops)}",
+        )
+    if not any(p.requires_grad for _, p in named):
+        raise IntegrityError(f"train.freeze = {list(patterns)} leaves nothing to train")
+
+
+def sizes(model: nn.Module) -> tuple[int, int]:
+    """Return the numbers of parameters: all, and those trained."""
+    found = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in found), sum(size for size, trained in found if trained)
+
+
+def trained_share(size: int, trained: int) -> str:
+    """Return the words for the trained part of `size` parameters; "" if it is all of them."""
+    return f" ({trained / 1e6:.1f} M of them trained)" if trained < size else ""
+
+
 def split_parameters(
     modules: Iterable[nn.Module],
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the matrices of linear layers and all other parameters, each once."""
+    """Return the trained parameters, each once: matrices of linear layers, and all others."""
     linear = {id(m.weight) for net in modules for m in net.modules() if isinstance(m, nn.Linear)}
-    unique = {id(p): p for net in modules for p in net.parameters()}
+    unique = {id(p): p for net in modules for p in net.parameters() if p.requires_grad}
     matrices = [p for key, p in unique.items() if key in linear]
     return matrices, [p for key, p in unique.items() if key not in linear]
 
@@ -110,8 +146,9 @@ def make_optimizers(
     Only matrices have weight decay, decoupled from the gradient.
     """
     # A captured step reads the learning rate from the device, where `set_rate` changes it.
-    on_gpu = matrices[0].is_cuda
-    rate = torch.zeros((), device=matrices[0].device) if on_gpu else 0.0
+    device = (matrices + others)[0].device
+    on_gpu = device.type == "cuda"
+    rate = torch.zeros((), device=device) if on_gpu else 0.0
     decay = options.weight_decay
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
     if options.optimizer == "adamw":
@@ -119,7 +156,7 @@ def make_optimizers(
     adamw = torch.optim.AdamW(
         groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, fused=on_gpu or None, capturable=on_gpu
     )
-    if options.optimizer == "adamw":
+    if options.optimizer == "adamw" or not matrices:
         return [adamw]
     dtype = getattr(torch, options.precision)
     return [Muon(matrices, lr=rate, dtype=dtype, weight_decay=decay), adamw]
@@ -141,7 +178,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def model_optimizers(model: nn.Module, options: Training) -> list[torch.optim.Optimizer]:
     """Return AdamW for all trainable parameters, or Muon for matrices and AdamW for the rest."""
-    matrices, others = ([p for p in part if p.requires_grad] for part in split_parameters([model]))
+    matrices, others = split_parameters([model])
 
     def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -153,8 +190,9 @@ def model_optimizers(model: nn.Module, options: Training) -> list[torch.optim.Op
             fused=True,
         )
 
-    if options.optimizer == "adamw":
+    # Freezing may leave only matrices, or none; an optimizer must have parameters.
+    if options.optimizer == "adamw" or not matrices:
         return [adamw(matrices + others)]
     dtype = torch.bfloat16 if options.precision == "bfloat16" else torch.float32
     muon = Muon(matrices, lr=0.0, dtype=dtype, weight_decay=options.weight_decay)
-    return [muon, adamw(others)]
+    return [muon, adamw(others)] if others else [muon]

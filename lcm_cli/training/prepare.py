@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcm_cli.documents.document import SpaceInfo
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.hub.locate import locate_model
 from lcm_cli.models import checkpoint
 from lcm_cli.models.config import (
     BREAK_TEXT,
@@ -31,6 +32,7 @@ from lcm_cli.models.quant_lcm import QuantLCM, fit_quantizer
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.progress import Progress, StartJob, no_progress
 from lcm_cli.space import Space, load_space
+from lcm_cli.training.adapting import add_adapters
 from lcm_cli.training.data.columns import Tokenize
 from lcm_cli.training.data.row_groups import Tokens
 from lcm_cli.training.data_options import DataOptions
@@ -116,8 +118,14 @@ def make_trainer(
             set_normalizer(model, recipe.normalizer, data, progress)
         if isinstance(model, QuantLCM) and (start is None or recipe.quantizer):
             set_quantizer(model, recipe.quantizer, data, recipe.train.seed, progress)
+    adapter = None
+    if recipe.adapter:
+        files = locate_model(recipe.start)
+        adapter = add_adapters([model], recipe.adapter, recipe.start, files, recipe.train.seed)
     listen(model, space)
-    return ModelTrainer(model.to(device), data, recipe.train, sampler=sampler, world=world)
+    return ModelTrainer(
+        model.to(device), data, recipe.train, sampler=sampler, world=world, adapter=adapter
+    )
 
 
 def make_sampler(recipe: ModelRecipe, space: Space, config: AnyConfig, world: World) -> Sampler:
@@ -174,8 +182,9 @@ def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> Con
     model = checkpoint.build(config)
     assert isinstance(model, ConceptModel)
     if start is not None:
-        checkpoint.check_state(model, start.state_dict(), f"{source} (changed by [model])")
-        model.load_state_dict(start.state_dict())
+        state = checkpoint.with_added(model, start.state_dict())
+        checkpoint.check_state(model, state, f"{source} (changed by [model])")
+        model.load_state_dict(state)
     return model
 
 

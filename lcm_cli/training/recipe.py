@@ -67,7 +67,8 @@ class SpaceTraining:
     is the fraction of pairs joined into longer ones. `decay` is the fraction of steps over which
     the learning rate falls to 0. `dropout` is the dropout probability in each layer, `smoothing`
     the label smoothing of the decoder's targets, `weight_decay` the decay of matrices. `ema` is the
-    decay of an average of the weights, which is then saved and evaluated in their place.
+    decay of an average of the weights, which is then saved and evaluated in their place. `freeze`
+    are patterns of the names of parameters not to train, such as "encoder.*".
     """
 
     steps: int = 10_000
@@ -86,6 +87,7 @@ class SpaceTraining:
     smoothing: float = 0.0
     weight_decay: float = 0.0
     ema: float = 0.0
+    freeze: tuple[str, ...] = ()
     max_tokens: int = 128
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -115,6 +117,41 @@ _SPACE_NUMBERS = ("learning_rate", "warmup", "clip", "noise", "align", "contrast
 
 
 @dataclass(frozen=True)
+class AdapterOptions:
+    """The [adapter] table: `start` is frozen, and low-rank updates of its matrices are trained.
+
+    An update is the product of two matrices of `rank` columns and rows, times `alpha` / `rank`
+    (LoRA, arXiv 2106.09685). `dropout` applies to its inputs. `modules` are patterns of the names
+    of linear maps; by default all maps of a model, and all in the layers of a space's decoder.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    modules: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for invalid numbers."""
+        if self.rank < 1:
+            raise IntegrityError(f"adapter.rank must be at least 1, not {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise IntegrityError(f"adapter.alpha must be a positive number, not {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise IntegrityError(f"adapter.dropout must be in [0, 1), not {self.dropout}")
+
+
+def _check_adapter(recipe: "SpaceRecipe | ModelRecipe") -> None:
+    """Raise IntegrityError for a recipe whose [adapter] has nothing to adapt."""
+    if recipe.adapter is None:
+        return
+    if recipe.distill is not None:
+        raise IntegrityError("[adapter] and a teacher", "distil without [adapter]")
+    if not recipe.start:
+        hint = 'name the checkpoint to adapt: start = "tiny"'
+        raise IntegrityError("[adapter] without start", hint)
+
+
+@dataclass(frozen=True)
 class SpaceDistillation:
     """The [distill] table of a space: a new encoder learns the concepts of the space `teacher`.
 
@@ -130,7 +167,8 @@ class SpaceDistillation:
 class SpaceRecipe:
     """A recipe with kind = "space". `start` names a space to finetune; without it, it is new.
 
-    With `distill`, only its encoder is new, and `languages` are added to those of the teacher.
+    With `adapter`, only small updates of `start` are trained and kept. With `distill`, only the
+    encoder is new, and `languages` are added to those of the teacher.
     """
 
     kind: Literal["space"]
@@ -141,10 +179,12 @@ class SpaceRecipe:
     start: str = ""
     shape: SpaceShape = field(default_factory=SpaceShape)
     train: SpaceTraining = field(default_factory=SpaceTraining)
+    adapter: AdapterOptions | None = None
     distill: SpaceDistillation | None = None
 
     def __post_init__(self) -> None:
         """Raise IntegrityError for invalid combinations."""
+        _check_adapter(self)
         if self.distill is not None and self.start:
             raise IntegrityError(
                 f"start = {self.start!r} and a teacher", "an encoder starts from distill.layers"
@@ -334,35 +374,64 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """A weight that changes over a run: `start` in the first step, `end` in the last.
+
+    In between it follows a straight line or half a cosine.
+    """
+
+    start: float
+    end: float
+    schedule: Literal["linear", "cosine"] = "linear"
+
+    def __bool__(self) -> bool:
+        """Whether the weight is ever above 0."""
+        return bool(self.start or self.end)
+
+
+@dataclass(frozen=True)
 class Distillation:
     """The [distill] table: how a model learns from `teacher`, a checkpoint or a run.
 
     `own` weights the model's usual loss, `prediction` the distance between the outputs of student
     and teacher (by `prediction_loss`; "auto": "kl" for a discrete Quant-LCM, else "mse"), and
-    `hidden` the distance between their hidden states. `layers` are pairs of layer numbers,
-    [student's, teacher's]; by default every layer of the student has a partner. `capture` is a file
-    of the teacher's predictions, to learn from without the teacher. With `compare` the same model
-    is also trained without a teacher.
+    `hidden` the distance between their hidden states (by `hidden_loss`). `temperature` flattens
+    the distributions that "kl" and "jsd" compare. `layers` are pairs of layer numbers,
+    [student's, teacher's]; by default every layer of the student has a partner. `capture` is a
+    folder of the teacher's predictions, stored as `capture_store`, to learn from without the
+    teacher; those of a diffusion model are for `draws` draws of noise per document. With `compare`
+    the same model is also trained without a teacher.
 
     `steps` distils the sampler of a diffusion model instead: the student, which starts as a copy of
     the teacher, learns to sample in this many steps without guidance.
     """
 
     teacher: str
-    own: float = 1.0
-    prediction: float = 1.0
-    prediction_loss: Literal["auto", "mse", "cosine", "kl"] = "auto"
-    hidden: float = 0.0
+    own: float | Ramp = 1.0
+    prediction: float | Ramp = 1.0
+    prediction_loss: Literal["auto", "mse", "cosine", "kl", "jsd"] = "auto"
+    temperature: float = 1.0
+    hidden: float | Ramp = 0.0
+    hidden_loss: Literal["mse", "cosine"] = "mse"
     layers: tuple[tuple[int, int], ...] = ()
     capture: str = ""
+    capture_store: Literal["float16", "int8"] = "float16"
+    draws: int = 1
     compare: bool = True
     steps: int = 0
 
     def __post_init__(self) -> None:
         """Raise IntegrityError for invalid combinations."""
         for name in ("own", "prediction", "hidden"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise IntegrityError(f"distill.{name} must not be negative: {getattr(self, name)}")
+            weight = getattr(self, name)
+            ends = (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,)
+            for number in ends:
+                if not 0 <= number < math.inf:
+                    raise IntegrityError(
+                        f"distill.{name} must be 0 or a positive number, not {number}"
+                    )
+        if not 0 < self.temperature < math.inf:
+            raise IntegrityError(f"distill.temperature must be positive, not {self.temperature}")
         if not self.prediction and not self.hidden:
             raise IntegrityError("nothing is learned from the teacher", "distill.prediction = 1.0")
         if self.capture and self.hidden:
@@ -370,12 +439,25 @@ class Distillation:
                 f"{self.capture} holds predictions, not hidden states",
                 "set distill.hidden = 0, or leave distill.capture out",
             )
-        if self.layers and not self.hidden:
-            raise IntegrityError("distill.layers without distill.hidden", "distill.hidden = 1.0")
+        if self.draws < 1:
+            raise IntegrityError(f"distill.draws must be at least 1, not {self.draws}")
+        if self.draws > 1 and not self.capture:
+            raise IntegrityError(
+                "distill.draws without distill.capture: each step draws new noise",
+                "leave distill.draws out",
+            )
+        for name in ("layers", "hidden_loss"):
+            if getattr(self, name) not in ((), "mse") and not self.hidden:
+                raise IntegrityError(
+                    f"distill.{name} without distill.hidden", "distill.hidden = 1.0"
+                )
         if self.steps < 0:
             raise IntegrityError(f"distill.steps must not be negative: {self.steps}")
         defaults = {part.name: part.default for part in fields(self)}
-        losses = ("own", "prediction", "prediction_loss", "hidden", "layers", "capture")
+        losses = (
+            *("own", "prediction", "prediction_loss", "temperature"),
+            *("hidden", "hidden_loss", "layers", "capture"),
+        )
         if self.steps and any(getattr(self, name) != defaults[name] for name in losses):
             raise IntegrityError(
                 "distill.steps replaces all other losses of [distill]",
@@ -389,7 +471,8 @@ class ModelRecipe:
 
     `model` may set `architecture`, `size` (models/config.py: ARCHITECTURES, SIZES) and any field of
     the model's config. `normalizer` and `quantizer` name checkpoints to take these from; without
-    them, those of a new model are fitted on the data first.
+    them, those of a new model are fitted on the data first. With `adapter`, only small updates of
+    `start` are trained and kept.
     """
 
     kind: Literal["model"]
@@ -402,7 +485,22 @@ class ModelRecipe:
     quantizer: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     train: Training = field(default_factory=Training)
+    adapter: AdapterOptions | None = None
     distill: Distillation | None = None
+
+    def __post_init__(self) -> None:
+        """Raise IntegrityError for an [adapter] that does not suit the rest."""
+        _check_adapter(self)
+        if self.adapter is None:
+            return
+        if self.normalizer or self.quantizer:
+            raise IntegrityError(
+                "[adapter] and another normalizer or quantizer",
+                "leave normalizer and quantizer out: an adapter keeps those of its base",
+            )
+        if self.train.parallel == "fsdp":
+            message = 'train.parallel = "fsdp" does not train adapters'
+            raise IntegrityError(message, 'set train.parallel = "ddp"')
 
     def config(self, given: Mapping[str, Any], start: AnyConfig | None = None) -> AnyConfig:
         """Return the model's config: the preset's or that of `start`, changed by [model].

@@ -8,11 +8,13 @@ All but `constant` warm up linearly from `initial_rate`, reaching `learning_rate
                   the steps (linearly if it is 0, which an exponential does not reach)
     inverse_sqrt  decay as 1 / sqrt(step), without a final rate
     constant      no warm-up, no decay
+
+The weights of losses follow schedules of their own (`loss_weight`).
 """
 
 import math
 
-from lcm_cli.training.recipe import Training
+from lcm_cli.training.recipe import Ramp, Training
 
 
 def rate(step: int, options: Training) -> float:
@@ -36,3 +38,13 @@ def _decay(step: int, options: Training) -> float:
     done = min(1.0, max(0.0, (step - (options.steps - length)) / length))
     peak, final = options.learning_rate, options.final_rate
     return peak * (final / peak) ** done if final > 0 else peak * (1 - done)
+
+
+def loss_weight(weight: float | Ramp, step: int, steps: int) -> float:
+    """Return the weight of a loss in a step, 0 to `steps` - 1."""
+    if not isinstance(weight, Ramp):
+        return weight
+    done = min(1.0, step / max(1, steps - 1))
+    if weight.schedule == "cosine":
+        done = (1 - math.cos(math.pi * done)) / 2
+    return weight.start + (weight.end - weight.start) * done

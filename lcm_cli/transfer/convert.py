@@ -13,7 +13,7 @@ import torch
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_files, sha256
 from lcm_cli.hub.cards import Card
-from lcm_cli.hub.layouts import MODEL_CARD, OURS, SPACE_FILES, read_json, read_licence
+from lcm_cli.hub.layouts import ADAPTER, MODEL_CARD, OURS, SPACE_FILES, read_json, read_licence
 from lcm_cli.hub.locate import SpaceFiles, checkpoint_in, locate_model, locate_space, locate_speech
 from lcm_cli.models.checkpoint import (
     CONFIG,
@@ -24,6 +24,7 @@ from lcm_cli.models.checkpoint import (
     write,
 )
 from lcm_cli.space import Space, load_space
+from lcm_cli.space.adapters import check_base
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import open_weights
@@ -76,7 +77,8 @@ class Converted:
     """A converted checkpoint; `space` names the space.
 
     `space` is empty if a model does not name one; only a model has an `architecture`. `cost` is
-    None if no number format was chosen.
+    None without a number format, except for adapters. Without `same_concepts`, a space has another
+    fingerprint than its source.
     """
 
     kind: Literal["space", "model", "speech"]
@@ -84,6 +86,7 @@ class Converted:
     dim: int
     space: str
     cost: Cost | None = None
+    same_concepts: bool = True
 
 
 def convert(
@@ -93,13 +96,14 @@ def convert(
 
     `source` is a model of another program (see converters.foreign), whose numbers keep their type
     without `store`, the folder of a space in the M2M-100 layout, an official speech encoder under
-    its published name, or a checkpoint of lcm, by name or folder. Nothing is written unless every
-    tensor fits. Raises NotFoundError for an unknown source, IntegrityError if it is damaged, not a
-    checkpoint, would run code, or has numbers that `store` cannot hold, UsageError if `folder`
-    already holds a checkpoint.
+    its published name, or a checkpoint of lcm, by name or folder. An adapter is merged into its
+    base, whose number formats are kept without `store` (float16 for adapted matrices in int8).
+    Nothing is written unless every tensor fits. Raises NotFoundError for an unknown source,
+    IntegrityError if it is damaged, not a checkpoint, would run code, or has numbers that `store`
+    cannot hold, UsageError if `folder` already holds a checkpoint.
     """
     ours = _is_own_layout(source)
-    if ours and store is None:
+    if ours and store is None and not _is_adapter(source):
         message = f"{source} is already in lcm's layout"
         raise UsageError(message, "choose a number format, as in: --store int8")
     if (folder / CONFIG).exists() and not force:
@@ -140,6 +144,10 @@ def _is_own_layout(source: str) -> bool:
         return False
     folder = checkpoint_in(path)
     return folder != path or read_json(folder / CONFIG).get("kind") in OURS
+
+
+def _is_adapter(source: str) -> bool:
+    return any(file.name == ADAPTER for file in find_any(source).files.values())
 
 
 def _convert_foreign(source: Path, folder: Path, store: Store | None, force: bool) -> Converted:
@@ -190,12 +198,15 @@ def _convert_model(source: str, folder: Path, store: Store | None, force: bool) 
 
 
 def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: bool) -> Converted:
+    if files.adapter:
+        check_base(files.adapter)
     shapes = EncoderConfig(**files.config["encoder"]), DecoderConfig(**files.config["decoder"])
     before = {
-        "encoder": open_weights(TextEncoder, shapes[0], files.encoder)[1],
-        "decoder": open_weights(TextDecoder, shapes[1], files.decoder)[1],
+        "encoder": open_weights(TextEncoder, shapes[0], files.encoder, files.adapter)[1],
+        "decoder": open_weights(TextDecoder, shapes[1], files.decoder, files.adapter)[1],
     }
-    names = [*_readme_beside(files.encoder), *SPACE_FILES.values(), CONFIG]
+    beside = files.adapter.weights if files.adapter else files.encoder
+    names = [*_readme_beside(beside), *SPACE_FILES.values(), CONFIG]
     with atomic_files(folder, names, force=force) as places:
         digests = {
             role: write_safetensors(places[SPACE_FILES[role]], pieces(weights, store))
@@ -203,13 +214,15 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
         }
         shutil.copyfile(files.tokenizer, places[SPACE_FILES["tokenizer"]])
         digests["tokenizer"] = sha256(files.tokenizer)
-        _write_json(places[CONFIG], {**files.config, "sha256": digests})
-        _copy_readme(files.encoder.parent, places)
+        config = {key: value for key, value in files.config.items() if key != "adapter"}
+        _write_json(places[CONFIG], {**config, "sha256": digests})
+        _copy_readme(files.folder, places)
     after = read_weights(*(folder / SPACE_FILES[role] for role in before))
     space = Space(files, torch.device("cpu"), "float32", None)
-    cosine = _mean_cosine(space, load_space(str(folder), device="cpu", precision="float32"))
-    cost = _measure_cost(before["encoder"] | before["decoder"], after, cosine)
-    return Converted("space", "", space.dim, space.name, cost)
+    new = load_space(str(folder), device="cpu", precision="float32")
+    cost = _measure_cost(before["encoder"] | before["decoder"], after, _mean_cosine(space, new))
+    same = new.fingerprint == space.fingerprint
+    return Converted("space", "", space.dim, space.name, cost, same_concepts=same)
 
 
 def _convert_official_speech(
@@ -234,7 +247,8 @@ def _convert_speech(source: str, folder: Path, store: Store | None, force: bool)
 
 def _readme_beside(file: Path) -> list[str]:
     """Return the name of the README.md beside `file`, unless `file` is a bundled one."""
-    of_its_own = file.name in (CONFIG, SPACE_FILES["encoder"])  # bundled files have other names
+    # Bundled files have other names.
+    of_its_own = file.name in (CONFIG, ADAPTER, SPACE_FILES["encoder"])
     return [MODEL_CARD] if of_its_own and (file.parent / MODEL_CARD).is_file() else []
 
 

@@ -13,6 +13,7 @@ from lcm_cli.hub.cards import file_beside, find_card_file, read_card
 from lcm_cli.hub.layouts import MODEL_CARD
 from lcm_cli.hub.locate import SpaceFiles, locate_space
 from lcm_cli.models.checkpoint import CONFIG, WEIGHTS
+from lcm_cli.space.adapters import check_base
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import open_weights
@@ -43,6 +44,8 @@ class Exported:
 def export(source: str, folder: Path, *, force: bool = False) -> Exported:
     """Write the space `source` to `folder` in the M2M-100 layout, which transformers reads.
 
+    Adapters are merged into their base.
+
     Raises NotFoundError for an unknown space, IntegrityError for a damaged one, UsageError if its
     sizes do not fit the layout or `folder` already holds a checkpoint.
     """
@@ -54,8 +57,10 @@ def export(source: str, folder: Path, *, force: bool = False) -> Exported:
         message = f"{folder} already holds a checkpoint"
         raise UsageError(message, "choose another folder, or add --force")
     check_tokenizer(files.tokenizer, encoder.vocabulary, len(files.config["languages"]))
-    encoding = open_weights(TextEncoder, encoder, files.encoder)[1]
-    decoding = open_weights(TextDecoder, decoder, files.decoder)[1]
+    if files.adapter:
+        check_base(files.adapter)
+    encoding = open_weights(TextEncoder, encoder, files.encoder, files.adapter)[1]
+    decoding = open_weights(TextDecoder, decoder, files.decoder, files.adapter)[1]
     tied = is_tied(encoding, decoding)
     tensors = dict(port_tensors("encoder", vars(encoder), encoding, tied))
     tensors |= port_tensors("decoder", vars(decoder), decoding, tied)
@@ -91,7 +96,7 @@ def _card(source: str, files: SpaceFiles) -> str:
     """Return the README.md: the space's own page, with usage and the results of its card."""
     entry = find_card_file(source)
     card = read_card(entry) if entry else None
-    page = files.encoder.parent / MODEL_CARD
+    page = files.folder / MODEL_CARD
     if entry and card and card.files:  # a bundled space, whose page is named after it
         page = file_beside(entry, f"{card.name}.md")
     numbers = {name: n for name, n in (card.results if card else {}).items() if _is_number(n)}

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lcm_cli.errors import IntegrityError
+from lcm_cli.errors import IntegrityError, NotFoundError
 from lcm_cli.files import atomic_path, replace_folder, sha256
 from lcm_cli.hub import cards, locate
 from lcm_cli.hub.cards import Card
@@ -43,7 +43,7 @@ def install(plan: PullPlan, fetched: Parts, notice: Notice) -> None:
     Raises IntegrityError, with the address of the source, for parts that are damaged or do not fit.
     """
     if plan.in_place:
-        return _check_in_place(plan)
+        return _check_in_place(plan, notice)
     with _new_folder(plan.path) as new:
         if plan.card and plan.kind == "space":
             _assemble_space(plan, plan.card, fetched, new, notice)
@@ -56,9 +56,16 @@ def install(plan: PullPlan, fetched: Parts, notice: Notice) -> None:
 def check_weights(kind: str, folder: Path) -> None:
     """Raise IntegrityError unless the weights in a folder are those that its config requires.
 
-    Only the headers of the files are read.
+    Only the headers of the files are read. The base of an adapter need not be on this machine.
     """
-    if kind == "space":
+    if adapter := locate.read_adapter(folder):
+        from lcm_cli.space.adapters import check_base, read_updates
+
+        read_updates(adapter)
+        files = _located(kind, folder)
+        if files and files.adapter:
+            check_base(files.adapter)
+    elif kind == "space":
         locate.read_space(folder)
     elif kind == "speech":
         from lcm_cli.speech.speech import open_speech
@@ -70,8 +77,22 @@ def check_weights(kind: str, folder: Path) -> None:
         open_model(locate.locate_model(str(folder)))
 
 
-def _check_in_place(plan: PullPlan) -> None:
-    if plan.kind != "space":
+def _located(kind: str, folder: Path) -> locate.SpaceFiles | locate.ModelFiles | None:
+    """Return the files of the adapter in a folder, None if its base is missing."""
+    try:
+        if kind == "space":
+            return locate.read_space(folder)
+        return locate.locate_model(str(folder))
+    except NotFoundError:
+        return None
+
+
+def _check_in_place(plan: PullPlan, notice: Notice) -> None:
+    adapter = locate.read_adapter(plan.path)
+    if adapter and _located(plan.kind, plan.path) is None:
+        base = adapter.config.base
+        notice(f"{plan.name} is an adapter of {base}, which it needs: lcm pull {base}")
+    if adapter or plan.kind != "space":
         return check_weights(plan.kind, plan.path)
     for role, expected in locate.read_space(plan.path).config.get("sha256", {}).items():
         path = plan.path / SPACE_FILES[role]

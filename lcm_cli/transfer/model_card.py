@@ -12,6 +12,7 @@ import yaml
 
 from lcm_cli.hub.cards import UNKNOWN_LICENCE
 from lcm_cli.hub.layouts import MODEL_CARD, read_metadata
+from lcm_cli.hub.locate import is_repository
 from lcm_cli.text.languages import language
 
 _TEXT = """
@@ -128,6 +129,8 @@ def metadata(
     """Return the metadata of a checkpoint for the Hub; the parameters are those of `model_card`."""
     tags = [*_words(config), *(f"space:{name}" for name in _spaces(config))]
     found: dict[str, Any] = {"library_name": "lcm", "license": licence.lower(), "tags": tags}
+    if (adapter := config.get("adapter")) and is_repository(adapter["base"]):
+        found |= {"base_model": adapter["base"], "base_model_relation": "adapter"}
     if codes := [language(code) for code in languages]:
         names = (one.iso639_1 or one.iso639_3 for one in codes)
         found["language"] = list(dict.fromkeys(names))
@@ -138,9 +141,10 @@ def metadata(
 
 
 def _words(config: Mapping[str, Any]) -> list[str]:
+    adapter = ["adapter"] if config.get("adapter") else []
     if config["kind"] == "model":
-        return ["concept-model", str(config.get("architecture"))]
-    return ["concept-space" if config["kind"] == "space" else "speech-encoder"]
+        return ["concept-model", str(config.get("architecture")), *adapter]
+    return ["concept-space" if config["kind"] == "space" else "speech-encoder", *adapter]
 
 
 def _spaces(config: Mapping[str, Any]) -> list[str]:
@@ -177,6 +181,12 @@ def _body(repo: str, config: Mapping[str, Any]) -> str:
 
 
 def _facts(config: Mapping[str, Any]) -> list[str]:
+    adapter = config.get("adapter")
+    about = "- an adapter of `{base}`, weights `{fingerprint}`: rank {rank}, alpha {alpha:g}"
+    return [*([about.format(**adapter)] if adapter else []), *_shapes(config)]
+
+
+def _shapes(config: Mapping[str, Any]) -> list[str]:
     kind = config["kind"]
     if kind == "model":
         space = config.get("space") or {}

@@ -13,6 +13,7 @@ from lcm_cli.files import not_there
 from lcm_cli.hub import cards, locate
 from lcm_cli.hub.http import Notice
 from lcm_cli.hub.layouts import (
+    ADAPTER,
     MODEL_CARD,
     OURS,
     SPACE_FILES,
@@ -69,6 +70,12 @@ def push(
     files, known = _own_files(source)
     config = read_json(files["config.json"])
     folder = files["config.json"].parent
+    adapter = locate.read_adapter(folder)
+    if adapter and _is_folder(adapter.config.base):
+        notice(
+            f"its base is the folder {adapter.config.base}, which others do not have: push that "
+            "as well, and name its repository as the adapter's base in config.json"
+        )
     licence = licence or known
     if not licence or licence == cards.UNKNOWN_LICENCE:
         message = f"the licence of {source} is unknown"
@@ -106,6 +113,10 @@ def _own_files(source: str) -> tuple[dict[str, Path], str]:
     check_weights(layout, folder)
     files = [name for name in needed_files(layout, _names(folder), source) if name != MODEL_CARD]
     return {name: folder / name for name in files}, read_licence(folder)
+
+
+def _is_folder(base: str) -> bool:
+    return base not in cards.cards() and Path(base).is_dir()
 
 
 def _names(folder: Path) -> list[str]:
@@ -172,10 +183,9 @@ def _upload(repo: str, files: Mapping[str, Path | bytes], private: bool, revisio
     if revision != "main":
         api.create_branch(repo, branch=revision, exist_ok=True)
     before = [file.rfilename for file in api.model_info(repo, revision=revision).siblings or ()]
-    # Weights of an earlier push with another split must not stay beside the new ones.
-    old = [
-        name for name in (*choose_weights(before), INDEX) if name in before and name not in files
-    ]
+    # Weights of an earlier push, whole or with another split, must not stay beside the new ones.
+    weights = (*choose_weights(before), INDEX, ADAPTER, *SPACE_FILES.values())
+    old = [name for name in weights if name in before and name not in files]
     kept = [CommitOperationAdd(name, content) for name, content in files.items()]
     gone = [CommitOperationDelete(name) for name in dict.fromkeys(old)]
     done = api.create_commit(

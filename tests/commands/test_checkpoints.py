@@ -62,7 +62,7 @@ def test_list_json_has_stable_keys(published, capsys):
     assert main(["checkpoints", "list", "--here", "--json"]) == 0
     found = {one["name"]: one for one in lines(capsys)}
     keys = ["name", "kind", "summary", "where", "path", "bytes", "numbers", "last_used", "licence"]
-    assert all(list(one) == [*keys, "source", "revision"] for one in found.values())
+    assert all(list(one) == [*keys, "source", "revision", "adapter"] for one in found.values())
     assert found["org/model"]["where"] == "hub"
     assert found["org/model"]["licence"] == "mit"
     assert "sonar" not in found

@@ -81,6 +81,7 @@ def test_student_and_twin_are_trained_and_compared(
     assert again.code == 2 and "--resume" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(lcm: Run, made: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("distill", made / "base.toml", "-o", run, "--device", "cpu")
@@ -89,26 +90,37 @@ def test_a_stopped_run_goes_on(lcm: Run, made: Path, tmp_path: Path) -> None:
     done = lcm(*arguments, "--resume")
     assert done.code == 0, done.stderr
     header, *rows = done.stdout.splitlines()
-    assert header.split() == ["parameters", "l2", "par", "ca", "to_teacher"]
+    losses = ["own", "prediction"]
+    assert header.split() == ["parameters", "l2", "par", "ca", "to_teacher", *losses]
     assert [row.split()[0] for row in rows] == ["teacher", "student", "alone"]
 
 
 def test_learning_from_captured_predictions(lcm: Run, made: Path, tmp_path: Path) -> None:
-    file = tmp_path / "new" / "teacher.parquet"
-    arguments = (
-        "distill",
-        made / "base.toml",
+    folder = tmp_path / "new" / "teacher"
+    named = (
         "--device",
         "cpu",
         "--set",
-        f"distill.capture={file}",
+        f"distill.capture={folder}",
+        "--set",
+        "train.sample_every=0",
     )
+    arguments = ("distill", made / "two_tower.toml", *named)
     missing = lcm(*arguments, "-o", tmp_path / "run")
     assert missing.code == 3 and "--capture" in missing.stderr
-    captured = lcm(*arguments, "--capture", "--json")
+    none = lcm(*arguments, "--capture", "--json", "--shard", "1/2")
+    assert none.code == 0, none.stderr
+    assert json.loads(none.stdout) == {
+        "path": str(folder), "documents": 0, "shards": 0, "missing": 1,
+    }  # fmt: skip
+    assert "0 of 1 shard" in none.stderr
+    missing = lcm(*arguments, "-o", tmp_path / "run")
+    assert missing.code == 5 and "lacks 1 of the 1 shard" in missing.stderr
+    captured = lcm(*arguments, "--capture", RANK="0", WORLD_SIZE="2")
     assert captured.code == 0, captured.stderr
-    assert json.loads(captured.stdout) == {"path": str(file), "documents": 20}
-    assert lcm(*arguments, "--capture").code == 2
+    assert captured.stdout == f"{folder}\n"
+    assert "predictions for 20 documents" in captured.stderr
+    assert "share 0 of 2, from RANK/WORLD_SIZE" in captured.stderr
     done = lcm(*arguments, "-o", tmp_path / "run", "--resume", "--set", "distill.compare=false")
     assert done.code == 2  # nothing to resume
     done = lcm(*arguments, "-o", tmp_path / "other", "--set", "distill.compare=false", "--json")
@@ -117,10 +129,7 @@ def test_learning_from_captured_predictions(lcm: Run, made: Path, tmp_path: Path
     assert list(report) == ["teacher", "student"]
     changed = lcm(*arguments, "-o", tmp_path / "third", "--set", "data.wrap=9")
     assert changed.code == 5 and "another data set" in changed.stderr
-    refused = lcm(
-        "distill", made / "two_tower.toml", "--capture", "--set", f"distill.capture={file}"
-    )
-    assert refused.code == 2 and "cannot be captured" in refused.stderr
+    assert lcm(*arguments, "--shard", "0/2").code == 2
     unnamed = lcm("distill", made / "base.toml", "--capture")
     assert unnamed.code == 2 and "distill.capture" in unnamed.stderr
 

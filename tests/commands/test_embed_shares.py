@@ -307,6 +307,7 @@ def test_ray_repeats_the_share_of_a_killed_worker(
     assert_equal(divided, whole, space)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_slurm_script(
     surroundings: dict[str, str], random_space: Path, corpus: Path, tmp_path: Path

@@ -68,6 +68,7 @@ def test_the_page_is_self_contained_and_shows_every_prediction(report):
         assert example["prediction"][0].split()[0] in page
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_files_and_a_finished_report_is_kept(lcm, report, tmp_path):
     again = tmp_path / "again"
     assert lcm(*SUMMARIZE, "-o", again).code == 0
@@ -94,6 +95,7 @@ def test_a_stopped_run_is_resumed(lcm, report, surroundings, tmp_path, forks):
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_tasks_of_the_concepts_and_of_the_space(lcm):
     tasks = ("--task", "next-concept", "--task", "roundtrip", "--task", "translate")
     result = lcm("evaluate", "copy-last", "mean", "tiny", *tasks, "--data", DATA, "--limit", "2",
@@ -121,6 +123,7 @@ def test_parallel_rows_are_translated_and_retrieved(lcm):
     assert all(50 < value <= 100 for value in xsim.values())
 
 
+@pytest.mark.slow
 def test_summaries_in_other_languages_have_no_reference(lcm):
     result = lcm(*SUMMARIZE, "--to", "French", "--to", "de", "--json")
     assert result.code == 0, result.stderr

@@ -111,6 +111,7 @@ def test_a_silent_recording_is_reported_and_the_others_are_kept(
     assert [each.id for each in documents(tmp_path / "concepts")] == ["a.wav", "c.flac", "d.ogg"]
 
 
+@pytest.mark.slow
 def test_a_stopped_data_set_is_resumed(
     hear: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +154,10 @@ def test_citations_show_the_times(hear: Run, talk: Path) -> None:
         assert "0:03–0:0" in done.stdout
 
 
-@pytest.mark.parametrize(("suffix", "clock"), [("srt", "00:00:0%d,"), ("vtt", "00:00:0%d.")])
+@pytest.mark.parametrize(
+    ("suffix", "clock"),
+    [("srt", "00:00:0%d,"), pytest.param("vtt", "00:00:0%d.", marks=pytest.mark.slow)],
+)
 def test_captions(hear: Run, talk: Path, tmp_path: Path, suffix: str, clock: str) -> None:
     target = tmp_path / f"out.{suffix}"
     done = hear("translate", talk, "--to", "fr", "-o", target)
@@ -166,6 +170,7 @@ def test_captions(hear: Run, talk: Path, tmp_path: Path, suffix: str, clock: str
     assert again.code == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_captions_of_several_recordings_and_languages(
     hear: Run, talk: Path, tmp_path: Path
 ) -> None:

@@ -555,7 +555,7 @@ RESUMABLE = """
 @pytest.mark.parametrize(
     ("shard_bytes", "seconds"),
     [
-        (400, 60),
+        pytest.param(400, 60, marks=pytest.mark.slow),
         pytest.param(1 << 20, 0, marks=pytest.mark.slow),
         pytest.param(2000, 0.002, marks=pytest.mark.slow),
     ],

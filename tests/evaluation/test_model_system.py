@@ -98,6 +98,7 @@ def test_the_text_that_opens_prompts_precedes_each_document(tmp_path):
     assert len(record["prediction"]) == 2
 
 
+@pytest.mark.slow
 def test_documents_are_cut_to_the_length_of_the_shortest_model(lcm, tmp_path, random_space):
     config = preset("sonar_llm", "nano", concept_dim=32)
     save(build(replace(config, max_length=4)), tmp_path / "short")

@@ -269,7 +269,7 @@ def child():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix does")
-@pytest.mark.parametrize("after", [1, 23 << 20])
+@pytest.mark.parametrize("after", [1, pytest.param(23 << 20, marks=pytest.mark.slow)])
 def test_killed(hub, monkeypatch, after):
     """Blocks of 10 MB written before the kill are not fetched again."""
     large = os.urandom(1 << 20) * 25

@@ -110,6 +110,7 @@ def test_frozen_weights_are_those_without_effect(model: TwoTowerLCM, batch: Batc
         assert parameter.requires_grad != dead
 
 
+@pytest.mark.slow
 def test_it_learns(model: TwoTowerLCM, batch: Batch) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     generator, losses = torch.Generator().manual_seed(0), []

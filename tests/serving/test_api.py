@@ -41,6 +41,7 @@ def openai(server):
         yield client
 
 
+@pytest.mark.slow
 def test_openais_client_gets_embeddings(openai, space):
     assert [model.id for model in openai.models.list()] == ["tiny"]
     texts = [CAT, "Le chat dort dans la maison."]

@@ -200,6 +200,7 @@ def test_the_fingerprint_covers_encoder_and_tokenizer(tiny, tmp_path):
     assert load_space(str(copy)).fingerprint != tiny.fingerprint
 
 
+@pytest.mark.slow
 def test_the_fingerprint_depends_on_values_not_on_storage(tiny, tmp_path):
     """Rounded weights are another space; the same values stored otherwise are the same space."""
     convert("tiny", tmp_path / "half", "float16")

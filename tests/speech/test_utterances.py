@@ -113,6 +113,7 @@ def test_a_long_utterance_is_cut_where_speech_is_least_likely():
     assert cut(speech, longest=80 * WINDOW / RATE) == [(0, 70), (71, 99)]
 
 
+@pytest.mark.slow
 def test_an_hour_needs_the_memory_of_one_utterance():
     """Speech without a pause, the worst case; the detector is left out."""
     cutter = Cutter(LONGEST)

@@ -42,8 +42,24 @@ def scores(folder):
     ],
 )
 def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, architecture, parallel):
-    recipe, errors = write_recipe(architecture), tmp_path / "errors"
-    common = ("train", recipe, *COMMON, "--set", f"train.parallel={parallel}", "-o")
+    compare_processes(run, write_recipe(architecture), tmp_path, f"train.parallel={parallel}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "parallel"), [("one_tower", "fsdp"), ("two_tower", "ddp")]
+)
+def test_two_processes_draw_different_rows_to_estimate(
+    run, write_recipe, tmp_path, architecture, parallel
+):
+    changes = "model.self_conditioning=true", f"train.parallel={parallel}"
+    compare_processes(run, write_recipe(architecture), tmp_path, *changes)
+
+
+def compare_processes(run, recipe, tmp_path, *changes):
+    """Train in one process and in two, and compare scores and weights."""
+    errors = tmp_path / "errors"
+    common = ("train", recipe, *COMMON, *(p for each in changes for p in ("--set", each)), "-o")
     assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
     assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
     one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
@@ -52,6 +68,18 @@ def test_two_processes_compute_what_one_does(run, write_recipe, tmp_path, archit
     torch.testing.assert_close(
         weights(tmp_path / "one"), weights(tmp_path / "two"), atol=1e-4, rtol=0
     )
+
+
+def test_two_processes_train_the_adapters_that_one_does(run, write_recipe, tmp_path):
+    recipe, errors, base = write_recipe("base"), tmp_path / "errors", tmp_path / "base"
+    assert run("train", recipe, *COMMON, "-o", base, errors=errors) == 0, errors.read_text()
+    adapt = ("--set", f'start="{base}/model"', "--set", "adapter.rank=2")
+    common = ("train", recipe, *COMMON, *adapt, "-o")
+    assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
+    assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=0)
+    assert not torch.equal(one, weights(base))
 
 
 @pytest.mark.slow
@@ -181,7 +209,8 @@ def logged(folder):
 @pytest.mark.parametrize(
     ("architecture", "parallel", "weights_of_parts"),
     [
-        ("base", "ddp", {}),
+        # A part without weight in the first step, and frozen parameters, must not stop DDP.
+        ("base", "ddp", {"own": "{start=0.0,end=1.0}"}),
         pytest.param("two_tower", "fsdp", {}, marks=pytest.mark.slow),
         # Without these losses the head has no gradient.
         pytest.param("base", "ddp", {"own": 0.0, "prediction": 0.0}, marks=pytest.mark.slow),
@@ -192,14 +221,18 @@ def test_two_processes_distill_what_one_does(
 ):
     changes = [f"distill.{name}={value}" for name, value in weights_of_parts.items()]
     changes += [f"train.parallel={parallel}", "train.steps=20", "train.save_every=20"]
+    changes += ['train.freeze=["*frontend.*"]']
     common = taught(architecture, *(part for change in changes for part in ("--set", change)))
     errors = tmp_path / "errors"
     assert run(*common, tmp_path / "one", errors=errors) == 0, errors.read_text()
     assert run(*common, tmp_path / "two", errors=errors, processes=2) == 0, errors.read_text()
     (one,), (two,) = (logged(tmp_path / name) for name in ("one", "two"))
-    for name in {"loss", "own", "prediction", "hidden", "concepts"} & one.keys():
+    for name in {"loss", "own", "own_weight", "prediction", "hidden", "concepts"} & one.keys():
         assert one[name] == pytest.approx(two[name], rel=1e-5)
     assert "hidden" in one
+    found, others = (scores(tmp_path / name) for name in ("one", "two"))
+    for name in {"prediction", "hidden"} & one.keys():
+        assert found[name] == pytest.approx(others[name], rel=1e-3)
     for folder in (".", "alone"):
         torch.testing.assert_close(
             weights(tmp_path / "one" / folder), weights(tmp_path / "two" / folder),
@@ -211,17 +244,18 @@ def test_two_processes_distill_what_one_does(
     assert left["student"]["l2"] == pytest.approx(right["student"]["l2"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "parallel", "others"),
     [
         ("base", "ddp", 1),
-        pytest.param("base", "fsdp", 2, marks=pytest.mark.slow),
-        pytest.param("two_tower", "ddp", 2, marks=pytest.mark.slow),
-        pytest.param("two_tower", "fsdp", 2, marks=pytest.mark.slow),
+        ("base", "fsdp", 2),
+        ("two_tower", "ddp", 2),
+        ("two_tower", "fsdp", 2),
     ],
 )
 def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, others):
-    still = ["--set", "train.schedule=constant"]
+    still = ["--set", "train.schedule=constant", "--set", 'train.freeze=["*frontend.*"]']
     if architecture == "base":
         still += ["--set", "model.transformer.dropout=0.0"]
     common = taught(architecture, *still, "--set", f"train.parallel={parallel}")
@@ -238,13 +272,18 @@ def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, o
         )  # fmt: skip
 
 
-def test_the_first_process_captures(run, taught, tmp_path):
-    common, errors = taught("base", "--set", "distill.hidden=0.0"), tmp_path / "errors"
-    captured = ("--set", f'distill.capture="{tmp_path}/teacher.parquet"')
+def test_processes_capture_and_learn_together(run, taught, tmp_path):
+    common, errors = taught("two_tower", "--set", "distill.hidden=0.0"), tmp_path / "errors"
+    captured = ("--set", f"distill.capture={tmp_path}/teacher", "--set", "distill.compare=false")
     assert run(*common, tmp_path / "run", *captured, "--capture", errors=errors, processes=2) == 0
-    assert errors.read_text().count("60 documents") == 1
-    assert run(*common, tmp_path / "run", *captured, errors=errors, processes=2) == 0
-    assert "done:" in errors.read_text()
+    assert "share 0 of 2" in errors.read_text() and "share 1 of 2" in errors.read_text()
+    for name, count in (("one", 1), ("two", 2)):
+        code = run(*common, tmp_path / name, *captured, errors=errors, processes=count)
+        assert code == 0, errors.read_text()
+        assert "done:" in errors.read_text()
+    torch.testing.assert_close(
+        weights(tmp_path / "one"), weights(tmp_path / "two"), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lcm_cli.training.recipe import Training
-from lcm_cli.training.schedules import rate
+from lcm_cli.training.recipe import Ramp, Training
+from lcm_cli.training.schedules import loss_weight, rate
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lr_schedules.json"
 OFFICIAL = {"learning_rate": 1e-3, "initial_rate": 1e-7, "final_rate": 1e-5}
@@ -49,3 +49,15 @@ def test_no_schedule_leaves_its_bounds(schedule):
     for warmup in (0, 1, 40, 100):
         found = rates(120, schedule=schedule, warmup=warmup, steps=40)
         assert all(1e-7 <= value <= 1e-3 for value in found)
+
+
+def test_weights_of_losses_go_from_the_first_step_to_the_last():
+    line, curve = Ramp(0.5, 2.5), Ramp(2.0, 0.0, "cosine")
+    assert [loss_weight(line, step, 5) for step in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.5]
+    half = 2**0.5 / 2  # the cosine of an eighth of a circle
+    expected = [2.0, 1 + half, 1.0, 1 - half, 0.0]
+    found = [loss_weight(curve, step, 5) for step in range(5)]
+    assert found == pytest.approx(expected, abs=1e-15)
+    assert loss_weight(line, 7, 5) == 2.5 and loss_weight(line, 0, 1) == 0.5
+    assert loss_weight(0.25, 3, 5) == 0.25
+    assert line and curve and not Ramp(0.0, 0.0)

@@ -9,12 +9,14 @@ from hub_server import Fault
 from safetensors.torch import load_file
 
 from lcm_cli import inspection
+from lcm_cli.commands._pull import bring
 from lcm_cli.errors import AuthError, IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.hub import layouts, locate
 from lcm_cli.hub.layouts import read_metadata
-from lcm_cli.models.checkpoint import build, load_model, save
+from lcm_cli.models.checkpoint import build, load_model, save, save_adapter
 from lcm_cli.models.config import SpaceRef, preset
 from lcm_cli.space import load_space
+from lcm_cli.space.adapters import attach, fingerprint
 from lcm_cli.transfer import inventory, push
 from lcm_cli.transfer.convert import convert
 from lcm_cli.transfer.pull import pull
@@ -245,3 +247,66 @@ def test_results_of_another_form(tmp_path, text):
 def test_card_without_metadata(tmp_path, text):
     (tmp_path / "README.md").write_text(text, encoding="latin-1")
     assert read_metadata(tmp_path / "README.md") == {}
+
+
+def adapter_of(model, base, folder):
+    """Write a random adapter of the model in one folder, under the name `base`, to another."""
+    network = load_model(model, device="cpu")
+    attach([network], ["lcm.*"], rank=2, alpha=4.0)
+    for name, p in network.named_parameters():
+        if name.endswith("lora_b.weight"):
+            torch.nn.init.normal_(p)
+    digest = fingerprint(locate.locate_model(str(model)).contents)
+    save_adapter(network, locate.AdapterConfig(base, digest, 2, 4.0, ("lcm.*",)), folder)
+    return folder
+
+
+def test_an_adapter_is_pushed_and_pulled_alone(account, model, tmp_path):
+    here, notes = adapter_of(model, str(model), tmp_path / "adapter"), []
+    push.push(str(here), "org/adapter", licence="MIT", notice=notes.append)
+    assert "which others do not have" in notes[0]
+    files = published(account, "org/adapter")
+    assert set(files) == {".gitattributes", "README.md", "config.json", "adapter.safetensors"}
+    assert "- adapter" in files["README.md"].decode() and "rank 2" in files["README.md"].decode()
+    folder = pulled("org/adapter")
+    one, other = (load_model(place).state_dict() for place in (here, folder))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert not torch.equal(one["lcm.layers.0.ffn.inner_proj.weight"], original(model))
+    assert inventory.find_checkpoint("org/adapter").kind == "model"
+    # Neither stays beside the other in a repository.
+    push.push(str(model), "org/adapter", licence="MIT")
+    assert "adapter.safetensors" not in published(account, "org/adapter")
+    push.push(str(here), "org/adapter", licence="MIT")
+    assert "model.safetensors" not in published(account, "org/adapter")
+
+
+def original(model):
+    return load_file(model / "model.safetensors")["lcm.layers.0.ffn.inner_proj.weight"]
+
+
+def test_the_base_of_a_pulled_adapter_is_named_and_can_be_pulled(account, model, tmp_path):
+    push.push(str(model), "org/base", licence="MIT")
+    here, notes = adapter_of(model, "org/base", tmp_path / "adapter"), []
+    push.push(str(here), "org/adapter", licence="MIT")
+    card = yaml.safe_load(published(account, "org/adapter")["README.md"].decode().split("---\n")[1])
+    assert card["base_model"] == "org/base" and card["base_model_relation"] == "adapter"
+    pull(resolve("org/adapter").plan(), accept_licence=True, notice=notes.append)
+    assert any("lcm pull org/base" in note for note in notes)
+    with pytest.raises(NotFoundError, match="is an adapter of 'org/base', which is missing"):
+        load_model("org/adapter")
+    bring("org/adapter")
+    assert load_model("org/adapter").config == load_model("org/base").config
+
+
+def test_a_damaged_adapter_is_not_pushed(account, model, tmp_path):
+    here = adapter_of(model, str(model), tmp_path / "adapter")
+    config = json.loads((here / "config.json").read_text())
+    config["adapter"]["rank"] = 3
+    (here / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match="is not an adapter of rank 3"):
+        push.push(str(here), "org/adapter", licence="MIT")
+    config["adapter"] |= {"rank": 2, "fingerprint": "0" * 16}
+    (here / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match="but its weights here are"):
+        push.push(str(here), "org/adapter", licence="MIT")
+    assert "org/adapter" not in account.repos

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from lcm_cli.documents import Document
 from lcm_cli.pipeline import embed, prepare_documents
 from lcm_cli.space import DecodeOptions, Space, load_space
 from lcm_cli.space.similarity import cosines
+from lcm_cli.space.tokenizer import EOS
 from lcm_cli.writing.glossary import Glossary, Term
 from lcm_cli.writing.refusal import refuse_sentence
 from lcm_cli.writing.translate import (
@@ -87,15 +89,19 @@ def test_another_meaning_is_far(tiny: Space) -> None:
     assert one(tiny, "Xqv brd ghlmp wrtz knndf.").doubt == "far"
 
 
-def test_a_translation_that_repeats_itself_is_searched_again(untrained: Space) -> None:
+def test_a_translation_that_repeats_itself_is_searched_again(random_space: Path) -> None:
     source, code = "The hen ran.", "fra_Latn"
-    concept = untrained.encode([source], "eng_Latn").concepts
-    limits = untrained.limits([source], "eng_Latn")
-    first = untrained.decode(concept, [code], DecodeOptions(n_best=5), limits=limits)[code][0]
+    space = load_space(str(random_space), device="cpu")
+    with torch.no_grad():  # away from the end token: texts of full length
+        end = space.decoder.decoder_frontend.embed.weight[EOS]
+        space.decoder.decoder.layer_norm.bias -= 4 * end / end.norm()
+    concept = space.encode([source], "eng_Latn").concepts
+    limits = space.limits([source], "eng_Latn")
+    first = space.decode(concept, [code], DecodeOptions(n_best=5), limits=limits)[code][0]
     assert {refuse_sentence(text.text, code, source) for text in first} == {"repetition"}
-    found = one(untrained, source)
+    found = one(space, source)
     assert found.doubt != "repetition"
-    again = untrained.encode([found.text], code).concepts
+    again = space.encode([found.text], code).concepts
     assert found.similarity == pytest.approx(float(cosines(again, concept)[0, 0]), abs=1e-5)
 
 

@@ -18,7 +18,7 @@ Shapes: B rows, S concepts, D concept dim, P sentences of an affix.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -227,12 +227,14 @@ class ConceptData:
     def micro_batches(self, number: int, share: Share) -> MicroBatches:
         """Return one process's share of the number-th batch since the start."""
         wanted = [(ahead, share) for ahead in range(number, number + AHEAD)]
-        for one in wanted:
-            if one not in self._made:
-                self._made[one] = self._makers.submit(self._make, *one)
-        for old in [other for other in self._made if other not in wanted]:
-            self._made.pop(old).cancel()
-        return self._made.pop((number, share)).result()
+        with self._lock:  # two trainers may use the same data
+            for one in wanted:
+                if one not in self._made:
+                    self._made[one] = self._makers.submit(self._make, *one)
+            for old in [other for other in self._made if other not in wanted]:
+                self._made.pop(old).cancel()
+            made = self._made.pop((number, share))
+        return made.result()
 
     def epoch(self, number: int) -> int:
         """Return the epoch of the number-th batch."""
@@ -255,14 +257,57 @@ class ConceptData:
                 groups = {(number, group): documents.index.read(group, self._dim)}
                 pieces = documents.pieces(number, docs)
                 rows += [_row([piece], self._validation, groups).copy() for piece in pieces]
+        return list(self._by_length(rows, self._held_out_columns))
+
+    def units(self) -> list[Unit]:
+        """Return all training documents, by row group and in order."""
+        return [
+            (number, group, docs)
+            for number, documents in enumerate(self._train)
+            for group, docs in documents.by_group(np.arange(len(documents)))
+        ]
+
+    def used(self, batches: int) -> set[tuple[int, int]]:
+        """Return the row groups whose documents are in the first `batches` batches.
+
+        A row group is named by the number of its data set and its number there. The rest of the
+        last shuffle buffer is included.
+        """
+        count = len(self.units())
+        found = set[tuple[int, int]]()
+        start = epoch = 0
+        while start < batches and len(found) < count:
+            for buffer in self._epoch(epoch):
+                if start < batches:
+                    found |= {unit[:2] for unit in buffer.units}
+                start += buffer.batches
+            epoch += 1
+        return found
+
+    def read(self, units: Sequence[Unit]) -> Iterator[Batch]:
+        """Yield documents cut as for training, in batches of similar length, without columns.
+
+        No row holds two documents.
+        """
+        rows: list[Row] = []
+        for number, group, docs in units:
+            groups = {(number, group): self._train[number].index.read(group, self._dim)}
+            pieces = self._train[number].pieces(number, docs)
+            rows += [_row([piece], self._train, groups) for piece in pieces]
+        return self._by_length(rows, [])
+
+    def size(self, unit: Unit) -> int:
+        """Return the number of concepts in the documents of a row group, with their affixes."""
+        return int(self._train[unit[0]].lengths(unit[2]).sum())
+
+    def _by_length(self, rows: list[Row], columns: Sequence[Column]) -> Iterator[Batch]:
+        """Yield rows in batches of similar length."""
         rows.sort(key=lambda row: row.length)
         lengths = np.array([row.length for row in rows], dtype=np.int64)
         count = -(-int(lengths.sum()) // max(self.options.batch_concepts, lengths.max(initial=1)))
-        batches = [[rows[i] for i in part] for part in cut_evenly(lengths, count)]
-        return [
-            _batch(batch, self._held_out_columns, sourced=any(row.source for row in batch))
-            for batch in batches
-        ]
+        for part in cut_evenly(lengths, count):
+            batch = [rows[i] for i in part]
+            yield _batch(batch, columns, sourced=any(row.source for row in batch))
 
     def close(self) -> None:
         """Stop the threads that work ahead."""
@@ -330,7 +375,7 @@ class ConceptData:
             raise IntegrityError(f"epoch {epoch + 1} is empty", "raise the weights in [data]")
         order = np.random.default_rng([self.seed, epoch]).permutation(len(units))
         units = [units[i] for i in order]
-        sizes = np.array([self._size(unit) for unit in units])
+        sizes = np.array([self.size(unit) for unit in units])
         least = max(BUFFER_BYTES // (2 * self._dim), BUFFER_BATCHES * self.options.batch_concepts)
         # A buffer has the same number of row groups for each reader, except for the last one.
         starts = np.arange(0, len(units), self._readers)
@@ -341,9 +386,6 @@ class ConceptData:
             batches = -(-int(rounds[part].sum()) // self._batch)
             buffers.append(_Buffer(epoch, number, own, batches))
         return buffers
-
-    def _size(self, unit: Unit) -> int:
-        return int(self._train[unit[0]].lengths(unit[2]).sum())
 
     def _load_ahead(self, epoch: int, number: int, share: Share) -> "Future[_LoadedBuffer]":
         buffer = self._epoch(epoch)[number]
@@ -382,20 +424,20 @@ class ConceptData:
 
     def _divide(self, units: Sequence[Unit]) -> list[list[Unit]]:
         """Divide documents evenly among the readers, by whole row groups as far as possible."""
-        dealt = deal([self._size(unit) for unit in units], self._readers)
+        dealt = deal([self.size(unit) for unit in units], self._readers)
         parts = [[units[i] for i in part] for part in dealt]
-        loads = np.array([sum(map(self._size, part)) for part in parts])
+        loads = np.array([sum(map(self.size, part)) for part in parts])
         while loads.max() > (1 + UNEVEN) * loads.mean():
             heaviest, lightest = int(loads.argmax()), int(loads.argmin())
             surplus = min(loads[heaviest] - loads.mean(), loads.mean() - loads[lightest])
             giver = parts[heaviest]
-            kept, moved = self._split(giver.pop(np.argmax(list(map(self._size, giver)))), surplus)
+            kept, moved = self._split(giver.pop(np.argmax(list(map(self.size, giver)))), surplus)
             giver += [kept] if len(kept[2]) else []
             if not len(moved[2]):  # its documents are too long
                 break
             parts[lightest].append(moved)
-            loads[heaviest] -= self._size(moved)
-            loads[lightest] += self._size(moved)
+            loads[heaviest] -= self.size(moved)
+            loads[lightest] += self.size(moved)
         return parts
 
     def _split(self, unit: Unit, most: float) -> tuple[Unit, Unit]:

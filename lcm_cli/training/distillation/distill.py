@@ -13,28 +13,39 @@ from typing import Any
 
 import torch
 
-from lcm_cli.errors import IntegrityError, LcmError, UsageError
+from lcm_cli.documents.shares import Share
+from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation.next_concept import distance, next_concept_metrics
 from lcm_cli.files import atomic_path
 from lcm_cli.models import checkpoint
-from lcm_cli.models.base_lcm import BaseLCM
-from lcm_cli.models.config import SpaceRef
+from lcm_cli.models.config import OneTowerConfig, SpaceRef, TwoTowerConfig
 from lcm_cli.models.diffusion_lcm import DiffusionLCM
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.progress import StartJob, no_progress
 from lcm_cli.space import load_space
+from lcm_cli.training.data.batches import ConceptData
+from lcm_cli.training.distillation.capturing import Capture, Captured, begin
+from lcm_cli.training.distillation.draws import DocumentDraws, noise_settings
 from lcm_cli.training.distillation.few_steps import FewSteps, check_few_steps, sampling_in
 from lcm_cli.training.distillation.predictions import (
+    FIRST,
+    SHARD_BYTES,
+    VERSION,
     CapturedPredictions,
-    capture,
+    Plan,
+    Settings,
+    TaughtData,
     check_capturable,
+    check_same,
     data_fingerprint,
     model_fingerprint,
+    read_settings,
 )
 from lcm_cli.training.distillation.teaching import Teaching
 from lcm_cli.training.parallel import World, join_processes
 from lcm_cli.training.prepare import (
     EndlessData,
+    learns_tokens,
     listen,
     load_start,
     make_sampler,
@@ -49,6 +60,7 @@ from lcm_cli.training.trainers.concept_model import (
     Objective,
     TrainingData,
     own_loss,
+    seed_everything,
 )
 
 ALONE = "alone"  # folder, within the run's, of the student trained without a teacher
@@ -84,8 +96,22 @@ class DistillTrainer(ModelTrainer):
             )
 
     def train_step(self) -> dict[str, float]:
-        """Do one optimizer step; the metrics include each part of the loss, unweighted."""
-        return super().train_step() | self.teaching.take(self.world)
+        """Do one optimizer step; the metrics include each part of the loss, unweighted.
+
+        They also include the weights that change over the run.
+        """
+        self.teaching.begin(self.step, self.steps)
+        found = super().train_step()
+        return found | self.teaching.take(self.world) | self.teaching.scheduled
+
+    def _held_out_loss(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
+        """Return the model's own loss and, unless predictions are captured, the other parts."""
+        found = super()._held_out_loss(model, batches)
+        if self.teaching.has_teacher:
+            with self.autocast():
+                parts = held_out_parts(self.teaching, model, batches, self.options.seed)
+            found |= {name: part for name, part in parts.items() if name != "own"}
+        return found
 
     def _tensors(self) -> dict[str, Any]:
         return super()._tensors() | {"matrices": self.teaching.matrices.state_dict()}
@@ -142,30 +168,61 @@ class Lesson:
         self._fingerprint = self._fingerprint or model_fingerprint(self.teacher)
         return self._fingerprint
 
-    def capture(self, *, force: bool = False, progress: StartJob = no_progress) -> tuple[Path, int]:
-        """Write the teacher's predictions; return the file and its number of documents.
+    def capture(
+        self, share: Share | None = None, *, force: bool = False, progress: StartJob = no_progress
+    ) -> Captured:
+        """Capture the teacher's predictions, or the shards of a `share`, in the recipe's folder.
 
-        Raises UsageError without `capture` in the recipe, or if the file exists, unless `force`.
+        Shards that exist are kept, unless `force`. Raises UsageError without `capture` in the
+        recipe, or if the folder holds anything else.
         """
         if not self.options.capture:
-            raise UsageError("the recipe names no file", 'set distill.capture = "teacher.parquet"')
-        path = Path(self.options.capture)
-        if path.exists() and not force:
-            raise UsageError(f"{path} exists already", "choose another name, or add --force")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        teacher = self.teacher.to(self.device).eval()
-        assert isinstance(teacher, BaseLCM)
-        steps = self.recipe.train.steps
-        count = capture(
-            teacher,
-            self.data,
-            self.recipe.data,
-            path,
-            steps=steps,
-            progress=progress,
-            force=force,
+            raise UsageError("the recipe names no folder", 'set distill.capture = "data/teacher"')
+        folder = Path(self.options.capture)
+        settings = begin(folder, self._settings(), force=force)
+        plan = Plan.of(folder, settings, self._documents, self.recipe.train.steps)
+        teacher = self.teacher.to(self.device)
+        capture = Capture(teacher, self._documents, self._noise(settings.seed), plan)
+        return capture.run(share or Share(0, 1), progress, force=force)
+
+    @property
+    def _documents(self) -> ConceptData:
+        assert isinstance(self.data, ConceptData)
+        return self.data
+
+    def _settings(self) -> Settings:
+        """Return the settings with which the recipe captures predictions."""
+        o, train, dim = self.options, self.recipe.train, self.config.concept_dim
+        noise = noise_settings(self.config)
+        return Settings(
+            VERSION,
+            teacher=self.fingerprint,
+            data=data_fingerprint(self._documents, self.config.max_length),
+            dim=dim,
+            noise=noise,
+            seed=train.seed if noise else 0,
+            draws=o.draws,
+            store=o.capture_store,
+            precision=train.precision,
+            shard_concepts=max(1, SHARD_BYTES // (2 * dim * o.draws)),
         )
-        return path, count
+
+    def _noise(self, seed: int) -> DocumentDraws | None:
+        if isinstance(self.config, OneTowerConfig | TwoTowerConfig):
+            return DocumentDraws(self.config, seed)
+        return None
+
+    def _taught(self) -> TaughtData:
+        """Return the data with captured predictions, of which the first batch is checked."""
+        folder, settings = Path(self.options.capture), self._settings()
+        if (found := read_settings(folder)) is None:
+            raise NotFoundError(f"no captured predictions: {folder}", FIRST)
+        check_same(folder, found, settings)
+        plan = Plan.of(folder, found, self._documents, self.recipe.train.steps)
+        captured, noise = CapturedPredictions(plan), self._noise(found.seed)
+        data = TaughtData(self._documents, self.config, noise, captured, found.draws)
+        data.batch(0)  # fails now rather than in the first step
+        return data
 
     def student(self) -> ModelTrainer:
         """Return a trainer of the student with its teacher.
@@ -180,18 +237,14 @@ class Lesson:
             )
         if self.options.steps:
             return self._few_steps()
-        captured, teacher = None, None
-        if self.options.capture:
-            data = data_fingerprint(self.recipe.data, self.data)
-            captured = CapturedPredictions(Path(self.options.capture), self.fingerprint, data)
-            captured(self.data.batch(0))  # fails now rather than in the first step
-        else:
-            teacher = self.teacher.to(self.device)
+        captured = bool(self.options.capture)
+        data = self._taught() if captured else self.data
+        teacher = None if captured else self.teacher.to(self.device)
         model = self.model()
-        teaching = Teaching(model, teacher, self.options, captured).to(self.device)
+        teaching = Teaching(model, teacher, self.options).to(self.device)
         return DistillTrainer(
             model,
-            self.data,
+            data,
             self.recipe.train,
             teaching=teaching,
             sampler=self._sampler,
@@ -243,8 +296,9 @@ class Lesson:
         """Score the teacher and `models` on the held-out documents, and write report.json.
 
         For each it has the number of parameters, the scores of next-concept prediction, and
-        to_teacher, the mean distance of the predictions from the teacher's. With distill.steps, the
-        teacher is also scored at the student's number of steps, as "undistilled".
+        to_teacher, the mean distance of the predictions from the teacher's; also the model's own
+        loss and its prediction loss. With distill.steps, which has other losses, the teacher is
+        also scored at the student's number of steps, as "undistilled".
         """
         batches = self.data.validation(self.recipe.train.eval_documents)
         seed, teacher = self.recipe.train.seed, self.teacher.to(self.device)
@@ -259,9 +313,32 @@ class Lesson:
                 far = to_teacher(model, teacher, batches, seed)
             found[name] = {"parameters": sum(p.numel() for p in model.parameters())} | scores
             found[name]["to_teacher"] = far
+            if not self.options.steps:
+                found[name] |= self._losses(model, batches)
         with atomic_path(folder / REPORT, force=True) as temporary:
             temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return found
+
+    def _losses(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
+        """Return the parts of the loss that need only the model: own and prediction."""
+        if learns_tokens(self.config):
+            listen(model, self.space)
+        live = replace(self.options, capture="", draws=1)
+        options = replace(live, prediction=1.0, hidden=0.0, hidden_loss="mse", layers=())
+        teaching = Teaching(model, self.teacher, options)
+        with evaluating(model):
+            return held_out_parts(teaching, model, batches, self.recipe.train.seed)
+
+
+@torch.no_grad()
+def held_out_parts(
+    teaching: Teaching, model: ConceptModel, batches: Sequence[Batch], seed: int
+) -> dict[str, float]:
+    """Return the mean of each part of the loss over `batches`, unweighted."""
+    for number, batch in enumerate(batches):
+        seed_everything(seed, 0, number)
+        teaching(model, batch.to(model.device))
+    return teaching.take()
 
 
 def distillation(recipe: ModelRecipe) -> Distillation:
@@ -286,7 +363,7 @@ def check_teacher(lesson: Lesson) -> None:
         hint = f'set space = "{theirs.space.name or "NAME"}" in the recipe'
         raise IntegrityError(f"the teacher {source}: {error.message}", hint) from error
     if lesson.options.capture:
-        check_capturable(theirs.architecture)
+        check_capturable(theirs.architecture, lesson.options.draws)
     for name in ("architecture", "normalizer", "flavour", "codebooks", "units", "schedule"):
         if getattr(mine, name, None) != (wanted := getattr(theirs, name, None)):
             raise IntegrityError(

@@ -15,7 +15,8 @@ teacher's x_s (Salimans and Ho 2022, arXiv 2202.00512, appendix G):
 As in Meng et al. 2023 (arXiv 2210.03142), the teacher's steps are guided and the student's are not.
 Unlike in these papers, the number of steps falls at once rather than by halving, and x_t lies on
 the teacher's path from pure noise rather than being a noised concept: the student then trains on
-the inputs that it gets when it samples.
+the inputs that it gets when it samples. With self-conditioning it also reads an estimate of x0, the
+target of the segment before.
 
 Shapes: B documents, S concepts, P predicted concepts (S - 1), D concept dim, K segments, N targets.
 """
@@ -54,7 +55,9 @@ class FewSteps:
         goals_BKPD = torch.stack(end_points(schedule, points, pairs, self._few), dim=1)
         starts_BKPD = torch.stack(points[:-1], dim=1)
         visited_K = torch.tensor([t for t, _ in pairs], device=x_BSD.device)
-        guesses_BKPD = denoised(model, x_BSD, starts_BKPD, visited_K)
+        # Zero in the first segment, as at the first step of sampling.
+        estimates_BKPD = torch.cat([torch.zeros_like(goals_BKPD[:, :1]), goals_BKPD[:, :-1]], dim=1)
+        guesses_BKPD = denoised(model, x_BSD, starts_BKPD, visited_K, estimates_BKPD)
         real_BP = (batch.positions() < batch.lengths_B[:, None])[:, 1:]
         real_BKP = real_BP[:, None].expand(goals_BKPD.shape[:-1])
         errors_N = squared_error(guesses_BKPD[real_BKP], goals_BKPD[real_BKP])
@@ -98,8 +101,17 @@ def end_points(
     return [*goals, points[-1]]  # the sampler returns the last step's x0 itself
 
 
-def denoised(model: DiffusionLCM, x_BSD: Tensor, noisy_BKPD: Tensor, timesteps_K: Tensor) -> Tensor:
-    """Return the x0 that a model predicts for several noisy versions of each concept."""
+def denoised(
+    model: DiffusionLCM,
+    x_BSD: Tensor,
+    noisy_BKPD: Tensor,
+    timesteps_K: Tensor,
+    estimates_BKPD: Tensor | None = None,
+) -> Tensor:
+    """Return the x0 that a model predicts for several noisy versions of each concept.
+
+    `estimates_BKPD` are the estimates that a model with self-conditioning reads; None means zeros.
+    """
     rows, count, places = noisy_BKPD.shape[:3]
     # All versions side by side, so that the context is read once.
     places_P = torch.arange(1, places + 1, device=x_BSD.device)
@@ -108,11 +120,13 @@ def denoised(model: DiffusionLCM, x_BSD: Tensor, noisy_BKPD: Tensor, timesteps_K
         noisy_BKPD.flatten(1, 2).to(x_BSD.dtype),
         timesteps_K.repeat_interleave(places).expand(rows, -1),
         places_P.repeat(count)[None],
+        estimate_BSD=None
+        if estimates_BKPD is None
+        else estimates_BKPD.flatten(1, 2).to(x_BSD.dtype),
     )
     out_BKPD = out.float().view(noisy_BKPD.shape)
-    kind = model.config.schedule.prediction
     guesses = [
-        model.schedule.clean(out_BKPD[:, k], noisy_BKPD[:, k], t, kind)
+        model.schedule.clean(out_BKPD[:, k], noisy_BKPD[:, k], t)
         for k, t in enumerate(timesteps_K.tolist())
     ]
     return torch.stack(guesses, dim=1)

@@ -10,7 +10,6 @@ Shapes: B documents, S concepts, D concept dim, N targets.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,13 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from lcm_cli.errors import IntegrityError, LcmError
+from lcm_cli.errors import LcmError
 from lcm_cli.evaluation.next_concept import next_concept_metrics, scored
+from lcm_cli.hub.layouts import ADAPTER
+from lcm_cli.hub.locate import AdapterConfig
 from lcm_cli.models import checkpoint
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.sonar_llm import SonarLLM
+from lcm_cli.training.adapting import base_of, check_base, restore_trained, trained_state
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
-from lcm_cli.training.optim import average_decay, model_optimizers
+from lcm_cli.training.optim import (
+    average_decay,
+    freeze,
+    model_optimizers,
+    sizes,
+    trained_share,
+)
 from lcm_cli.training.parallel import (
     MicroBatches,
     Share,
@@ -74,7 +82,11 @@ def own_loss(model: ConceptModel, batch: Batch) -> Loss:
 
 
 class ModelTrainer:
-    """Model, optimizers and data of one run; `step` counts the batches done."""
+    """Model, optimizers and data of one run; `step` counts the batches done.
+
+    With `adapter`, which describes the adapters of the model, states and checkpoints hold these
+    alone.
+    """
 
     unit = "concepts"
 
@@ -87,8 +99,9 @@ class ModelTrainer:
         objective: Objective = own_loss,
         sampler: Sampler | None = None,
         world: World | None = None,
+        adapter: AdapterConfig | None = None,
     ) -> None:
-        self.model, self.data, self.options = model, data, options
+        self.model, self.data, self.options, self.adapter = model, data, options, adapter
         self.sampler, self.world = sampler, world or World()
         self.step = self.concepts = self.skipped = 0
         self.steps, self.save_every = options.steps, options.save_every
@@ -116,11 +129,9 @@ class ModelTrainer:
     @property
     def summary(self) -> str:
         """Model and data, in one line."""
-        total = sum(p.numel() for p in self.model.parameters())
-        learned = sum(p.numel() for p in self.parameters)
-        frozen = f" ({learned / 1e6:.1f} M of them trained)" if learned < total else ""
-        shape = f"{self.model.config.architecture}, {total / 1e6:.1f} M parameters{frozen}"
-        return f"{shape}; {self.data.summary}"
+        total, learned = sizes(self.model)
+        shape = f"{self.model.config.architecture}, {total / 1e6:.1f} M parameters"
+        return f"{shape}{trained_share(total, learned)}; {self.data.summary}"
 
     def train_step(self) -> dict[str, float]:
         """Do one optimizer step; return its metrics: mean loss, number of concepts and others.
@@ -250,7 +261,8 @@ class ModelTrainer:
 
     def _tensors(self) -> dict[str, Any]:
         return {
-            "model": self.model.state_dict(),
+            "model": trained_state(self.model, self.adapter),
+            "base": base_of(self.adapter),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average,
         }
@@ -258,7 +270,8 @@ class ModelTrainer:
     def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
         """Restore `state`; `shards` is the folder of sharded tensors.
 
-        Raises ValueError if the run was distributed in another way, or `ema` was switched.
+        Raises ValueError if the run was distributed in another way, `ema` was switched, or the base
+        of its adapters has changed.
         """
         if self.sharded != (shards is not None):
             raise ValueError("a run with fsdp must resume with fsdp, in two processes or more")
@@ -272,8 +285,10 @@ class ModelTrainer:
         self._usual, self._settled = state["usual"]
 
     def _restore_tensors(self, state: dict[str, Any]) -> None:
-        checkpoint.check_state(self.model, state["model"], "its state")
-        self.model.load_state_dict(state["model"])
+        check_base(state, self.adapter)
+        if not self.adapter:
+            checkpoint.check_state(self.model, state["model"], "its state")
+        restore_trained(self.model, state["model"], self.adapter)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if bool(self.average) != bool(state["average"]):
@@ -293,10 +308,13 @@ class ModelTrainer:
         )
 
     def export(self, folder: Path) -> Path:
-        """Write the model, with averaged weights if there are any, to `folder`/model."""
+        """Write the model or its adapters, averaged if the recipe says so, to `folder`/model."""
         path = folder / MODEL
-        with self.averaged() as model, disk_errors(path / checkpoint.WEIGHTS):
-            if self.world.leads:
+        file = path / (ADAPTER if self.adapter else checkpoint.WEIGHTS)
+        with self.averaged() as model, disk_errors(file):
+            if self.world.leads and self.adapter:
+                checkpoint.save_adapter(model, self.adapter, path, force=True)
+            elif self.world.leads:
                 checkpoint.save(model, path, force=True)
         return path
 
@@ -401,25 +419,6 @@ def seed_everything(*numbers: int) -> None:
     """Seed torch's generators with a digest of `numbers`."""
     digest = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(digest) % 2**63)
-
-
-def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Freeze the parameters whose names match one of `patterns`, such as "frontend.*".
-
-    Raises IntegrityError if a pattern matches none, or if no parameter is left to train.
-    """
-    named = dict(model.named_parameters())
-    for pattern in patterns:
-        found = [p for name, p in named.items() if fnmatch(name, pattern)]
-        if not found:
-            tops = sorted({name.split(".")[0] for name in named})
-            raise IntegrityError(
-                f"train.freeze: {pattern!r} matches no parameter", f"modules: {', '.join(tops)}"
-            )
-        for p in found:
-            p.requires_grad_(False)
-    if not any(p.requires_grad for p in named.values()):
-        raise IntegrityError(f"train.freeze = {list(patterns)} leaves nothing to train")
 
 
 def layers(model: nn.Module) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.evaluation.space_quality import evaluate_space
@@ -34,6 +34,7 @@ from lcm_cli.training.data.parallel_text import (
     Translations,
     read_translations,
 )
+from lcm_cli.training.optim import freeze, sizes
 from lcm_cli.training.recipe import SpaceDistillation, SpaceRecipe
 from lcm_cli.training.trainers.concept_loss import concept_losses
 from lcm_cli.training.trainers.text_space import (
@@ -155,10 +156,13 @@ class StudentTrainer(PairTrainer):
         return path
 
     def _save_decoder(self, path: Path, config: DecoderConfig) -> None:
-        if not self._added:
-            copy(self.teacher.files.decoder, path)
+        files = self.teacher.files
+        if not self._added and not files.adapter:
+            copy(files.decoder, path)
             return
-        decoder = load_weights(TextDecoder, config, self.teacher.files.decoder, _CPU, torch.float32)
+        decoder = load_weights(
+            TextDecoder, config, files.decoder, _CPU, torch.float32, files.adapter
+        )
         embed = decoder.decoder_frontend.embed
         embed.weight.data = with_languages(embed.weight, self.teacher, len(self._added))
         save_weights(path, decoder.state_dict())
@@ -188,7 +192,7 @@ class StudentTrainer(PairTrainer):
         student = load_space(str(folder / "space"), device=str(self.device))
         found: dict[str, dict[str, float]] = {}
         for name, space in (("teacher", self.teacher), ("student", student)):
-            found[name] = {"parameters": encoder_size(_encoder_config(space))}
+            found[name] = {"parameters": encoder_sizes(_encoder_config(space))[0]}
             if self.dev:
                 quality = evaluate_space(space, self.dev, limit=self.options.eval_sentences)
                 found[name] |= quality.means()
@@ -197,10 +201,16 @@ class StudentTrainer(PairTrainer):
         return found
 
 
-def encoder_size(config: EncoderConfig) -> int:
-    """Return the number of parameters of an encoder, without allocating memory for them."""
+def encoder_sizes(config: EncoderConfig, frozen: Sequence[str] = ()) -> tuple[int, int]:
+    """Return the numbers of parameters of an encoder: all, and those trained.
+
+    No memory is allocated for them. Raises IntegrityError for a pattern in `frozen` that matches
+    none.
+    """
     with without_content():
-        return sum(p.numel() for p in TextEncoder(config).parameters())
+        networks = nn.ModuleDict({"encoder": TextEncoder(config)})
+    freeze(networks, frozen)
+    return sizes(networks)
 
 
 def _encoder_config(space: Space) -> EncoderConfig:
@@ -285,7 +295,8 @@ def new_student(recipe: SpaceRecipe, teacher: Space, added: int) -> TextEncoder:
     """Return a student with the teacher's embeddings and final norm, ready for training."""
     shapes = _encoder_config(teacher)
     student = TextEncoder(student_config(recipe, shapes, added))
-    whole = load_weights(TextEncoder, shapes, teacher.files.encoder, _CPU, torch.float32)
+    files = teacher.files
+    whole = load_weights(TextEncoder, shapes, files.encoder, _CPU, torch.float32, files.adapter)
     layers = options(recipe).layers
     if not layers:
         initialize([student], recipe.train.seed)

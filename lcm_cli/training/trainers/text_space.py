@@ -27,13 +27,23 @@ from torch.nn import functional
 
 from lcm_cli.errors import IntegrityError
 from lcm_cli.evaluation.space_quality import evaluate_space
-from lcm_cli.files import atomic_path
+from lcm_cli.files import atomic_files, atomic_path
+from lcm_cli.hub.layouts import ADAPTER
+from lcm_cli.hub.locate import AdapterConfig
 from lcm_cli.space import Space, load_space
+from lcm_cli.space.adapters import adapter_state
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import load_weights
 from lcm_cli.space.tokenizer import Tokenizer
 from lcm_cli.space.transformer import packed_attention
+from lcm_cli.training.adapting import (
+    add_adapters,
+    base_of,
+    check_base,
+    restore_trained,
+    trained_state,
+)
 from lcm_cli.training.data.parallel_text import (
     NONE,
     Pairs,
@@ -45,26 +55,32 @@ from lcm_cli.training.data.parallel_text import (
 )
 from lcm_cli.training.data_options import as_data_set
 from lcm_cli.training.optim import (
+    freeze,
     learning_rate,
     make_optimizers,
     set_rate,
+    sizes,
     split_parameters,
+    trained_share,
 )
 from lcm_cli.training.parallel import World
 from lcm_cli.training.recipe import SpaceRecipe, SpaceShape
 from lcm_cli.training.trainers.averaging import AveragedWeights
 from lcm_cli.training.trainers.cuda_graph import CapturedStep
 from lcm_cli.training.trainers.token_loss import short_rows, token_cross_entropy
+from lcm_cli.weights import write_safetensors
 
 StateDict = dict[str, Tensor]
 
+DECODER = ("decoder.layers.*",)  # adapted by default: the concepts stay those of the base
 TOKENIZER_SENTENCES = 60_000  # per language; more change the tokenizer little
 
 
 class PairTrainer(ABC):
     """Networks trained on pairs of sentences; `step` counts the batches done.
 
-    `parts` names the losses that the subclass computes.
+    `parts` names the losses that the subclass computes. With `adapter`, which describes the
+    adapters of the networks, states and checkpoints hold these alone.
     """
 
     parts: tuple[str, ...]
@@ -81,8 +97,9 @@ class PairTrainer(ABC):
         networks: Mapping[str, nn.Module],
         data: ParallelText,
         dev: Sequence[Mapping[str, str]],
+        adapter: AdapterConfig | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self.adapter = recipe, adapter
         self.options = recipe.train
         self.networks = networks
         self.data, self.dev = data, dev
@@ -93,6 +110,9 @@ class PairTrainer(ABC):
         self._epoch, self._first = -1, 0
         self._pairs: Pairs | None = None
         self._batches: list[slice] = []
+        module = nn.ModuleDict(networks)
+        freeze(module, self.options.freeze)
+        self.sizes = sizes(module)
         matrices, others = split_parameters(networks.values())
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
@@ -103,11 +123,11 @@ class PairTrainer(ABC):
     @property
     def summary(self) -> str:
         """Size of the networks and of the data, in one line."""
-        size, left_out = sum(p.numel() for p in self.parameters), self.data.skipped
+        left_out = self.data.skipped
         skipped = f"; {left_out} sentences over {self.options.max_tokens} tokens are left out"
         return (
-            f"{size / 1e6:.1f} M parameters, {len(self.data)} lines of text"
-            f"{skipped if left_out else ''}"
+            f"{self.sizes[0] / 1e6:.1f} M parameters{trained_share(*self.sizes)}, "
+            f"{len(self.data)} lines of text{skipped if left_out else ''}"
         )
 
     def train_step(self) -> dict[str, Any]:
@@ -205,7 +225,8 @@ class PairTrainer(ABC):
             "sentences": self.sentences,
             "epoch": self._epoch,
             "first": self._first,
-            **{name: network.state_dict() for name, network in self.networks.items()},
+            **{name: trained_state(net, self.adapter) for name, net in self.networks.items()},
+            "base": base_of(self.adapter),
             "average": self.average.weights,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
@@ -215,10 +236,11 @@ class PairTrainer(ABC):
         return None
 
     def restore(self, state: dict[str, Any], shards: Path | None = None) -> None:
-        """Restore `state`. Raises ValueError if `ema` was switched on or off."""
+        """Restore `state`. Raises ValueError if `ema` was switched, or the base has changed."""
         self.average.check(state["average"])
+        check_base(state, self.adapter)
         for name, network in self.networks.items():
-            network.load_state_dict(state[name])
+            restore_trained(network, state[name], self.adapter)
         self.average.restore(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             rates = [group["lr"] for group in optimizer.param_groups]
@@ -255,10 +277,13 @@ class SpaceTrainer(PairTrainer):
         networks: tuple[TextEncoder, TextDecoder],
         data: ParallelText,
         dev: Sequence[Mapping[str, str]] = (),
+        start: Space | None = None,
+        adapter: AdapterConfig | None = None,
     ) -> None:
         self.encoder, self.decoder = networks
-        self.tokenizer_path = tokenizer_path
-        super().__init__(recipe, {"encoder": self.encoder, "decoder": self.decoder}, data, dev)
+        self.tokenizer_path, self._start = tokenizer_path, start
+        both = {"encoder": self.encoder, "decoder": self.decoder}
+        super().__init__(recipe, both, data, dev, adapter)
 
     def whole(self, losses: tuple[Tensor, ...]) -> Tensor:
         """Return the weighted sum of the losses."""
@@ -299,14 +324,27 @@ class SpaceTrainer(PairTrainer):
         return total / (wanted_T != NONE).sum()
 
     def export(self, folder: Path) -> Path:
-        """Write the space, centred and in float16, to `folder`/space."""
-        with self.average.used(self.networks.values()):
-            states = self.encoder.state_dict(), self.decoder.state_dict()
-            if not self.recipe.start:  # a finetuned space keeps its offset
-                center(*states, self._mean_concept())
+        """Write the space to `folder`/space, in float16, or its adapters; a new space is centred.
+
+        A network of which nothing is trained keeps its file.
+        """
         source = {"trained_by": "lcm train", "steps": self.step, "sentences": self.sentences}
-        configs = self.encoder.config, self.decoder.config
-        path = folder / "space"
+        configs, path = (self.encoder.config, self.decoder.config), folder / "space"
+        networks = self.networks.values()
+        if self.adapter:
+            with self.average.used(networks):
+                save_adapter(path, self.recipe, networks, configs, source, self.adapter)
+            return path
+        states: dict[str, StateDict | Path]
+        with self.average.used(networks):
+            encoder, decoder = self.encoder.state_dict(), self.decoder.state_dict()
+            if self._start is None:  # a finetuned space keeps its offset
+                center(encoder, decoder, self._mean_concept())
+            states = {"encoder": encoder, "decoder": decoder}
+        for name, network in self.networks.items():
+            # Rounding it would change the concepts, and with them the fingerprint.
+            if self._start and not self._start.files.adapter and sizes(network)[1] == 0:
+                states[name] = getattr(self._start.files, name)
         return save_space(path, self.recipe, states, configs, self.tokenizer_path, source)
 
     @torch.no_grad()
@@ -357,14 +395,17 @@ def _contrast(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, present_N1: Tensor)
 def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) -> SpaceTrainer:
     """Prepare a run in `folder`: tokenizer, networks, data. Raises LcmErrors of all three.
 
-    A resumed run keeps its own tokenizer.
+    A resumed run keeps its own tokenizer. Adapters use that of their base.
     """
     sets = [text_set(entry) for entry in recipe.data.train]
     tokenizer_path = folder / "tokenizer.model"
     start = load_space(recipe.start, device="cpu", precision="float32") if recipe.start else None
     if start is not None:
         recipe = replace(recipe, languages=start.languages, licence=recipe.licence or start.licence)
-        shutil.copyfile(start.files.tokenizer, tokenizer_path)
+        if recipe.adapter:
+            tokenizer_path = start.files.tokenizer
+        else:
+            shutil.copyfile(start.files.tokenizer, tokenizer_path)
         networks = trainable(start)
     elif not tokenizer_path.is_file():
         lines = chain.from_iterable(read_translations(path) for path, _ in sets)
@@ -372,6 +413,10 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
     tokenizer = Tokenizer(tokenizer_path, recipe.languages)
     if start is None:
         networks = new_networks(recipe.shape, tokenizer.vocabulary, recipe.train.seed)
+    adapter = None
+    if start is not None and recipe.adapter:
+        options, seed = recipe.adapter, recipe.train.seed
+        adapter = add_adapters(networks, options, recipe.start, start.files, seed, DECODER)
     for network in networks:
         network.to(device)
         set_dropout(network, recipe.train.dropout)
@@ -383,7 +428,7 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
         longest,
         device,
     )
-    return SpaceTrainer(recipe, tokenizer_path, networks, data, dev_lines(recipe))
+    return SpaceTrainer(recipe, tokenizer_path, networks, data, dev_lines(recipe), start, adapter)
 
 
 def dev_lines(recipe: SpaceRecipe) -> list[dict[str, str]]:
@@ -412,15 +457,15 @@ def set_dropout(network: nn.Module, share: float) -> None:
 
 def trainable(space: Space) -> tuple[TextEncoder, TextDecoder]:
     """Return trainable copies of a space's networks, in float32."""
-    config = space.files.config
+    files, config = space.files, space.files.config
     encoder, decoder = (
         EncoderConfig(**config["encoder"]),
         DecoderConfig(**config["decoder"]),
     )
     cpu = torch.device("cpu")
     networks = (
-        load_weights(TextEncoder, encoder, space.files.encoder, cpu, torch.float32),
-        load_weights(TextDecoder, decoder, space.files.decoder, cpu, torch.float32),
+        load_weights(TextEncoder, encoder, files.encoder, cpu, torch.float32, files.adapter),
+        load_weights(TextDecoder, decoder, files.decoder, cpu, torch.float32, files.adapter),
     )
     for network in networks:
         for p in network.parameters():
@@ -505,18 +550,37 @@ def center(encoder: StateDict, decoder: StateDict, offset_D: Tensor) -> None:
 def save_space(
     folder: Path,
     recipe: SpaceRecipe,
-    states: tuple[StateDict, StateDict],
+    states: Mapping[str, StateDict | Path],
     configs: tuple[EncoderConfig, DecoderConfig],
     tokenizer: Path,
     source: Mapping[str, Any],
 ) -> Path:
-    """Write a space's folder: weights in float16, the tokenizer, and config.json last."""
+    """Write a space's folder: the networks' weights in float16, or copies of the files given
+    instead, the tokenizer, and config.json last."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, state in zip(("encoder", "decoder"), states, strict=True):
-        save_weights(folder / f"{name}.safetensors", state)
+    for name, state in states.items():
+        path = folder / f"{name}.safetensors"
+        copy(state, path) if isinstance(state, Path) else save_weights(path, state)
     copy(tokenizer, folder / "tokenizer.model")
     save_config(folder, recipe, configs, source)
     return folder
+
+
+def save_adapter(
+    folder: Path,
+    recipe: SpaceRecipe,
+    networks: Iterable[nn.Module],
+    configs: tuple[EncoderConfig, DecoderConfig],
+    source: Mapping[str, Any],
+    adapter: AdapterConfig,
+) -> None:
+    """Write the adapters of a space, and a config.json that names their base."""
+    states = [adapter_state(network) for network in networks]
+    config = space_config(recipe, configs, source) | {"adapter": asdict(adapter)}
+    with atomic_files(folder, (ADAPTER, "config.json"), force=True) as places:
+        tensors = {name: [tensor.cpu()] for state in states for name, tensor in state.items()}
+        write_safetensors(places[ADAPTER], tensors)
+        places["config.json"].write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 def save_weights(path: Path, state: StateDict) -> None:
@@ -541,7 +605,16 @@ def save_config(
     source: Mapping[str, Any],
 ) -> None:
     """Write a space's config.json."""
-    config = {
+    config = space_config(recipe, configs, source)
+    with atomic_path(folder / "config.json", force=True) as temporary:
+        temporary.write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def space_config(
+    recipe: SpaceRecipe, configs: tuple[EncoderConfig, DecoderConfig], source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of a space's config.json."""
+    return {
         "kind": "space",
         "name": recipe.name,
         "licence": recipe.licence,
@@ -550,5 +623,3 @@ def save_config(
         "decoder": asdict(configs[1]),
         "source": dict(source),
     }
-    with atomic_path(folder / "config.json", force=True) as temporary:
-        temporary.write_text(json.dumps(config, indent=1), encoding="utf-8")

@@ -33,8 +33,10 @@ class TokenLoss:
     def __init__(self, space: Space) -> None:
         # A second copy: the space's own decoder is laid out for decoding and has no gradients.
         config = DecoderConfig(**space.files.config["decoder"])
-        weights = space.files.decoder
-        self.decoder = load_weights(TextDecoder, config, weights, space.device, torch.float32)
+        files, device = space.files, space.device
+        self.decoder = load_weights(
+            TextDecoder, config, files.decoder, device, torch.float32, files.adapter
+        )
 
     def __call__(self, concepts_ND: Tensor, sentences: Sequence[Tokens]) -> Tensor:
         """Return the cross-entropy of each sentence in nats, (N,), differentiable in the concepts.

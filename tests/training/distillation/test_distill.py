@@ -2,21 +2,20 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
-from rounding import assert_near
+from rounding import assert_near, rounding
 from torch.nn import functional as F
 
-from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
+from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.models.checkpoint import load_model, save
 from lcm_cli.models.interface import Batch
-from lcm_cli.training.distillation.distill import DistillTrainer, Lesson, to_teacher
-from lcm_cli.training.distillation.predictions import CapturedPredictions, documents
-from lcm_cli.training.distillation.teaching import Teaching, distances, partners
+from lcm_cli.training.distillation.distill import Lesson, to_teacher
+from lcm_cli.training.distillation.teaching import Teaching, distances, hidden_error, partners
 from lcm_cli.training.loop import Run
 from lcm_cli.training.recipe import Distillation
 from lcm_cli.training.trainers.concept_model import seed_everything
@@ -78,7 +77,11 @@ def train(trainer, steps: int):
     return record
 
 
-@pytest.mark.parametrize("architecture", SMALLER)
+@pytest.mark.parametrize(
+    "architecture",
+    ["base", "two_tower"]
+    + [pytest.param(each, marks=pytest.mark.slow) for each in ("one_tower", "quant", "sonar_llm")],
+)
 def test_a_student_comes_closer_with_a_teacher_than_without(lesson, architecture):
     quick = ("train.learning_rate=3e-3", "train.warmup=0", "distill.own=0.0", "train.steps=60")
     made = lesson(*quick, architecture=architecture)
@@ -105,14 +108,47 @@ def test_a_student_comes_closer_with_a_teacher_than_without(lesson, architecture
         assert apart[0] < apart[1]
 
 
-def test_the_divergence_is_that_of_the_softmaxes(lesson):
-    model = lesson(architecture="quant").model()
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_divergences_are_those_of_the_softmaxes(temperature):
     torch.manual_seed(0)
-    mine, theirs = torch.randn(5, 32), torch.randn(5, 32)
-    p, q = theirs.softmax(-1), mine.softmax(-1)
-    by_hand = (p * (p.log() - q.log())).sum(-1)
-    assert_near(distances(model, "kl", mine, theirs), by_hand, terms=32)
-    assert distances(model, "kl", mine, mine).abs().max() < 1e-6
+    mine, theirs = torch.randn(5, 32) * 3, torch.randn(5, 32) * 3
+    scores = [(x.double() / temperature).exp() for x in (theirs, mine)]
+    p, q = (x / x.sum(-1, keepdim=True) for x in scores)
+    m, square = (p + q) / 2, temperature**2
+    kl = square * (p * (p / q).log()).sum(-1)
+    jsd = square * (p * (p / m).log() + q * (q / m).log()).sum(-1) / 2
+    for name, by_hand in {"kl": kl, "jsd": jsd}.items():
+        # Each of the 32 terms is a probability times a difference of logarithms, up to this large.
+        size = square * p.log().abs().max()
+        found = distances(None, name, mine, theirs, temperature)
+        assert found.dtype == torch.float32
+        assert_near(found.double(), by_hand, terms=32, size=size)
+        assert distances(None, name, mine, mine, temperature).abs().max() < size * rounding(32)
+    other_way = distances(None, "jsd", theirs, mine, temperature)
+    assert_near(other_way.double(), jsd, terms=32, size=size)
+    assert other_way.max() < square * math.log(2)
+
+
+def test_the_gradient_of_a_divergence_does_not_vanish_at_high_temperatures():
+    """It tends to that of a squared error of centred logits (Hinton et al. 2015, equation 4)."""
+    mine, theirs = torch.randn(5, 32, requires_grad=True), torch.randn(5, 32)
+    (found,) = torch.autograd.grad(distances(None, "kl", mine, theirs, 1e3).sum(), mine)
+    apart = (mine - theirs).detach()
+    expected = (apart - apart.mean(-1, keepdim=True)) / 32
+    assert (found - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+def test_errors_of_hidden_states():
+    torch.manual_seed(0)
+    mine, theirs, matrix = torch.randn(6, 8), torch.randn(6, 16), torch.randn(16, 8)
+    mapped, goal = mine.double() @ matrix.double().T, theirs.double()
+    squared = ((mapped - goal) ** 2).sum() / (goal**2).sum()
+    lengths = mapped.norm(dim=-1) * goal.norm(dim=-1)
+    cosine = (1 - (mapped * goal).sum(-1) / lengths).mean()
+    for kind, by_hand in {"mse": squared, "cosine": cosine}.items():
+        found = hidden_error(kind, matrix, mine, theirs)
+        assert_near(found.double(), by_hand, terms=8 + 16 * 6)
+        assert hidden_error(kind, matrix, mine[:0], theirs[:0]) == 0  # a part without documents
 
 
 def test_the_cosine_is_that_of_raw_concepts(lesson):
@@ -153,6 +189,36 @@ def test_only_the_own_loss_is_ordinary_training(lesson):
     found = both.student().train_step()
     sum_ = 0.5 * found["own"] + 2 * found["prediction"] + 3 * found["hidden"]
     assert found["loss"] == pytest.approx(sum_, rel=1e-5)
+    assert not any("weight" in name for name in found)
+
+
+def test_weights_follow_their_schedules(lesson):
+    """The loss of each step is the sum of its parts with the weights that the log gives."""
+    ramps = (
+        "distill.own={start=0.0,end=1.0}",
+        'distill.prediction={start=2.0,end=0.0,schedule="cosine"}',
+    )
+    student = lesson(*ramps, "distill.hidden=0.5", "train.steps=3").student()
+    for own, prediction in ((0.0, 2.0), (0.5, 1.0), (1.0, 0.0)):
+        found = student.train_step()
+        assert "hidden_weight" not in found
+        weights = found["own_weight"], found["prediction_weight"]
+        assert weights == pytest.approx((own, prediction), abs=1e-15)
+        sum_ = own * found["own"] + prediction * found["prediction"] + 0.5 * found["hidden"]
+        assert found["loss"] == pytest.approx(sum_, rel=1e-5)
+
+
+def test_held_out_parts_are_unweighted(lesson):
+    """Student and twin have the same loss of their own before training, whatever its weight."""
+    made = lesson("distill.own=0.25", "distill.prediction=9.0", "distill.hidden=3.0")
+    student, alone = made.student(), made.alone()
+    scores, others = (t.evaluate(Path())["eval"] for t in (student, alone))
+    assert scores["loss"] == others["loss"] and "prediction" not in others
+    seed_everything(0, 0, 0)
+    student.teaching(student.model.eval(), made.data.validation(6)[0])
+    parts = student.teaching.take()
+    assert parts["prediction"] == scores["prediction"] and parts["hidden"] == scores["hidden"]
+    assert parts["own"] == pytest.approx(scores["loss"], rel=1e-6)
 
 
 def test_hidden_states_are_learned_by_maps(lesson):
@@ -178,9 +244,19 @@ def test_layers_find_partners(lesson):
         made.student()
 
 
-@pytest.mark.parametrize("architecture", ["base", "two_tower"])
-def test_a_resumed_run_is_the_uninterrupted_one(lesson, tmp_path, architecture):
-    extra = ("distill.hidden=1.0", "train.ema=0.9", "train.steps=12", "train.eval_every=50")
+SCHEDULED = (
+    "distill.own={start=0.0,end=1.0}",
+    'distill.hidden={start=1.0,end=0.2,schedule="cosine"}',
+    'distill.hidden_loss="cosine"',
+    'train.freeze=["frontend.*"]',
+)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"), [("base", SCHEDULED), ("two_tower", ("distill.hidden=1.0",))]
+)
+def test_a_resumed_run_is_the_uninterrupted_one(lesson, tmp_path, architecture, changes):
+    extra = (*changes, "train.ema=0.9", "train.steps=12", "train.eval_every=50")
     made = lesson(*extra, architecture=architecture)
     whole = made.student()
     folders = [tmp_path / "whole", tmp_path / "half"]
@@ -201,72 +277,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(lesson, tmp_path, architecture):
         assert torch.equal(left, right)
 
 
-def remember(made: Lesson) -> Memory:
-    """Rows are packed, so that documents have to be found within them."""
-    data = made.data
-
-    def packed(number: int) -> Batch:
-        rows = [[data.document(8 * number + 2 * i + j) for j in range(2)] for i in range(4)]
-        return Batch.packed(rows)
-
-    data.batch = packed
-    return data
-
-
-def test_captured_predictions_teach_as_the_teacher_does(lesson, tmp_path):
-    path = tmp_path / "teacher.parquet"
-    steps = ("train.steps=6", "train.warmup=0")
-    online = lesson(*steps)
-    remember(online)
-    offline = lesson(*steps, f'distill.capture="{path}"', data=online.data)
-    assert offline.capture() == (path, 48)
-    table = pq.read_table(path)
-    assert table.column("predictions").type.value_type.value_type == "halffloat"
-    a, b = online.student(), offline.student()
-    for _ in range(6):
-        left, right = a.train_step(), b.train_step()
-        assert left["prediction"] == pytest.approx(right["prediction"], rel=1e-3)
-    with pytest.raises(UsageError, match="exists already"):
-        offline.capture()
-
-
-def test_captured_predictions_are_the_models(lesson, tmp_path):
-    made = lesson("train.steps=3", f'distill.capture="{tmp_path / "t.parquet"}"')
-    made.capture()
-    batch = made.data.batch(1)
-    captured = made.student().teaching.captured(batch)
-    with torch.no_grad():
-        expected = made.teacher.eval()(made.teacher.normalized(batch.concepts_BSD))
-    for (row, start, end), _ in documents(batch):
-        difference = captured[row, start : end - 1] - expected[row, start : end - 1]
-        assert difference.abs().max() < 1e-3 * expected.abs().max()
-
-
-def test_captures_of_others_are_refused(lesson, tmp_path):
-    path = tmp_path / "t.parquet"
-    named = ("train.steps=3", f'distill.capture="{path}"')
-    with pytest.raises(NotFoundError, match="no captured"):
-        lesson(*named).student()
-    made = lesson(*named)
-    made.capture()
-    with pytest.raises(IntegrityError, match="another teacher"):
-        CapturedPredictions(path, "0" * 16, "")
-    with pytest.raises(IntegrityError, match="another data set"):
-        lesson(*named, "data.wrap=64").student()
-    with pytest.raises(IntegrityError, match="lacks a document"):
-        lesson(*named, data=Memory(rows=3)).student().teaching.captured(Memory().batch(77))
-    for text in (b"", path.read_bytes()[:-100]):
-        path.write_bytes(text)
-        with pytest.raises(IntegrityError, match="damaged"):
-            lesson(*named).student()
-    made.capture(force=True)
-    assert isinstance(lesson(*named).student(), DistillTrainer)
-
-
-@pytest.mark.parametrize("architecture", ["one_tower", "two_tower", "quant"])
-def test_what_cannot_be_captured(lesson, architecture):
-    with pytest.raises(UsageError, match=f"{architecture} model cannot be captured"):
-        lesson('distill.capture="x.parquet"', architecture=architecture)
+def test_what_cannot_be_captured(lesson):
+    with pytest.raises(UsageError, match="quant model cannot be captured"):
+        lesson('distill.capture="x"', architecture="quant")
 
 
 def test_teachers_that_do_not_suit(lesson, teacher, tmp_path):
@@ -305,10 +318,16 @@ def test_a_student_to_finetune_needs_the_teachers_numbers(lesson, teacher, tmp_p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("distill.prediction=-1.0", "negative"),
+        ("distill.prediction=-1.0", "prediction must be 0 or a positive number, not -1"),
         ("distill.prediction=nan", "prediction"),
         ("distill.prediction=0.0", "nothing is learned"),
         ("distill.layers=[[0, 0]]", "hidden"),
+        ('distill.hidden_loss="cosine"', "distill.hidden_loss without distill.hidden"),
+        ("distill.temperature=0.0", "temperature must be positive"),
+        ("distill.own={start=0.0,end=-1.0}", "own must be 0 or a positive number, not -1"),
+        ("distill.prediction={start=0.0,end=0.0}", "nothing is learned"),
+        ("distill.own={start=0.0,ende=1.0}", "did you mean end"),
+        ('distill.own={start=0.0,end=1.0,schedule="sine"}', "'linear' or 'cosine'"),
         ("distill.tacher=1", "teacher"),
         ('normalizer="x"', "normalizer"),
     ],
@@ -320,10 +339,29 @@ def test_bad_tables(lesson, change, words):
 
 
 def test_losses_that_do_not_suit_the_outputs(lesson):
-    for architecture, kind in (("base", "kl"), ("quant", "mse")):
+    for architecture, kind in (("base", "kl"), ("base", "jsd"), ("quant", "mse")):
         made = lesson(f'distill.prediction_loss="{kind}"', architecture=architecture)
-        with pytest.raises(IntegrityError, match=kind):
+        with pytest.raises(IntegrityError, match=f'"{kind}": a {architecture} model'):
             made.student()
+    with pytest.raises(IntegrityError, match='the loss "mse" has no temperature'):
+        lesson("distill.temperature=2.0").student()
+
+
+def test_the_cosine_needs_concepts(lesson, teacher):
+    velocity = 'model.schedule.prediction="v"'
+    source = teacher("one_tower", 1, velocity)
+    kind = 'distill.prediction_loss="cosine"'
+    made = lesson(kind, velocity, architecture="one_tower", source=source)
+    with pytest.raises(IntegrityError, match="predicts v, not concepts"):
+        made.student()
+
+
+def test_a_discrete_student_learns_by_a_tempered_divergence(lesson):
+    changes = ('distill.prediction_loss="jsd"', "distill.temperature=2.0", "distill.own=0.0")
+    quick = ("train.learning_rate=3e-3", "train.warmup=0", "train.steps=60")
+    student = lesson(*changes, *quick, architecture="quant").student()
+    first = student.train_step()["prediction"]
+    assert train(student, 30)["prediction"] < 0.9 * first
 
 
 def test_the_report_compares_three_models(lesson, tmp_path):
@@ -333,5 +371,7 @@ def test_the_report_compares_three_models(lesson, tmp_path):
     assert list(report) == ["teacher", "student", "alone"]
     assert report["teacher"]["to_teacher"] == 0 < report["student"]["to_teacher"]
     assert report["teacher"]["parameters"] > report["student"]["parameters"]
-    assert {"l2", "par", "ca"} <= set(report["alone"])
+    assert {"l2", "par", "ca", "own", "prediction"} <= set(report["alone"])
+    assert report["teacher"]["prediction"] == 0 < report["student"]["prediction"]
+    assert report["student"]["own"] == report["alone"]["own"] > 0  # neither is trained
     assert student.model.training  # restored

@@ -7,8 +7,8 @@ import torch
 from rounding import assert_near
 
 from lcm_cli.errors import IntegrityError, LcmError
-from lcm_cli.models.checkpoint import load_model, save
-from lcm_cli.models.config import SamplingConfig
+from lcm_cli.models.checkpoint import build, load_model, save
+from lcm_cli.models.config import SamplingConfig, preset
 from lcm_cli.models.diffusion import DiffusionOptions, sample, step_pairs
 from lcm_cli.training.distillation.distill import Lesson
 from lcm_cli.training.distillation.few_steps import FewSteps, denoised, end_points, path
@@ -47,7 +47,9 @@ def lesson(start, taught, tmp_path, model_recipe):
     return make
 
 
-@pytest.mark.parametrize("architecture", ["two_tower", "one_tower"])
+@pytest.mark.parametrize(
+    "architecture", ["two_tower", pytest.param("one_tower", marks=pytest.mark.slow)]
+)
 def test_a_distilled_sampler_beats_the_undistilled_one_at_equal_steps(
     lesson, tmp_path, architecture
 ):
@@ -79,7 +81,7 @@ def test_a_step_with_the_target_arrives_where_the_teacher_does(lesson):
         model.schedule,
         few,
         points[0] / few.initial_noise,
-        lambda x, t, guided: (next(goals), None),
+        lambda x, t, guided, estimate: (next(goals), None),
         lambda: points[0],
         lambda step: reached.append(step.previous),
     )
@@ -101,12 +103,44 @@ def test_the_student_predicts_in_training_as_it_does_when_it_samples(lesson, arc
             assert_near(out_BKPD[:, k], predict(noisy_BKPD[:, k], t, False)[0], terms=1000)
 
 
+@pytest.mark.parametrize("architecture", ["one_tower", "two_tower"])
+def test_a_student_with_self_conditioning_reads_the_target_of_the_step_before(architecture):
+    torch.manual_seed(0)
+    sampling = SamplingConfig(steps=4)
+    given = {"concept_dim": 32, "sampling": sampling, "self_conditioning": True}
+    model = build(preset(architecture, "nano", **given))
+    for name, parameter in model.named_parameters():
+        if "modulator" in name or "estimate" in name:  # they start at zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    batch = Memory().batch(0)
+    x_BSD = model.normalized(batch.concepts_BSD)
+    torch.manual_seed(1)
+    loss = FewSteps(model, 2)(model, batch)
+    torch.manual_seed(1)
+    points = path(model, x_BSD, model.options(), 2)
+    few = DiffusionOptions(steps=2, guidance=1.0)
+    goals = end_points(model.schedule, points, step_pairs(100, few), few)
+    predict = model.teacher(x_BSD, few)
+    with torch.no_grad():
+        first, _ = predict(points[0], 99, False)
+        second, _ = predict(points[1], 49, False, goals[0])
+        unaware, _ = predict(points[1], 49, False)
+    real = (batch.positions() < batch.lengths_B[:, None])[:, 1:]
+    errors = [
+        ((out - goal) ** 2).sum(-1)[real].sum()
+        for out, goal in zip((first, second), goals, strict=True)
+    ]
+    assert_near(loss.value, sum(errors), terms=1000)
+    assert (second - unaware).norm() > 0.1 * second.norm()
+
+
 FORMS = [
     ('model.schedule.prediction="v"',),
     ('model.schedule.prediction="flow"', 'model.schedule.name="straight"'),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=["v", "flow"])
 def test_other_predictions_are_distilled_as_x0(lesson, form):
     """The loss compares concepts, whatever the network predicts."""

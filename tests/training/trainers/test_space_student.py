@@ -14,7 +14,11 @@ from lcm_cli.space.similarity import unit_length
 from lcm_cli.training.loop import Run
 from lcm_cli.training.recipe import load_recipe
 from lcm_cli.training.trainers.concept_loss import concept_losses
-from lcm_cli.training.trainers.space_student import StudentTrainer, make_student_trainer
+from lcm_cli.training.trainers.space_student import (
+    StudentTrainer,
+    encoder_sizes,
+    make_student_trainer,
+)
 
 NAMES = [("Tom", "Toni"), ("Mary", "Maija"), ("The cat", "Kissa"), ("The dog", "Koira")]
 VERBS = [("sleeps", "nukkuu"), ("sings", "laulaa"), ("waits", "odottaa"), ("laughs", "nauraa")]
@@ -67,6 +71,18 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float((unit_length(a) * unit_length(b)).sum(axis=1).mean())
 
 
+def test_frozen_embeddings_stay_the_teachers(recipe):
+    trainer = begin(recipe, 'train.freeze=["encoder.encoder_frontend.*"]')
+    embedding = trainer.encoder.encoder_frontend.embed.weight
+    before = embedding.clone()
+    assert "grad_norm" in trainer.train_step() and torch.equal(embedding, before)
+    size, trained = trainer.sizes
+    assert size - trained == embedding.numel() and trained == weights(trainer).numel()
+    assert encoder_sizes(trainer.encoder.config, trainer.options.freeze) == trainer.sizes
+    with pytest.raises(IntegrityError, match="nothing to train"):
+        begin(recipe, 'train.freeze=["encoder.*"]')
+
+
 def test_a_student_learns_the_concepts_of_its_teacher(recipe, random_space, tmp_path):
     teacher = load_space(str(random_space), device="cpu")
     wanted = teacher.encode(ENGLISH, "eng_Latn").concepts
@@ -89,6 +105,7 @@ def test_a_student_starts_from_layers_of_its_teacher(recipe, random_space, tmp_p
     assert new.losses(new._batch())[0] > 0.1
 
 
+@pytest.mark.slow
 def test_a_language_is_added_from_pairs(recipe, random_space, tmp_path):
     """Its sentences get the teacher's concepts of their translations, and the rest stay."""
     pairs = zip(ENGLISH, FINNISH, strict=True)

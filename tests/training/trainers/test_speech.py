@@ -76,6 +76,7 @@ def waves() -> list[np.ndarray]:
     return [read_audio(CLIPS.parent / line["audio"]) for line in lines]
 
 
+@pytest.mark.slow
 def test_it_learns_a_few_clips_by_heart(recipe, tmp_path):
     """What is exported finds every sentence, and the space decodes it."""
     off = [f"train.{name}=0.0" for name in ("dropout", "mask", "noise", "ema")]

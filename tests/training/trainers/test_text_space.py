@@ -218,7 +218,7 @@ def test_centring_changes_no_text(recipe, tmp_path):
     assert_near(after, before, terms)
 
 
-@pytest.mark.parametrize("stopped_at", [7, 10])
+@pytest.mark.parametrize("stopped_at", [7, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
     changes = ("train.dropout=0.1", "train.ema=0.9")
     whole = begin(recipe, tmp_path / "whole", *changes)
@@ -293,6 +293,37 @@ def test_finetuning_starts_from_a_space(recipe, random_space, tmp_path):
     assert tuned.languages == start.languages and tuned.licence == "MIT"
     after = tuned.encode(["Tom sleeps."], "eng_Latn").concepts
     assert 0 < np.abs(after - before).max() < 0.5
+
+
+def test_a_frozen_encoder_keeps_the_concepts(recipe, random_space, tmp_path):
+    """Only the decoder is in the optimizers, so the finetuned space has the same fingerprint."""
+    changes = (f'start="{random_space}"', 'train.freeze=["encoder.*"]', "train.steps=3")
+    trainer = begin(recipe, tmp_path / "run", *changes)
+    held = {id(p) for part in trainer.optimizers for g in part.param_groups for p in g["params"]}
+    assert held == {id(p) for p in trainer.decoder.parameters()}
+    assert "M of them trained" in trainer.summary
+    before = weights(trainer)
+    assert Run(trainer, tmp_path / "run").train()
+    assert not torch.equal(weights(trainer), before)
+    start, tuned = load_space(str(random_space)), load_space(str(tmp_path / "run" / "space"))
+    assert start.fingerprint == tuned.fingerprint
+
+
+def test_a_shared_embedding_is_frozen_by_either_name(recipe, tmp_path):
+    for number, changes in enumerate(((), ("shape.tie=false",))):
+        freezing = 'train.freeze=["decoder.decoder_frontend.*"]'
+        trainer = begin(recipe, tmp_path / f"run{number}", freezing, *changes)
+        embeddings = [trainer.encoder.encoder_frontend, trainer.decoder.decoder_frontend]
+        assert [each.embed.weight.requires_grad for each in embeddings] == [number == 1, False]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [('["encodr.*"]', "no parameter matches 'encodr"), ('["*"]', "nothing to train")],
+)
+def test_freezing_nothing_or_everything(recipe, tmp_path, patterns, words):
+    with pytest.raises(IntegrityError, match=words):
+        begin(recipe, tmp_path / "run", f"train.freeze={patterns}")
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -214,7 +214,7 @@ def test_a_decoder_from_int8(random_space: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_lower_precision(start, precision: str) -> None:
     full, half = start(), start(f'train.precision="{precision}"')
     assert half.train_step()["loss"] == pytest.approx(full.train_step()["loss"], rel=0.02)
