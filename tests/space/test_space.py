@@ -17,9 +17,11 @@ from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.hub.layouts import SPACE_FILES as FILES
 from lcm_cli.int8 import Int8Linear
 from lcm_cli.space import DecodeOptions, Space, Text, load_space
+from lcm_cli.space.decoder import DecoderCache
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import load_weights
 from lcm_cli.space.search import search
+from lcm_cli.space.tokenizer import EOS
 from lcm_cli.transfer.convert import convert
 
 SENTENCES = [
@@ -218,6 +220,32 @@ def test_the_fingerprint_depends_on_values_not_on_storage(tiny, tmp_path):
     assert texts(rounded.decode(found[0], ["deu_Latn"])) == texts(
         wide.decode(found[0], ["deu_Latn"])
     )
+
+
+def test_the_language_token_counts_in_scores_only_if_the_config_says_so(random_space, tmp_path):
+    """Without it, the score of a sentence lacks exactly its log probability."""
+    shutil.copytree(random_space, tmp_path / "silent")
+    config = json.loads((random_space / "config.json").read_text())
+    config["decoder"]["scores_language"] = False
+    (tmp_path / "silent" / "config.json").write_text(json.dumps(config))
+    spaces = [load_space(str(path), device="cpu") for path in (random_space, tmp_path / "silent")]
+    assert spaces[0].fingerprint == spaces[1].fingerprint
+    concepts = torch.from_numpy(spaces[0].encode(SENTENCES, "eng_Latn").concepts)
+    language = spaces[0].tokenizer.language("deu_Latn")
+    languages, limits = [language] * len(concepts), [20] * len(concepts)
+    greedy = DecodeOptions(beam=1)
+    with_R, without_R = (
+        [found[0] for found in search(s.decoder, concepts, languages, limits, greedy)]
+        for s in spaces
+    )
+    decoder = spaces[0].decoder
+    ends, cache = torch.full((len(concepts),), EOS), DecoderCache(2, len(concepts))
+    with torch.inference_mode():
+        first_RV = decoder.step(ends, decoder.cross(concepts), cache).log_softmax(dim=1)
+    for a, b, expected in zip(with_R, without_R, first_RV[:, language].tolist(), strict=True):
+        assert a.ids == b.ids
+        length = len(a.ids) + 2  # </s> and the language token
+        assert (a.score - b.score) * length == pytest.approx(expected, rel=1e-4)
 
 
 def test_int8_files_lose_nothing_more_in_int8_arithmetic(tiny, tmp_path):
