@@ -37,13 +37,11 @@ from lcm_cli.training.data.parallel_text import (
 from lcm_cli.training.optim import freeze, sizes
 from lcm_cli.training.recipe import SpaceDistillation, SpaceRecipe
 from lcm_cli.training.trainers.concept_loss import concept_losses
+from lcm_cli.training.trainers.space_folder import copy, save_config, save_weights
 from lcm_cli.training.trainers.text_space import (
     PairTrainer,
-    copy,
     dev_lines,
     initialize,
-    save_config,
-    save_weights,
     set_dropout,
     text_set,
     unsorted,

@@ -10,7 +10,6 @@ Shapes: N pairs, R = 2 N rows, T tokens of the packed batch, D concept dim.
 """
 
 import io
-import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,11 +26,9 @@ from torch.nn import functional
 
 from lcm_cli.errors import IntegrityError
 from lcm_cli.evaluation.space_quality import evaluate_space
-from lcm_cli.files import atomic_files, atomic_path
-from lcm_cli.hub.layouts import ADAPTER
+from lcm_cli.files import atomic_path
 from lcm_cli.hub.locate import AdapterConfig
 from lcm_cli.space import Space, load_space
-from lcm_cli.space.adapters import adapter_state
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import load_weights
@@ -67,10 +64,8 @@ from lcm_cli.training.parallel import World
 from lcm_cli.training.recipe import SpaceRecipe, SpaceShape
 from lcm_cli.training.trainers.averaging import AveragedWeights
 from lcm_cli.training.trainers.cuda_graph import CapturedStep
+from lcm_cli.training.trainers.space_folder import StateDict, save_adapter, save_space
 from lcm_cli.training.trainers.token_loss import short_rows, token_cross_entropy
-from lcm_cli.weights import write_safetensors
-
-StateDict = dict[str, Tensor]
 
 DECODER = ("decoder.layers.*",)  # adapted by default: the concepts stay those of the base
 TOKENIZER_SENTENCES = 60_000  # per language; more change the tokenizer little
@@ -547,81 +542,3 @@ def center(encoder: StateDict, decoder: StateDict, offset_D: Tensor) -> None:
     for key in [key for key in decoder if key.endswith("encoder_decoder_attn.v_proj.bias")]:
         weight = decoder[key.replace(".bias", ".weight")]
         decoder[key] = decoder[key] + weight @ offset_D
-
-
-def save_space(
-    folder: Path,
-    recipe: SpaceRecipe,
-    states: Mapping[str, StateDict | Path],
-    configs: tuple[EncoderConfig, DecoderConfig],
-    tokenizer: Path,
-    source: Mapping[str, Any],
-) -> Path:
-    """Write a space's folder: the networks' weights in float16, or copies of the files given
-    instead, the tokenizer, and config.json last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, state in states.items():
-        path = folder / f"{name}.safetensors"
-        copy(state, path) if isinstance(state, Path) else save_weights(path, state)
-    copy(tokenizer, folder / "tokenizer.model")
-    save_config(folder, recipe, configs, source)
-    return folder
-
-
-def save_adapter(
-    folder: Path,
-    recipe: SpaceRecipe,
-    networks: Iterable[nn.Module],
-    configs: tuple[EncoderConfig, DecoderConfig],
-    source: Mapping[str, Any],
-    adapter: AdapterConfig,
-) -> None:
-    """Write the adapters of a space, and a config.json that names their base."""
-    states = [adapter_state(network) for network in networks]
-    config = space_config(recipe, configs, source) | {"adapter": asdict(adapter)}
-    with atomic_files(folder, (ADAPTER, "config.json"), force=True) as places:
-        tensors = {name: [tensor.cpu()] for state in states for name, tensor in state.items()}
-        write_safetensors(places[ADAPTER], tensors)
-        places["config.json"].write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-def save_weights(path: Path, state: StateDict) -> None:
-    """Write weights in float16."""
-    from safetensors.torch import save_file
-
-    state = {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
-    with atomic_path(path, force=True) as temporary:
-        save_file(state, temporary)
-
-
-def copy(source: Path, path: Path) -> None:
-    """Copy a file, atomically."""
-    with atomic_path(path, force=True) as temporary:
-        shutil.copyfile(source, temporary)
-
-
-def save_config(
-    folder: Path,
-    recipe: SpaceRecipe,
-    configs: tuple[EncoderConfig, DecoderConfig],
-    source: Mapping[str, Any],
-) -> None:
-    """Write a space's config.json."""
-    config = space_config(recipe, configs, source)
-    with atomic_path(folder / "config.json", force=True) as temporary:
-        temporary.write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-def space_config(
-    recipe: SpaceRecipe, configs: tuple[EncoderConfig, DecoderConfig], source: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the content of a space's config.json."""
-    return {
-        "kind": "space",
-        "name": recipe.name,
-        "licence": recipe.licence,
-        "languages": recipe.languages,
-        "encoder": asdict(configs[0]),
-        "decoder": asdict(configs[1]),
-        "source": dict(source),
-    }
