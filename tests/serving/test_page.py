@@ -57,7 +57,7 @@ def test_reading_a_document(server, browser):
         "Translated 5 sentences"
     )
     pairs = browser.run("[...document.querySelectorAll('.pair')].map(p => p.innerText)")
-    assert len(pairs) == 5 and "Tom habite" in pairs[0]
+    assert len(pairs) == 5 and "Tom vit" in pairs[0]
     assert re.search(r"Check this: .*missing: .*2023", pairs[3])
     assert browser.run("document.querySelectorAll('.pair mark.doubtful').length") >= 1
     # The source of a sentence lights up with focus, and its description names it.
