@@ -92,7 +92,7 @@ class Card:
     files: dict[str, File] = field(default_factory=dict)
     source: dict[str, DownloadSource] = field(default_factory=dict)
     encoder: dict[str, int] = field(default_factory=dict)
-    decoder: dict[str, int] = field(default_factory=dict)
+    decoder: dict[str, int | bool] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     family: str = ""

@@ -80,18 +80,20 @@ def test_the_same_call_gives_the_same_files_and_a_finished_report_is_kept(lcm, r
 
 
 @pytest.mark.slow
-def test_a_stopped_run_is_resumed(lcm, report, surroundings, tmp_path, forks):
-    folder = tmp_path / "stopped"
-    process = forks.start(*SUMMARIZE, "-o", folder, env=surroundings)
+def test_a_stopped_run_is_resumed(lcm, surroundings, tmp_path, forks):
+    folder, whole = tmp_path / "stopped", tmp_path / "whole"
+    long = (*SUMMARIZE, "--limit", "20")  # so that the signal finds it at work
+    assert lcm(*long, "-o", whole).code == 0
+    process = forks.start(*long, "-o", folder, env=surroundings)
     work = folder / ".work.jsonl"
     while process.poll() is None and not (work.exists() and b"\n" in work.read_bytes()):
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert [path.name for path in folder.iterdir()] == [".work.jsonl"]
-    result = lcm(*SUMMARIZE, "-o", folder)
+    result = lcm(*long, "-o", folder)
     assert result.code == 0 and "already done" in result.stderr
-    for path in report.iterdir():
+    for path in whole.iterdir():
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
 
 

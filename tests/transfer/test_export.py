@@ -128,7 +128,7 @@ def card(folder, space, path):
     lines += ['licence_note = "free"', f"languages = {list(space.languages)}"]
     for role in ("encoder", "decoder"):
         sizes = space.files.config[role].items()
-        lines += [f"[{role}]", *(f"{key} = {value}" for key, value in sizes)]
+        lines += [f"[{role}]", *(f"{key} = {json.dumps(value)}" for key, value in sizes)]
     for role in ("encoder", "decoder", "tokenizer"):
         lines += [f"[source.{role}]", f'repo = "{folder}"']
     path.write_text("\n".join(lines).replace("'", '"'), encoding="utf-8")
