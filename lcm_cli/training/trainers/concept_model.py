@@ -320,19 +320,13 @@ class ModelTrainer:
 
     @contextmanager
     def averaged(self) -> Iterator[ConceptModel]:
-        """Yield the whole model in evaluation mode, with averaged weights if there are any."""
-        averages = dict(zip(self.names, self.average, strict=False))
-        if self.sharded:  # gather a whole copy: all processes take part
-            state = {
-                name: gathered(averages.get(name, tensor)).detach()
-                for name, tensor in self.model.state_dict().items()
-            }
-            model = checkpoint.build(self.model.config).to(self.device)
-            model.load_state_dict(state)
-            assert isinstance(model, ConceptModel)
-            if isinstance(model, SonarLLM) and isinstance(self.model, SonarLLM):
-                model.token_loss = self.model.token_loss
-            yield model.eval()
+        """Yield the whole model in evaluation mode, with averaged weights if there are any.
+
+        For as long, the objective's own parameters are averages, too.
+        """
+        if self.sharded:
+            with self._others_averaged():
+                yield self._gathered()
             return
         trained = [p.data for p in self.parameters]
         for p, average in zip(self.parameters, self.average, strict=False):
@@ -344,6 +338,36 @@ class ModelTrainer:
             self.model.train()
             for p, weights in zip(self.parameters, trained, strict=True):
                 p.data = weights
+
+    def _gathered(self) -> ConceptModel:
+        """Return a whole copy of a sharded model, averaged: all processes take part."""
+        averages = dict(zip(self.names, self.average, strict=False))
+        state = {
+            name: gathered(averages.get(name, tensor)).detach()
+            for name, tensor in self.model.state_dict().items()
+        }
+        model = checkpoint.build(self.model.config).to(self.device)
+        model.load_state_dict(state)
+        assert isinstance(model, ConceptModel)
+        if isinstance(model, SonarLLM) and isinstance(self.model, SonarLLM):
+            model.token_loss = self.model.token_loss
+        return model.eval()
+
+    @contextmanager
+    def _others_averaged(self) -> Iterator[None]:
+        """Average the trained parameters outside the model, such as maps of hidden states."""
+        own = {id(p) for p in self.model.parameters()}
+        pairs = zip(self.parameters, self.average, strict=False)
+        others = [(p, average, p.detach().clone()) for p, average in pairs if id(p) not in own]
+        # In place: fsdp keeps the storage of its shards, so another tensor would go unnoticed.
+        with torch.no_grad():
+            for p, average, _ in others:
+                p.copy_(average)
+            try:
+                yield
+            finally:
+                for p, _, trained in others:
+                    p.copy_(trained)
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
         """Score held-out documents: the loss, also by noise level, and the paper's metrics."""
