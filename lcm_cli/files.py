@@ -131,7 +131,8 @@ def _take_attributes(temporary: Path, target: Path) -> None:
 
 def _place(temporary: Path, target: Path, path: Path, force: bool) -> None:
     """Rename a finished file, or keep it under another name if its own is taken."""
-    if force and (target.is_file() or not os.path.lexists(target)):
+    # In this order: a file may appear between the two tests.
+    if force and (not os.path.lexists(target) or target.is_file()):
         temporary.replace(target)
         return
     try:

@@ -2,6 +2,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,34 @@ def test_a_file_that_appeared_stays_and_the_result_too(
     assert path.read_text() == "forced"
     write(folder / "b", "alone")
     assert (folder / "b").read_text() == "alone"
+
+
+def test_with_force_writers_of_the_same_file_do_not_stop_each_other(folder: Path) -> None:
+    errors: list[Exception] = []
+
+    def write(path: Path, together: threading.Barrier) -> None:
+        together.wait()
+        try:
+            with atomic_path(path, force=True) as temporary:
+                temporary.write_text("x")
+        except LcmError as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(200):
+            together = threading.Barrier(4)
+            path = folder / str(number)
+            writers = [threading.Thread(target=write, args=(path, together)) for _ in range(4)]
+            for writer in writers:
+                writer.start()
+            for writer in writers:
+                writer.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+    assert {path.name for path in folder.iterdir()} >= {str(number) for number in range(200)}
 
 
 def test_a_folder_that_appeared_stays(folder: Path) -> None:

@@ -6,7 +6,6 @@ not captured again. So the same command continues after an interruption.
 Shapes: D concept dim, K documents, N predicted concepts, T concepts of a shard.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -125,12 +124,8 @@ class Capture:
 
     def _write(self, number: int, advance: Progress) -> None:
         tensors = self._tensors(self._plan.shards[number])
-        path = self._plan.path(number)
-        # Processes with the same share write the same numbers, so the last one may replace others.
-        own = path.with_name(f".{path.name}.{os.getpid()}")
-        with atomic_path(own, force=True) as temporary:
+        with atomic_path(self._plan.path(number), force=True) as temporary:
             write_safetensors(temporary, tensors)
-        own.replace(path)
         advance(sum(len(unit[2]) for unit in self._plan.shards[number]))
 
     def _tensors(self, units: list[Unit]) -> dict[str, list[StoredPiece]]:
