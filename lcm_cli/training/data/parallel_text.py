@@ -1,7 +1,9 @@
 """Parallel and monolingual text for training a space: read, tokenize, pair, pack.
 
 The data are JSON Lines (also .gz, .xz): one object per line, from language codes to a sentence, or
-to a list of sentences with the same meaning. All sentences of a line translate each other.
+to a list of sentences with the same meaning. All sentences of a line translate each other. A
+language code that begins with "machine:" marks machine translations: they are encoded, but never
+decoded into (back-translation, arXiv 1511.06709).
 
 All token ids are concatenated in one array on the training device. A batch is a list of sentence
 numbers; its rows are gathered on the device, so that a step transfers only these numbers.
@@ -31,6 +33,12 @@ from lcm_cli.space.transformer import Packed
 
 Translations = dict[str, list[str]]
 NONE = -1  # in place of the number of a sentence or token
+MACHINE = "machine:"  # begins the language code of texts that are not decoded into
+
+
+def human(line: Translations) -> Translations:
+    """Return a line without its machine translations."""
+    return {code: texts for code, texts in line.items() if not code.startswith(MACHINE)}
 
 
 def read_translations(path: Path) -> Iterator[Translations]:
@@ -74,19 +82,19 @@ class Pairs:
 
     `sentences_N4` are sentence numbers: of the left side, of the sentence joined to it, and the
     same for the right side; NONE where there is none. `aligned_N` is false for two sentences that
-    are not translations. `swap_N` marks the pairs whose sides are decoded into each other, not
-    into themselves.
+    are not translations. `swap_N2` marks the sides that are decoded into the other one, not into
+    themselves.
     """
 
     sentences_N4: Tensor
     aligned_N: Tensor
-    swap_N: Tensor
+    swap_N2: Tensor
 
     def __len__(self) -> int:
         return len(self.aligned_N)
 
     def __getitem__(self, span: slice) -> "Pairs":
-        return Pairs(self.sentences_N4[span], self.aligned_N[span], self.swap_N[span])
+        return Pairs(self.sentences_N4[span], self.aligned_N[span], self.swap_N2[span])
 
     def padded(self, pairs: int) -> "Pairs":
         """Return these pairs, padded with empty ones to `pairs`."""
@@ -94,7 +102,7 @@ class Pairs:
         return Pairs(
             F.pad(self.sentences_N4, (0, 0, 0, more), value=NONE),
             F.pad(self.aligned_N, (0, more)),
-            F.pad(self.swap_N, (0, more)),
+            F.pad(self.swap_N2, (0, 0, 0, more)),
         )
 
     def sides(self) -> Tensor:
@@ -104,8 +112,8 @@ class Pairs:
     def targets(self) -> Tensor:
         """Return the sentences that each side is decoded into, (2 N, 2)."""
         left, right = self.sentences_N4[:, :2], self.sentences_N4[:, 2:]
-        swap = self.swap_N[:, None]
-        return torch.cat([torch.where(swap, right, left), torch.where(swap, left, right)])
+        left_N1, right_N1 = self.swap_N2[:, :1], self.swap_N2[:, 1:]
+        return torch.cat([torch.where(left_N1, right, left), torch.where(right_N1, left, right)])
 
 
 @dataclass(frozen=True)
@@ -145,16 +153,22 @@ class ParallelText:
         weights: list[float] = []
         for lines, weight in sets:
             for line in lines:
-                for code, found in line.items():
+                for key, found in line.items():
+                    code = key.removeprefix(MACHINE)
                     if not tokenizer.knows(code):
                         raise IntegrityError(
                             f"the training data have {code!r}, which the space does not know"
                         )
-                    texts.setdefault(code, []).extend(found)
-                    homes.setdefault(code, []).extend([len(weights)] * len(found))
+                    texts.setdefault(key, []).extend(found)
+                    homes.setdefault(key, []).extend([len(weights)] * len(found))
                 weights.append(weight)
         self.skipped = 0
-        parts = [self._tokenize(tokenizer, c, texts.pop(c), max_tokens) for c in sorted(texts)]
+        # Machine translations beside the other sentences of their language, as `_group` expects.
+        keys = sorted(texts, key=lambda key: (key.removeprefix(MACHINE), key))
+        parts = [
+            self._tokenize(tokenizer, key.removeprefix(MACHINE), texts.pop(key), max_tokens)
+            for key in keys
+        ]
         if not any(kept.any() for _, _, kept in parts):
             raise IntegrityError(
                 "the training data contain no sentence", "check [data] in the recipe"
@@ -164,7 +178,13 @@ class ParallelText:
         starts = np.cumsum(self._lengths) - self._lengths
         self._languages = flat[starts]
         home = np.concatenate(
-            [np.array(homes[c])[kept] for c, (_, _, kept) in zip(sorted(homes), parts, strict=True)]
+            [np.array(homes[k])[kept] for k, (_, _, kept) in zip(keys, parts, strict=True)]
+        )
+        self._machine = np.concatenate(
+            [
+                np.full(len(lengths), key.startswith(MACHINE))
+                for key, (_, lengths, _) in zip(keys, parts, strict=True)
+            ]
         )
         self._group(home, np.array(weights))
         self._tokens = torch.from_numpy(flat).to(device)
@@ -216,7 +236,7 @@ class ParallelText:
         """
         rng = np.random.default_rng([seed, epoch])
         sentences_N4, aligned_N = self._join(*self._pair(rng), join, rng)
-        swap_N = (rng.random(len(aligned_N)) < translate) & aligned_N
+        swap_N2 = self._swaps(sentences_N4, aligned_N & (rng.random(len(aligned_N)) < translate))
         size_N = self._side_lengths(sentences_N4).sum(axis=1)
         order = rng.permutation(len(size_N))
         if self.device.type == "cpu":
@@ -226,9 +246,14 @@ class ParallelText:
         cuts = np.flatnonzero(np.diff(np.cumsum(size_N[order]) // (2 * tokens))) + 1
         bounds = [0, *cuts.tolist(), len(order)]
         batches = [slice(a, b) for a, b in pairwise(bounds)]
-        arrays = (sentences_N4[order], aligned_N[order], swap_N[order])
+        arrays = (sentences_N4[order], aligned_N[order], swap_N2[order])
         pairs = Pairs(*(torch.from_numpy(a).to(self.device) for a in arrays))
         return pairs, [batches[i] for i in rng.permutation(len(batches))]
+
+    def _swaps(self, sentences_N4: np.ndarray, swap_N: np.ndarray) -> np.ndarray:
+        """Return which sides are decoded into the other: those of `swap_N`, save for machines'."""
+        machine_N2 = self._machine[sentences_N4[:, [0, 2]]]
+        return np.where(machine_N2.any(axis=1)[:, None], machine_N2, swap_N[:, None])
 
     def _pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs of sentence numbers (N, 2), and which pairs are translations."""
@@ -246,8 +271,11 @@ class ParallelText:
         # In a line of one language, draw any other sentence.
         same = begin + (left - begin + 1 + (chance * (size - 1)).astype(np.int64)) % size
         right = np.where(others > 0, right, same)
-        several = size > 1
         pairs = self._members[np.stack([left, right], axis=1)]
+        several = size > 1
+        # A pair needs a sentence to decode into, and so does a line of one sentence.
+        usable = ~self._machine[pairs].all(axis=1)
+        pairs, several = pairs[usable], several[usable]
         # Sentences without a translation are paired with each other; the last may be used twice.
         alone = rng.permutation(pairs[~several, 0])
         if len(alone) % 2:
@@ -265,6 +293,8 @@ class ParallelText:
         chosen = np.flatnonzero(aligned_N & (rng.random(len(left)) < share))
         chosen = chosen[rng.permutation(len(chosen))]
         languages = self._languages[pairs_N2[chosen]].astype(np.int64)
+        # Both of two joined sentences are machine translations, or neither is.
+        languages = 2 * languages + self._machine[pairs_N2[chosen]]
         key = languages[:, 0] << 32 | languages[:, 1]
         order = np.argsort(key, kind="stable")
         chosen, key = chosen[order], key[order]

@@ -27,6 +27,7 @@ from lcm_cli.space.loading import load_weights
 from lcm_cli.space.similarity import unit_length
 from lcm_cli.space.tokenizer import Tokenizer
 from lcm_cli.training.data.parallel_text import (
+    MACHINE,
     NONE,
     Pairs,
     ParallelText,
@@ -252,9 +253,10 @@ def _teachable(path: Path, teacher: Space) -> Iterator[Translations]:
     Raises IntegrityError for a line without a sentence in a language of the teacher.
     """
     for number, line in enumerate(read_translations(path), 1):
-        if line and not set(teacher.languages) & set(line):
+        codes = {code.removeprefix(MACHINE) for code in line}
+        if line and not codes & set(teacher.languages):
             raise IntegrityError(
-                f"{path}:{number}: {teacher.name} knows none of the languages {', '.join(line)}",
+                f"{path}:{number}: {teacher.name} knows none of the languages {', '.join(codes)}",
                 "a line needs a translation into one of the teacher's languages",
             )
         yield line

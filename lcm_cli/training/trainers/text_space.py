@@ -47,6 +47,7 @@ from lcm_cli.training.data.parallel_text import (
     ParallelText,
     Room,
     Translations,
+    human,
     read_translations,
     shifted,
 )
@@ -137,10 +138,10 @@ class PairTrainer(ABC):
         # Noise and dropout depend on seed and step alone, so that a resumed run draws the same.
         torch.manual_seed(int(np.random.default_rng([o.seed, self.step]).integers(1 << 62)))
         if self._room is None:
-            found = self._learn(batch.sentences_N4, batch.aligned_N, batch.swap_N)
+            found = self._learn(batch.sentences_N4, batch.aligned_N, batch.swap_N2)
         else:
             full = batch.padded(self._room.pairs)
-            found = self._captured(full.sentences_N4, full.aligned_N, full.swap_N)
+            found = self._captured(full.sentences_N4, full.aligned_N, full.swap_N2)
         self.average.follow(self.step)
         self.step += 1
         self.sentences += 2 * len(batch)
@@ -148,9 +149,9 @@ class PairTrainer(ABC):
         names = (*self.parts, "grad_norm")
         return dict(zip(names, losses, strict=True)) | {"lr": rate, "sentences": 2 * len(batch)}
 
-    def _learn(self, sentences_N4: Tensor, aligned_N: Tensor, swap_N: Tensor) -> Tensor:
+    def _learn(self, sentences_N4: Tensor, aligned_N: Tensor, swap_N2: Tensor) -> Tensor:
         """Do the device's part of a step; return the losses and the gradient norm."""
-        losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N), self._room)
+        losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N2), self._room)
         self.whole(losses).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         for optimizer in self.optimizers:
@@ -404,7 +405,7 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
         networks = trainable(start)
     elif not tokenizer_path.is_file():
         lines = chain.from_iterable(read_translations(path) for path, _ in sets)
-        train_tokenizer(tokenizer_path, lines, recipe.shape.vocabulary)
+        train_tokenizer(tokenizer_path, map(human, lines), recipe.shape.vocabulary)
     tokenizer = Tokenizer(tokenizer_path, recipe.languages)
     if start is None:
         networks = new_networks(recipe.shape, tokenizer.vocabulary, recipe.train.seed)
@@ -429,7 +430,7 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
 def dev_lines(recipe: SpaceRecipe) -> list[dict[str, str]]:
     """Return the lines of a recipe's dev data, with the first sentence of each language."""
     lines = chain.from_iterable(read_translations(Path(p)) for p in recipe.data.dev)
-    return [{code: texts[0] for code, texts in line.items()} for line in lines]
+    return [{code: texts[0] for code, texts in human(line).items()} for line in lines]
 
 
 def text_set(entry: str) -> tuple[Path, float]:

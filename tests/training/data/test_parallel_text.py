@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcm_cli.errors import IntegrityError
-from lcm_cli.training.data.parallel_text import NONE, ParallelText, read_translations, shifted
+from lcm_cli.training.data.parallel_text import (
+    MACHINE,
+    NONE,
+    ParallelText,
+    human,
+    read_translations,
+    shifted,
+)
 
 LANGUAGES = ("deu_Latn", "eng_Latn", "fra_Latn")
 EOS = 3
@@ -84,7 +91,7 @@ def test_pairs_stand_in_one_line_in_two_languages_if_there_are_two(found, seed, 
             assert spelled(data, l1)[0] == spelled(data, l2)[0]
             assert spelled(data, r1)[0] == spelled(data, r2)[0]
     assert shown == sum(sum(map(len, each.values())) - 1 for each in found)
-    assert not (pairs.swap_N & ~pairs.aligned_N).any()
+    assert not (pairs.swap_N2 & ~pairs.aligned_N[:, None]).any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -139,4 +146,48 @@ def test_lines_may_have_several_sentences_a_language(tmp_path: Path):
 def test_translations_are_swapped_as_often_as_asked():
     found = [{"eng_Latn": ["ab"], "fra_Latn": ["cd"]}] * 400
     pairs, _ = text(found).epoch(0, 0, 100, join=0.0, translate=0.25)
-    assert np.mean(pairs.swap_N.numpy()) == pytest.approx(0.25, abs=0.1)
+    assert np.mean(pairs.swap_N2.numpy()) == pytest.approx(0.25, abs=0.1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(line, min_size=1, max_size=12), st.data(), st.integers(0, 9), st.floats(0, 1))
+def test_machine_translations_are_never_decoded_into(found, data, seed, join):
+    machines = set()
+    marked = []
+    for number, each in enumerate(found):
+        new = {}
+        for code, texts in each.items():
+            by_machine = data.draw(st.booleans())
+            # Digits tell these texts from all others.
+            texts = [f"{text}{number}" if by_machine else text for text in texts]
+            new[MACHINE + code if by_machine else code] = texts
+            machines.update(texts if by_machine else ())
+        marked.append(new)
+    if not any(map(human, marked)):
+        return
+    parallel = text(marked)
+    pairs, _ = parallel.epoch(seed, 0, 30, join=join, translate=0.5)
+    read = {"".join(map(chr, row[1:-1])) for row in rows_of(parallel, pairs.sides())}
+    wanted = ["".join(map(chr, row[1:-1])) for row in rows_of(parallel, pairs.targets())]
+    assert not any(map(str.isdigit, "".join(wanted)))
+    if join == 0 and all(len(human(each)) for each in marked):
+        assert all(len(each) == len(human(each)) for each in marked) or read & machines
+    used = pairs.sentences_N4[:, [0, 2]]
+    by_machine_N2 = torch.from_numpy(parallel._machine)[used]
+    assert not by_machine_N2.all(dim=1).any()
+    assert (pairs.swap_N2 == by_machine_N2)[by_machine_N2.any(dim=1)].all()
+
+
+def rows_of(data: ParallelText, numbers_R2: torch.Tensor) -> list[list[int]]:
+    return [joined(data, *pair) for pair in numbers_R2.tolist()]
+
+
+def test_machine_translations_are_marked_in_the_file(tmp_path: Path):
+    path = tmp_path / "some.jsonl"
+    path.write_text(json.dumps({"eng_Latn": "a", MACHINE + "fra_Latn": "b"}) + "\n")
+    [line] = read_translations(path)
+    assert line == {"eng_Latn": ["a"], "machine:fra_Latn": ["b"]} and human(line) == {
+        "eng_Latn": ["a"]
+    }
+    with pytest.raises(IntegrityError, match="'nld_Latn'"):
+        text([{MACHINE + "nld_Latn": ["abc"], "eng_Latn": ["a"]}])
