@@ -1,6 +1,6 @@
 """lcm checkpoints convert: convert foreign models, merge adapters, or change number formats."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -63,6 +63,11 @@ def main(
     console.info(f"{done.architecture or done.kind}, concepts of width {done.dim}, space: {space}")
     if done.cost:
         console.info(_describe(done.cost))
+    if done.cost and done.cost.decodes_worse:
+        console.warn(
+            "the decoder has lost much; to keep its quality, finetune the space with "
+            'train.store = "int8" (docs/training.md)'
+        )
     if not done.same_concepts:
         console.info("concepts made with the source do not fit this space: embed the texts again")
     if json:
@@ -72,10 +77,11 @@ def main(
 
 
 def _facts(folder: Path, done: "Converted", store: str | None) -> dict[str, Any]:
+    from lcm_cli.transfer.convert import Cost
     from lcm_cli.transfer.inventory import count_by_type, find_any
 
     counts = count_by_type(find_any(str(folder.resolve())))
-    unchanged = {"bytes_before": None, "bytes_after": None, "relative_error": None, "cosine": None}
+    unchanged = dict.fromkeys(field.name for field in fields(Cost))
     return {
         "path": str(folder),
         "kind": done.kind,
@@ -94,5 +100,8 @@ def _describe(cost: "Cost") -> str:
     sizes = f"{before} of weights before, {after} now"
     if not cost.relative_error:
         return f"{sizes}; no number has changed"
-    concepts = "" if cost.cosine is None else f", mean cosine of concepts {cost.cosine:.5f}"
-    return f"{sizes}; relative error {cost.relative_error:.2%}{concepts}"
+    error = f"{sizes}; relative error {cost.relative_error:.2%}"
+    if cost.cosine is None:
+        return error
+    losses = f"{cost.loss_before:.3f} before, {cost.loss_after:.3f} now"
+    return f"{error}, mean cosine of concepts {cost.cosine:.5f}, decoding loss {losses}"

@@ -68,7 +68,10 @@ class SpaceTraining:
     the learning rate falls to 0. `dropout` is the dropout probability in each layer, `smoothing`
     the label smoothing of the decoder's targets, `weight_decay` the decay of matrices. `ema` is the
     decay of an average of the weights, which is then saved and evaluated in their place. `freeze`
-    are patterns of the names of parameters not to train, such as "encoder.*".
+    are patterns of the names of parameters not to train, such as "encoder.*". `store` is the number
+    format of the exported space. With int8, every step computes with rounded matrices, and its
+    gradients change the exact ones (the straight-through estimator, arXiv 1308.3432), so that the
+    space learns to do without the digits that it loses.
     """
 
     steps: int = 10_000
@@ -88,6 +91,7 @@ class SpaceTraining:
     weight_decay: float = 0.0
     ema: float = 0.0
     freeze: tuple[str, ...] = ()
+    store: Literal["float16", "int8"] = "float16"
     max_tokens: int = 128
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -189,6 +193,12 @@ class SpaceRecipe:
             raise IntegrityError(
                 f"start = {self.start!r} and a teacher", "an encoder starts from distill.layers"
             )
+        if self.adapter is not None and self.train.store == "int8":
+            message = '[adapter] and train.store = "int8"'
+            hint = (
+                "train without store; merging the adapter can store int8: lcm checkpoints convert"
+            )
+            raise IntegrityError(message, hint)
         if not self.languages and not self.start and self.distill is None:
             raise IntegrityError("a new space needs languages", 'languages = ["eng_Latn", ...]')
         if self.shape.dim % self.shape.heads:

@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from lcm_cli.errors import IntegrityError, NotFoundError, UsageError
 from lcm_cli.files import atomic_files, sha256
@@ -28,6 +29,7 @@ from lcm_cli.space.adapters import check_base
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import open_weights
+from lcm_cli.space.tokenizer import EOS
 from lcm_cli.speech.speech import open_speech
 from lcm_cli.speech.speech import write as write_speech
 from lcm_cli.transfer.converters.foreign import read_model
@@ -62,14 +64,23 @@ class Cost:
     """The effect of storing weights in another number format.
 
     `relative_error` is the norm of the change of the weights over the norm of the weights; `cosine`
-    is the mean cosine between the concepts of a few English sentences before and after, None for
-    models and for spaces without English.
+    is the mean cosine between the concepts of a few English sentences before and after.
+    `loss_before` and `loss_after` are the mean cross-entropies per token, in nats, of decoding
+    these sentences from their own concepts. All three are None for models and for spaces without
+    English.
     """
 
     bytes_before: int
     bytes_after: int
     relative_error: float
     cosine: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+    @property
+    def decodes_worse(self) -> bool:
+        """Whether the decoder has lost more than a tenth of a nat per token."""
+        return (self.loss_after or 0) > (self.loss_before or 0) + 0.1
 
 
 @dataclass(frozen=True)
@@ -220,7 +231,9 @@ def _convert_space(files: SpaceFiles, folder: Path, store: Store | None, force: 
     after = read_weights(*(folder / SPACE_FILES[role] for role in before))
     space = Space(files, torch.device("cpu"), "float32", None)
     new = load_space(str(folder), device="cpu", precision="float32")
-    cost = _measure_cost(before["encoder"] | before["decoder"], after, _mean_cosine(space, new))
+    cost = _measure_cost(before["encoder"] | before["decoder"], after)
+    if _LANGUAGE in space.languages:
+        cost = _with_sentences(cost, space, new)
     same = new.fingerprint == space.fingerprint
     return Converted("space", "", space.dim, space.name, cost, same_concepts=same)
 
@@ -261,17 +274,32 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _measure_cost(
-    before: Mapping[str, Weight], after: Mapping[str, Weight], cosine: float | None = None
-) -> Cost:
+def _measure_cost(before: Mapping[str, Weight], after: Mapping[str, Weight]) -> Cost:
     sizes = [sum(weight.nbytes for weight in part.values()) for part in (before, after)]
-    return Cost(sizes[0], sizes[1], relative_error(before, after), cosine)
+    return Cost(sizes[0], sizes[1], relative_error(before, after))
 
 
-def _mean_cosine(before: Space, after: Space) -> float | None:
-    """Return the mean cosine between the concepts of a few sentences, None without English."""
-    if _LANGUAGE not in before.languages:
-        return None
-    found = [space.encode(_SENTENCES, _LANGUAGE).concepts for space in (before, after)]
-    a_SD, b_SD = (x_SD / np.linalg.norm(x_SD, axis=1, keepdims=True) for x_SD in found)
-    return float((a_SD * b_SD).sum(axis=1).mean())
+def _with_sentences(cost: Cost, before: Space, after: Space) -> Cost:
+    """Return `cost` with what a few sentences lose."""
+    concepts = [space.encode(_SENTENCES, _LANGUAGE).concepts for space in (before, after)]
+    a_SD, b_SD = (x_SD / np.linalg.norm(x_SD, axis=1, keepdims=True) for x_SD in concepts)
+    cosine = float((a_SD * b_SD).sum(axis=1).mean())
+    losses = [_decoding_loss(*each) for each in zip((before, after), concepts, strict=True)]
+    return replace(cost, cosine=cosine, loss_before=losses[0], loss_after=losses[1])
+
+
+@torch.inference_mode()
+def _decoding_loss(space: Space, concepts_SD: np.ndarray) -> float:
+    """Return the mean cross-entropy per token of the sentences given their concepts, in nats.
+
+    The language token is given, not predicted. Rows are cut off at the decoder's maximum length.
+    """
+    most = space.decoder.config.max_length
+    rows = [row[:most] for row in space.tokenize(_SENTENCES, _LANGUAGE)]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    inputs = [[EOS, *rows[i][:-1]] for i in order]
+    decoder = space.decoder
+    logits_TV = decoder.project(decoder(torch.from_numpy(concepts_SD[order]).float(), inputs))
+    wanted_T = torch.tensor([token for i in order for token in rows[i]])
+    first_T = torch.tensor([place == 0 for i in order for place in range(len(rows[i]))])
+    return float(F.cross_entropy(logits_TV[~first_T].float(), wanted_T[~first_T]))

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch import Tensor
 
 from lcm_cli.files import sha256
 from lcm_cli.models import load_model
-from lcm_cli.transfer.convert import convert
+from lcm_cli.space import Space, load_space
+from lcm_cli.space.decoder import DecoderCache
+from lcm_cli.space.tokenizer import EOS
+from lcm_cli.transfer.convert import _SENTENCES, convert
 from lcm_cli.transfer.converters.foreign import read_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -229,6 +233,9 @@ def test_cost_of_rounding_a_space(lcm: Run, random_space: Path, tmp_path: Path) 
     assert (done.code, done.stdout) == (0, f"{tmp_path / 'int8'}\n")
     told = re.search(r"relative error (0\.\d\d)%, mean cosine of concepts (\d\.\d{5})", done.stderr)
     assert told and 0.1 < float(told[1]) < 1 and 0.9 < float(told[2]) <= 1
+    losses = re.search(r"decoding loss (\d+\.\d{3}) before, (\d+\.\d{3}) now", done.stderr)
+    assert losses and float(losses[1]) == pytest.approx(float(losses[2]), abs=0.1)
+    assert "has lost much" not in done.stderr
     assert "embed the texts again" in done.stderr
     again = convert(tmp_path / "int8", "float32")
     assert again.code == 0 and "no number has changed" in again.stderr
@@ -241,6 +248,39 @@ def test_cost_of_rounding_a_space(lcm: Run, random_space: Path, tmp_path: Path) 
     assert lcm("checkpoints", "verify", tmp_path / "int8").stdout.count("ok ") == 3
 
 
+def test_a_decoder_that_rounding_spoils_is_reported(lcm: Run, tmp_path: Path) -> None:
+    convert("tiny", tmp_path / "s", "float32")
+    path = tmp_path / "s" / "decoder.safetensors"
+    weights = load_file(path)
+    for name in [name for name in weights if name.endswith("ffn.inner_proj.weight")]:
+        # The decoder computes the same, but a large number in each row leaves the others no digit.
+        weights[name][0] /= 1024
+        weights[name.replace("weight", "bias")][0] /= 1024
+        weights[name.replace("inner", "output")][:, 0] *= 1024
+    save_file(weights, path)
+    done = lcm("checkpoints", "convert", tmp_path / "s", "-o", tmp_path / "x", "--store", "int8")
+    assert done.code == 0, done.stderr
+    before, after = map(float, re.search(r"loss (\S+) before, (\S+) now", done.stderr).groups())
+    assert after > before + 0.1 and "the decoder has lost much" in done.stderr
+    space = load_space(str(tmp_path / "x"), device="cpu", precision="float32")
+    assert after == pytest.approx(loss_of_decoding(space), abs=6e-4)
+
+
+def loss_of_decoding(space: Space) -> float:
+    """Feed the tokens one by one, as a search does."""
+    rows = space.tokenize(_SENTENCES, "eng_Latn")
+    concepts = torch.from_numpy(space.encode(_SENTENCES, "eng_Latn").concepts).float()
+    losses: list[float] = []
+    for concept, row in zip(concepts, rows, strict=True):
+        cross = space.decoder.cross(concept[None])
+        cache = DecoderCache(space.decoder.config.layers, 1)
+        for given, wanted in pairwise([EOS, *row]):
+            logits = space.decoder.step(torch.tensor([given]), cross, cache)[0]
+            losses.append(float(-logits.float().log_softmax(0)[wanted]))
+        del losses[-len(row)]  # the language token
+    return sum(losses) / len(losses)
+
+
 def test_a_space_without_english_has_no_cosine(random_space: Path, tmp_path: Path) -> None:
     shutil.copytree(random_space, tmp_path / "s")
     config = json.loads((random_space / "config.json").read_text())
@@ -248,6 +288,7 @@ def test_a_space_without_english_has_no_cosine(random_space: Path, tmp_path: Pat
     (tmp_path / "s" / "config.json").write_text(json.dumps(config))
     cost = convert(str(tmp_path / "s"), tmp_path / "x", "int8").cost
     assert cost is not None and cost.cosine is None and cost.relative_error > 0
+    assert cost.loss_before is cost.loss_after is None and not cost.decodes_worse
 
 
 def test_json(lcm: Run, official: Path, random_space: Path, tmp_path: Path) -> None:

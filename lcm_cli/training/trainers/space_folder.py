@@ -16,7 +16,7 @@ from lcm_cli.space.adapters import adapter_state
 from lcm_cli.space.decoder import DecoderConfig
 from lcm_cli.space.encoder import EncoderConfig
 from lcm_cli.training.recipe import SpaceRecipe
-from lcm_cli.weights import write_safetensors
+from lcm_cli.weights import pieces, write_safetensors
 
 StateDict = dict[str, Tensor]
 
@@ -29,12 +29,12 @@ def save_space(
     tokenizer: Path,
     source: Mapping[str, Any],
 ) -> Path:
-    """Write a space's folder: the networks' weights in float16, or copies of the files given
-    instead, the tokenizer, and config.json last."""
+    """Write a space's folder: the networks' weights as the recipe says, or copies of the files
+    given instead, the tokenizer, and config.json last."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, state in states.items():
         path = folder / f"{name}.safetensors"
-        copy(state, path) if isinstance(state, Path) else save_weights(path, state)
+        copy(state, path) if isinstance(state, Path) else save_weights(path, state, recipe)
     copy(tokenizer, folder / "tokenizer.model")
     save_config(folder, recipe, configs, source)
     return folder
@@ -57,13 +57,14 @@ def save_adapter(
         places["config.json"].write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
-def save_weights(path: Path, state: StateDict) -> None:
-    """Write weights in float16."""
-    from safetensors.torch import save_file
+def save_weights(path: Path, state: StateDict, recipe: SpaceRecipe) -> None:
+    """Write weights in the number format of the recipe.
 
-    state = {k: v.detach().half().cpu().contiguous() for k, v in state.items()}
+    Raises IntegrityError for numbers that are not finite or too large for it.
+    """
+    weights = {name: tensor.detach().cpu() for name, tensor in state.items()}
     with atomic_path(path, force=True) as temporary:
-        save_file(state, temporary)
+        write_safetensors(temporary, pieces(weights, recipe.train.store))
 
 
 def copy(source: Path, path: Path) -> None:

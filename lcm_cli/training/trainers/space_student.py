@@ -138,7 +138,7 @@ class StudentTrainer(PairTrainer):
         path, teacher = folder / "space", self.teacher
         path.mkdir(parents=True, exist_ok=True)
         with self.average.used(self.networks.values()):
-            save_weights(path / "encoder.safetensors", self.encoder.state_dict())
+            save_weights(path / "encoder.safetensors", self.encoder.state_dict(), self.recipe)
         decoder = DecoderConfig(**teacher.files.config["decoder"])
         if not (path / "config.json").is_file():  # neither changes within a run
             copy(teacher.files.tokenizer, path / "tokenizer.model")
@@ -164,7 +164,7 @@ class StudentTrainer(PairTrainer):
         )
         embed = decoder.decoder_frontend.embed
         embed.weight.data = with_languages(embed.weight, self.teacher, len(self._added))
-        save_weights(path, decoder.state_dict())
+        save_weights(path, decoder.state_dict(), self.recipe)
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
         """Export the space, and score it on the recipe's dev data.

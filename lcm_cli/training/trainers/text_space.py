@@ -67,6 +67,7 @@ from lcm_cli.training.trainers.averaging import AveragedWeights
 from lcm_cli.training.trainers.cuda_graph import CapturedStep
 from lcm_cli.training.trainers.space_folder import StateDict, save_adapter, save_space
 from lcm_cli.training.trainers.token_loss import short_rows, token_cross_entropy
+from lcm_cli.weights import rounded
 
 DECODER = ("decoder.layers.*",)  # adapted by default: the concepts stay those of the base
 TOKENIZER_SENTENCES = 60_000  # per language; more change the tokenizer little
@@ -112,6 +113,10 @@ class PairTrainer(ABC):
         matrices, others = split_parameters(networks.values())
         self.optimizers = make_optimizers(matrices, others, self.options)
         self.parameters = matrices + others
+        # Frozen matrices are rounded as well when the space is stored.
+        self._stored = [p for p in module.parameters() if p.dim() == 2]
+        if adapter or self.options.store != "int8":
+            self._stored = []
         self.average = AveragedWeights(self.parameters, self.options.ema)
         self._room: Room | None = None
         self._captured = CapturedStep(self._learn)
@@ -151,13 +156,26 @@ class PairTrainer(ABC):
 
     def _learn(self, sentences_N4: Tensor, aligned_N: Tensor, swap_N2: Tensor) -> Tensor:
         """Do the device's part of a step; return the losses and the gradient norm."""
-        losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N2), self._room)
-        self.whole(losses).backward()
+        with self._rounded():
+            losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N2), self._room)
+            self.whole(losses).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return torch.stack([*(loss.detach() for loss in losses), norm])
+
+    @contextmanager
+    def _rounded(self) -> Iterator[None]:
+        """Compute with the matrices as they will be stored; restore the exact ones afterwards."""
+        exact = [matrix.detach().clone() for matrix in self._stored]
+        with torch.no_grad():
+            for matrix in self._stored:
+                matrix.copy_(rounded(matrix))
+        yield
+        with torch.no_grad():
+            for matrix, own in zip(self._stored, exact, strict=True):
+                matrix.copy_(own)
 
     @abstractmethod
     def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, ...]:
@@ -320,7 +338,7 @@ class SpaceTrainer(PairTrainer):
         return total / (wanted_T != NONE).sum()
 
     def export(self, folder: Path) -> Path:
-        """Write the space to `folder`/space, in float16, or its adapters; a new space is centred.
+        """Write the space to `folder`/space, or its adapters; a new space is centred.
 
         A network of which nothing is trained keeps its file.
         """

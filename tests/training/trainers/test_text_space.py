@@ -9,6 +9,7 @@ import pytest
 import torch
 from rounding import additions, assert_near, rounding
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.space import load_space
@@ -417,3 +418,38 @@ def test_a_damaged_state_is_refused(recipe, tmp_path):
     (tmp_path / "run" / "state-000000005.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(IntegrityError, match=r"state-000000005\.pt"):
         Run(trainer, tmp_path / "run").resume()
+
+
+def test_int8_trains_the_numbers_that_are_stored(recipe: Path, tmp_path: Path) -> None:
+    trainer = begin(recipe, tmp_path / "run", 'train.store="int8"', "train.learning_rate=1e-4")
+    exact = [p.detach().clone() for p in trainer.parameters if p.dim() == 2]
+    batch = trainer._batch()
+    with trainer._rounded(), torch.no_grad():
+        torch.manual_seed(3)
+        computed = trainer.losses(batch)
+    space = trainer.export(tmp_path / "run")
+    stored = load_file(space / "decoder.safetensors")
+    assert stored["decoder_frontend.embed.weight"].dtype == torch.int8
+    networks = trainable(load_space(str(space), device="cpu", precision="float32"))
+    for network, found in zip((trainer.encoder, trainer.decoder), networks, strict=True):
+        network.load_state_dict(found.state_dict())
+    torch.manual_seed(3)
+    with torch.no_grad():
+        again = trainer.losses(batch)
+    # Vectors lose digits in float16, and a new space is centred.
+    assert float(again[0]) == pytest.approx(float(computed[0]), abs=2e-3)
+    for matrix, before in zip((p for p in trainer.parameters if p.dim() == 2), exact, strict=True):
+        with torch.no_grad():
+            matrix.copy_(before)
+    trainer.train_step()
+    moved = [
+        (p.detach() - before).abs().max() / before.abs().max()
+        for p, before in zip((p for p in trainer.parameters if p.dim() == 2), exact, strict=True)
+    ]
+    assert 0 < max(moved) < 1 / 254  # less than the rounding, and kept
+
+
+def test_adapters_are_not_trained_as_int8(recipe: Path) -> None:
+    changes = ('train.store="int8"', 'start="tiny"', "adapter.rank=2")
+    with pytest.raises(IntegrityError, match=r"adapter.*int8"):
+        load_recipe(recipe, changes)
