@@ -147,8 +147,12 @@ def _weights(report: dict[str, Any]) -> Lines:
     yield "NaN or infinite", _pairs(report["non_finite"]) or "none"
 
 
-def _pairs(numbers: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {number:,}" for name, number in numbers.items())
+def _pairs(numbers: Mapping[str, int | bool]) -> str:
+    return ", ".join(f"{name} {_number(number)}" for name, number in numbers.items())
+
+
+def _number(value: int | bool) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else f"{value:,}"
 
 
 def numbers_text(counts: Mapping[str, int]) -> str:

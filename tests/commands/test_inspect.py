@@ -90,6 +90,7 @@ def test_the_bundled_space(lcm, report):
     assert found["non_finite"] == {}
     assert found["licence"].startswith("CC-BY")
     assert rows(lcm("inspect", "tiny"))["fingerprint"] == found["fingerprint"]
+    assert rows(lcm("inspect", "tiny"))["decoder"].endswith(", scores_language no")
 
 
 def test_card_of_an_absent_checkpoint(lcm, report):

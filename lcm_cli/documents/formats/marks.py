@@ -251,7 +251,8 @@ def _append(mark: Mark, sentences: Sequence[_Sentence], text: str) -> None:
     sentence = sentences[_touched(mark, sentences)[1]]
     words = _flat(text[mark.start : mark.end]).strip()
     found = _FINAL.search(sentence.text)
-    at = len(sentence.text) if found is None else found.start()
+    before = sentence.text if found is None else sentence.text[: found.start()]
+    at = len(before.rstrip())  # French has a space before an exclamation mark
     if any(span.end > at for span in sentence.spans):
         at = len(sentence.text)
     opening = " (" if sentence.text[:at] else "("

@@ -296,3 +296,13 @@ def test_two_equal_keys_of_an_object():
 
 def test_plain_text_is_wrapped_as_before():
     assert capitals("letter.txt") == (SAMPLES / "letter.txt").read_text().upper()
+
+
+def test_a_link_whose_words_are_not_found_stands_before_the_final_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("Read [the book](book.md)!\n", encoding="utf-8")
+
+    def to_french(sentence: str) -> str:
+        return "Lisez-le\u202f!" if "book" in sentence else sentence
+
+    found = translated(tmp_path / "a.md", to_french).decode()
+    assert found == "Lisez-le ([the book](book.md))\u202f!\n"
