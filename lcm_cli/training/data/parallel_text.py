@@ -169,7 +169,8 @@ class ParallelText:
             self._tokenize(tokenizer, key.removeprefix(MACHINE), texts.pop(key), max_tokens)
             for key in keys
         ]
-        if not any(kept.any() for _, _, kept in parts):
+        human_parts = [part for key, part in zip(keys, parts, strict=True) if MACHINE not in key]
+        if not any(kept.any() for _, _, kept in human_parts):
             raise IntegrityError(
                 "the training data contain no sentence", "check [data] in the recipe"
             )
@@ -251,7 +252,10 @@ class ParallelText:
         return pairs, [batches[i] for i in rng.permutation(len(batches))]
 
     def _swaps(self, sentences_N4: np.ndarray, swap_N: np.ndarray) -> np.ndarray:
-        """Return which sides are decoded into the other: those of `swap_N`, save for machines'."""
+        """Return which sides are decoded into the other one, (N, 2).
+
+        Both sides of the pairs in `swap_N` are, but of a pair with a machine translation only that.
+        """
         machine_N2 = self._machine[sentences_N4[:, [0, 2]]]
         return np.where(machine_N2.any(axis=1)[:, None], machine_N2, swap_N[:, None])
 

@@ -191,3 +191,5 @@ def test_machine_translations_are_marked_in_the_file(tmp_path: Path):
     }
     with pytest.raises(IntegrityError, match="'nld_Latn'"):
         text([{MACHINE + "nld_Latn": ["abc"], "eng_Latn": ["a"]}])
+    with pytest.raises(IntegrityError, match="no sentence"):
+        text([{MACHINE + "fra_Latn": ["abc"]}])
