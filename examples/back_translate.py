@@ -72,7 +72,7 @@ def translated(
     """Yield a line for each sentence whose translation is close enough to it."""
     others = [code for code in space.languages if code != ENGLISH]
     to = [rng.choice(others) if code == ENGLISH else ENGLISH for code, _ in some]
-    texts, codes = [text for _, text in some], [code for code, _ in some]
+    texts, codes = [text for _, text in some], [space.find_language(code) for code, _ in some]
     concepts = space.encode(texts, codes).concepts
     for target in dict.fromkeys(to):
         places = [i for i, code in enumerate(to) if code == target]
