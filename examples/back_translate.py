@@ -27,12 +27,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to run without installation
 
-import numpy as np
-
 import lcm_cli
 from lcm_cli.errors import LcmError
 from lcm_cli.space import DecodeOptions
-from lcm_cli.training.data.parallel_text import MACHINE, read_translations
+from lcm_cli.space.similarity import unit_length
+from lcm_cli.training.data.parallel_text import MACHINE, human, read_translations
 
 ENGLISH = "eng_Latn"
 TOGETHER = 2048  # sentences translated at a time
@@ -41,6 +40,9 @@ TOGETHER = 2048  # sentences translated at a time
 def main(given: argparse.Namespace) -> None:
     """Write the lines to standard output and their number to standard error."""
     space = lcm_cli.load_space(given.space, device=given.device, precision=given.precision)
+    space.find_language(ENGLISH)  # raises NotFoundError
+    if len(space.languages) == 1:
+        raise LcmError(f"{space.name} knows English alone", "choose a space of several languages")
     options = DecodeOptions(beam=given.beam)
     rng = random.Random(0)
     found = (sentence for path in given.text for sentence in alone(path))
@@ -57,7 +59,7 @@ def main(given: argparse.Namespace) -> None:
 def alone(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the language code and the text of each sentence without translations."""
     for line in read_translations(path):
-        if len(line) == 1:
+        if len(line) == len(human(line)) == 1:
             [(code, texts)] = line.items()
             yield from ((code, text) for text in texts)
 
@@ -80,18 +82,10 @@ def translated(
         found = space.decode(concepts[places], [target], options, limits=limits)[target]
         answers = [best[0].text for best in found]
         again = space.encode(answers, target).concepts
-        for i, answer, similarity in zip(
-            places, answers, cosines(concepts[places], again), strict=True
-        ):
+        cosines = (unit_length(concepts[places]) * unit_length(again)).sum(axis=1)
+        for i, answer, similarity in zip(places, answers, cosines, strict=True):
             if answer and similarity >= least:
                 yield {codes[i]: texts[i], MACHINE + target: answer}
-
-
-def cosines(a_SD: np.ndarray, b_SD: np.ndarray) -> np.ndarray:
-    """Return the cosine of each pair of rows."""
-    product_S = (a_SD * b_SD).sum(axis=1)
-    norms_S = np.linalg.norm(a_SD, axis=1) * np.linalg.norm(b_SD, axis=1)
-    return np.asarray(product_S / np.maximum(norms_S, 1e-12))
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -260,9 +260,8 @@ def row_scales(weight_RC: Tensor) -> Tensor:
     """
     least_R, most_R = weight_RC.aminmax(dim=1)
     ideal_R = torch.maximum(-least_R, most_R).float() / _MOST
-    powers = torch.exp2(
-        torch.arange(-24.0, -16.0, device=ideal_R.device)
-    )  # 2^-24 is the least positive float16
+    # 2^-24 is the least positive float16.
+    powers = torch.exp2(torch.arange(-24.0, -16.0, device=ideal_R.device))
     # bucketize finds the first power that is not below; the clamp is for rows that need none.
     power_R = powers[torch.bucketize(ideal_R, powers).clamp(max=len(powers) - 1)]
     return torch.where(ideal_R < _LEAST_EXACT, power_R, ideal_R).half()
@@ -277,16 +276,20 @@ def round_rows(weight_RC: Tensor) -> Int8Matrix:
     scales_R = row_scales(weight_RC)
     numbers_RC = torch.empty(weight_RC.shape, dtype=torch.int8)
     for part in _row_blocks(weight_RC):
-        ratios = weight_RC[part].float() / scales_R[part, None].float()
-        numbers_RC[part] = ratios.round_().clamp_(-_MOST, _MOST).to(torch.int8)
+        numbers_RC[part] = _numbers(weight_RC[part], scales_R[part]).to(torch.int8)
     return Int8Matrix(numbers_RC, scales_R)
 
 
 def rounded(weight_RC: Tensor) -> Tensor:
     """Return a matrix with the values that it would have if it were stored as int8."""
-    scales_R1 = row_scales(weight_RC)[:, None].float()
-    numbers_RC = (weight_RC.float() / scales_R1).round_().clamp_(-_MOST, _MOST)
-    return numbers_RC.mul_(scales_R1).to(weight_RC.dtype)
+    scales_R = row_scales(weight_RC)
+    numbers_RC = _numbers(weight_RC, scales_R)
+    return numbers_RC.mul_(scales_R[:, None].float()).to(weight_RC.dtype)
+
+
+def _numbers(weight_RC: Tensor, scales_R: Tensor) -> Tensor:
+    """Return the whole numbers of a rounded matrix, as float32."""
+    return (weight_RC.float() / scales_R[:, None].float()).round_().clamp_(-_MOST, _MOST)
 
 
 def pieces(

@@ -29,6 +29,7 @@ from lcm_cli.space.adapters import check_base
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import open_weights
+from lcm_cli.space.similarity import unit_length
 from lcm_cli.space.tokenizer import EOS
 from lcm_cli.speech.speech import open_speech
 from lcm_cli.speech.speech import write as write_speech
@@ -282,7 +283,7 @@ def _measure_cost(before: Mapping[str, Weight], after: Mapping[str, Weight]) -> 
 def _with_sentences(cost: Cost, before: Space, after: Space) -> Cost:
     """Return `cost` with what a few sentences lose."""
     concepts = [space.encode(_SENTENCES, _LANGUAGE).concepts for space in (before, after)]
-    a_SD, b_SD = (x_SD / np.linalg.norm(x_SD, axis=1, keepdims=True) for x_SD in concepts)
+    a_SD, b_SD = map(unit_length, concepts)
     cosine = float((a_SD * b_SD).sum(axis=1).mean())
     losses = [_decoding_loss(*each) for each in zip((before, after), concepts, strict=True)]
     return replace(cost, cosine=cosine, loss_before=losses[0], loss_after=losses[1])

@@ -44,13 +44,22 @@ def human(line: Translations) -> Translations:
 def read_translations(path: Path) -> Iterator[Translations]:
     """Yield one dict (language code -> sentences) per line.
 
-    Raises NotFoundError for a missing file, IntegrityError for a malformed line.
+    Raises NotFoundError for a missing file, IntegrityError for a malformed line and for a file that
+    is damaged or not in UTF-8.
     """
     if not path.is_file():
         raise NotFoundError(f"no such file: {path}", "check the recipe's [data] paths")
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            yield _parse(line, f"{path}:{number}")
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                yield _parse(line, f"{path}:{number}")
+    except UnicodeDecodeError as error:
+        message = f"{path}: not UTF-8 after line {number}: {error}"
+        raise IntegrityError(message, "convert the file, as in: iconv -f latin1 -t utf8") from error
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        message = f"{path}: damaged after line {number}: {error}"
+        raise IntegrityError(message, "compress or copy the file again") from error
 
 
 def _open(path: Path) -> TextIO:

@@ -253,8 +253,8 @@ def _teachable(path: Path, teacher: Space) -> Iterator[Translations]:
     Raises IntegrityError for a line without a sentence in a language of the teacher.
     """
     for number, line in enumerate(read_translations(path), 1):
-        codes = {code.removeprefix(MACHINE) for code in line}
-        if line and not codes & set(teacher.languages):
+        codes = dict.fromkeys(code.removeprefix(MACHINE) for code in line)
+        if line and not codes.keys() & set(teacher.languages):
             raise IntegrityError(
                 f"{path}:{number}: {teacher.name} knows none of the languages {', '.join(codes)}",
                 "a line needs a translation into one of the teacher's languages",

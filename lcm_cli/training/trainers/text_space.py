@@ -172,10 +172,12 @@ class PairTrainer(ABC):
         with torch.no_grad():
             for matrix in self._stored:
                 matrix.copy_(rounded(matrix))
-        yield
-        with torch.no_grad():
-            for matrix, own in zip(self._stored, exact, strict=True):
-                matrix.copy_(own)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for matrix, own in zip(self._stored, exact, strict=True):
+                    matrix.copy_(own)
 
     @abstractmethod
     def losses(self, pairs: Pairs, room: Room | None = None) -> tuple[Tensor, ...]:

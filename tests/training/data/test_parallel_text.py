@@ -1,6 +1,8 @@
 """Pairs of sentences and their rows on the device, against rows written out by hand."""
 
+import gzip
 import json
+import lzma
 from itertools import pairwise
 from pathlib import Path
 
@@ -193,3 +195,20 @@ def test_machine_translations_are_marked_in_the_file(tmp_path: Path):
         text([{MACHINE + "nld_Latn": ["abc"], "eng_Latn": ["a"]}])
     with pytest.raises(IntegrityError, match="no sentence"):
         text([{MACHINE + "fra_Latn": ["abc"]}])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"eng_Latn": "a"}\n{"eng_Latn": "\xff"}\n', "not UTF-8 after line "),
+        ("a.jsonl.gz", gzip.compress(b'{"eng_Latn": "a"}\n')[:-9], "damaged after line "),
+        ("a.jsonl.gz", b'{"eng_Latn": "a"}\n', "damaged after line 0"),
+        ("a.jsonl.xz", b'{"eng_Latn": "a"}\n', "damaged after line 0"),
+        ("a.jsonl.xz", lzma.compress(b'{"eng_Latn": "a"}\n')[:-9], "damaged after line "),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(IntegrityError, match=message) as caught:
+        list(read_translations(tmp_path / name))
+    assert str(tmp_path / name) in caught.value.message and caught.value.hint
