@@ -441,8 +441,13 @@ class _Levels:
 
 def seed_everything(*numbers: int) -> None:
     """Seed torch's generators with a digest of `numbers`."""
-    digest = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    torch.manual_seed(int(digest) % 2**63)
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) % 2**63
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        # torch.manual_seed would also format the stack for each device that might still appear,
+        # which takes longer than a small step.
+        torch.default_generator.manual_seed(seed)
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
