@@ -39,7 +39,7 @@ from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.search import DecodeOptions, search
 from lcm_cli.training.estimate import matrix_weights
 from lcm_cli.training.parallel import MicroBatches, Share
-from lcm_cli.training.recipe import Training
+from lcm_cli.training.recipes.model import Training
 from lcm_cli.training.trainers.concept_model import ModelTrainer
 
 SHAPE = {"layers": 24, "model_dim": 1024, "heads": 16, "ffn_dim": 8192, "vocabulary": 256_206}

@@ -34,7 +34,7 @@ import torch
 from lcm_cli.models.checkpoint import load_model
 from lcm_cli.training.loop import Run
 from lcm_cli.training.prepare import prepare_run
-from lcm_cli.training.recipe import Trained, load_recipe
+from lcm_cli.training.recipes.load import Trained, load_recipe
 
 TRAINING, TEST = 2000, 32  # stories
 BATCH = 128  # concepts

@@ -19,7 +19,7 @@ import torch
 
 from lcm_cli.space import load_space, pick_device
 from lcm_cli.training.data.parallel_text import ParallelText
-from lcm_cli.training.recipe import SpaceData, SpaceRecipe, SpaceShape, SpaceTraining
+from lcm_cli.training.recipes.space import SpaceData, SpaceRecipe, SpaceShape, SpaceTraining
 from lcm_cli.training.trainers.cuda_graph import WARM_UP
 from lcm_cli.training.trainers.text_space import SpaceTrainer, new_networks
 

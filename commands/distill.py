@@ -27,7 +27,7 @@ from .train import train_steps
 if TYPE_CHECKING:
     from lcm_cli.documents.shares import Share
     from lcm_cli.training.distillation.distill import Lesson
-    from lcm_cli.training.recipe import SpaceRecipe
+    from lcm_cli.training.recipes.space import SpaceRecipe
     from lcm_cli.training.trainers.concept_model import ModelTrainer
 
 EPILOG = """\
@@ -77,7 +77,9 @@ def main(
 
     Both are compared at the end. For comparison, a small model is also trained without a teacher.
     """
-    from lcm_cli.training.recipe import ModelRecipe, SpaceRecipe, load_recipe
+    from lcm_cli.training.recipes.load import load_recipe
+    from lcm_cli.training.recipes.model import ModelRecipe
+    from lcm_cli.training.recipes.space import SpaceRecipe
 
     loaded = load_recipe(recipe, changes or ())
     if not isinstance(loaded, ModelRecipe | SpaceRecipe):

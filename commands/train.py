@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from lcm_cli.training.loop import Trainer
-    from lcm_cli.training.recipe import Trained
+    from lcm_cli.training.recipes.load import Trained
 
 EPILOG = """\
 lcm train recipe.toml
@@ -58,7 +58,7 @@ def main(
     json: Json = False,
 ) -> None:
     """Train a model, a space, a speech encoder, a normalizer or a quantizer, as a recipe says."""
-    from lcm_cli.training.recipe import Trained, load_recipe
+    from lcm_cli.training.recipes.load import Trained, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
     if getattr(loaded, "distill", None) is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lcm_cli.errors import IntegrityError
 from lcm_cli.hub.locate import AdapterConfig, ModelFiles, SpaceFiles
 from lcm_cli.space.adapters import adapter_state, attach, fingerprint, load_adapter_state
-from lcm_cli.training.recipe import AdapterOptions
+from lcm_cli.training.recipes.adapter import AdapterOptions
 
 
 def add_adapters(

@@ -28,7 +28,11 @@ from lcm_cli.training.data.packing import prompt_of
 from lcm_cli.training.data_options import DataOptions, as_data_set
 from lcm_cli.training.optim import freeze, sizes
 from lcm_cli.training.prepare import load_start, make_trainer, model_config
-from lcm_cli.training.recipe import AdapterOptions, ModelRecipe, SpaceRecipe, SpeechRecipe, Trained
+from lcm_cli.training.recipes.adapter import AdapterOptions
+from lcm_cli.training.recipes.load import Trained
+from lcm_cli.training.recipes.model import ModelRecipe
+from lcm_cli.training.recipes.space import SpaceRecipe
+from lcm_cli.training.recipes.speech import SpeechRecipe
 from lcm_cli.training.trainers.concept_model import ModelTrainer
 from lcm_cli.weights import without_content
 

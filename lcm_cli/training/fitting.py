@@ -28,7 +28,7 @@ from lcm_cli.training.prepare import (
     fit_codebooks,
     open_data,
 )
-from lcm_cli.training.recipe import NormalizerRecipe, QuantizerRecipe
+from lcm_cli.training.recipes.fitted import NormalizerRecipe, QuantizerRecipe
 from lcm_cli.training.states import disk_errors
 
 HELD_OUT = 200  # documents on which a fit is evaluated

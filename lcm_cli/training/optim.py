@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from lcm_cli.errors import IntegrityError
 from lcm_cli.training.parallel import map_whole
-from lcm_cli.training.recipe import SpaceTraining, SpeechTraining, Training
+from lcm_cli.training.recipes.model import Training
+from lcm_cli.training.recipes.space import SpaceTraining
+from lcm_cli.training.recipes.speech import SpeechTraining
 
 # Coefficients of Muon's quintic Newton-Schulz iteration (Jordan et al. 2024), chosen for a steep
 # slope at 0: small singular values grow fast, and all end up near 1, not exactly at it.

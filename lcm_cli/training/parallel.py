@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lcm_cli.errors import IntegrityError
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.layers import Block
-from lcm_cli.training.recipe import Training
+from lcm_cli.training.recipes.model import Training
 
 
 @dataclass(frozen=True)

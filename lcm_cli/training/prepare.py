@@ -38,7 +38,9 @@ from lcm_cli.training.data.row_groups import Tokens
 from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Trainer
 from lcm_cli.training.parallel import World, join_processes
-from lcm_cli.training.recipe import ModelRecipe, SpeechRecipe, Trained
+from lcm_cli.training.recipes.load import Trained
+from lcm_cli.training.recipes.model import ModelRecipe
+from lcm_cli.training.recipes.speech import SpeechRecipe
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.states import states
 from lcm_cli.training.trainers.concept_model import ModelTrainer, TrainingData

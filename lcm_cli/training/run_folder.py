@@ -11,7 +11,7 @@ from typing import Any
 
 from lcm_cli.errors import LcmError
 from lcm_cli.files import atomic_path, disk_error, make_folder
-from lcm_cli.training.recipe import Recipe
+from lcm_cli.training.recipes.load import Recipe
 
 RECIPE = "recipe.json"
 _LOCK = ".lock"

@@ -14,7 +14,7 @@ The weights of losses follow schedules of their own (`loss_weight`).
 
 import math
 
-from lcm_cli.training.recipe import Ramp, Training
+from lcm_cli.training.recipes.model import Ramp, Training
 
 
 def rate(step: int, options: Training) -> float:

@@ -13,7 +13,7 @@ from lcm_cli.models.config import SquaredError
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.training.parallel import MicroBatches, Share
-from lcm_cli.training.recipe import Training
+from lcm_cli.training.recipes.model import Training
 from lcm_cli.training.trainers.concept_model import ModelTrainer
 from lcm_cli.transfer.converters.official import official_config, official_state
 

@@ -278,7 +278,8 @@ def _model(path: Path) -> None:
 
 
 def _recipe(path: Path) -> None:
-    from lcm_cli.training.recipe import ModelRecipe, load_recipe
+    from lcm_cli.training.recipes.load import load_recipe
+    from lcm_cli.training.recipes.model import ModelRecipe
 
     recipe = load_recipe(path)
     if isinstance(recipe, ModelRecipe):

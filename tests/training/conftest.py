@@ -23,7 +23,8 @@ from lcm_cli.models.interface import Batch
 from lcm_cli.space import load_space
 from lcm_cli.training.parallel import MicroBatches, Share
 from lcm_cli.training.prepare import make_trainer
-from lcm_cli.training.recipe import ModelRecipe, load_recipe
+from lcm_cli.training.recipes.load import load_recipe
+from lcm_cli.training.recipes.model import ModelRecipe
 from lcm_cli.training.trainers.concept_model import ModelTrainer
 
 RECIPE = """

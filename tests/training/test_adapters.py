@@ -18,7 +18,8 @@ from lcm_cli.models.config import SpaceRef, preset
 from lcm_cli.space import load_space
 from lcm_cli.space.adapters import AdaptedLinear, attach, read_updates
 from lcm_cli.training.loop import Run
-from lcm_cli.training.recipe import AdapterOptions, load_recipe
+from lcm_cli.training.recipes.adapter import AdapterOptions
+from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.states import read_state, states
 from lcm_cli.training.trainers.text_space import make_space_trainer, trainable
 from lcm_cli.transfer.convert import convert

@@ -14,7 +14,7 @@ from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.errors import IntegrityError
 from lcm_cli.models.checkpoint import load_model, load_quantizer
 from lcm_cli.space import load_space
-from lcm_cli.training.recipe import load_recipe
+from lcm_cli.training.recipes.load import load_recipe
 
 DIM, CODEBOOKS, UNITS = 384, 4, 8
 FITS = """

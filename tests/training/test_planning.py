@@ -21,7 +21,8 @@ from lcm_cli.training.data_options import DataOptions
 from lcm_cli.training.loop import Run
 from lcm_cli.training.parallel import deal
 from lcm_cli.training.prepare import make_trainer
-from lcm_cli.training.recipe import ModelRecipe, load_recipe
+from lcm_cli.training.recipes.load import load_recipe
+from lcm_cli.training.recipes.model import ModelRecipe
 
 DIM = 4
 FIXED = {"End of text.": -1.0, "[BREAK]": -2.0, "Go.": -3.0, "Short:": -4.0}

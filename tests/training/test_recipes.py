@@ -13,7 +13,8 @@ from lcm_cli.errors import IntegrityError
 from lcm_cli.models.checkpoint import build, save
 from lcm_cli.models.config import SpaceRef, preset
 from lcm_cli.space import load_space
-from lcm_cli.training.recipe import ModelRecipe, load_recipe
+from lcm_cli.training.recipes.load import load_recipe
+from lcm_cli.training.recipes.model import ModelRecipe
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.toml"))

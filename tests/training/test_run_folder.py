@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
-from lcm_cli.training.recipe import load_recipe
+from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.run_folder import changes, hold, write_recipe
 
 Run = Callable[..., Any]

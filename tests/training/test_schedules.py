@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lcm_cli.training.recipe import Ramp, Training
+from lcm_cli.training.recipes.model import Ramp, Training
 from lcm_cli.training.schedules import loss_weight, rate
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lr_schedules.json"

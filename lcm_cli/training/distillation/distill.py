@@ -53,7 +53,7 @@ from lcm_cli.training.prepare import (
     new_model,
     open_data,
 )
-from lcm_cli.training.recipe import Distillation, ModelRecipe, Training
+from lcm_cli.training.recipes.model import Distillation, ModelRecipe, Training
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.trainers.concept_model import (
     ModelTrainer,

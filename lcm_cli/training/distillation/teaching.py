@@ -36,7 +36,7 @@ from lcm_cli.models.interface import Batch, ConceptModel, Loss, squared_error
 from lcm_cli.models.quant_lcm import QuantLCM
 from lcm_cli.training.distillation.draws import given_draws
 from lcm_cli.training.parallel import World, gathered
-from lcm_cli.training.recipe import Distillation, Ramp
+from lcm_cli.training.recipes.model import Distillation, Ramp
 from lcm_cli.training.schedules import loss_weight
 
 # The last module of each architecture, whose output is the model's.

@@ -44,7 +44,7 @@ from lcm_cli.training.parallel import (
     gradient_sync,
     load_sharded,
 )
-from lcm_cli.training.recipe import Training
+from lcm_cli.training.recipes.model import Training
 from lcm_cli.training.samples import Sampler
 from lcm_cli.training.schedules import rate
 from lcm_cli.training.states import disk_errors

@@ -15,7 +15,7 @@ from lcm_cli.hub.locate import AdapterConfig
 from lcm_cli.space.adapters import adapter_state
 from lcm_cli.space.decoder import DecoderConfig
 from lcm_cli.space.encoder import EncoderConfig
-from lcm_cli.training.recipe import SpaceRecipe
+from lcm_cli.training.recipes.space import SpaceRecipe
 from lcm_cli.weights import pieces, write_safetensors
 
 StateDict = dict[str, Tensor]

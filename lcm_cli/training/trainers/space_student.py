@@ -36,7 +36,7 @@ from lcm_cli.training.data.parallel_text import (
     read_translations,
 )
 from lcm_cli.training.optim import freeze, sizes
-from lcm_cli.training.recipe import SpaceDistillation, SpaceRecipe
+from lcm_cli.training.recipes.space import SpaceDistillation, SpaceRecipe
 from lcm_cli.training.trainers.concept_loss import concept_losses
 from lcm_cli.training.trainers.space_folder import copy, save_config, save_weights
 from lcm_cli.training.trainers.text_space import (

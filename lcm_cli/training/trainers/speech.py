@@ -42,7 +42,7 @@ from lcm_cli.training.optim import (
     split_parameters,
 )
 from lcm_cli.training.parallel import World
-from lcm_cli.training.recipe import SpeechRecipe
+from lcm_cli.training.recipes.speech import SpeechRecipe
 from lcm_cli.training.trainers.averaging import AveragedWeights
 from lcm_cli.training.trainers.concept_loss import concept_losses
 from lcm_cli.training.trainers.text_space import set_dropout

@@ -62,7 +62,7 @@ from lcm_cli.training.optim import (
     trained_share,
 )
 from lcm_cli.training.parallel import World
-from lcm_cli.training.recipe import SpaceRecipe, SpaceShape
+from lcm_cli.training.recipes.space import SpaceRecipe, SpaceShape
 from lcm_cli.training.trainers.averaging import AveragedWeights
 from lcm_cli.training.trainers.cuda_graph import CapturedStep
 from lcm_cli.training.trainers.space_folder import StateDict, save_adapter, save_space

@@ -17,7 +17,7 @@ from lcm_cli.models.interface import Batch
 from lcm_cli.training.distillation.distill import Lesson, to_teacher
 from lcm_cli.training.distillation.teaching import Teaching, distances, hidden_error, partners
 from lcm_cli.training.loop import Run
-from lcm_cli.training.recipe import Distillation
+from lcm_cli.training.recipes.model import Distillation
 from lcm_cli.training.trainers.concept_model import seed_everything
 
 from ..conftest import Memory

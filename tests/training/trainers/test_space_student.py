@@ -12,7 +12,7 @@ from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.space import load_space
 from lcm_cli.space.similarity import unit_length
 from lcm_cli.training.loop import Run
-from lcm_cli.training.recipe import load_recipe
+from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.trainers.concept_loss import concept_losses
 from lcm_cli.training.trainers.space_student import (
     StudentTrainer,

@@ -13,7 +13,7 @@ from lcm_cli.speech.features import features, log_mel
 from lcm_cli.speech.speech import load_speech_encoder
 from lcm_cli.training.data.utterances import Noise, mask, read_audio, standardized
 from lcm_cli.training.loop import Run
-from lcm_cli.training.recipe import load_recipe
+from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.trainers.speech import SpeechTrainer, make_speech_trainer
 
 CLIPS = Path(__file__).parent.parent.parent / "data" / "speech" / "clips.jsonl"

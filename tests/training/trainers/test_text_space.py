@@ -16,7 +16,7 @@ from lcm_cli.space import load_space
 from lcm_cli.training.data.parallel_text import NONE, Pairs, read_translations
 from lcm_cli.training.loop import Run
 from lcm_cli.training.optim import learning_rate, orthogonalize
-from lcm_cli.training.recipe import load_recipe
+from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.states import read_state, states
 from lcm_cli.training.trainers.text_space import SpaceTrainer, center, make_space_trainer, trainable
 from lcm_cli.training.trainers.token_loss import _TiedCrossEntropy

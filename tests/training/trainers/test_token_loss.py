@@ -21,7 +21,7 @@ from lcm_cli.space import DecodeOptions, Space, load_space
 from lcm_cli.space.tokenizer import EOS
 from lcm_cli.training.data_options import DataOptions, DataSet
 from lcm_cli.training.prepare import make_trainer, open_data, tokenizing
-from lcm_cli.training.recipe import load_recipe
+from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.trainers import token_loss
 from lcm_cli.training.trainers.concept_model import ModelTrainer
 from lcm_cli.transfer.convert import convert

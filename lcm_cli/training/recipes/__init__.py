@@ -1,0 +1,1 @@
+"""Training recipes, a module for each kind, and how they are read."""
