@@ -132,7 +132,7 @@ def check_run_folder(folder: Path, resume: bool, kind: str) -> None:
     if begun and not resume:
         other = "choose another folder with -o"
         hint = f"continue with --resume, or {other}" if states(folder) else other
-        raise UsageError(f"there is a run in {folder}", hint)
+        raise UsageError(f"{folder} already contains a run", hint)
     if resume and not states(folder):
         raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")
 

@@ -89,15 +89,15 @@ def main(
     folder = output or Path("runs") / loaded.name
     if isinstance(loaded, SpaceRecipe):
         if capture:
-            raise UsageError("--capture is for models", "leave it out")
+            raise UsageError("--capture works only for models", "leave it out")
         command = shared.resume_command("distill", recipe, folder, changes or ())
         _distill_space(loaded, folder, own_device(device), resume, max_minutes, dry, json, command)
         return
     if dry:
         hint = "estimate the student alone: remove [distill], and run lcm train --dry-run"
-        raise UsageError("--dry-run is for the encoder of a space", hint)
+        raise UsageError("--dry-run works only for the encoder of a space", hint)
     if shard is not None and not capture:
-        raise UsageError("--shard is for --capture", "leave it out")
+        raise UsageError("--shard needs --capture", "add --capture, or leave --shard out")
     if not capture:
         check_run_folder(folder, resume, loaded.kind)
 

@@ -71,7 +71,7 @@ def main(
     if dry:
         if not isinstance(loaded, Trained):
             hint = f"leave it out: fitting a {loaded.kind} has no steps to measure"
-            raise UsageError(f"--dry-run is not for a {loaded.kind}", hint)
+            raise UsageError(f"--dry-run does not work for a {loaded.kind}", hint)
         from lcm_cli.training.dry_run import dry_run
 
         (console.emit if json else show_estimate)(dry_run(loaded, chosen))
