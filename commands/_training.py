@@ -15,7 +15,9 @@ from lcm_cli.errors import UsageError
 
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeat for several."
+    ),
 ]
 RunFolder = Annotated[
     Path | None,

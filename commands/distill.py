@@ -66,7 +66,7 @@ def main(
     dry: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Only estimate memory, disk and time. For the encoder of a space."
+            "--dry-run", help="Only estimate memory, disk and time (for the encoder of a space)."
         ),
     ] = False,
     force: Force = False,
@@ -75,7 +75,8 @@ def main(
 ) -> None:
     """Train a small model, or the small encoder of a space, to imitate a large one.
 
-    Both are compared at the end. For comparison, a small model is also trained without a teacher.
+    The two are compared at the end, together with a copy of the small model that is trained without
+    a teacher.
     """
     from lcm_cli.training.recipes.load import load_recipe
     from lcm_cli.training.recipes.model import ModelRecipe

@@ -50,14 +50,12 @@ def main(
     max_minutes: shared.MaxMinutes = float("inf"),
     dry: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Only estimate memory, disk and time, by doing a few steps."
-        ),
+        typer.Option("--dry-run", help="Only estimate memory, disk and time, from a few steps."),
     ] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train a model, a space, a speech encoder, a normalizer or a quantizer, as a recipe says."""
+    """Train a model, a space, a speech encoder, a normalizer or a quantizer from a recipe."""
     from lcm_cli.training.recipes.load import Trained, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
