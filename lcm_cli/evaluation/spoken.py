@@ -95,7 +95,8 @@ def _encoded(system: SpeechItself, example: Example, context: Context) -> tuple[
     speech = system.speech
     if example.lang not in speech.languages:
         known = ", ".join(speech.languages)
-        raise UsageError(f"the row is in {example.lang}, the encoder knows {known}", "use --from")
+        message = f"the row is in {example.lang}, but the encoder knows only {known}"
+        raise UsageError(message, "if the language is wrong, name the right one with --from")
     if not example.audio:
         raise IntegrityError("the row has no audio", "give the path of its recording")
     path = Path(example.audio)
@@ -118,7 +119,7 @@ def _samples(path: Path, speech: "Speech") -> np.ndarray:
         raise IntegrityError(f"{path} is not a recording", "give an audio file, such as WAV")
     if recording.seconds > speech.longest:
         raise IntegrityError(
-            f"{path} lasts {recording.seconds:.1f} s, and the encoder takes {speech.longest:.1f} s",
+            f"{path} lasts {recording.seconds:.1f} s, but the encoder takes {speech.longest:.1f} s",
             "split it into clips of one sentence each",
         )
     return np.concatenate(list(recording.blocks()))

@@ -78,7 +78,7 @@ def prepare_run(
         return make_trainer(recipe, folder, device, progress, world=world)
     if world.size > 1:
         what = "speech encoder" if isinstance(recipe, SpeechRecipe) else "space"
-        raise UsageError(f"a {what} is trained by one process, not {world.size}")
+        raise UsageError(f"a {what} trains in one process, not in {world.size}")
     from lcm_cli.training.trainers import speech, text_space
 
     if isinstance(recipe, SpeechRecipe):
@@ -316,7 +316,7 @@ def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
     fingerprint = space.get("fingerprint") if isinstance(space, dict) else None
     if fingerprint != config.space.fingerprint:
         raise IntegrityError(
-            f"{source} was fitted in another space ({fingerprint}) than "
+            f"{source} was fitted in a different space ({fingerprint}) from "
             f"{config.space.name!r} ({config.space.fingerprint})",
             _made(NORMALIZER),
         )
@@ -352,7 +352,7 @@ def read_quantizer(source: str, config: QuantizerConfig, space: SpaceRef) -> dic
     # Check the space before concept_dim: in another space it may differ, and no recipe sets it.
     if theirs.space.fingerprint not in ("", space.fingerprint):
         raise IntegrityError(
-            f"{source} was fitted in another space ({theirs.space.fingerprint}) than "
+            f"{source} was fitted in a different space ({theirs.space.fingerprint}) from "
             f"{space.name!r} ({space.fingerprint})",
             _made(QUANTIZER),
         )

@@ -88,7 +88,7 @@ def _begin(folder: Path, settings: Settings, force: bool) -> Settings:
     if found != settings:
         name = next(name for name, value in vars(settings).items() if getattr(found, name) != value)
         raise UsageError(
-            f"{folder} holds predictions with another {name}: "
+            f"{folder} holds predictions with a different {name}: "
             f"{getattr(found, name)}, not {getattr(settings, name)}",
             "choose another folder, or add --force to start over",
         )

@@ -349,7 +349,7 @@ def distillation(recipe: ModelRecipe) -> Distillation:
         )
     for name in ("normalizer", "quantizer"):
         if getattr(recipe, name):
-            raise UsageError(f"{name} = {getattr(recipe, name)!r}: a student has its teacher's")
+            raise UsageError(f"{name} = {getattr(recipe, name)!r}: a student uses its teacher's")
     return recipe.distill
 
 

@@ -42,7 +42,7 @@ ABOUT = "capture.json"
 KEYS, STARTS, DRAW = "keys", "starts", "draw.{}"
 FIRST = "capture them first: lcm distill RECIPE --capture"
 AGAIN = "capture them again: lcm distill RECIPE --capture --force"
-_SAME = {"teacher": "another teacher", "data": "another data set", "noise": "other noise"}
+_SAME = {"teacher": "teacher", "data": "data set", "noise": "noise setting"}
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,12 @@ def check_same(folder: Path, found: Settings, wanted: Settings) -> None:
 
     Seed, store and precision are those of the capture, whatever the recipe says.
     """
-    for name, other in _SAME.items():
+    for name, what in _SAME.items():
         has, wants = getattr(found, name), getattr(wanted, name)
         if has != wants:
             raise IntegrityError(
-                f"{folder} is of {other} ({has}) than the recipe's ({wants})", AGAIN
+                f"{folder} was captured with a different {what}: {has}, but the recipe has {wants}",
+                AGAIN,
             )
     if found.draws != wanted.draws:
         raise IntegrityError(

@@ -139,13 +139,13 @@ class Distillation:
             raise IntegrityError(f"distill.draws must be at least 1, not {self.draws}")
         if self.draws > 1 and not self.capture:
             raise IntegrityError(
-                "distill.draws without distill.capture: each step draws new noise",
+                "distill.draws has no effect without distill.capture: each step draws new noise",
                 "leave distill.draws out",
             )
         for name in ("layers", "hidden_loss"):
             if getattr(self, name) not in ((), "mse") and not self.hidden:
                 raise IntegrityError(
-                    f"distill.{name} without distill.hidden", "distill.hidden = 1.0"
+                    f"distill.{name} has no effect without distill.hidden", "distill.hidden = 1.0"
                 )
         if self.steps < 0:
             raise IntegrityError(f"distill.steps must not be negative: {self.steps}")
@@ -191,7 +191,7 @@ class ModelRecipe:
             return
         if self.normalizer or self.quantizer:
             raise IntegrityError(
-                "[adapter] and another normalizer or quantizer",
+                "[adapter] cannot be combined with another normalizer or quantizer",
                 "leave normalizer and quantizer out: an adapter keeps those of its base",
             )
         if self.train.parallel == "fsdp":
