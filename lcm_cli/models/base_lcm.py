@@ -130,6 +130,7 @@ class BaseLCM(ConceptModel):
         means_BSD = self(self.normalized(prompts.concepts_BSD), cache)
         cache.advance(prompts.lengths_B)
         rows_B = torch.arange(rows, device=self.device)
+        # Padding is on the right: the prediction after each row's own last concept.
         return BaseState(options, cache, means_BSD[rows_B, prompts.lengths_B - 1].float())
 
     @torch.inference_mode()

@@ -31,7 +31,7 @@ class SonarLLM(BaseLCM):
     """A causal Llama over raw concepts."""
 
     config: SonarLLMConfig
-    end_similarity = 0.98
+    end_similarity = 0.98  # as in its official code
 
     def __init__(self, config: SonarLLMConfig) -> None:
         super().__init__(config)
