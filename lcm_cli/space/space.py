@@ -173,6 +173,7 @@ class Space:
         rows = self.tokenize(sentences, lang)
         limit = self.encoder.config.max_length
         cut = [Truncation(i, len(r), limit) for i, r in enumerate(rows) if len(r) > limit]
+        # Unlike in sonar-space, a truncated sentence keeps its end token.
         keys = [tuple(r) if len(r) <= limit else (*r[: limit - 1], EOS) for r in rows]
         counts: dict[tuple[int, ...], int] = {}
         for key in keys:
