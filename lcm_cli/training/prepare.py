@@ -113,6 +113,7 @@ def make_trainer(
     data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
     if recipe.data.plan:
         config = replace(config, plans=data.plans)
+    # Here, so that initial weights do not depend on what was done before.
     torch.manual_seed(recipe.train.seed)
     model = new_model(config, start, recipe.start)
     if fitted and not states(folder):

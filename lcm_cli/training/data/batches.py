@@ -247,6 +247,7 @@ class ConceptData:
         """
         total = sum(len(documents) for documents in self._validation)
         count = total if limit is None else min(limit, total)
+        # Numbers over all data sets, one after the other.
         chosen = np.linspace(0, total, count, endpoint=False).astype(np.int64)
         rows: list[Row] = []
         start = 0
@@ -353,6 +354,7 @@ class ConceptData:
         """Return the epoch of a batch, and its number in the epoch."""
         while self._ends[-1] <= number:
             self._epoch(len(self._ends) - 1)
+        # side="right": the first batch of an epoch is not the end of the one before.
         epoch = int(np.searchsorted(self._ends, number, side="right")) - 1
         return epoch, number - self._ends[epoch]
 
@@ -376,6 +378,7 @@ class ConceptData:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(units))
         units = [units[i] for i in order]
         sizes = np.array([self.size(unit) for unit in units])
+        # In concepts of float16, as data sets store them.
         least = max(BUFFER_BYTES // (2 * self._dim), BUFFER_BATCHES * self.options.batch_concepts)
         # A buffer has the same number of row groups for each reader, except for the last one.
         starts = np.arange(0, len(units), self._readers)
@@ -427,6 +430,8 @@ class ConceptData:
         dealt = deal([self.size(unit) for unit in units], self._readers)
         parts = [[units[i] for i in part] for part in dealt]
         loads = np.array([sum(map(self.size, part)) for part in parts])
+        # Each move takes documents from a reader above the mean to one below it, but never so many
+        # that either crosses it: so the loop ends.
         while loads.max() > (1 + UNEVEN) * loads.mean():
             heaviest, lightest = int(loads.argmax()), int(loads.argmin())
             surplus = min(loads[heaviest] - loads.mean(), loads.mean() - loads[lightest])
@@ -443,6 +448,7 @@ class ConceptData:
     def _split(self, unit: Unit, most: float) -> tuple[Unit, Unit]:
         """Split off the last documents of a row group, with at most `most` concepts."""
         number, group, docs = unit
+        # From the end, so that both parts stay runs of documents in order.
         lengths = self._train[number].lengths(docs)[::-1]
         kept = len(docs) - int(np.searchsorted(lengths.cumsum(), most, side="right"))
         return (number, group, docs[:kept]), (number, group, docs[kept:])
@@ -460,6 +466,7 @@ class ConceptData:
         rows.sort(key=lambda row: sum(piece.length for piece in row))
         lengths = np.array([sum(piece.length for piece in row) for row in rows])
         parts = [[rows[i] for i in part] for part in cut_evenly(lengths, count)]
+        # A reader with few rows has none in some batches.
         return parts + [[] for _ in range(count - len(parts))]
 
 

@@ -94,6 +94,7 @@ class DocumentIndex:
         and numbers of concepts other than of sentences. Breaks and plans are inserted if wanted.
         """
         group, all_documents = self.groups[number], self.documents
+        # Documents are in the order of their row groups.
         where = slice(*np.searchsorted(all_documents.group, [number, number + 1]))
         rows, targets = all_documents.row[where], all_documents.target[where]
         lists = read_row_group(group, group.concepts, dim)
@@ -233,6 +234,7 @@ class _FileScanner:
         if self._targets is not None:
             found = self._lengths(table, self._target_sentences, self._targets, group.number)
             targets = np.maximum(found[rows], 0)
+        # The learned concepts: all of a plain document, of a pair the target.
         plain = np.where(targets, 0, lengths)
         for column in self._columns:
             column.check(table, group, rows, (plain, targets))
@@ -279,6 +281,7 @@ class _FileScanner:
             if given and given != count(own):
                 what = f"{given} plans and {count(own)} paragraphs"
                 raise IntegrityError(f"{group.label(row)} has {what}", AGAIN.format(self._path))
+            # Counted by arranging the document as `insert_breaks` will.
             woven[number] = len(order(own, length, given)) - length
             planned[number] = given > 0
         return woven, planned
@@ -309,6 +312,7 @@ class _FileScanner:
     ) -> Ints:
         """Return the number of sentences per row, or of concepts without sentences, (R,)."""
         found = list_lengths(table[sentences or concepts])
+        # Rows without sentences (null) may still have concepts: read these to count them.
         if sentences is not None and (found < 0).any():
             assert concepts is not None
             counted = self._file.read_row_group(number, [concepts], use_threads=False)

@@ -271,6 +271,7 @@ class ParallelText:
     def _pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs of sentence numbers (N, 2), and which pairs are translations."""
         times = self._weights * np.maximum(self._size - 1, 1)
+        # Rounded at random, up or down, so that fractional weights hold on average.
         shown = np.floor(times + rng.random(len(self))).astype(np.int64)
         line = np.repeat(np.arange(len(self)), shown)
         begin, size = self._begin[line], self._size[line]
@@ -308,6 +309,7 @@ class ParallelText:
         languages = self._languages[pairs_N2[chosen]].astype(np.int64)
         # Both of two joined sentences are machine translations, or neither is.
         languages = 2 * languages + self._machine[pairs_N2[chosen]]
+        # One number for the pair of languages, so that one sort brings equal pairs together.
         key = languages[:, 0] << 32 | languages[:, 1]
         order = np.argsort(key, kind="stable")
         chosen, key = chosen[order], key[order]
@@ -396,6 +398,7 @@ def shifted(rows: Packed, own_rows: int) -> tuple[Packed, Tensor]:
 
     The language is given, not predicted: NONE takes its place, and fills all rows after `own_rows`.
     """
+    # Rolling puts the last token of a row at the start of the next, where </s> replaces it.
     begins_T = rows.positions_T == 0
     wanted_T = rows.ids_T.masked_fill(begins_T | (rows.owner_T >= own_rows), NONE)
     ids_T = rows.ids_T.roll(1).masked_fill(begins_T, EOS)

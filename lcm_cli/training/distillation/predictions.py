@@ -173,10 +173,9 @@ class _Shard:
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path, self._dim = path, settings.dim
-        header, _, self._entries = read_entries(path)
-        self._data = header
+        self._header_bytes, _, self._entries = read_entries(path)
         ends = [entry["data_offsets"][1] for entry in self._entries.values()]
-        if path.stat().st_size != header + max(ends, default=0):
+        if path.stat().st_size != self._header_bytes + max(ends, default=0):
             raise damaged(str(path), f"it has {path.stat().st_size} bytes")
         draws = [DRAW.format(number) for number in range(settings.draws)]
         if missing := {KEYS, STARTS, *draws} - set(self._entries):
@@ -202,7 +201,7 @@ class _Shard:
         # Reads, rather than a memory map: mapped pages would count as this process's memory, and
         # network file systems serve a page fault for each 4 kB of a document.
         size = np.dtype(dtype).itemsize
-        place = self._data + self._entries[name]["data_offsets"][0] + first * size
+        place = self._header_bytes + self._entries[name]["data_offsets"][0] + first * size
         found = np.fromfile(self._path, dtype, count, offset=place)
         if len(found) != count:
             raise damaged(str(self._path), f"{name} ends early")
@@ -233,6 +232,7 @@ class CapturedPredictions:
             found = [shard.documents() for shard in self._shards]
         except (OSError, LcmError) as error:
             raise _unreadable(error) from error
+        # Sorted by the first half of the keys, for `_find`.
         keys_K2 = np.concatenate([keys for keys, _ in found])
         order_K = keys_K2[:, 0].argsort(kind="stable")
         self._keys_K2 = keys_K2[order_K]

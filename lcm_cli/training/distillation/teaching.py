@@ -198,6 +198,7 @@ class Teaching(nn.Module):
             hidden_error(kind, gathered(matrix), *_real(batch, mine[ours], theirs[number]))
             for matrix, (ours, number) in zip(self.matrices.parameters(), self.pairs, strict=True)
         ]
+        # Each error is a mean or a ratio: times the targets, to be a sum like the other parts.
         return torch.stack(errors).mean() * targets
 
 

@@ -176,8 +176,9 @@ class ModelTrainer:
     def _clip(self, factor: float) -> float:
         """Multiply the gradient by `factor` and clip it; return its norm before clipping."""
         for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(optimizer)  # the norm to clip is that of the true gradients
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        # The norm is linear in the factor, so the gradients need not be multiplied first.
         norm = factor * gradient_norm(gradients)
         if self.options.clip and norm > self.options.clip:
             factor *= self.options.clip / norm
@@ -188,6 +189,7 @@ class ModelTrainer:
 
     def _update(self, learning_rate: float) -> None:
         for optimizer in self.optimizers:
+            # Each optimizer of a concept model has one group of parameters.
             optimizer.param_groups[0]["lr"] = learning_rate
             self.scaler.step(optimizer)  # does nothing if float16 gradients overflowed
         self.scaler.update()
@@ -329,6 +331,7 @@ class ModelTrainer:
                 yield self._gathered()
             return
         trained = [p.data for p in self.parameters]
+        # Without averages (strict=False), the weights stay.
         for p, average in zip(self.parameters, self.average, strict=False):
             p.data = average
         self.model.eval()

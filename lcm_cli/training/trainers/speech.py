@@ -77,6 +77,7 @@ class SpeechTrainer:
         self.steps, self.save_every = self.options.steps, self.options.save_every
         self.eval_every, self.sample_every = self.options.eval_every, self.options.sample_every
         self._sigma = float(data.concepts_UD.std(axis=0).mean())
+        # `start` computes concepts of the space; training works in units of their deviation.
         if recipe.start:
             self._scale(1 / self._sigma)
         self._targets_UD = torch.from_numpy(data.concepts_UD / self._sigma).to(self.device)
@@ -129,6 +130,7 @@ class SpeechTrainer:
         lengths_N = torch.full((len(batch_N),), frames_NLF.shape[1])
         with self._fast_math():
             found_ND = self.network(frames_NLF, lengths_N).float()
+        # They may include sentences of the batch, which `same_NC` excludes.
         others_K = draw.integers(len(self.data), size=min(o.negatives, len(self.data)))
         all_C = np.concatenate([batch_N, others_K])
         sentences_U = self.data.sentences_U
@@ -145,6 +147,7 @@ class SpeechTrainer:
     def _frames(self, batch: np.ndarray, draw: np.random.Generator) -> Tensor:
         """Return the frames (N, L, F) of a batch, with noise and masks."""
         o, shapes = self.options, self.config.encoder
+        # Whole frames: a multiple of the stride.
         steps = -(-int(self.data.lengths_U[batch].max()) // shapes.stride) * shapes.stride
         mel_NTB = self.data.rows(batch, steps, draw)
         mel_NTB = self._noise.mixed(mel_NTB, o.noise, o.snr, draw)
@@ -303,6 +306,7 @@ class Spelling(nn.Module):
         log_NLV = self.head(self._frames_NLM).float().log_softmax(dim=-1)
         rows = [self._rows[index] for index in batch_N]
         frames_N, tokens_N = (torch.tensor([len(x) for x in each]) for each in (log_NLV, rows))
+        # zero_infinity: the loss of a text with more tokens than frames is infinite.
         return functional.ctc_loss(
             log_NLV.transpose(0, 1), torch.cat(rows), frames_N, tokens_N, zero_infinity=True
         )

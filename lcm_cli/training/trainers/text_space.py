@@ -64,6 +64,7 @@ from lcm_cli.training.optim import (
 from lcm_cli.training.parallel import World
 from lcm_cli.training.recipes.space import SpaceRecipe, SpaceShape
 from lcm_cli.training.trainers.averaging import AveragedWeights
+from lcm_cli.training.trainers.concept_loss import TEMPERATURE
 from lcm_cli.training.trainers.cuda_graph import CapturedStep
 from lcm_cli.training.trainers.space_folder import StateDict, save_adapter, save_space
 from lcm_cli.training.trainers.token_loss import short_rows, token_cross_entropy
@@ -159,6 +160,7 @@ class PairTrainer(ABC):
         with self._rounded():
             losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N2), self._room)
             self.whole(losses).backward()
+        # The matrices are exact again: it is these that the gradients of the rounded ones change.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -264,6 +266,7 @@ class PairTrainer(ABC):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate  # the tensor on this device that a captured step reads
         self.step, self.sentences = state["step"], state["sentences"]
+        # Captured again: the graph reads tensors that have just been replaced.
         self._first, self._captured = state["first"], CapturedStep(self._learn)
         if state["epoch"] >= 0:
             self._open_epoch(state["epoch"])
@@ -387,6 +390,7 @@ def _variance(x_RD: Tensor, present_R1: Tensor) -> Tensor:
 
 def _alignment(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, sigma_D: Tensor) -> Tensor:
     """Return the mean squared distance of translations, in units of twice the variance."""
+    # Twice the variance is the expected squared distance of two unrelated concepts.
     distance_N = (a_ND - b_ND).square().mean(dim=1) * aligned_N
     return distance_N.sum() / aligned_N.sum().clamp(min=1) / (2 * sigma_D.square().mean() + 1e-8)
 
@@ -394,10 +398,9 @@ def _alignment(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, sigma_D: Tensor) -
 def _contrast(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, present_N1: Tensor) -> Tensor:
     """Return the mean cross-entropy of finding each translation in the batch by cosine.
 
-    This is InfoNCE in both directions at a temperature of 0.05 (LaBSE: Feng et al. 2022, without
-    their margin).
+    This is InfoNCE in both directions (LaBSE: Feng et al. 2022, without their margin).
     """
-    logits_NN = (functional.normalize(a_ND) @ functional.normalize(b_ND).T).float() / 0.05
+    logits_NN = (functional.normalize(a_ND) @ functional.normalize(b_ND).T).float() / TEMPERATURE
     present_NN = present_N1.bool() & present_N1.bool().T
     # Empty pairs keep their diagonal, since a row of -inf alone would give NaN.
     absent_NN = ~present_NN & ~torch.eye(len(a_ND), dtype=torch.bool, device=a_ND.device)
@@ -494,7 +497,7 @@ def new_networks(shape: SpaceShape, vocabulary: int, seed: int) -> tuple[TextEnc
     """Return newly initialised networks, which share one embedding if `shape.tie`."""
     common = (shape.dim, shape.heads, shape.ffn_dim, vocabulary)
     encoder = TextEncoder(EncoderConfig(shape.encoder_layers, *common, shape.max_length))
-    # Training does not predict the language token (`_loss`), so its probability means nothing.
+    # Training does not predict the language token (`shifted`), so its probability means nothing.
     config = DecoderConfig(
         shape.decoder_layers, *common, shape.dim, shape.max_length, scores_language=False
     )
@@ -539,7 +542,7 @@ def train_tokenizer(path: Path, lines: Iterable[Translations], vocabulary: int) 
             character_coverage=0.9999,
             hard_vocab_limit=False,  # little text yields fewer pieces
             byte_fallback=True,  # any text can be encoded, if need be as bytes
-            unk_id=0,
+            unk_id=0,  # the ids of SONAR's model, to which Tokenizer adds 1
             bos_id=1,
             eos_id=2,
             pad_id=-1,
