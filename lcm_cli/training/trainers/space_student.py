@@ -24,7 +24,7 @@ from lcm_cli.space import Space, load_space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import load_weights
-from lcm_cli.space.similarity import unit_length
+from lcm_cli.space.similarity import row_cosines
 from lcm_cli.space.tokenizer import TAGS, Tokenizer
 from lcm_cli.training.data.parallel_text import (
     MACHINE,
@@ -185,7 +185,7 @@ class StudentTrainer(PairTrainer):
             texts = [line[code] for line in self.dev if code in line]
             texts = texts[: self.options.eval_sentences]
             ours, theirs = (s.encode(texts, code).concepts for s in (space, self.teacher))
-            cosines.append((unit_length(ours) * unit_length(theirs)).sum(axis=1))
+            cosines.append(row_cosines(ours, theirs))
         return {"cosine": float(np.concatenate(cosines).mean())} if any(map(len, cosines)) else {}
 
     def report(self, folder: Path) -> dict[str, dict[str, float]]:

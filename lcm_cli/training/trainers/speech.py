@@ -29,7 +29,7 @@ from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.progress import StartJob, no_progress
 from lcm_cli.space import DecodeOptions, Space, load_space
 from lcm_cli.space.loading import load_weights
-from lcm_cli.space.similarity import unit_length
+from lcm_cli.space.similarity import row_cosines
 from lcm_cli.speech.config import SpeechConfig, SpeechShapes
 from lcm_cli.speech.encoder import SpeechEncoder
 from lcm_cli.speech.speech import load_speech_encoder, save
@@ -248,11 +248,10 @@ class SpeechTrainer:
     def _scores(self, data: Utterances) -> dict[str, float]:
         found_UD, wanted_UD = self.concepts(data), data.concepts_UD
         mse = float(np.square(found_UD - wanted_UD).mean()) / self._sigma**2
-        cosine_U = (unit_length(found_UD) * unit_length(wanted_UD)).sum(axis=1)
         first = np.unique(data.sentences_U, return_index=True)[1]  # retrieval needs other texts
         return {
             "loss": mse,
-            "cosine": float(cosine_U.mean()),
+            "cosine": float(row_cosines(found_UD, wanted_UD).mean()),
             "xsim": xsim(found_UD[first], wanted_UD[first]),
         }
 
