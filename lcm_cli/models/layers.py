@@ -525,5 +525,10 @@ def split_heads(x_BSF: Tensor, heads: int) -> Tensor:
     return x_BSF.view(*x_BSF.shape[:-1], heads, x_BSF.shape[-1] // heads).transpose(1, 2)
 
 
+def stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """Return a model's stacks of Transformer layers, whatever its architecture."""
+    return [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+
+
 def _join(y_BHSW: Tensor) -> Tensor:
     return y_BHSW.transpose(1, 2).flatten(2)

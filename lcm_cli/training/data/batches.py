@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Self
 
@@ -161,23 +161,12 @@ class ConceptData:
         if prefix is None:
             prefix = (begin_text,) if begin_text else ()
         encoder = _AffixEncoder(encode, dim, prefix, suffix, prompts or {})
-
-        def document_sets(
-            entries: Sequence[str | DataSet], columns: list[Column]
-        ) -> list[DocumentSet]:
-            ends = encoder.paragraph_break(break_text, columns) if options.plan else None
-            found = []
-            for each in map(as_data_set, entries):
-                index = scan(each, dim, options.filter, ends, columns)
-                affixes = encoder.affixes(each, columns)
-                found.append(DocumentSet(each, index, affixes, options, max_length))
-            return found
-
         self._columns = wanted_columns(tokenize=tokenize, woven=options.plan, fragility=fragility)
         # Held-out losses are not weighted by fragility.
         self._held_out_columns = wanted_columns(tokenize=tokenize, woven=options.plan)
-        self._train = document_sets(options.train, self._columns)
-        self._validation = document_sets(options.validation, self._held_out_columns)
+        open_sets = partial(_document_sets, options, dim, max_length, encoder, break_text)
+        self._train = open_sets(options.train, self._columns)
+        self._validation = open_sets(options.validation, self._held_out_columns)
         self.space = _common_space([*self._train, *self._validation])
         self.plans = _all_planned([*self._train, *self._validation])
         self.documents = sum(len(documents) for documents in self._train)
@@ -189,12 +178,7 @@ class ConceptData:
         if not self.documents:
             reasons = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
             raise IntegrityError(f"no document is left to train on: {reasons}", "check [data]")
-        # A batch holds at least one whole row.
-        longest = max(documents.longest for documents in self._train)
-        row = max(longest, self._wrap if options.packing else 0)
-        self._batch = max(options.batch_concepts, row)
-        least = LEAST_PACKED_ROWS if options.packing else LEAST_ROWS
-        self._readers = _most_readers(options.readers, self._batch // (least * row))
+        self._batch, self._readers = self._batch_shape()
         self._ends = [0]  # batches before each epoch
         self._lock = Lock()
         self._buffers_of = lru_cache(4)(self._plan)
@@ -202,6 +186,16 @@ class ConceptData:
         self._made: dict[tuple[int, Share], Future[MicroBatches]] = {}
         self._loaders = ThreadPoolExecutor(workers, "load")
         self._makers = ThreadPoolExecutor(workers, "batch")
+
+    def _batch_shape(self) -> tuple[int, int]:
+        """Return the number of concepts in a batch, and of the readers that contribute to it."""
+        options = self.options
+        # A batch holds at least one whole row.
+        longest = max(documents.longest for documents in self._train)
+        row = max(longest, self._wrap if options.packing else 0)
+        size = max(options.batch_concepts, row)
+        least = LEAST_PACKED_ROWS if options.packing else LEAST_ROWS
+        return size, _most_readers(options.readers, size // (least * row))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -524,6 +518,25 @@ class _AffixEncoder:
                 "the model and its data belong to another space",
             )
         return concepts
+
+
+def _document_sets(
+    options: DataOptions,
+    dim: int,
+    max_length: int,
+    encoder: _AffixEncoder,
+    break_text: str,
+    entries: Sequence[str | DataSet],
+    columns: list[Column],
+) -> list[DocumentSet]:
+    """Scan the data sets of `entries`, for batches with `columns`."""
+    ends = encoder.paragraph_break(break_text, columns) if options.plan else None
+    found = []
+    for each in map(as_data_set, entries):
+        index = scan(each, dim, options.filter, ends, columns)
+        affixes = encoder.affixes(each, columns)
+        found.append(DocumentSet(each, index, affixes, options, max_length))
+    return found
 
 
 def _most_readers(wanted: int, limit: int) -> int:

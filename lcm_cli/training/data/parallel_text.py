@@ -157,24 +157,12 @@ class ParallelText:
         tokenizer does not know.
         """
         self.longest, self.device = longest, device
-        texts: dict[str, list[str]] = {}
-        homes: dict[str, list[int]] = {}
-        weights: list[float] = []
-        for lines, weight in sets:
-            for line in lines:
-                for key, found in line.items():
-                    code = key.removeprefix(MACHINE)
-                    if not tokenizer.knows(code):
-                        raise IntegrityError(
-                            f"the training data have {code!r}, which the space does not know"
-                        )
-                    texts.setdefault(key, []).extend(found)
-                    homes.setdefault(key, []).extend([len(weights)] * len(found))
-                weights.append(weight)
+        texts, homes, weights = _collect(sets, tokenizer)
         self.skipped = 0
         # Machine translations beside the other sentences of their language, as `_group` expects.
         keys = sorted(texts, key=lambda key: (key.removeprefix(MACHINE), key))
         parts = [
+            # pop: a language's texts are not kept beside its tokens.
             self._tokenize(tokenizer, key.removeprefix(MACHINE), texts.pop(key), max_tokens)
             for key in keys
         ]
@@ -186,7 +174,7 @@ class ParallelText:
         flat = np.concatenate([flat for flat, _, _ in parts])
         self._lengths = np.concatenate([lengths for _, lengths, _ in parts])
         starts = np.cumsum(self._lengths) - self._lengths
-        self._languages = flat[starts]
+        self._languages = flat[starts]  # a sentence begins with the token of its language
         home = np.concatenate(
             [np.array(homes[k])[kept] for k, (_, _, kept) in zip(keys, parts, strict=True)]
         )
@@ -391,6 +379,31 @@ class ParallelText:
             return ends_R[:0]
         steps = torch.arange(1, room.spare_rows + 1, device=ends_R.device)
         return (ends_R[-1] + room.longest * steps).clamp(max=room.tokens)
+
+
+def _collect(
+    sets: Iterable[tuple[Iterable[Translations], float]], tokenizer: Tokenizer
+) -> tuple[dict[str, list[str]], dict[str, list[int]], list[float]]:
+    """Return the sentences of all sets and the numbers of their lines, by key, and lines' weights.
+
+    Lines are numbered over all sets. Raises IntegrityError for a language that the tokenizer does
+    not know.
+    """
+    texts: dict[str, list[str]] = {}
+    homes: dict[str, list[int]] = {}
+    weights: list[float] = []
+    for lines, weight in sets:
+        for line in lines:
+            for key, found in line.items():
+                code = key.removeprefix(MACHINE)
+                if not tokenizer.knows(code):
+                    raise IntegrityError(
+                        f"the training data have {code!r}, which the space does not know"
+                    )
+                texts.setdefault(key, []).extend(found)
+                homes.setdefault(key, []).extend([len(weights)] * len(found))
+            weights.append(weight)
+    return texts, homes, weights
 
 
 def shifted(rows: Packed, own_rows: int) -> tuple[Packed, Tensor]:

@@ -10,6 +10,7 @@ Shapes: B documents, S concepts, D concept dim, N targets.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from lcm_cli.hub.layouts import ADAPTER
 from lcm_cli.hub.locate import AdapterConfig
 from lcm_cli.models import checkpoint
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
+from lcm_cli.models.layers import stacks
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.adapting import base_of, check_base, restore_trained, trained_state
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
@@ -453,15 +455,9 @@ def seed_everything(*numbers: int) -> None:
         torch.default_generator.manual_seed(seed)
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
-    """Return the Transformer layers of a model, whatever its architecture."""
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return [layer for stack in stacks for layer in stack]
-
-
 def speed_up(model: nn.Module, options: Training) -> None:
     """Turn on activation checkpointing and compilation for each layer, as the recipe says."""
-    for layer in layers(model):
+    for layer in chain.from_iterable(stacks(model)):
         if options.checkpointing:
             layer.forward = _Recomputed(layer.forward)
         if options.compile:
