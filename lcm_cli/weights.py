@@ -204,6 +204,7 @@ def read_weights(*files: Path) -> dict[str, Weight]:
     for name, tensor in found.items():
         if name in int8:
             weights[name] = _join_int8(name, tensor, found.get(name + SCALE), places[name])
+        # Scales are part of their matrix; without int8 numbers they would be ignored silently.
         elif name.endswith(SCALE) and name.removesuffix(SCALE) in found:
             if not is_scale(name, int8):
                 matrix = found[name.removesuffix(SCALE)]
@@ -305,6 +306,7 @@ def pieces(
     found: dict[str, list[StoredPiece]] = {}
     for name, weight in weights.items():
         unchanged = store is None or name.startswith(kept) or not weight.is_floating_point()
+        # An int8 matrix keeps its numbers: rounding its weights again would give the same ones.
         if isinstance(weight, Int8Matrix) and (unchanged or store == "int8"):
             found |= {name: [weight.numbers], name + SCALE: [weight.scales]}
         elif unchanged and isinstance(weight, Tensor):

@@ -293,6 +293,7 @@ def timesteps(total: int, options: DiffusionOptions) -> list[int]:
         )
     if not options.exact_steps:
         return _official_timesteps(total, options)
+    # The paper's round(arange(T, 0, -T / S)), whose steps count from 1.
     if options.spacing == "trailing":
         return [round(total * (steps - i) / steps) - 1 for i in range(steps)]
     if options.spacing == "leading":

@@ -130,6 +130,7 @@ class DiffusionLCM(ConceptModel):
         x0_BSD, target_BS = batch.targets(x_BSD)
         if draws is None:
             draws = self.draw(x0_BSD, generator, shared=batch.sources_B is None)
+        # In the network's dtype, so that the target has the very noise of the input.
         noise_BSD, t_BS = draws.noise_BSD.to(x_BSD.dtype), draws.timesteps_BS
         noisy_BSD = self.schedule.noised(x0_BSD, noise_BSD, t_BS).to(x_BSD.dtype)
         places_BS = None if batch.sources_B is None else batch.places()

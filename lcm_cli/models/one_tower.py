@@ -141,6 +141,7 @@ def _noisy_mask(
     They see the clean concepts strictly before them, and themselves.
     """
     rows, count = places_BS.shape
+    # Strictly: a sentence's own clean concept is what its noisy one is to become.
     earlier = torch.arange(known, device=places_BS.device) < places_BS[..., None]
     if segments_BS is not None:
         own_BS = segments_BS.gather(1, places_BS)

@@ -112,8 +112,8 @@ def fit_quantizer(
 ) -> ResidualQuantizer:
     """Fit each codebook by k-means on the residuals of those before it.
 
-    `x_ND` are raw concepts. `progress` is called after each codebook. Raises UsageError if there
-    are fewer concepts than units.
+    `x_ND` are raw concepts. `progress` is called with 1 after each codebook. Raises UsageError if
+    there are fewer concepts than units.
     """
     if len(x_ND) < config.units:
         raise UsageError(
@@ -128,12 +128,13 @@ def fit_quantizer(
         quantizer.codebooks_CUD[codebook] = residual_ND[chosen_U.to(x_ND.device)]
         for _ in range(iterations):
             _kmeans_step(quantizer, codebook, residual_ND)
+        # Assigned once more, since the last step has moved the centroids.
         residual_ND = (
             residual_ND
             - quantizer.codebooks_CUD[codebook][quantizer.nearest(codebook, residual_ND)]
         )
         if progress is not None:
-            progress(codebook)
+            progress(1)
     return quantizer
 
 

@@ -55,6 +55,7 @@ class SonarLLM(BaseLCM):
         x_BSD = self.normalized(batch.concepts_BSD)
         prediction_BSD = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1]
         prediction_ND = self.normalizer.denormalize(prediction_BSD[chosen_BS])
+        # Column s belongs to concept s + 1, as in BaseLCM.loss.
         places = chosen_BS.nonzero().tolist()
         errors_N = self.token_loss(
             prediction_ND.float(), [batch.tokens[row][before + 1] for row, before in places]

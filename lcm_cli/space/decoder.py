@@ -177,6 +177,7 @@ class DecoderLayer(nn.Module):
         attention = self.self_attn
         q, k, v = attention.project(self.self_attn_layer_norm(x_RM))
         k, v = cache.append(index, k, v)
+        # The beams of a sentence are queries of one attention, over the keys of all of them.
         q_SHBd = q.unflatten(0, (len(k), -1)).transpose(1, 2)
         y_SHBd = F.scaled_dot_product_attention(q_SHBd, k, v, mask)
         y_RM = y_SHBd.transpose(1, 2).reshape(x_RM.shape)

@@ -177,6 +177,7 @@ def _start(
     end_R = torch.full_like(language_R, EOS)
     cross = decoder.cross(concepts_RD)
     cache = DecoderCache(decoder.config.layers, len(languages))
+    # Of the prompt, </s> [lang], the second token is fed by the first step of the search.
     first = decoder.step(end_R, cross, cache)
     total = _log_total(first)
     if decoder.config.scores_language:

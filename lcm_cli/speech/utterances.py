@@ -67,13 +67,14 @@ class Cutter:
         self._windows.append(window)
         self._speech.append(probability)
         count = len(self._windows)
-        if self._last is None:
+        if self._last is None:  # silence, of which a margin is kept
             if probability >= _BEGINS:
                 self._last = count - 1
             elif count > self._margin:
                 self._drop(1)
         elif probability >= _LASTS:
             self._last = count - 1
+        # A pause ends the utterance; the margin behind its speech is still part of it.
         elif count - 1 - self._last >= self._pause:
             yield from self._cut(min(count, self._last + 1 + self._margin))
         if self._last is not None and len(self._windows) >= self._most:
@@ -98,6 +99,7 @@ class Cutter:
             start = self._first * WINDOW / RATE
             yield Utterance(start, start + len(samples) / RATE, samples)
         self._drop(end)
+        # The windows left count as speech, or else are a margin before the next speech.
         if within_speech:
             self._last = max(0, len(self._windows) - 1)
         else:

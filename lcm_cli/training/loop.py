@@ -166,6 +166,7 @@ class Run:
             "recent": self._recent.state(),
         }
         shards = trainer.shards()
+        # The state first: if the export fails, nothing is lost.
         save_state(self.folder, trainer.step, state, trainer.keep, trainer.world, shards)
         trainer.export(self.folder)
 

@@ -210,6 +210,7 @@ def gradient_norm(gradients: list[Tensor]) -> float:
     """Return the norm of all gradients together. A collective if they are sharded."""
     if not gradients:
         return 0.0
+    # The norm of the norms is that of all numbers together.
     norms: Sequence[Tensor] = torch._foreach_norm(gradients)
     return float(gathered(torch.linalg.vector_norm(torch.stack(list(norms)))))
 

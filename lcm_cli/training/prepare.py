@@ -383,9 +383,7 @@ def fit_codebooks(
     """Fit codebooks on at most `limit` concepts of the data; return the quantizer's state."""
     x_ND = torch.cat(list(concepts(data, limit)))[:limit].to(device)
     with progress("fitting the codebooks", config.codebooks) as advance:
-        fitted = fit_quantizer(
-            x_ND, config, iterations=iterations, seed=seed, progress=lambda number: advance(1)
-        )
+        fitted = fit_quantizer(x_ND, config, iterations=iterations, seed=seed, progress=advance)
     return fitted.state_dict()
 
 

@@ -100,12 +100,15 @@ class Sampler:
             predicted_BSD, one = of_sentences(predicted_BSD.cpu(), one)
             first = 1 if one.sources_B is None else max(int(one.sources_B[0]), 1)
             length, start = min(int(one.lengths_B[0]), first + PREDICTED), max(0, first - CONTEXT)
+            # A piece is the number of sentences, context included, and of those in the context.
+            # Predictions begin with concept 1, so that of concept n is at n - 1.
             if first < length:
                 pieces.append((length - start, first - start))
                 truths.append(one.concepts_BSD[0, start:length].float())
                 guesses.append(predicted_BSD[0, first - 1 : length - 1])
         if not pieces:
             return float("nan")
+        # Two calls for all documents, whose texts are then taken off piece by piece.
         texts, said = self.text(torch.cat(truths)), self.text(torch.cat(guesses))
         scores: list[tuple[float, float, int]] = []
         for length, first in pieces:

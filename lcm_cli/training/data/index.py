@@ -153,6 +153,7 @@ def scan(
             own = partition[1] if partition else None
             if own is not None:
                 splits.add(own)
+            # The folder split=NAME/ names the split of a file, which then need not be read.
             if data_set.split and own not in (None, data_set.split):
                 continue
             scanner = _FileScanner(
@@ -194,6 +195,8 @@ class _FileScanner:
         self.splits: set[str] = set()
         self.filtered = 0
         names = self._layout.names
+        # No column of sentences is known to belong to a column of concepts that the user names: the
+        # concepts themselves are counted then.
         self._concepts = self._column(data_set.concepts, CONCEPTS)
         self._sentences = None if data_set.concepts else _first(SENTENCES, names)
         self._targets = self._column(data_set.target, TARGET_CONCEPTS)
@@ -209,6 +212,7 @@ class _FileScanner:
         for name in filter(None, (self._concepts, self._targets, self._plan_concepts)):
             _check_type(self._layout.field(name).type, str(path), name, dim)
         self.space = read_space_info(about(self._layout.metadata), str(path))
+        # Filters may use the usual names, whatever these columns are called here.
         self._aliases = {SENTENCES[0]: self._sentences, CONCEPTS[0]: self._concepts}
         if wanted is not None:
             known = dict.fromkeys([*names, *(key for key, name in self._aliases.items() if name)])

@@ -32,12 +32,13 @@ from lcm_cli.models.config import AnyConfig
 from lcm_cli.models.interface import Batch, ConceptModel
 from lcm_cli.schema import counted, json_value, parse
 from lcm_cli.training.data.batches import ConceptData, Unit
-from lcm_cli.training.distillation.draws import KEY, DocumentDraws, Place, places
+from lcm_cli.training.distillation.draws import DocumentDraws, Place, places
 from lcm_cli.training.distillation.teaching import OUTPUTS
 from lcm_cli.training.parallel import MicroBatches, Share
 
 VERSION = 1
 SHARD_BYTES = 64 << 20  # of outputs in float16: about four row groups of `lcm embed`
+DIGITS = 16  # of the digests of teacher and data
 ABOUT = "capture.json"
 KEYS, STARTS, DRAW = "keys", "starts", "draw.{}"
 FIRST = "capture them first: lcm distill RECIPE --capture"
@@ -131,6 +132,7 @@ class Plan:
         sizes = np.array([data.size(unit) for unit in units])
         starts = sizes.cumsum() - sizes
         shards: dict[int, list[Unit]] = {}
+        # A shard takes the row groups that begin in its range of concepts.
         for unit, number in zip(units, (starts // settings.shard_concepts).tolist(), strict=True):
             shards.setdefault(number, []).append(unit)
         used, parts = data.used(batches), list(shards.values())
@@ -156,7 +158,7 @@ def model_fingerprint(model: ConceptModel) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:KEY]
+    return digest.hexdigest()[:DIGITS]
 
 
 def data_fingerprint(data: ConceptData, max_length: int) -> str:
@@ -165,7 +167,7 @@ def data_fingerprint(data: ConceptData, max_length: int) -> str:
     told: dict[str, Any] = {name: getattr(data.options, name) for name in shaping}
     told["wrap"] = min(data.options.wrap, max_length)
     told["groups"] = [(len(unit[2]), data.size(unit)) for unit in data.units()]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:KEY]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 class _Shard:

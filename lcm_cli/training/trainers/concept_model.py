@@ -110,6 +110,7 @@ class ModelTrainer:
         self.eval_every, self.sample_every = options.eval_every, options.sample_every
         self.keep, self.patience = options.keep, options.patience
         self.device = model.device
+        # Before `distribute`: DDP expects a gradient of every parameter that requires one.
         freeze(model, options.freeze)
         speed_up(model, options)
         model.train()

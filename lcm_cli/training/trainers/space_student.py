@@ -69,6 +69,7 @@ class StudentTrainer(PairTrainer):
     ) -> None:
         self.teacher, self.encoder = teacher, encoder
         self._added = recipe.languages[len(teacher.languages) :]
+        # Language tokens from here on are unknown to the teacher: new languages follow its own.
         self._first_new = teacher.tokenizer.first_language + len(teacher.languages)
         super().__init__(recipe, {"encoder": encoder}, data, dev)
         self._sigma = self._spread()

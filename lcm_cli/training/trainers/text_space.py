@@ -108,7 +108,7 @@ class PairTrainer(ABC):
         self._epoch, self._first = -1, 0
         self._pairs: Pairs | None = None
         self._batches: list[slice] = []
-        module = nn.ModuleDict(networks)
+        module = nn.ModuleDict(networks)  # as one, since parameters that they share count once
         freeze(module, self.options.freeze)
         self.sizes = sizes(module)
         matrices, others = split_parameters(networks.values())
@@ -321,6 +321,7 @@ class SpaceTrainer(PairTrainer):
             token_loss = self._decoding_loss(noisy_RD, pairs.targets(), room)
             a_ND, b_ND = concepts_RD.chunk(2)
             align = _alignment(a_ND, b_ND, pairs.aligned_N, sigma_D)
+            # A pair has both sides or, in padding, neither.
             contrast = _contrast(a_ND, b_ND, pairs.aligned_N, present_R.chunk(2)[0])
         return token_loss, align, contrast
 
@@ -332,6 +333,7 @@ class SpaceTrainer(PairTrainer):
         """Return the mean cross-entropy per token; the language token is not predicted."""
         rows, order_R = self.data.rows(targets_R2, room)
         rows, wanted_T = shifted(rows, len(targets_R2))
+        # Spare rows need concepts, too: zeros.
         spare = len(rows.starts_R1) - 1 - len(targets_R2)
         hidden_TM = self.decoder.decode(
             functional.pad(concepts_RD[order_R], (0, 0, 0, spare)), rows
@@ -426,6 +428,7 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
         else:
             shutil.copyfile(start.files.tokenizer, tokenizer_path)
         networks = trainable(start)
+    # The tokenizer of a resumed run stays: a new one could number its pieces in another way.
     elif not tokenizer_path.is_file():
         lines = chain.from_iterable(read_translations(path) for path, _ in sets)
         train_tokenizer(tokenizer_path, map(human, lines), recipe.shape.vocabulary)
