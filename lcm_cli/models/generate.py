@@ -238,7 +238,7 @@ class _Run:
             elif not stops or (self.options.keep_stop and mark != "break"):
                 row.concepts.append(concepts_BD[number])
                 last_BD[number] = concepts_BD[number]
-                self._tell(row, number)
+                self._report(row, number)
             if stops:
                 row.reason = reason or "length"
             elif row.produced < self.options.max_concepts:
@@ -279,7 +279,7 @@ class _Run:
                 marks[number] = marks[number] or mark
         return marks
 
-    def _tell(self, row: _Row, number: int) -> None:
+    def _report(self, row: _Row, number: int) -> None:
         # With rerank "step", the rows of a document are equal: report the first. With "document",
         # `_best` reports the concepts once the best candidate is known.
         first = not self.judged or (self.by_step and number % self.options.candidates == 0)

@@ -62,7 +62,7 @@ class SonarLLM(BaseLCM):
         )
         return Loss(errors_N.sum(), errors_N.detach())
 
-    def spread(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
+    def tempered(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
         """Return the predictions (B, ..., D), with noise of `temperature` times their RMS added.
 
         Raw concepts, unlike normalized ones, do not have unit deviation.

@@ -135,6 +135,7 @@ def read_updates(adapter: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
     names = {name.removesuffix(DOWN).removesuffix(UP) for name in found}
     updates = {}
     nothing = torch.empty(0, 0)
+    # A missing tensor counts as an empty one, which has another rank; so does an empty file.
     for name in sorted(names) or [""]:
         down, up = found.get(name + DOWN, nothing), found.get(name + UP, nothing)
         if not down.ndim == up.ndim == 2 or not len(down) == up.shape[1] == config.rank:

@@ -125,7 +125,7 @@ def make_trainer(
     if recipe.adapter:
         files = locate_model(recipe.start)
         adapter = add_adapters([model], recipe.adapter, recipe.start, files, recipe.train.seed)
-    listen(model, space)
+    add_token_loss(model, space)
     return ModelTrainer(
         model.to(device), data, recipe.train, sampler=sampler, world=world, adapter=adapter
     )
@@ -191,8 +191,8 @@ def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> Con
     return model
 
 
-def listen(model: ConceptModel, space: Space) -> None:
-    """Give a SONAR-LLM that learns from tokens the decoder of its space."""
+def add_token_loss(model: ConceptModel, space: Space) -> None:
+    """Give a SONAR-LLM that learns from tokens the loss of its space's decoder."""
     if learns_tokens(model.config):
         from lcm_cli.training.trainers.token_loss import TokenLoss
 

@@ -86,6 +86,7 @@ class Utterances:
         order = order[np.argsort(self.lengths_U[order], kind="stable")]
         batches, first = [], 0
         for place, index in enumerate(order):
+            # The newest is the longest, to whose length all others are extended.
             if place > first and (place + 1 - first) * self.lengths_U[index] > seconds * STEPS:
                 batches.append(order[first:place])
                 first = place
@@ -121,6 +122,7 @@ class Noise:
 
     def __init__(self, bins: int) -> None:
         draw = torch.Generator().manual_seed(0)
+        # The last window takes one and a half steps more than its own.
         samples = (_NOISE_STEPS + 2) * STEP
         white = torch.fft.rfft(torch.randn(samples, generator=draw))
         slope = torch.arange(1, len(white) + 1) ** -0.5

@@ -164,10 +164,10 @@ def model_fingerprint(model: ConceptModel) -> str:
 def data_fingerprint(data: ConceptData, max_length: int) -> str:
     """Return a digest of the options that shape the documents, and of all row groups' sizes."""
     shaping = ("plan", "min_sentences", "max_sentences", "filter", "prefix", "suffix")
-    told: dict[str, Any] = {name: getattr(data.options, name) for name in shaping}
-    told["wrap"] = min(data.options.wrap, max_length)
-    told["groups"] = [(len(unit[2]), data.size(unit)) for unit in data.units()]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:DIGITS]
+    facts: dict[str, Any] = {name: getattr(data.options, name) for name in shaping}
+    facts["wrap"] = min(data.options.wrap, max_length)
+    facts["groups"] = [(len(unit[2]), data.size(unit)) for unit in data.units()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 class _Shard:
@@ -187,6 +187,7 @@ class _Shard:
     def documents(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Return the key of each document, (K, 2), and where its outputs start, (K,)."""
         count = self._entries[KEYS]["shape"][0]
+        # Stored as int64, since the writer knows no unsigned type; `_find` compares without signs.
         keys = self._numbers(KEYS, np.uint64, 0, 2 * count).reshape(-1, 2)
         return keys, self._numbers(STARTS, np.int64, 0, count)
 

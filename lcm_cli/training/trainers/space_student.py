@@ -102,6 +102,7 @@ class StudentTrainer(PairTrainer):
         own_known_R, other_known_R = self._known(own_R2), self._known(other_R2)
         taught_R = own_known_R | (other_known_R & aligned_R)
         chosen_R2 = torch.where(own_known_R[:, None], own_R2, other_R2)
+        # A row of NONE is empty. Its concept is zero, and does not count.
         chosen_R2 = chosen_R2.masked_fill(~taught_R[:, None], NONE)
         rows, order_R = self.data.rows(chosen_R2)
         targets_RD = unsorted(self.teacher.encoder.encode(rows), order_R).float()

@@ -151,6 +151,7 @@ class SpeechTrainer:
         steps = -(-int(self.data.lengths_U[batch].max()) // shapes.stride) * shapes.stride
         mel_NTB = self.data.rows(batch, steps, draw)
         mel_NTB = self._noise.mixed(mel_NTB, o.noise, o.snr, draw)
+        # Masks come last: 0 is then the mean of each band.
         return mask(standardized(mel_NTB, shapes.stride), shapes.bins, o.mask, draw)
 
     def _batch(self) -> np.ndarray:
@@ -297,6 +298,7 @@ class Spelling(nn.Module):
         network.encoder_pooler.register_forward_pre_hook(self._keep)
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Not in evaluation, where no loss follows that would use them.
         self._frames_NLM = inputs[0] if self.training else None
 
     def loss(self, batch_N: np.ndarray) -> Tensor:
