@@ -154,7 +154,7 @@ class _Run:
         rows = [_Row(document) for document in range(len(prompts)) for _ in range(count)]
         done: list[list[_Row]] = [[] for _ in prompts]
         state = self._begin(prompts, watch)
-        # Candidate c draws from the seed plus c 2^32, which no small seed of another run equals.
+        # Candidate c has the seed plus c 2^32, so that runs with other, small seeds share none.
         noise = noise or Noise(
             [self.options.seed + (row % count << 32) for row in range(len(rows))], model.device
         )

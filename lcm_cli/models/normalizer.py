@@ -122,8 +122,8 @@ def _set_statistics(normalizer: Normalizer, moments: "_Moments", sample_ND: Tens
             scale = scale / (NormalDist().inv_cdf(high) - NormalDist().inv_cdf(low))
     normalizer.center.copy_(center)
     normalizer.scale.copy_(scale)
-    # The bounds are quantiles of normalized values, as the official code computes them, although
-    # its documentation speaks of raw ones.
+    # The bounds are quantiles of normalized values, as the official code computes them; its
+    # documentation describes quantiles of raw ones.
     if config.clip is not None:
         x_ND = (sample_ND - normalizer.center) / normalizer.scale
         normalizer.clip_min.copy_(quantile(x_ND, config.clip))

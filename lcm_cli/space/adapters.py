@@ -67,7 +67,7 @@ def attach(
     places: dict[str, nn.Module] = {}
     for network in networks:
         network.requires_grad_(False)
-        # Networks share no names, since their stacks are called `encoder` and `decoder`.
+        # Names do not collide: the stacks of a space's networks are `encoder` and `decoder`.
         # Not subclasses: a map with weight normalization, for example, stores no plain matrix.
         maps = [name for name, part in network.named_modules() if type(part) is nn.Linear]
         places |= dict.fromkeys(maps, network)

@@ -1,6 +1,6 @@
 """Cosine similarity of concepts.
 
-Shapes: A and B concepts, S concepts of which there are pairs, D concept dim.
+Shapes: A and B concepts, S pairs of concepts, D concept dim.
 """
 
 from typing import Any
