@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lcm_cli.evaluation.judges import Judge, LanguageModel
+    from lcm_cli.models.interface import Batch
 
 Record = dict[str, Any]
 
@@ -261,18 +262,13 @@ def _predict(system: System, examples: Sequence[Example], context: Context) -> l
     """Predict every sentence of each example from the true ones before it, and score them."""
     import torch
 
-    from lcm_cli.evaluation.next_concept import of_sentences, score_predictions
+    from lcm_cli.evaluation.next_concept import score_predictions
 
     texts = [example.source[: context.longest] for example in examples]
     concepts = [
         context.space.concepts(t, example.lang) for t, example in zip(texts, examples, strict=True)
     ]
-    batch = system.batch(concepts, examples, context.space)
-    with torch.inference_mode():
-        predicted_BSD = system.predict(
-            batch, [context.seed + example.number for example in examples]
-        ).cpu()
-    predicted_BSD, batch = of_sentences(predicted_BSD, batch)
+    predicted_BSD, batch = _predicted(system, examples, concepts, context)
     counts = [len(text) - 1 for text in texts]  # the first sentence has nothing before it
     guesses = [predicted_BSD[i, :count].float().numpy() for i, count in enumerate(counts)]
     codes = [
@@ -301,6 +297,24 @@ def _predict(system: System, examples: Sequence[Example], context: Context) -> l
             record["similarity"] = _similarity(guesses[i], concepts[i])
         records.append(record | {"scores": present(means)})
     return records
+
+
+def _predicted(
+    system: System, examples: Sequence[Example], concepts: Sequence[np.ndarray], context: Context
+) -> "tuple[Tensor, Batch]":
+    """Return predictions of concepts 1 .. S - 1 on the CPU, and the batch, of sentences alone.
+
+    `concepts` are the examples', (S, D) each. Each example draws its own noise, by its number.
+    """
+    import torch
+
+    from lcm_cli.evaluation.next_concept import of_sentences
+
+    batch = system.batch(concepts, examples, context.space)
+    seeds = [context.seed + example.number for example in examples]
+    with torch.inference_mode():
+        predicted_BSD = system.predict(batch, seeds).cpu()
+    return of_sentences(predicted_BSD, batch)
 
 
 def _similarity(guess_SD: np.ndarray, true_SD: np.ndarray) -> list[list[float]]:
