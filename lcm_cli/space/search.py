@@ -177,6 +177,7 @@ def _start(
     end_R = torch.full_like(language_R, EOS)
     cross = decoder.cross(concepts_RD)
     cache = DecoderCache(decoder.config.layers, len(languages))
+    # Of the prompt, </s> [lang], the second token is fed by the first step of the search.
     first = decoder.step(end_R, cross, cache)
     total = _log_total(first)
     if decoder.config.scores_language:
@@ -255,6 +256,7 @@ def _largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     group = 64
     groups = logits_NV.shape[1] // group
+    # With fewer groups, more than a quarter of the columns would be sorted anyway.
     if groups < 4 * count:
         top = logits_NV.topk(min(count, logits_NV.shape[1]), dim=1)
         return top.values, top.indices
@@ -287,6 +289,7 @@ def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tenso
 
 
 def _ban_repeats(logits_NV: Tensor, tokens_NP: Tensor, size: int) -> None:
+    """Forbid, in place, each token that would complete a run of `size` tokens seen before."""
     for logits, tokens in zip(logits_NV, tokens_NP.tolist(), strict=True):
         tail = tokens[len(tokens) - size + 1 :]
         for start in range(len(tokens) - size + 1):
@@ -342,6 +345,7 @@ def _sample(
 ) -> list[list[Hypothesis]]:
     """Draw one sentence per row, each from its own generator, whatever else is in the batch."""
     found: list[list[Hypothesis]] = [[] for _ in streams]
+    # The factor keeps the streams of neighbouring seeds apart, up to a million of them.
     generators = [torch.Generator().manual_seed(options.seed * 1_000_003 + s) for s in streams]
     while True:
         logits = _next_logits(decoder, state)
@@ -350,6 +354,7 @@ def _sample(
         logits = _restrict(logits, state, options)
         uniform = torch.cat([torch.rand(1, generator=generators[r]) for r in state.rows])
         tokens = _draw(logits / options.temperature, uniform.to(logits.device), options)[:, None]
+        # Scores leave temperature and truncation out, so that all settings are comparable.
         scores = state.scores + logits.gather(1, tokens) - total
         del logits  # before the next are computed
         _collect(found, state, scores, torch.zeros_like(tokens), tokens, options)

@@ -113,6 +113,7 @@ def make_trainer(
     data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
     if recipe.data.plan:
         config = replace(config, plans=data.plans)
+    # Here, so that initial weights do not depend on what was done before.
     torch.manual_seed(recipe.train.seed)
     model = new_model(config, start, recipe.start)
     if fitted and not states(folder):
@@ -124,7 +125,7 @@ def make_trainer(
     if recipe.adapter:
         files = locate_model(recipe.start)
         adapter = add_adapters([model], recipe.adapter, recipe.start, files, recipe.train.seed)
-    listen(model, space)
+    add_token_loss(model, space)
     return ModelTrainer(
         model.to(device), data, recipe.train, sampler=sampler, world=world, adapter=adapter
     )
@@ -190,8 +191,8 @@ def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> Con
     return model
 
 
-def listen(model: ConceptModel, space: Space) -> None:
-    """Give a SONAR-LLM that learns from tokens the decoder of its space."""
+def add_token_loss(model: ConceptModel, space: Space) -> None:
+    """Give a SONAR-LLM that learns from tokens the loss of its space's decoder."""
     if learns_tokens(model.config):
         from lcm_cli.training.trainers.token_loss import TokenLoss
 
@@ -382,9 +383,7 @@ def fit_codebooks(
     """Fit codebooks on at most `limit` concepts of the data; return the quantizer's state."""
     x_ND = torch.cat(list(concepts(data, limit)))[:limit].to(device)
     with progress("fitting the codebooks", config.codebooks) as advance:
-        fitted = fit_quantizer(
-            x_ND, config, iterations=iterations, seed=seed, progress=lambda number: advance(1)
-        )
+        fitted = fit_quantizer(x_ND, config, iterations=iterations, seed=seed, progress=advance)
     return fitted.state_dict()
 
 

@@ -138,6 +138,7 @@ class Capture:
                 parts.append(self._outputs(batch, found, draw))
         keys_K2 = torch.from_numpy(np.frombuffer(b"".join(keys), np.int64).reshape(-1, 2).copy())
         counts_K = torch.tensor(counts, dtype=torch.long)
+        # A shard may have no documents at all, and cat needs one tensor.
         empty_TD = torch.zeros(0, self._plan.settings.dim)
         weights = {DRAW.format(n): torch.cat([empty_TD, *parts]) for n, parts in enumerate(outputs)}
         about: dict[str, list[StoredPiece]] = {
