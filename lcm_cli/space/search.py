@@ -273,6 +273,7 @@ def _largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tensor:
     """Forbid tokens in place: padding, repeats, an early end, and all but the end at the limit."""
+    ends_N = logits_NV[:, EOS].clone()  # a sentence's own limit outranks min_tokens
     logits_NV[:, PAD] = -torch.inf
     if state.generated < options.min_tokens:
         logits_NV[:, EOS] = -torch.inf
@@ -282,9 +283,8 @@ def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tenso
     if any(last):
         last_N = torch.tensor(last).repeat_interleave(state.width).nonzero().flatten()
         last_N = to_device(last_N, logits_NV.device)
-        ends = logits_NV[last_N, EOS]
         logits_NV[last_N] = -torch.inf
-        logits_NV[last_N, EOS] = ends
+        logits_NV[last_N, EOS] = ends_N[last_N]
     return logits_NV
 
 
@@ -346,7 +346,9 @@ def _sample(
     """Draw one sentence per row, each from its own generator, whatever else is in the batch."""
     found: list[list[Hypothesis]] = [[] for _ in streams]
     # The factor keeps the streams of neighbouring seeds apart, up to a million of them.
-    generators = [torch.Generator().manual_seed(options.seed * 1_000_003 + s) for s in streams]
+    generators = [
+        torch.Generator().manual_seed((options.seed * 1_000_003 + s) % 2**63) for s in streams
+    ]
     while True:
         logits = _next_logits(decoder, state)
         total = _log_total(logits)
