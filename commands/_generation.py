@@ -63,7 +63,9 @@ def check_generation(
             "name the space: --space SPACE, or drop --to",
         )
     if concepts_out == "-" and json and output in (None, "-"):
-        raise UsageError("--json and --concepts-out - both use stdout", "name a file for one")
+        raise UsageError(
+            "--json and --concepts-out - both use stdout", "write one of them to a file"
+        )
     if concepts_out is not None:
         check_target(concepts_out, force=force)
     elif space is None and not json:

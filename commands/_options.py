@@ -141,7 +141,7 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="LANG",
-        help="Input language, a code or a name; auto detects it.",
+        help="Input language: a code, a name, or auto to detect it.",
         callback=_one_language,
         autocompletion=_languages,
     ),
@@ -151,7 +151,7 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="LANG",
-        help="Target language, a code or a name, or all; for several, repeat it or use commas.",
+        help="Target language: a code, a name, or all; for several, repeat it or use commas.",
         show_default=False,
         callback=_each_language,
         autocompletion=_languages,
@@ -183,7 +183,7 @@ OnePerLine = Annotated[
 Split = Annotated[
     Literal["auto", "sat"],
     typer.Option(
-        "--split", help="How sentences are found: by rules, or by SaT for text without punctuation."
+        "--split", help="Find sentences by rules, or with SaT for text without punctuation."
     ),
 ]
 Speech = Annotated[

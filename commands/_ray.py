@@ -51,17 +51,17 @@ def embed_shares(embed: Callable[..., None], call: Call) -> None:
 def _checked(call: Call) -> tuple[Path, int | None]:
     """Return the folder of the data set, and the wanted number of shares if it is given."""
     if call["engine"] != "ray":
-        raise UsageError("--address is for --engine ray", "add --engine ray")
+        raise UsageError("--address needs --engine ray", "add --engine ray")
     target, shard = call["output"], call["shard"]
     if target is None or find_target(target).kind != "dataset":
         raise UsageError("--engine ray needs a data set as its output", "name a folder: -o FOLDER")
     if call["json"]:
-        raise UsageError("--json does not fit --engine ray", "leave it out")
+        raise UsageError("--json cannot be used with --engine ray", "leave it out")
     if shard is None:
         return Path(target), None
     if not shard.isdecimal() or not int(shard):
         raise UsageError(
-            f"--shard {shard} does not fit --engine ray, which embeds all shares",
+            f"--shard {shard} names one share, but --engine ray embeds all of them",
             "give the number of shares: --shard 64",
         )
     return Path(target), int(shard)

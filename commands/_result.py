@@ -94,7 +94,7 @@ class Result:
         if self._name is not None or not kind.is_text:
             where = self._name or "standard output"
             raise UsageError(
-                f"{where} holds one document in one language as {kind.suffix}",
+                f"{where} can hold only one document in one language as {kind.suffix}",
                 "name a folder for one file each: -o FOLDER/",
             )
 

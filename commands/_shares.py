@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Engine = Annotated[
     Literal["local", "ray"],
-    typer.Option("--engine", help="Where it runs: in this process, or as tasks of Ray."),
+    typer.Option("--engine", help="Run in this process, or as tasks of Ray."),
 ]
 Shard = Annotated[
     str | None,

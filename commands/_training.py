@@ -15,7 +15,9 @@ from lcm_cli.errors import UsageError
 
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeat for several."
+    ),
 ]
 RunFolder = Annotated[
     Path | None,
@@ -132,7 +134,7 @@ def check_run_folder(folder: Path, resume: bool, kind: str) -> None:
     if begun and not resume:
         other = "choose another folder with -o"
         hint = f"continue with --resume, or {other}" if states(folder) else other
-        raise UsageError(f"there is a run in {folder}", hint)
+        raise UsageError(f"{folder} already contains a run", hint)
     if resume and not states(folder):
         raise UsageError(f"nothing to resume: no state in {folder}", "run without --resume")
 

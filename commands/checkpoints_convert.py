@@ -65,7 +65,7 @@ def main(
         console.info(_describe(done.cost))
     if done.cost and done.cost.decodes_worse:
         console.warn(
-            "the decoder has lost much; to keep its quality, finetune the space with "
+            "the decoder has lost much quality; to keep it, finetune the space with "
             'train.store = "int8" (docs/training.md)'
         )
     if not done.same_concepts:

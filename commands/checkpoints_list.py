@@ -23,7 +23,9 @@ lcm checkpoints list --updates      # the only form that uses the network
 
 
 def main(
-    here: Annotated[bool, typer.Option("--here", help="Only those on this machine.")] = False,
+    here: Annotated[
+        bool, typer.Option("--here", help="List only checkpoints on this machine.")
+    ] = False,
     updates: Annotated[
         bool, typer.Option("--updates", help="Ask their sources for newer versions.")
     ] = False,

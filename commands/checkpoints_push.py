@@ -36,7 +36,9 @@ def main(
     ] = "main",
     results: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Results for the card, JSON.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Results for the model card, in JSON.", show_default=False
+        ),
     ] = None,
     with_state: Annotated[
         bool, typer.Option("--with-state", help="Also upload the last state of the training run.")

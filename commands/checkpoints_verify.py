@@ -55,6 +55,6 @@ def main(
             for one, _ in wrong
         )
         raise IntegrityError(
-            f"{len(wrong)} files are damaged or missing, the first: {wrong[0][1]}",
+            f"{len(wrong)} files are damaged or missing; the first is {wrong[0][1]}",
             "; ".join(dict.fromkeys(again)),
         )

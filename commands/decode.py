@@ -36,12 +36,17 @@ def main(
     sample: Annotated[bool, typer.Option("--sample", help="Sample tokens at random.")] = False,
     temperature: Annotated[
         float | None,
-        typer.Option(min=0, metavar="T", help="With --sample: above 1 more varied, below 1 less."),
+        typer.Option(
+            min=0, metavar="T", help="With --sample: more varied above 1, less varied below."
+        ),
     ] = None,
     top_k: Annotated[
         int | None,
         typer.Option(
-            "--top-k", min=1, metavar="K", help="With --sample: only from the K likeliest tokens."
+            "--top-k",
+            min=1,
+            metavar="K",
+            help="With --sample: draw only from the K likeliest tokens.",
         ),
     ] = None,
     top_p: Annotated[
@@ -51,7 +56,7 @@ def main(
             min=0,
             max=1,
             metavar="P",
-            help="With --sample: from the likeliest tokens of total probability P.",
+            help="With --sample: draw only from the likeliest tokens, of total probability P.",
         ),
     ] = None,
     seed: options.Seed = 0,

@@ -66,7 +66,7 @@ def main(
     dry: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Only estimate memory, disk and time. For the encoder of a space."
+            "--dry-run", help="Only estimate memory, disk and time (for the encoder of a space)."
         ),
     ] = False,
     force: Force = False,
@@ -75,7 +75,8 @@ def main(
 ) -> None:
     """Train a small model, or the small encoder of a space, to imitate a large one.
 
-    Both are compared at the end. For comparison, a small model is also trained without a teacher.
+    The two are compared at the end, together with a copy of the small model that is trained without
+    a teacher.
     """
     from lcm_cli.training.recipes.load import load_recipe
     from lcm_cli.training.recipes.model import ModelRecipe
@@ -89,15 +90,15 @@ def main(
     folder = output or Path("runs") / loaded.name
     if isinstance(loaded, SpaceRecipe):
         if capture:
-            raise UsageError("--capture is for models", "leave it out")
+            raise UsageError("--capture works only for models", "leave it out")
         command = shared.resume_command("distill", recipe, folder, changes or ())
         _distill_space(loaded, folder, own_device(device), resume, max_minutes, dry, json, command)
         return
     if dry:
         hint = "estimate the student alone: remove [distill], and run lcm train --dry-run"
-        raise UsageError("--dry-run is for the encoder of a space", hint)
+        raise UsageError("--dry-run works only for the encoder of a space", hint)
     if shard is not None and not capture:
-        raise UsageError("--shard is for --capture", "leave it out")
+        raise UsageError("--shard needs --capture", "add --capture, or leave --shard out")
     if not capture:
         check_run_folder(folder, resume, loaded.kind)
 

@@ -148,7 +148,9 @@ def _check(
     if target is None and not json:
         raise UsageError("no output for the concepts", "name a file: -o FILE, or add --json")
     if json and target is not None and not target.endswith(".jsonl"):
-        raise UsageError(f"--json does not fit {target}", "choose a name that ends in .jsonl")
+        raise UsageError(
+            f"--json cannot be written to {target}", "choose a name that ends in .jsonl"
+        )
     if fragility and (target is None or target.endswith((".jsonl", ".safetensors"))):
         raise UsageError("--fragility needs a table format", "write to a folder or NAME.parquet")
     if target == "-":

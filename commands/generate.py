@@ -29,11 +29,15 @@ def main(
     source: options.From = "auto",
     max_concepts: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Most concepts to add; breaks and plans count."),
+        typer.Option(
+            min=1, metavar="N", help="Maximum number of new concepts, including breaks and plans."
+        ),
     ] = 32,
     min_concepts: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Fewest concepts to add; breaks and plans count."),
+        typer.Option(
+            min=0, metavar="N", help="Minimum number of new concepts, including breaks and plans."
+        ),
     ] = 0,
     seed: options.Seed = 0,
     temperature: Annotated[

@@ -44,13 +44,13 @@ def main(
     source: Annotated[
         str,
         typer.Option(
-            "--from", metavar="LANG", help="Language of A, a code or a name; auto detects it."
+            "--from", metavar="LANG", help="Language of A: a code, a name, or auto to detect it."
         ),
     ] = "auto",
     source_b: Annotated[
         str,
         typer.Option(
-            "--from-b", metavar="LANG", help="Language of B, a code or a name; auto detects it."
+            "--from-b", metavar="LANG", help="Language of B: a code, a name, or auto to detect it."
         ),
     ] = "auto",
     threshold: Annotated[
@@ -58,7 +58,7 @@ def main(
         typer.Option(
             min=0,
             metavar="X",
-            help="Least margin of a pair; a higher one is stricter.  [default: 1.18]",
+            help="Smallest margin of a pair; higher is stricter.  [default: 1.18]",
             show_default=False,
         ),
     ] = None,

@@ -51,7 +51,8 @@ def main(
 ) -> None:
     """Download a checkpoint, verify it and install it.
 
-    Prints only the path on standard output. Files that are already here are not downloaded again.
+    Prints only the path on standard output. Files already on this machine are not downloaded
+    again.
     """
     plan = make_plan(name, revision, force)
     if set_default and plan.kind != "space":

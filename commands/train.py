@@ -50,14 +50,12 @@ def main(
     max_minutes: shared.MaxMinutes = float("inf"),
     dry: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Only estimate memory, disk and time, by doing a few steps."
-        ),
+        typer.Option("--dry-run", help="Only estimate memory, disk and time, from a few steps."),
     ] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Train a model, a space, a speech encoder, a normalizer or a quantizer, as a recipe says."""
+    """Train a model, a space, a speech encoder, a normalizer or a quantizer from a recipe."""
     from lcm_cli.training.recipes.load import Trained, load_recipe
 
     loaded = load_recipe(recipe, changes or ())
@@ -71,7 +69,7 @@ def main(
     if dry:
         if not isinstance(loaded, Trained):
             hint = f"leave it out: fitting a {loaded.kind} has no steps to measure"
-            raise UsageError(f"--dry-run is not for a {loaded.kind}", hint)
+            raise UsageError(f"--dry-run does not work for a {loaded.kind}", hint)
         from lcm_cli.training.dry_run import dry_run
 
         (console.emit if json else show_estimate)(dry_run(loaded, chosen))

@@ -33,7 +33,10 @@ def main(
     n_best: Annotated[
         int,
         typer.Option(
-            "--n-best", min=1, metavar="N", help="With --cite or --json: texts for each sentence."
+            "--n-best",
+            min=1,
+            metavar="N",
+            help="With --cite or --json: number of texts for each sentence.",
         ),
     ] = 1,
     glossary: Annotated[

@@ -200,7 +200,7 @@ def _translate(error: Exception) -> LcmError:
     if isinstance(error, typer.Abort):
         return LcmError("aborted")
     summary = f"unexpected {type(error).__name__}: {error}".strip(": \n").replace("\n", " ")
-    return LcmError(f"{summary}, run again with LCM_DEBUG=1 for the traceback")
+    return LcmError(f"{summary}; run again with LCM_DEBUG=1 for the traceback")
 
 
 def _usage(error: typer.TyperException) -> LcmError:

@@ -61,7 +61,7 @@ def emit(obj: Any) -> None:
 def out_bytes(chunks: Iterable[bytes]) -> None:
     """Write binary data to stdout. Raises UsageError if stdout is a terminal."""
     if sys.stdout.isatty():
-        raise UsageError("binary data does not go to a terminal", "write to a file: -o FILE")
+        raise UsageError("binary data is not written to a terminal", "write to a file: -o FILE")
     with _writing():
         sys.stdout.flush()
         for chunk in chunks:

@@ -204,6 +204,7 @@ def read_weights(*files: Path) -> dict[str, Weight]:
     for name, tensor in found.items():
         if name in int8:
             weights[name] = _join_int8(name, tensor, found.get(name + SCALE), places[name])
+        # Scales are part of their matrix; without int8 numbers they would be ignored silently.
         elif name.endswith(SCALE) and name.removesuffix(SCALE) in found:
             if not is_scale(name, int8):
                 matrix = found[name.removesuffix(SCALE)]
@@ -275,6 +276,7 @@ def round_rows(weight_RC: Tensor) -> Int8Matrix:
     """
     scales_R = row_scales(weight_RC)
     numbers_RC = torch.empty(weight_RC.shape, dtype=torch.int8)
+    # In blocks, because the quotients are float32, four times the size of the result.
     for part in _row_blocks(weight_RC):
         numbers_RC[part] = _numbers(weight_RC[part], scales_R[part]).to(torch.int8)
     return Int8Matrix(numbers_RC, scales_R)
@@ -304,6 +306,7 @@ def pieces(
     found: dict[str, list[StoredPiece]] = {}
     for name, weight in weights.items():
         unchanged = store is None or name.startswith(kept) or not weight.is_floating_point()
+        # An int8 matrix keeps its numbers: rounding its weights again would give the same ones.
         if isinstance(weight, Int8Matrix) and (unchanged or store == "int8"):
             found |= {name: [weight.numbers], name + SCALE: [weight.scales]}
         elif unchanged and isinstance(weight, Tensor):
@@ -318,6 +321,8 @@ def pieces(
 
 
 def _round_later(name: str, weight: Weight) -> dict[str, list[StoredPiece]]:
+    # Both pieces compute the scales, each when it is written: computing them once, beforehand,
+    # would read all matrices before the first one is written.
     def whole() -> Tensor:
         return weight if isinstance(weight, Tensor) else weight.to("cpu", torch.float32)
 
@@ -361,6 +366,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Sequence[StoredPiece]]) 
         shape = [sum(len(part) for part in parts), *parts[0].shape[1:]]
         dtype = _DTYPES[parts[0].dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    # A file consists of the header's length in 8 bytes, the header, and the data.
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the data to 8 bytes for memory maps
     digest = hashlib.sha256()
@@ -378,6 +384,7 @@ def _blocks(
     for _, parts in tensors:
         for part in parts:
             made = part.make() if isinstance(part, Deferred) else part
+            # As bytes, because numpy has no bfloat16.
             flat = made.contiguous().view(-1).view(torch.uint8)
             for start in range(0, len(flat), _BLOCK):
                 yield flat[start : start + _BLOCK].numpy().data
@@ -431,5 +438,6 @@ def relative_error(before: Mapping[str, Weight], after: Mapping[str, Weight]) ->
 
 def _row_blocks(weight: Weight) -> Iterator[slice]:
     """Yield slices of a tensor's first axis with at most 16 Mi numbers, or one row."""
+    # The inner bound is for a tensor without columns.
     size = max(1, _BLOCK // max(1, weight.shape[1:].numel()))
     yield from (slice(start, start + size) for start in range(0, len(weight), size))

@@ -275,7 +275,7 @@ def _read_journal(folder: Path, run: dict[str, Any], info: SpaceInfo, dtype: str
     # The journal's run went through JSON, where tuples became lists; so must the one to compare.
     if (journal.run, journal.space, journal.dtype) != (json.loads(json.dumps(run)), info, dtype):
         raise UsageError(
-            f"{folder} holds an unfinished data set of other documents or options",
+            f"{folder} holds an unfinished data set made from other documents or options",
             f"finish it by repeating the command that was writing it, or {start_over}",
         )
     for shard in [*journal.shards, *journal.saved]:

@@ -156,7 +156,7 @@ def sniff(head: bytes, name: str, suffix: str = "") -> Kind:
         raise IntegrityError(f"{name} is empty", "check the command that wrote it")
     if implied in BINARY:
         raise IntegrityError(
-            f"{name} is not {_data(implied)}, in spite of its name",
+            f"{name} is not {_data(implied)}, despite its name",
             "it is damaged or in another format: write it again, or rename it",
         )
     _refuse_foreign(head, name)

@@ -199,7 +199,7 @@ def join(folder: Path, share: Share, run: Mapping[str, Any], info: SpaceInfo, dt
         ) from error
     if known not in (None, own):
         raise UsageError(
-            f"the shares of {folder} are of other documents or options",
+            f"the shares of {folder} were made from other documents or options",
             "repeat the command of the other shares, or choose another folder",
         )
     return folder_of(folder, share.index)

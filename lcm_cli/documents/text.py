@@ -139,7 +139,7 @@ def _refuse_other_forms(first: str, second: str | LcmError, name: str) -> None:
     inside = first.endswith(("{", "[", ":")) or following.startswith((",", '"', "}", "]"))
     if first.startswith("{") and following and inside:
         raise IntegrityError(
-            f"{name} is JSON spread over lines, not JSON Lines: one object per line",
+            f"{name} is JSON spread over several lines, not JSON Lines (one object per line)",
             f"convert it: {converting('jq -c .', name, '.jsonl')}",
         )
 
@@ -147,7 +147,7 @@ def _refuse_other_forms(first: str, second: str | LcmError, name: str) -> None:
 def _array(items: list[Any] | None, name: str) -> IntegrityError:
     convert = 'jq -c ".[] | {text: .}"' if items and _is_string(items[0]) else 'jq -c ".[]"'
     return IntegrityError(
-        f"{name} is a JSON array, not JSON Lines: one object per line",
+        f"{name} is a JSON array, not JSON Lines (one object per line)",
         f"convert it: {converting(convert, name, '.jsonl')}",
     )
 

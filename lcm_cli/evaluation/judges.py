@@ -179,6 +179,7 @@ class Momentum(Judge):
         if len(sentences) <= self.LONGEST:
             yield sentences
             return
+        # Windows begin as long as they add sentences to the overlap with the one before.
         for start in range(0, len(sentences) - self.STRIDE, self.WINDOW - self.STRIDE):
             yield sentences[start : start + self.WINDOW]
 
@@ -233,6 +234,7 @@ class BertScore(Judge):
         inputs = tokenized(self.tokenizer, texts, self.device)
         with torch.inference_mode():
             states = self.network(**inputs, output_hidden_states=True).hidden_states
+        # The first entry is the embedding, so the entry n is the output of layer n.
         states_NTM = states[min(self.LAYER, len(states) - 1)]
         masks_NT = inputs["attention_mask"].bool()
         return [x_TM[mask_T] for x_TM, mask_T in zip(states_NTM, masks_NT, strict=True)]
@@ -332,6 +334,7 @@ class LanguageModel:
         limit = getattr(self.network.config, "max_position_embeddings", 1024)
         context = context[max(0, len(context) + len(own) - limit) :]
         ids_T = torch.tensor([*context, *own][:limit], device=self.device)
+        # The first token of all has no logits: nothing precedes it.
         first = max(len(context), 1)
         if len(ids_T) <= first:
             return 0.0, 0
@@ -448,6 +451,7 @@ def weights(name: str) -> "dict[str, Tensor]":
     from safetensors.torch import load_file
     from transformers.utils.hub import cached_file
 
+    # Some repositories have the weights only as a pickle: read as tensors, never as code.
     with _not_found(name):
         path = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
         if path is not None:
@@ -487,6 +491,7 @@ def _load_part(network: Any, state: "Mapping[str, Tensor]", prefix: str, name: s
 
 def tokenized(tokenizer: Any, texts: Sequence[str], device: str, max_tokens: int = 512) -> Any:
     """Return texts as padded tensors on a device, each cut after `max_tokens` tokens."""
+    # GPT-2's has no padding. Any token serves: the attention mask hides it.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     inputs = tokenizer(

@@ -74,6 +74,7 @@ class ConceptSystem(System):
     def _digest(self) -> str:
         parts = weight_parts(self.files.weights)
         parts += [self.files.adapter.weights] if self.files.adapter else []
+        # A single file keeps its own digest, which others can compare.
         digests = [sha256(part) for part in parts]
         return (
             digests[0] if len(digests) == 1 else hashlib.sha256(str(digests).encode()).hexdigest()
@@ -102,6 +103,7 @@ class ConceptSystem(System):
             with_breaks(own_SD, example.paragraphs, between_KD, begin_KD)
             for own_SD, example in zip(documents, examples, strict=True)
         ]
+        # The marks make `score_predictions` leave the inserted concepts out.
         batch = super().batch([x_WD for x_WD, _ in woven], examples, space)
         marks_BS = nn.utils.rnn.pad_sequence(
             [torch.from_numpy(mark_S) for _, mark_S in woven], batch_first=True
@@ -177,6 +179,7 @@ def with_breaks(
     `begin_KD` goes before it, and `between_KD` after each of its paragraphs but the last.
     """
     pieces, inserted = [begin_KD], [np.ones(len(begin_KD), bool)]
+    # A document cut off at the longest length has more paragraph numbers than sentences.
     for begin, end in parts(paragraphs[: len(own_SD)], len(own_SD)):
         pieces += [own_SD[begin:end], between_KD]
         inserted += [np.zeros(end - begin, bool), np.ones(len(between_KD), bool)]

@@ -196,6 +196,7 @@ def contrastive_accuracy(
         # between nearly equal distances.
         distance_NP = torch.cdist(part_ND, pool_PD, compute_mode="donot_use_mm_for_euclid_dist")
         true_distance_N = (part_ND - concepts_BSD[document, place]).norm(dim=-1)
+        # Places within `excluded_distance`: 0 is the true concept alone, 1 also its neighbours.
         excluded_NP = (document_P == document[:, None]) & (
             (place_P - place[:, None]).abs() <= excluded_distance
         )

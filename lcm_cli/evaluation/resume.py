@@ -46,5 +46,6 @@ class Work:
         if self._path is None:
             return
         line = json.dumps([digest, self._done[digest]], ensure_ascii=True)
+        # Opened for each line, so that a killed process loses at most the last one.
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

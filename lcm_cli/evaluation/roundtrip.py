@@ -18,9 +18,17 @@ from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.evaluation.systems import System, split_by_counts
 from lcm_cli.evaluation.tables import measured
-from lcm_cli.evaluation.tasks import TOGETHER, Context, Record, cached_records, present
+from lcm_cli.evaluation.tasks import (
+    TOGETHER,
+    Context,
+    Record,
+    cached_records,
+    present,
+    record_head,
+)
 from lcm_cli.pipeline import prose
 from lcm_cli.space.fragility import ChannelStatistics
+from lcm_cli.space.similarity import cosines, row_cosines
 
 DRAWS = 2  # levels of noise drawn for the fragility of each sentence
 NOISE = 0.3  # share of the variance that is noise, for noisy_chrf
@@ -83,8 +91,7 @@ def nearest_share(left_SD: np.ndarray, right_SD: np.ndarray, false_FD: np.ndarra
 
     The candidates are all right concepts and F false ones.
     """
-    left_SD, candidates_CD = _units(left_SD), _units(np.concatenate([right_SD, false_FD]))
-    nearest_S = (left_SD @ candidates_CD.T).argmax(axis=1)
+    nearest_S = cosines(left_SD, np.concatenate([right_SD, false_FD])).argmax(axis=1)
     return 100 * float((nearest_S == np.arange(len(left_SD))).mean())
 
 
@@ -94,6 +101,7 @@ def falsified(texts: Sequence[str], lang: str) -> list[str]:
     Variants that equal one of the texts, or each other, are left out.
     """
     names = [name for text in texts for name in _NAME.findall(text)]
+    # Each name becomes the next one in the texts, and the last one the first.
     other = {one: two for one, two in pairwise([*names, *names[:1]]) if one != two}
     false = []
     for text in texts:
@@ -164,16 +172,10 @@ def _record(
     prediction_SD = context.space.concepts(prediction, to)
     scores = {
         "chrf": float(np.mean(chrf)),
-        "similarity": float((_units(source_SD) * _units(prediction_SD)).sum(axis=1).mean()),
+        "similarity": float(row_cosines(source_SD, prediction_SD).mean()),
         "language_match": metrics.language_match(whole[0][0], to, context.space.languages),
     }
-    return {
-        "task": "roundtrip",
-        "system": system.name,
-        "row": example.number,
-        "id": example.id,
-        "lang": example.lang,
-        "to": to,
+    return record_head("roundtrip", system, example, to) | {
         "source": list(example.source),
         "target": list(target),
         "prediction": prediction,
@@ -197,6 +199,7 @@ def _noise_scores(
     noisy = _noisy_chrf(
         examples, cloud, rngs, lambda rng, count: np.full((count, 1), NOISE), context
     )
+    # The generators continue from the fixed level above, so that all draws are independent.
     draws = [
         _noisy_chrf(examples, cloud, rngs, lambda rng, count: rng.uniform(size=(count, 1)), context)
         for _ in range(DRAWS)
@@ -229,9 +232,3 @@ def _noisy_chrf(
         float(np.mean(part))
         for part in split_by_counts(scores, [len(example.source) for example in examples])
     ]
-
-
-def _units(concepts_SD: np.ndarray) -> np.ndarray:
-    lengths_S1 = np.linalg.norm(concepts_SD, axis=1, keepdims=True)
-    units_SD: np.ndarray = concepts_SD / np.maximum(lengths_S1, 1e-12)
-    return units_SD

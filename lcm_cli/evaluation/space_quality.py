@@ -60,6 +60,7 @@ def evaluate_space(
     for code in (c for c in space.languages if count[c]):
         texts = [line[code] for line in lines if code in line][:limit]
         concepts = space.encode(texts, code).concepts
+        # One generator for all languages, in the order of the space's.
         noisy = concepts + noise * concepts.std(axis=0) * rng.standard_normal(concepts.shape)
         # Decoded in one call, so that clean and noisy concepts share batches.
         both = np.concatenate([concepts, noisy.astype(np.float32)])
@@ -103,6 +104,7 @@ def xsim(left_SD: np.ndarray, right_SD: np.ndarray, neighbours: int = NEIGHBOURS
     """
     cosine_SS = cosines(left_SD, right_SD)
     k = min(neighbours, len(cosine_SS))
+    # Means over the k nearest in the other language, the translation itself included.
     near_a_S = np.sort(cosine_SS, axis=1)[:, -k:].mean(axis=1)
     near_b_S = np.sort(cosine_SS, axis=0)[-k:].mean(axis=0)
     margin_SS = ratio_margin(cosine_SS, near_a_S[:, None], near_b_S[None, :])

@@ -18,7 +18,7 @@ from lcm_cli.evaluation.examples import Example
 from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.evaluation.systems import System
 from lcm_cli.evaluation.tables import measured
-from lcm_cli.evaluation.tasks import Context, Record, present
+from lcm_cli.evaluation.tasks import Context, Record, present, record_head
 from lcm_cli.files import sha256
 from lcm_cli.pipeline import prose, token_limit
 from lcm_cli.space.similarity import cosines
@@ -95,7 +95,8 @@ def _encoded(system: SpeechItself, example: Example, context: Context) -> tuple[
     speech = system.speech
     if example.lang not in speech.languages:
         known = ", ".join(speech.languages)
-        raise UsageError(f"the row is in {example.lang}, the encoder knows {known}", "use --from")
+        message = f"the row is in {example.lang}, but the encoder knows only {known}"
+        raise UsageError(message, "if the language is wrong, name the right one with --from")
     if not example.audio:
         raise IntegrityError("the row has no audio", "give the path of its recording")
     path = Path(example.audio)
@@ -118,7 +119,7 @@ def _samples(path: Path, speech: "Speech") -> np.ndarray:
         raise IntegrityError(f"{path} is not a recording", "give an audio file, such as WAV")
     if recording.seconds > speech.longest:
         raise IntegrityError(
-            f"{path} lasts {recording.seconds:.1f} s, and the encoder takes {speech.longest:.1f} s",
+            f"{path} lasts {recording.seconds:.1f} s, but the encoder takes {speech.longest:.1f} s",
             "split it into clips of one sentence each",
         )
     return np.concatenate(list(recording.blocks()))
@@ -144,13 +145,8 @@ def _records(
             written_1D = space.concepts([each.text], to)
             scores["similarity"] = float(cosines(each.concept[None], written_1D)[0, 0])
         records.append(
-            {
-                "task": "speech",
-                "system": system.name,
-                "row": example.number,
-                "id": example.id,
-                "lang": example.lang,
-                "to": to,
+            record_head("speech", system, example, to)
+            | {
                 "source": [each.text],
                 "target": [target],
                 "prediction": [best.text],
@@ -178,4 +174,5 @@ def _retrieval(
 def nearest_text(spoken_SD: np.ndarray, written_SD: np.ndarray) -> float:
     """Return the percentage of recordings whose nearest text, by cosine, is their own."""
     cosine_SS = cosines(spoken_SD, written_SD)
+    # By the distance from the best, not by its place: of two equal texts either one is right.
     return 100 * float((cosine_SS.max(axis=1) - np.diag(cosine_SS) < _EQUAL).mean())

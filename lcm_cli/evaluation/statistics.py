@@ -64,6 +64,7 @@ def paired(
         return np.nan
     # The tolerance counts exchanges whose sum equals the observed one but for rounding.
     observed = abs(difference_N.sum()) - 1e-9 * np.abs(difference_N).sum()
+    # Exchanging a pair changes the sign of its difference.
     if 2**count <= samples:
         signs = np.array(list(itertools.product((1, -1), repeat=count)))
         return float((np.abs(signs @ difference_N) >= observed).mean())

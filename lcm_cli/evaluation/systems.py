@@ -129,6 +129,7 @@ class SentenceSelection(System):
             return [int(i) for i in rng.permutation(len(word_counts))]
         from lcm_cli.writing.extractive import opening_weights, rank_sentences
 
+        # As in `writing.summarize`: sentences without words come last.
         weights_S = opening_weights(len(word_counts)) * (np.array(word_counts) > 0)
         return list(rank_sentences(space.concepts(example.source, example.lang), weights_S))
 

@@ -10,6 +10,7 @@ from typing import Any
 from lcm_cli.evaluation import metrics
 from lcm_cli.evaluation.statistics import holm, interval, paired
 from lcm_cli.pipeline import prose
+from lcm_cli.text.languages import language
 
 Record = dict[str, Any]
 Result = dict[str, Any]
@@ -95,6 +96,11 @@ def pair(record: Record) -> str:
     """Return the language of a record, or "eng_Latn-fra_Latn" if it was written in another one."""
     lang, to = record["lang"], record["to"]
     return lang if lang == to else f"{lang}-{to}"
+
+
+def pair_name(code: str) -> str:
+    """Return the name of a `pair`, such as "English → French"; "all" for ALL."""
+    return "all" if code == ALL else " → ".join(language(each).name for each in code.split("-"))
 
 
 def tests(records: Sequence[Record], seed: int = 0) -> list[Result]:
@@ -203,6 +209,7 @@ def measured(
     count: int,
 ) -> Result:
     """Return a result, a dict in metrics.json; an interval end that is NaN becomes None."""
+    # JSON has no NaN, which alone differs from itself.
     ends = [None if end is None or end != end else end for end in (low, high)]
     return {
         "task": task,

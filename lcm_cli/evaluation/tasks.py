@@ -22,12 +22,14 @@ from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.evaluation.systems import Prediction, System, split_by_counts
 from lcm_cli.pipeline import prose
 from lcm_cli.progress import Progress
+from lcm_cli.space.similarity import cosines
 from lcm_cli.writing.refusal import refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lcm_cli.evaluation.judges import Judge, LanguageModel
+    from lcm_cli.models.interface import Batch
 
 Record = dict[str, Any]
 
@@ -145,23 +147,42 @@ def _write(
 def _record(
     task: str, system: System, example: Example, to: str, answer: Prediction, context: Context
 ) -> Record:
-    from lcm_cli.writing.answer_model import THRESHOLDS
-
     target = _reference(example, to)
-    source, prediction = prose(example.source, example.lang), prose(answer.sentences, to)
-    record = {
+    source_SD = context.space.concepts(example.source, example.lang)
+    # The concepts of the text as printed, not those that the system decoded it from.
+    prediction_PD = context.space.concepts(answer.sentences, to)
+    record = record_head(task, system, example, to) | {
+        "source": list(example.source),
+        "target": list(target),
+        "prediction": list(answer.sentences),
+        "cited": None if answer.cited is None else [place + 1 for place in answer.cited],
+    }
+    if example.number <= PICTURED and task in ("summarize", "expand"):
+        record["map"] = _map(source_SD, prediction_PD)
+    scores = dict(_reference_scores(task, answer.sentences, target, to))
+    scores |= _text_scores(example, to, answer, context)
+    scores |= _concept_scores(task, to, answer, source_SD, prediction_PD)
+    return record | {"scores": present(scores)}
+
+
+def record_head(task: str, system: System, example: Example, to: str) -> Record:
+    """Return the fields that identify a record: task, system, row and languages."""
+    return {
         "task": task,
         "system": system.name,
         "row": example.number,
         "id": example.id,
         "lang": example.lang,
         "to": to,
-        "source": list(example.source),
-        "target": list(target),
-        "prediction": list(answer.sentences),
-        "cited": None if answer.cited is None else [place + 1 for place in answer.cited],
     }
-    scores = dict(_reference_scores(task, answer.sentences, target, to))
+
+
+def _text_scores(
+    example: Example, to: str, answer: Prediction, context: Context
+) -> dict[str, float]:
+    """Return the scores that need the texts of source and prediction."""
+    source, prediction = prose(example.source, example.lang), prose(answer.sentences, to)
+    scores = {}
     if to == example.lang:  # n-grams of two languages do not overlap
         scores["ovl3"] = metrics.overlap(prediction, source)
         scores["ovl_lcm"] = metrics.overlap_lcm(prediction, source)
@@ -170,20 +191,26 @@ def _record(
     scores["word_ratio"] = metrics.word_ratio(prediction, source)
     scores["language_match"] = metrics.language_match(prediction, to, context.space.languages)
     scores["empty"] = float(not prediction.strip())
-    # The concepts of the text as printed, not those that the system decoded it from.
-    source_SD = context.space.concepts(example.source, example.lang)
-    prediction_PD = context.space.concepts(answer.sentences, to)
-    scores["source_coverage"] = metrics.source_coverage(prediction_PD, source_SD)
-    scores["coherence"] = metrics.local_coherence(prediction_PD)
+    return scores
+
+
+def _concept_scores(
+    task: str, to: str, answer: Prediction, source_SD: np.ndarray, prediction_PD: np.ndarray
+) -> dict[str, float]:
+    """Return the scores that need the concepts of source and prediction."""
+    from lcm_cli.writing.answer_model import THRESHOLDS
+
+    scores = {
+        "source_coverage": metrics.source_coverage(prediction_PD, source_SD),
+        "coherence": metrics.local_coherence(prediction_PD),
+    }
     if task in ("summarize", "expand"):
         reason = refuse({to: answer.sentences}, prediction_PD, source_SD, THRESHOLDS[task])
         scores["refused"] = float(reason is not None)
     if answer.cited is not None:
         precision = metrics.citation_precision(prediction_PD, source_SD, answer.cited)
         scores["citation_precision"] = precision
-    if example.number <= PICTURED and task in ("summarize", "expand"):
-        record["map"] = _map(source_SD, prediction_PD)
-    return record | {"scores": present(scores)}
+    return scores
 
 
 def _reference(example: Example, to: str) -> Sequence[str]:
@@ -210,6 +237,7 @@ def present(scores: Mapping[str, float]) -> dict[str, float]:
 def _map(source_SD: np.ndarray, prediction_PD: np.ndarray) -> dict[str, list[list[float]]]:
     """Project the concepts onto the first two principal components of the source."""
     centre_D = source_SD.mean(axis=0)
+    # The rows of V^T are the principal axes, the longest first.
     _, _, axes_DD = np.linalg.svd(source_SD - centre_D, full_matrices=False)
     axes_2D = axes_DD[:2]
     # The sign of a principal axis is arbitrary and varies between platforms: make its largest
@@ -234,18 +262,13 @@ def _predict(system: System, examples: Sequence[Example], context: Context) -> l
     """Predict every sentence of each example from the true ones before it, and score them."""
     import torch
 
-    from lcm_cli.evaluation.next_concept import of_sentences, score_predictions
+    from lcm_cli.evaluation.next_concept import score_predictions
 
     texts = [example.source[: context.longest] for example in examples]
     concepts = [
         context.space.concepts(t, example.lang) for t, example in zip(texts, examples, strict=True)
     ]
-    batch = system.batch(concepts, examples, context.space)
-    with torch.inference_mode():
-        predicted_BSD = system.predict(
-            batch, [context.seed + example.number for example in examples]
-        ).cpu()
-    predicted_BSD, batch = of_sentences(predicted_BSD, batch)
+    predicted_BSD, batch = _predicted(system, examples, concepts, context)
     counts = [len(text) - 1 for text in texts]  # the first sentence has nothing before it
     guesses = [predicted_BSD[i, :count].float().numpy() for i, count in enumerate(counts)]
     codes = [
@@ -266,16 +289,8 @@ def _predict(system: System, examples: Sequence[Example], context: Context) -> l
     records = []
     for i, (example, text) in enumerate(zip(examples, texts, strict=True)):
         means = {name: _mean(values[i]) for name, values in by_name.items()}
-        record = {
-            "task": "next-concept",
-            "system": system.name,
-            "row": example.number,
-            "id": example.id,
-            "lang": example.lang,
-            "to": example.lang,
-            "source": list(text),
-            "prediction": list(predictions[i]),
-        }
+        record = record_head("next-concept", system, example, example.lang)
+        record |= {"source": list(text), "prediction": list(predictions[i])}
         if context.lm:
             means["mi"] = context.lm.mutual_information(text, predictions[i])
         if example.number <= PICTURED:
@@ -284,13 +299,28 @@ def _predict(system: System, examples: Sequence[Example], context: Context) -> l
     return records
 
 
+def _predicted(
+    system: System, examples: Sequence[Example], concepts: Sequence[np.ndarray], context: Context
+) -> "tuple[Tensor, Batch]":
+    """Return predictions of concepts 1 .. S - 1 on the CPU, and the batch, of sentences alone.
+
+    `concepts` are the examples', (S, D) each. Each example draws its own noise, by its number.
+    """
+    import torch
+
+    from lcm_cli.evaluation.next_concept import of_sentences
+
+    batch = system.batch(concepts, examples, context.space)
+    seeds = [context.seed + example.number for example in examples]
+    with torch.inference_mode():
+        predicted_BSD = system.predict(batch, seeds).cpu()
+    return of_sentences(predicted_BSD, batch)
+
+
 def _similarity(guess_SD: np.ndarray, true_SD: np.ndarray) -> list[list[float]]:
     """Return the cosine of each prediction to each true concept of the document, (S - 1, S)."""
-    units = [
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (guess_SD, true_SD)
-    ]
-    cosines: list[list[float]] = (units[0] @ units[1].T).astype(float).round(3).tolist()
-    return cosines
+    similarity: list[list[float]] = cosines(guess_SD, true_SD).astype(float).round(3).tolist()
+    return similarity
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -37,7 +37,7 @@ def check_pin(cache: Path, address: str, found: Pin) -> None:
     known = find_pin(cache, address)
     if known and (known.bytes, known.sha256) != (found.bytes, found.sha256):
         raise IntegrityError(
-            f"{address} is not what it was on {known.date}: {found.bytes} bytes, sha256 "
+            f"{address} has changed since {known.date}: {found.bytes} bytes, sha256 "
             f"{found.sha256}; the record says {known.bytes} bytes, sha256 {known.sha256}",
             "if you trust the new file, pull with --force",
         )

@@ -114,9 +114,9 @@ class BaseLCM(ConceptModel):
         Each document draws from its own row of `noise`.
         """
         mean_BSD = self(self.normalized(batch.concepts_BSD))[:, :-1].float()
-        return self.normalizer.denormalize(self.spread(mean_BSD, options, noise))
+        return self.normalizer.denormalize(self.tempered(mean_BSD, options, noise))
 
-    def spread(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
+    def tempered(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
         """Return the normalized predictions (B, ..., D), with noise added by temperature."""
         if options.temperature == 0:
             return mean
@@ -130,12 +130,13 @@ class BaseLCM(ConceptModel):
         means_BSD = self(self.normalized(prompts.concepts_BSD), cache)
         cache.advance(prompts.lengths_B)
         rows_B = torch.arange(rows, device=self.device)
+        # Padding is on the right: the prediction after each row's own last concept.
         return BaseState(options, cache, means_BSD[rows_B, prompts.lengths_B - 1].float())
 
     @torch.inference_mode()
     def next(self, state: BaseState, noise: Noise) -> Tensor:
         """Propose the predicted mean, with noise added by temperature, (B, D)."""
-        return self.normalizer.denormalize(self.spread(state.mean_BD, state.options, noise))
+        return self.normalizer.denormalize(self.tempered(state.mean_BD, state.options, noise))
 
     @torch.inference_mode()
     def extend(self, state: BaseState, concepts_BD: Tensor) -> None:

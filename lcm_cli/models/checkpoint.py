@@ -119,6 +119,7 @@ def load_from(files: ModelFiles, dtype: torch.dtype | None = None) -> nn.Module:
         wanted = torch.float32 if key.startswith(FULL_PRECISION) else dtype or weight.dtype
         state[key] = weight.to("cpu", wanted)
         if isinstance(weight, Int8Matrix):
+            # The floats replace the mapped numbers, whose pages would otherwise stay in memory.
             page_out(weight.numbers)
     model.load_state_dict(state, assign=True)
     return model
@@ -182,6 +183,7 @@ def with_added(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
         if isinstance(part, AddedProjection)
         for key, tensor in part.state_dict().items()
     }
+    # Tensors that the origin does have replace the zeros.
     return added | dict(state)
 
 

@@ -110,6 +110,7 @@ def sigmoid_signal(u: float, config: ScheduleConfig) -> float:
 
 def straight_betas(config: ScheduleConfig) -> Tensor:
     """Return the betas with the signal-to-noise ratio ((1 - u) / u)^2 at u = t/T, (T,)."""
+    # In float64: the first betas are small differences of numbers close to 1.
     u = torch.arange(config.steps + 1, dtype=torch.float64) / config.steps
     alphas = (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
     return (1 - alphas[1:] / alphas[:-1]).float()
@@ -165,6 +166,7 @@ class Schedule:
     def variance(self, t: int, s: int) -> float:
         """Return the variance of x_s given x_t and x0, s < t (Song et al. 2021, eq. 16, eta 1)."""
         alpha_t, alpha_s = self.alpha(t), self.alpha(s)
+        # After rounding, the first step may have no noise (see `epsilon`).
         return (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s) if alpha_t < 1 else 0.0
 
     def snrs(self) -> Tensor:
@@ -174,6 +176,7 @@ class Schedule:
     def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return a_t and s_t at `timesteps` (...), shaped to multiply concepts, (..., 1) each."""
         device = timesteps.device
+        # Kept by device, so that a training step copies no tables and waits for none.
         if device not in self._levels:
             self._levels[device] = (
                 self.alphas_T.sqrt().to(device),
@@ -205,6 +208,7 @@ class Schedule:
             return output
         if self.config.prediction == "v":
             return signal * output + spread * x
+        # x_t = a x0 + s e and output = e - x0, so x_t + a output = (a + s) e.
         if self.config.prediction == "flow":
             return (x + signal * output) / (signal + spread)
         # A schedule that rises slowly may have no noise at all at its first step, after rounding.
@@ -228,6 +232,7 @@ class Schedule:
             return output
         if kind == "v":
             return signal * x - spread * output
+        # As in `epsilon`: x_t - s output = (a + s) x0.
         if kind == "flow":
             return (x - spread * output) / (signal + spread)
         # Without signal, e determines nothing about x0: take 0, the centre of normalized concepts.
@@ -269,6 +274,7 @@ def limit(x0: Tensor, options: DiffusionOptions) -> Tensor:
     """Bound the predicted x0 by dynamic thresholding (Saharia et al. 2022) or by clipping."""
     if options.threshold is not None:
         bound = x0.abs().quantile(options.threshold, dim=-1, keepdim=True)
+        # A bound below 1 would enlarge concepts that need no thresholding.
         bound = bound.clamp(1.0, options.threshold_max)
         return x0.clamp(-bound, bound) / bound
     return x0 if options.clip_x0 is None else x0.clamp(-options.clip_x0, options.clip_x0)
@@ -287,6 +293,7 @@ def timesteps(total: int, options: DiffusionOptions) -> list[int]:
         )
     if not options.exact_steps:
         return _official_timesteps(total, options)
+    # The paper's round(arange(T, 0, -T / S)), whose steps count from 1.
     if options.spacing == "trailing":
         return [round(total * (steps - i) / steps) - 1 for i in range(steps)]
     if options.spacing == "leading":
@@ -309,6 +316,7 @@ def step_pairs(total: int, options: DiffusionOptions) -> list[tuple[int, int]]:
     visited = timesteps(total, options)
     if options.exact_steps:
         return list(zip(visited, [*visited[1:], -1], strict=True))
+    # The official scheduler always steps by the stride, even if linspace visits other steps.
     stride = total // options.steps
     return [(t, max(t - stride, -1)) for t in visited]
 
@@ -367,6 +375,7 @@ def sample(
         guided = options.guided and t < schedule.config.steps - 1
         output, unconditional = predict(x, t, guided, estimate)
         prediction = schedule.config.prediction
+        # As in the official code, guidance mixes noises, whatever the network predicts.
         if unconditional is not None:
             noise = schedule.epsilon(output, x, t)
             output = guide(noise, schedule.epsilon(unconditional, x, t), options)
@@ -387,7 +396,7 @@ class TimestepSampling:
     """The distribution of noise levels in training, and the loss weights (eq. 16, 17, 19)."""
 
     def __init__(self, objective: DiffusionObjective, schedule: Schedule) -> None:
-        with torch.device("cpu"):
+        with torch.device("cpu"):  # see Schedule
             self.probabilities_T = _probabilities(objective, schedule.config.steps)
         self.weights_T: Tensor | None = None
         if objective.weighting == "clamped_snr":  # eq. 17
@@ -404,7 +413,7 @@ class TimestepSampling:
     ) -> Tensor:
         """Draw timesteps of `shape`; a `generator` must be on `device`."""
         count, chances_T = shape.numel(), self.probabilities_T.to(device)
-        if count == 0:
+        if count == 0:  # multinomial does not draw 0 samples
             return torch.zeros(shape, dtype=torch.long, device=device)
         return torch.multinomial(chances_T, count, True, generator=generator).view(shape)
 
@@ -418,6 +427,7 @@ class TimestepSampling:
         if self.weights_T is None:
             return None
         weights_N = self.weights_T.to(timesteps_N.device)[timesteps_N]
+        # The clamp: all weights are 0 if every target is at zero SNR and snr_min is 0.
         return weights_N / weights_N.sum().clamp(min=1e-30) * len(timesteps_N)
 
     def mean_weight(self, timesteps_N: Tensor) -> Tensor | None:

@@ -29,7 +29,8 @@ from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, sq
 from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.models.normalizer import Normalizer
 
-ESTIMATED = 0.5  # share of rows that read an estimate in training
+# Share of rows that read an estimate in training (Chen et al. 2022, arXiv 2208.04202, 3.2).
+ESTIMATED = 0.5
 PROBES = 8  # number of noise levels at which `likelihood` measures the denoising error
 
 
@@ -105,6 +106,7 @@ class DiffusionLCM(ConceptModel):
         noise_BSD = torch.randn(x0_BSD.shape, generator=generator, device=device)
         timesteps_BS = self.levels.draw(shape, device, generator)
         dropped_BS = None
+        # The official code drops conditions in validation as well.
         if objective.condition_dropping > 0 and (self.training or objective.dropping == "official"):
             dropped_BS = dropped_rows(objective, shape, device, generator, shared=shared)
         estimated_B = None
@@ -128,6 +130,7 @@ class DiffusionLCM(ConceptModel):
         x0_BSD, target_BS = batch.targets(x_BSD)
         if draws is None:
             draws = self.draw(x0_BSD, generator, shared=batch.sources_B is None)
+        # In the network's dtype, so that the target has the very noise of the input.
         noise_BSD, t_BS = draws.noise_BSD.to(x_BSD.dtype), draws.timesteps_BS
         noisy_BSD = self.schedule.noised(x0_BSD, noise_BSD, t_BS).to(x_BSD.dtype)
         places_BS = None if batch.sources_B is None else batch.places()
@@ -168,6 +171,7 @@ class DiffusionLCM(ConceptModel):
     def _weigh(
         self, out_ND: Tensor, goal_ND: Tensor, timesteps_N: Tensor, fragility_N: Tensor | None
     ) -> Loss:
+        """Return the loss of N targets, given the outputs and their goals, (N, D) each."""
         root = self.config.objective.root
         errors_N = squared_error(out_ND, goal_ND, root)
         weights_N = self.levels.weights(timesteps_N, fragility_N)
@@ -218,6 +222,7 @@ class DiffusionLCM(ConceptModel):
         noise, predict = Noise([0], self.device), self.reader(state)
         error_B = x0_BD.new_zeros(len(x0_BD))
         for probe in range(PROBES):
+            # The middle of each of PROBES equal ranges of timesteps.
             t = (2 * probe + 1) * total // (2 * PROBES)
             e_BD = noise.normal(x0_BD.shape[-1]).expand_as(x0_BD)
             level = torch.tensor(t, device=self.device)

@@ -154,6 +154,7 @@ class _Run:
         rows = [_Row(document) for document in range(len(prompts)) for _ in range(count)]
         done: list[list[_Row]] = [[] for _ in prompts]
         state = self._begin(prompts, watch)
+        # Candidate c has the seed plus c 2^32, so that runs with other, small seeds share none.
         noise = noise or Noise(
             [self.options.seed + (row % count << 32) for row in range(len(rows))], model.device
         )
@@ -165,6 +166,7 @@ class _Run:
                 done[rows[number].document].append(rows[number])
             if not going:
                 return [self._best(candidates) for candidates in done]
+            # Rows that stop leave before the model reads the new concepts.
             if len(going) < len(rows):
                 kept = torch.tensor(going, device=model.device)
                 state.keep(kept)
@@ -199,6 +201,8 @@ class _Run:
         else:
             judgements_B = F.cosine_similarity(again_BD, concepts_BD, dim=-1)
         if self.by_step:
+            # Candidates of a document are neighbours. They are equal after every step and so stop
+            # together, which leaves `count` rows to each document.
             count = self.options.candidates
             best_B = judgements_B.view(-1, count).argmax(dim=1).repeat_interleave(count)
             best_B = best_B + torch.arange(len(rows), device=best_B.device) // count * count
@@ -234,7 +238,7 @@ class _Run:
             elif not stops or (self.options.keep_stop and mark != "break"):
                 row.concepts.append(concepts_BD[number])
                 last_BD[number] = concepts_BD[number]
-                self._tell(row, number)
+                self._report(row, number)
             if stops:
                 row.reason = reason or "length"
             elif row.produced < self.options.max_concepts:
@@ -275,7 +279,7 @@ class _Run:
                 marks[number] = marks[number] or mark
         return marks
 
-    def _tell(self, row: _Row, number: int) -> None:
+    def _report(self, row: _Row, number: int) -> None:
         # With rerank "step", the rows of a document are equal: report the first. With "document",
         # `_best` reports the concepts once the best candidate is known.
         first = not self.judged or (self.by_step and number % self.options.candidates == 0)

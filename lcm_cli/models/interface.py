@@ -127,6 +127,7 @@ class Batch:
         kept_BS = (positions_S < self.lengths_B[:, None]) & ~self.woven_BS
         lengths_B = kept_BS.sum(dim=1)
         longest = max(int(lengths_B.max()), 1)
+        # A stable sort of "left out" moves the concepts kept to the front, in their order.
         places_BS = (~kept_BS).byte().argsort(dim=1, stable=True)[:, :longest]
         rows_B1 = torch.arange(len(places_BS), device=places_BS.device)[:, None]
         segments_BS = None if self.segments_BS is None else self.segments_BS[rows_B1, places_BS]
@@ -163,8 +164,10 @@ class Batch:
         return (self.sources_B[:, None] + positions_S[:count]).clamp(max=len(positions_S) - 1)
 
     def targets(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows of `x_BSD` (this batch's concepts, somehow processed) that stand at
-        `places`, and which of them are real, (B, S)."""
+        """Return the rows of `x_BSD` at `places`, (B, S, ...), and which of them are real, (B, S).
+
+        `x_BSD` are this batch's concepts, or values computed from them, (B, S, ...).
+        """
         if self.sources_B is None:
             return x_BSD, self.learned()
         places_BS = self.places()
@@ -234,6 +237,7 @@ class Noise:
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = device
+        # Modulo: torch takes no larger seeds.
         self.generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
 
     def normal(self, *shape: int) -> Tensor:

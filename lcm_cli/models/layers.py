@@ -122,6 +122,7 @@ def positions_in_documents(segments_BS: Tensor) -> Tensor:
     `segments_BS` numbers the documents of each row.
     """
     places_S = torch.arange(segments_BS.shape[1], device=segments_BS.device)
+    # A document begins with the row, and wherever the number changes.
     begins_BS = F.pad(segments_BS.diff(dim=1) != 0, (1, 0), value=True)
     # The running maximum carries each document's first place along to all its concepts.
     return places_S - torch.where(begins_BS, places_S, 0).cummax(dim=1).values
@@ -190,6 +191,7 @@ class KeyValueCache:
     def _write(self, store: Tensor, x_BHSW: Tensor) -> Tensor:
         rows, heads, count, width = x_BHSW.shape
         if store.numel() == 0:
+            # Zeros: masked entries are multiplied by 0, which would not remove a NaN.
             store = x_BHSW.new_zeros(rows, heads, self.capacity, width)
         if self._even:
             store[:, :, self._used : self._used + count] = x_BHSW
@@ -370,6 +372,7 @@ class Block(nn.Module):
         layer: int = 0,
     ) -> Tensor:
         """Map (B, S, M) to (B, S, M); all other arguments go to `Attention.forward`."""
+        # Pre-norm and NormFormer: x + f(norm(x)). Post-norm: norm(x + f(x)).
         pre = self.order != "post"
         h = self.self_attn_layer_norm(x_BSM) if pre else x_BSM
         h = self.self_attn(h, rotation, mask, cache, layer)
@@ -497,7 +500,7 @@ class TimeEmbedding(nn.Module):
         self.fc1 = nn.Linear(self.FREQUENCIES, dim)
         self.fc2 = nn.Linear(dim, dim)
         for layer in (self.fc1, self.fc2):
-            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.weight, std=0.02)  # as in DiT
             nn.init.zeros_(layer.bias)
 
     def waves(self, timesteps: Tensor) -> Tensor:
@@ -507,6 +510,7 @@ class TimeEmbedding(nn.Module):
         """
         half = self.FREQUENCIES // 2
         steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+        # Divided by half, not by half - 1 as in `sinusoidal_positions`: DiT's frequencies.
         angles = timesteps[..., None].float() * torch.exp(-math.log(10000.0) * steps / half)
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -519,6 +523,11 @@ class TimeEmbedding(nn.Module):
 def split_heads(x_BSF: Tensor, heads: int) -> Tensor:
     """Reshape (B, S, H W) to (B, H, S, W)."""
     return x_BSF.view(*x_BSF.shape[:-1], heads, x_BSF.shape[-1] // heads).transpose(1, 2)
+
+
+def stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """Return a model's stacks of Transformer layers, whatever its architecture."""
+    return [module for module in model.modules() if isinstance(module, nn.ModuleList)]
 
 
 def _join(y_BHSW: Tensor) -> Tensor:

@@ -122,6 +122,8 @@ def _set_statistics(normalizer: Normalizer, moments: "_Moments", sample_ND: Tens
             scale = scale / (NormalDist().inv_cdf(high) - NormalDist().inv_cdf(low))
     normalizer.center.copy_(center)
     normalizer.scale.copy_(scale)
+    # The bounds are quantiles of normalized values, as the official code computes them; its
+    # documentation describes quantiles of raw ones.
     if config.clip is not None:
         x_ND = (sample_ND - normalizer.center) / normalizer.scale
         normalizer.clip_min.copy_(quantile(x_ND, config.clip))
@@ -134,6 +136,7 @@ def quantile(x_ND: Tensor, q: float) -> Tensor:
     # 16 million elements.
     place = float(torch.tensor(q, dtype=torch.float32) * (len(x_ND) - 1))
     below = int(place)
+    # kthvalue counts from 1.
     low = x_ND.kthvalue(below + 1, dim=0).values.double()
     high = x_ND.kthvalue(min(below + 2, len(x_ND)), dim=0).values.double()
     return low + (high - low) * (place - below)

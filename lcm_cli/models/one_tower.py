@@ -94,6 +94,8 @@ class SharedBackbone(nn.Module):
 
         If `guided`, returns (2 B, M), the second half computed without context.
         """
+        # With guidance, the second half of the rows exceeds those of the cache, and so is computed
+        # without context (see `Attention.forward`).
         places = cache.lengths_B[:, None]
         h_BSM = self.embed(x_BD[:, None], tags, places)
         if guided:
@@ -139,6 +141,7 @@ def _noisy_mask(
     They see the clean concepts strictly before them, and themselves.
     """
     rows, count = places_BS.shape
+    # Strictly: a sentence's own clean concept is what its noisy one is to become.
     earlier = torch.arange(known, device=places_BS.device) < places_BS[..., None]
     if segments_BS is not None:
         own_BS = segments_BS.gather(1, places_BS)
@@ -237,6 +240,7 @@ class OneTowerLCM(DiffusionLCM):
         """Return the denoiser of all positions at once; see DiffusionLCM.teacher."""
         known = x_BSD.shape[1] - 1
         layers = self.config.transformer.layers
+        # Room for the clean concepts and, behind them, as many noisy ones.
         cache = KeyValueCache(layers, len(x_BSD), 2 * known, self.device)
         self.backbone.read(x_BSD[:, :-1], self._tag(0), cache)
         cache.advance(known)

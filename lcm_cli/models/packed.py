@@ -164,6 +164,8 @@ class PackedModulator(nn.Module):
     def __init__(self, part: Modulator, norms: list[nn.RMSNorm], make: MakeLinear) -> None:
         super().__init__()
         weight, bias = part.fc.weight.clone(), part.fc.bias.clone()
+        # The scales are parts 1, 4 and 7 of three times (shift, scale, gate). The 1 that the
+        # original adds to each of them becomes part of its bias.
         scales = zip(weight.chunk(9)[1::3], bias.chunk(9)[1::3], norms, strict=True)
         for weight_MM, bias_M, norm in scales:  # views, changed in place
             factor_M = norm.weight * len(bias_M) ** 0.5

@@ -112,8 +112,8 @@ def fit_quantizer(
 ) -> ResidualQuantizer:
     """Fit each codebook by k-means on the residuals of those before it.
 
-    `x_ND` are raw concepts. `progress` is called after each codebook. Raises UsageError if there
-    are fewer concepts than units.
+    `x_ND` are raw concepts. `progress` is called with 1 after each codebook. Raises UsageError if
+    there are fewer concepts than units.
     """
     if len(x_ND) < config.units:
         raise UsageError(
@@ -128,12 +128,13 @@ def fit_quantizer(
         quantizer.codebooks_CUD[codebook] = residual_ND[chosen_U.to(x_ND.device)]
         for _ in range(iterations):
             _kmeans_step(quantizer, codebook, residual_ND)
+        # Assigned once more, since the last step has moved the centroids.
         residual_ND = (
             residual_ND
             - quantizer.codebooks_CUD[codebook][quantizer.nearest(codebook, residual_ND)]
         )
         if progress is not None:
-            progress(codebook)
+            progress(1)
     return quantizer
 
 
@@ -145,7 +146,7 @@ def _kmeans_step(quantizer: ResidualQuantizer, codebook: int, x_ND: Tensor) -> N
     closest = [quantizer.closeness(codebook, part).max(dim=-1) for part in quantizer.parts(x_ND)]
     code_N = torch.cat([best.indices for best in closest])
     error_N = -torch.cat([best.values for best in closest])
-    units_UD = quantizer.codebooks_CUD[codebook]
+    units_UD = quantizer.codebooks_CUD[codebook]  # a view: assignments below change the codebook
     count_U = code_N.bincount(minlength=len(units_UD))
     sums_UD = torch.zeros_like(units_UD).index_add(0, code_N, x_ND)
     units_UD.copy_(sums_UD / count_U.clamp(min=1)[:, None])
@@ -234,6 +235,7 @@ class QuantLCM(ConceptModel):
         raw_BSD = batch.concepts_BSD.to(self.device)
         x0_BSD, target_BS = batch.targets(raw_BSD)
         depth_BS, dropped_BS = draws or self.draw(target_BS.shape, generator)
+        # Padding is quantized, too: `target_BS` removes it from the result.
         codes_NC = self.quantizer.encode(x0_BSD.flatten(0, 1))
         partial_ND = self.quantizer.decode(codes_NC, depth_BS.flatten())
         partial_BSD = partial_ND.view_as(x0_BSD)
@@ -263,6 +265,7 @@ class QuantLCM(ConceptModel):
         """Predict concepts 1 .. S - 1 together, each from the true ones before, (B, S - 1, D)."""
         x_BSD = self.normalized(batch.concepts_BSD)
         known = x_BSD.shape[1] - 1
+        # Room for the clean concepts and, behind them, as many partial sums.
         cache = KeyValueCache(self.config.transformer.layers, len(x_BSD), 2 * known, self.device)
         self.backbone.read(x_BSD[:, :-1], self.embed_index.weight[0], cache)
         cache.advance(known)
@@ -303,8 +306,9 @@ class QuantLCM(ConceptModel):
         codes_BC = self.quantizer.encode(concepts_BD.to(self.device))
         options = state.options.resolved(self.config.flavour)
         partial_BD, sum_B = torch.zeros_like(concepts_BD), concepts_BD.new_zeros(len(concepts_BD))
-        # The temperature is 1 (-d) or the paper's (-c), whatever the temperature of sampling.
-        scale = 1.0 if self.config.flavour == "discrete" else 0.005
+        # At the paper's temperature, whatever that of sampling.
+        scale = QuantOptions().resolved(self.config.flavour).temperature
+        assert scale is not None
         for codebook, code_B in enumerate(codes_BC.unbind(dim=1)):
             scores_BU = self._scores(self._contextualizer(state), partial_BD, codebook, options)
             logs_BU = (scores_BU / scale).log_softmax(dim=-1)

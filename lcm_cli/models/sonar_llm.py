@@ -31,7 +31,7 @@ class SonarLLM(BaseLCM):
     """A causal Llama over raw concepts."""
 
     config: SonarLLMConfig
-    end_similarity = 0.98
+    end_similarity = 0.98  # as in its official code
 
     def __init__(self, config: SonarLLMConfig) -> None:
         super().__init__(config)
@@ -55,13 +55,14 @@ class SonarLLM(BaseLCM):
         x_BSD = self.normalized(batch.concepts_BSD)
         prediction_BSD = self(x_BSD, segments_BS=batch.segments_BS)[:, :-1]
         prediction_ND = self.normalizer.denormalize(prediction_BSD[chosen_BS])
+        # Column s belongs to concept s + 1, as in BaseLCM.loss.
         places = chosen_BS.nonzero().tolist()
         errors_N = self.token_loss(
             prediction_ND.float(), [batch.tokens[row][before + 1] for row, before in places]
         )
         return Loss(errors_N.sum(), errors_N.detach())
 
-    def spread(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
+    def tempered(self, mean: Tensor, options: BaseOptions, noise: Noise) -> Tensor:
         """Return the predictions (B, ..., D), with noise of `temperature` times their RMS added.
 
         Raw concepts, unlike normalized ones, do not have unit deviation.

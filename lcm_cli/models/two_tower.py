@@ -274,6 +274,7 @@ class TwoTowerLCM(DiffusionLCM):
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows, config = len(prompts.lengths_B), self.config
         cache = KeyValueCache(config.contextualizer.layers, rows, capacity, self.device)
+        # One entry more than the context has: the zero vector.
         memory = KeyValueCache(config.denoiser.layers, rows, capacity + 1, self.device)
         context_BSM = self.contextualize(self.normalized(prompts.concepts_BSD), cache)
         nothing = [part.nothing(context_BSM) for part in self.denoiser.cross_attentions()]

@@ -34,6 +34,7 @@ class AdaptedLinear(nn.Module):
         device = base.weight.device
         self.lora_a = nn.Linear(base.in_features, rank, bias=False, device=device)
         self.lora_b = nn.Linear(rank, base.out_features, bias=False, device=device)
+        # B alone is zero: if A were, too, neither would get a gradient.
         nn.init.normal_(self.lora_a.weight, std=base.in_features**-0.5, generator=draw)
         nn.init.zeros_(self.lora_b.weight)
 
@@ -66,6 +67,7 @@ def attach(
     places: dict[str, nn.Module] = {}
     for network in networks:
         network.requires_grad_(False)
+        # Names do not collide: the stacks of a space's networks are `encoder` and `decoder`.
         # Not subclasses: a map with weight normalization, for example, stores no plain matrix.
         maps = [name for name, part in network.named_modules() if type(part) is nn.Linear]
         places |= dict.fromkeys(maps, network)
@@ -133,6 +135,7 @@ def read_updates(adapter: AdapterFiles) -> dict[str, tuple[Tensor, Tensor]]:
     names = {name.removesuffix(DOWN).removesuffix(UP) for name in found}
     updates = {}
     nothing = torch.empty(0, 0)
+    # A missing tensor counts as an empty one, which has another rank; so does an empty file.
     for name in sorted(names) or [""]:
         down, up = found.get(name + DOWN, nothing), found.get(name + UP, nothing)
         if not down.ndim == up.ndim == 2 or not len(down) == up.shape[1] == config.rank:

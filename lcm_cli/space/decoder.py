@@ -76,6 +76,7 @@ class DecoderCache:
             self._kv[layer] = kv = room
         kv = kv[:, : self._sentences]
         kv[:, :, self.length] = new
+        # Positions and slots become one axis of keys, position by position.
         k, v = kv[:, :, : self.length + 1].flatten(2, 3).transpose(2, 3)
         return k, v
 
@@ -87,6 +88,7 @@ class DecoderCache:
         if self._slots is None:
             return None
         own_B = torch.arange(self._slots.shape[1], device=like.device)
+        # Compares every key's slot with that of each beam's line, in the order of `append`.
         hidden = (self._lines(own_B)[..., None] != own_B).flatten(2)
         # Rows start at multiples of 8 numbers, as the memory-efficient kernel needs on a GPU.
         size = hidden.shape[2]
@@ -156,6 +158,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x_TM: Tensor, rows: Packed, cross_TM: Tensor) -> Tensor:
         """Map packed tokens (T, M) to (T, M); `cross_TM` is each token's cross-attention."""
         y_TM = self.self_attn(self.self_attn_layer_norm(x_TM), rows, causal=True)
+        # The cross-attention does not depend on x_TM, so both results are added at once.
         x_TM = x_TM + self.dropout(y_TM) + cross_TM
         return x_TM + self.dropout(self.ffn(self.ffn_layer_norm(x_TM)))
 
@@ -174,6 +177,7 @@ class DecoderLayer(nn.Module):
         attention = self.self_attn
         q, k, v = attention.project(self.self_attn_layer_norm(x_RM))
         k, v = cache.append(index, k, v)
+        # The beams of a sentence are queries of one attention, over the keys of all of them.
         q_SHBd = q.unflatten(0, (len(k), -1)).transpose(1, 2)
         y_SHBd = F.scaled_dot_product_attention(q_SHBd, k, v, mask)
         y_RM = y_SHBd.transpose(1, 2).reshape(x_RM.shape)

@@ -72,6 +72,7 @@ class TextEncoder(nn.Module):
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         device = self.layer_norm.weight.device
         pooled = self.encode(pack_rows([rows[i] for i in order], device))
+        # The place of each sentence in the sorted order.
         back = torch.empty(len(order), dtype=torch.long)
         back[order] = torch.arange(len(order))
         return pooled[to_device(back, device)]

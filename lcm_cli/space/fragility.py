@@ -105,6 +105,7 @@ def fragility(
         decoded = space.decode(
             np.concatenate(noisy), [lang], options, limits=limits, progress=progress
         )[lang]
+        # The copies of a sentence are neighbours.
         bleu = [
             sentence_bleu(texts[0].text, sentences[number // DRAWS], lang)
             for number, texts in enumerate(decoded)

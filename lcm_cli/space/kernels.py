@@ -74,6 +74,7 @@ def _replace(network: Network, make: MakeLinear) -> Network:
         new = make(f"{name}.weight", layer.weight, layer.bias)
         setattr(network.get_submodule(place), own, new)
         page_out(layer.weight)
+    # The output projection is tied to the embedding, which is read by rows and stays in memory.
     if isinstance(network, TextDecoder):
         weight = network.decoder_frontend.embed.weight
         network.output = make("decoder_frontend.embed.weight", weight, None)

@@ -177,6 +177,7 @@ def _start(
     end_R = torch.full_like(language_R, EOS)
     cross = decoder.cross(concepts_RD)
     cache = DecoderCache(decoder.config.layers, len(languages))
+    # Of the prompt, </s> [lang], the second token is fed by the first step of the search.
     first = decoder.step(end_R, cross, cache)
     total = _log_total(first)
     if decoder.config.scores_language:
@@ -255,6 +256,7 @@ def _largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     group = 64
     groups = logits_NV.shape[1] // group
+    # With fewer groups, more than a quarter of the columns would be sorted anyway.
     if groups < 4 * count:
         top = logits_NV.topk(min(count, logits_NV.shape[1]), dim=1)
         return top.values, top.indices
@@ -271,6 +273,7 @@ def _largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tensor:
     """Forbid tokens in place: padding, repeats, an early end, and all but the end at the limit."""
+    ends_N = logits_NV[:, EOS].clone()  # a sentence's own limit outranks min_tokens
     logits_NV[:, PAD] = -torch.inf
     if state.generated < options.min_tokens:
         logits_NV[:, EOS] = -torch.inf
@@ -280,13 +283,13 @@ def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tenso
     if any(last):
         last_N = torch.tensor(last).repeat_interleave(state.width).nonzero().flatten()
         last_N = to_device(last_N, logits_NV.device)
-        ends = logits_NV[last_N, EOS]
         logits_NV[last_N] = -torch.inf
-        logits_NV[last_N, EOS] = ends
+        logits_NV[last_N, EOS] = ends_N[last_N]
     return logits_NV
 
 
 def _ban_repeats(logits_NV: Tensor, tokens_NP: Tensor, size: int) -> None:
+    """Forbid, in place, each token that would complete a run of `size` tokens seen before."""
     for logits, tokens in zip(logits_NV, tokens_NP.tolist(), strict=True):
         tail = tokens[len(tokens) - size + 1 :]
         for start in range(len(tokens) - size + 1):
@@ -342,7 +345,10 @@ def _sample(
 ) -> list[list[Hypothesis]]:
     """Draw one sentence per row, each from its own generator, whatever else is in the batch."""
     found: list[list[Hypothesis]] = [[] for _ in streams]
-    generators = [torch.Generator().manual_seed(options.seed * 1_000_003 + s) for s in streams]
+    # The factor keeps the streams of neighbouring seeds apart, up to a million of them.
+    generators = [
+        torch.Generator().manual_seed((options.seed * 1_000_003 + s) % 2**63) for s in streams
+    ]
     while True:
         logits = _next_logits(decoder, state)
         total = _log_total(logits)
@@ -350,6 +356,7 @@ def _sample(
         logits = _restrict(logits, state, options)
         uniform = torch.cat([torch.rand(1, generator=generators[r]) for r in state.rows])
         tokens = _draw(logits / options.temperature, uniform.to(logits.device), options)[:, None]
+        # Scores leave temperature and truncation out, so that all settings are comparable.
         scores = state.scores + logits.gather(1, tokens) - total
         del logits  # before the next are computed
         _collect(found, state, scores, torch.zeros_like(tokens), tokens, options)

@@ -173,6 +173,7 @@ class Space:
         rows = self.tokenize(sentences, lang)
         limit = self.encoder.config.max_length
         cut = [Truncation(i, len(r), limit) for i, r in enumerate(rows) if len(r) > limit]
+        # Unlike in sonar-space, a truncated sentence keeps its end token.
         keys = [tuple(r) if len(r) <= limit else (*r[: limit - 1], EOS) for r in rows]
         counts: dict[tuple[int, ...], int] = {}
         for key in keys:
@@ -294,6 +295,7 @@ class Space:
         texts = self.tokenizer.decode([h.ids for h in best])
         pairs = iter([Text(t, h.score) for t, h in zip(texts, best, strict=True)])
         flat = [[next(pairs) for _ in hypotheses[: options.n_best]] for hypotheses in found]
+        # The draws of a job are rows of their own until here.
         groups = [flat[i : i + draws] for i in range(0, len(flat), draws)]
         return [sorted(chain(*group), key=lambda t: -t.score) for group in groups]
 
@@ -306,7 +308,7 @@ class Space:
         typical = 64  # tokens of a long sentence
         if self.batch_tokens:
             return max(1, self.batch_tokens // typical)
-        room = 4 << 30 if self.device.type == "cpu" else 16 << 30
+        room = 4 << 30 if self.device.type == "cpu" else 16 << 30  # bytes
         # Keys and values, 4 bytes each.
         row_bytes = 2 * 4 * config["layers"] * config["model_dim"] * typical
         return min(max(room // row_bytes, 8), 1024)
@@ -335,6 +337,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+        # Only an allocation shows whether the device is there.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from lcm_cli.errors import IntegrityError
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
-_TAGS = 3  # <MINED_DATA>, <MMT_BT_DATA>, <SMT_BT_DATA>: only used in the training of NLLB
+TAGS = 3  # <MINED_DATA>, <MMT_BT_DATA>, <SMT_BT_DATA>: only used in the training of NLLB
 
 
 class Tokenizer:
@@ -27,7 +27,7 @@ class Tokenizer:
             raise IntegrityError(f"{path} is not a sentencepiece model: {error}") from error
         self.first_language = self._pieces.get_piece_size() + 1
         self._languages = {code: self.first_language + i for i, code in enumerate(languages)}
-        self.vocabulary = self.first_language + len(languages) + _TAGS
+        self.vocabulary = self.first_language + len(languages) + TAGS
 
     def knows(self, code: str) -> bool:
         """Return whether `code` is one of the tokenizer's languages."""

@@ -31,6 +31,7 @@ FIRST_POSITION = 2
 def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Return the position table (length, dim): sines in the first half, cosines in the second."""
     half = dim // 2
+    # Divided by half - 1, as in fairseq, so that the last frequency is exactly 1 / 10000.
     rates = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - 1)))
     steps = torch.arange(FIRST_POSITION, FIRST_POSITION + length, dtype=torch.float32)
     angles = torch.outer(steps, rates)
@@ -111,7 +112,8 @@ class SelfAttention(nn.Module):
     def project(self, x_TM: Tensor) -> Sequence[Tensor]:
         """Return the queries, keys and values of tokens, (T, H, d) each."""
         maps = (self.q_proj, self.k_proj, self.v_proj)
-        # On the CPU three products are as fast as one larger one; adapted maps have no one matrix.
+        # On the CPU three products are as fast as one larger one. An adapted map has no matrix of
+        # its own that could be joined.
         if not x_TM.is_cuda or not all(isinstance(p, nn.Linear) for p in maps):
             return [p(x_TM).view(len(x_TM), self.heads, -1) for p in maps]
         weight = torch.cat([p.weight for p in maps])
@@ -209,6 +211,7 @@ class FeedForward(nn.Module):
 
 def linear_relu(x_TM: Tensor, linear: nn.Linear) -> Tensor:
     """Return the ReLU of a linear map, computed within the product's kernel; no gradients."""
+    # The operator is undocumented; its default activation is the ReLU.
     return torch._addmm_activation(linear.bias, x_TM, linear.weight.t())
 
 

@@ -95,6 +95,7 @@ class RelativeAttention(nn.Module):
             bias_NHLL = bias_NHLL.contiguous()  # kernels on GPUs need aligned rows
         else:
             bias_NHLL = bias_NHLL.masked_fill(~mask_NL[:, None, None], -torch.inf)
+        # The kernel scales the products of q and k; the bias is scaled already.
         y = F.scaled_dot_product_attention(q + self.sdpa.u_bias[:, None], k, v, attn_mask=bias_NHLL)
         return self.output_proj(y.transpose(1, 2).flatten(2))
 
@@ -115,6 +116,7 @@ class FrameNorm(nn.Module):
         """Normalize (N, M, L) with the running statistics, or those of the batch in training."""
         if not self.training or mask_NL is None:
             return self._norm(x_NML)
+        # The frames that count as one (frames, M) matrix, whose axis 1 holds the channels, too.
         x_NLM = x_NML.transpose(1, 2)
         y_NLM = torch.zeros_like(x_NLM)
         y_NLM[mask_NL] = self._norm(x_NLM[mask_NL])
@@ -163,6 +165,7 @@ class ConformerLayer(nn.Module):
 
     def forward(self, x: Tensor, table_PM: Tensor, mask_NL: Tensor | None) -> Tensor:
         """Map frames (N, L, M) to (N, L, M)."""
+        # Half a feed-forward before the others and half behind, as in Macaron-Net (Lu et al. 2019).
         x = x + self.dropout(0.5 * self.ffn1(self.ffn1_layer_norm(x)))
         x = x + self.dropout(self.self_attn(self.self_attn_layer_norm(x), table_PM, mask_NL))
         x = x + self.dropout(self.conv(self.conv_layer_norm(x), mask_NL))

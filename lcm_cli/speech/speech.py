@@ -79,7 +79,9 @@ class Speech:
     def check_space(self, name: str, fingerprint: str = "") -> None:
         """Raise IntegrityError unless the concepts are those of the space called `name`."""
         known = self.config.fingerprint
-        if fingerprint == known if fingerprint and known else name in self.config.spaces:
+        # The fingerprints decide; where one of them is unknown, the name does.
+        same = fingerprint == known if fingerprint and known else name in self.config.spaces
+        if same:
             return
         raise IntegrityError(
             f"the speech encoder {self.name} belongs to the space {self.config.spaces[0]}, "

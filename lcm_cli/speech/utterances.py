@@ -16,8 +16,10 @@ from lcm_cli.errors import UsageError
 
 LONGEST = 30.0  # seconds of an utterance, at most
 WINDOW = 512  # samples that the detector judges at a time
-_BEGINS, _LASTS = 0.5, 0.35  # probabilities from which speech begins, and down to which it lasts
-PAUSE = 0.22  # seconds without speech that end an utterance
+# Probabilities from which speech begins, and down to which it lasts: as in Silero's own code, a
+# lower one, so that speech near the threshold is not broken up.
+_BEGINS, _LASTS = 0.5, 0.35
+PAUSE = 0.22  # seconds without speech that end an utterance: see docs/speech.md
 _MARGIN = 0.1  # seconds kept before and after the speech
 _SHORTEST = 0.1  # seconds of speech, without margins, below which a noise is not an utterance
 
@@ -65,34 +67,40 @@ class Cutter:
         self._windows.append(window)
         self._speech.append(probability)
         count = len(self._windows)
-        if self._last is None:
+        if self._last is None:  # silence, of which a margin is kept
             if probability >= _BEGINS:
                 self._last = count - 1
             elif count > self._margin:
                 self._drop(1)
         elif probability >= _LASTS:
             self._last = count - 1
+        # A pause ends the utterance; the margin behind its speech is still part of it.
         elif count - 1 - self._last >= self._pause:
             yield from self._cut(min(count, self._last + 1 + self._margin))
         if self._last is not None and len(self._windows) >= self._most:
-            # The second half, so that neither piece is short.
+            # In the second half, so that neither piece is short, after the least likely speech.
             half = len(self._windows) // 2
-            yield from self._cut(half + 1 + int(np.argmin(self._speech[half:-1])), goes_on=True)
+            end = half + 1 + int(np.argmin(self._speech[half:-1]))
+            yield from self._cut(end, within_speech=True)
 
     def finish(self) -> Iterator[Utterance]:
         """Yield the last utterance, if the recording ends in one."""
         if self._last is not None:
             yield from self._cut(min(len(self._windows), self._last + 1 + self._margin))
 
-    def _cut(self, end: int, *, goes_on: bool = False) -> Iterator[Utterance]:
-        """Yield the first `end` windows as an utterance, and drop them."""
+    def _cut(self, end: int, *, within_speech: bool = False) -> Iterator[Utterance]:
+        """Yield the first `end` windows as an utterance, and drop them.
+
+        `within_speech` cuts an utterance in two: the windows left continue it.
+        """
         spoken = sum(probability >= _LASTS for probability in self._speech[:end])
         if spoken >= self._shortest:
             samples = np.concatenate(self._windows[:end])
             start = self._first * WINDOW / RATE
             yield Utterance(start, start + len(samples) / RATE, samples)
         self._drop(end)
-        if goes_on:
+        # The windows left count as speech, or else are a margin before the next speech.
+        if within_speech:
             self._last = max(0, len(self._windows) - 1)
         else:
             self._last = None

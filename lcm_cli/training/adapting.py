@@ -1,5 +1,4 @@
-"""The adapters of a run: the table [adapter] of its recipe, applied to the checkpoint it starts
-from."""
+"""The adapters of a run: its recipe's table [adapter], applied to the checkpoint to start from."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -85,6 +85,7 @@ def plot(runs: Sequence[Path], target: Path, *, force: bool = False) -> list[str
         )
     found = {str(run): read_curves(run) for run in runs}
     names = {name for curves in found.values() for name in curves if name not in LEFT_OUT}
+    # The losses of single noise levels, loss_0 to loss_9, would fill the figure.
     levels = {name for name in names if name.rpartition("loss_")[2].isdigit()}
     panels = [name for name in FIRST if name in names] + sorted(names - levels - set(FIRST))
     try:

@@ -150,9 +150,8 @@ def _config(recipe: ModelRecipe, not_known: list[str]) -> AnyConfig | None:
                 raise
             not_known.append(_line(f"parameters, state, disk, {MEASURES}", error))
             return None
-    if (
-        isinstance(space, SpaceInfo) and start is not None
-    ):  # the start names the fingerprint of its space
+    # The card of a missing space has no fingerprint, but the start names that of its space.
+    if isinstance(space, SpaceInfo) and start is not None:
         space = replace(space, fingerprint=start.config.space.fingerprint)
     return model_config(recipe, space, start)
 

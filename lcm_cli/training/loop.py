@@ -93,6 +93,7 @@ class Run:
         """
         trainer, recent = self.trainer, self._recent
         recent.start()
+        # A pass more than there are steps: the last one evaluates, samples and saves.
         while True:
             last = trainer.step >= trainer.steps
             if last or self._due(trainer.eval_every):
@@ -105,6 +106,7 @@ class Run:
                 return last
             waiting = recent.add(trainer.train_step())
             logging, saving = trainer.step % LOG_EVERY == 0, self._due(trainer.save_every)
+            # Reading the tensors of a GPU would make the host wait for the step.
             if waiting and not (logging or saving or self._due(trainer.eval_every)):
                 continue
             means = recent.means()
@@ -164,6 +166,7 @@ class Run:
             "recent": self._recent.state(),
         }
         shards = trainer.shards()
+        # The state first: if the export fails, nothing is lost.
         save_state(self.folder, trainer.step, state, trainer.keep, trainer.world, shards)
         trainer.export(self.folder)
 

@@ -1,5 +1,7 @@
-"""Optimizers: Muon for matrices and AdamW for the rest; which parameters are trained; the learning
-rate of spaces and speech encoders."""
+"""Optimizers: Muon for matrices and AdamW for the rest.
+
+Also the choice of the parameters to train, and the learning rate of spaces and speech encoders.
+"""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -155,6 +157,7 @@ def make_optimizers(
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
     if options.optimizer == "adamw":
         groups.append({"params": matrices, "weight_decay": decay})
+    # The second beta is that of Vaswani et al. 2017, section 5.3.
     adamw = torch.optim.AdamW(
         groups, lr=rate, betas=(0.9, 0.98), eps=1e-8, fused=on_gpu or None, capturable=on_gpu
     )
@@ -166,7 +169,7 @@ def make_optimizers(
 
 def average_decay(ema: float, step: int) -> float:
     """Return the decay of an average of weights: lower at first, to forget the initial ones."""
-    return min(ema, (1 + step) / (10 + step))
+    return min(ema, (1 + step) / (10 + step))  # the warm-up of TensorFlow's moving averages
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

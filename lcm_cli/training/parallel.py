@@ -52,6 +52,7 @@ class Share:
         for reader, count in enumerate(counts):
             rows_of[reader % groups] += range(first, first + count)
             first += count
+        # Group g has the readers and the micro-batches whose numbers are g modulo `groups`.
         each = self.count // groups
         dealt = [
             [[rows[i] for i in part] for part in deal([lengths[i] for i in rows], each)]
@@ -102,6 +103,7 @@ class World:
         """Return each number summed over all processes."""
         if self.size == 1:
             return list(numbers)
+        # float64 adds counts exactly.
         total = torch.tensor(list(numbers), dtype=torch.float64, device=_device())
         dist.all_reduce(total)
         return list(total.tolist())
@@ -167,6 +169,7 @@ def distribute(
     module = LossModule(model, objective)
     if world.size == 1:
         return module
+    # Before wrapping: fully_shard takes each process's own values.
     for tensor in (*module.parameters(), *model.buffers()):
         dist.broadcast(tensor.data, 0)
     if options.parallel == "ddp":
@@ -174,7 +177,7 @@ def distribute(
         return nn.parallel.DistributedDataParallel(
             module,
             device_ids=device_ids,
-            broadcast_buffers=False,
+            broadcast_buffers=False,  # normalizer and codebooks do not change in training
             find_unused_parameters=getattr(objective, "partial", False),
         )
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -182,6 +185,7 @@ def distribute(
     policy = MixedPrecisionPolicy()
     if options.precision != "float32":
         lower = getattr(torch, options.precision)
+        # Gather weights in the lower precision, sum gradients in float32; autocast converts inputs.
         policy = MixedPrecisionPolicy(lower, torch.float32, cast_forward_inputs=False)
     # Inner modules first: what is left over belongs to the outer one.
     for block in [part for part in model.modules() if isinstance(part, Block)]:
@@ -206,6 +210,7 @@ def gradient_norm(gradients: list[Tensor]) -> float:
     """Return the norm of all gradients together. A collective if they are sharded."""
     if not gradients:
         return 0.0
+    # The norm of the norms is that of all numbers together.
     norms: Sequence[Tensor] = torch._foreach_norm(gradients)
     return float(gathered(torch.linalg.vector_norm(torch.stack(list(norms)))))
 
@@ -222,6 +227,7 @@ def map_whole(function: Callable[[Tensor], Tensor], tensors: list[Tensor]) -> li
     results: list[Tensor] = []
     for first in range(0, len(tensors), size):  # a process holds one whole tensor at a time
         part = tensors[first : first + size]
+        # Gathering is a collective, so each process gathers all of them and keeps its own.
         mine = [whole for n, whole in enumerate(map(gathered, part)) if n == rank]
         done = function(torch.stack(mine))[0].contiguous() if mine else None
         for owner, sharded in enumerate(part):

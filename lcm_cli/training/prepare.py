@@ -78,7 +78,7 @@ def prepare_run(
         return make_trainer(recipe, folder, device, progress, world=world)
     if world.size > 1:
         what = "speech encoder" if isinstance(recipe, SpeechRecipe) else "space"
-        raise UsageError(f"a {what} is trained by one process, not {world.size}")
+        raise UsageError(f"a {what} trains in one process, not in {world.size}")
     from lcm_cli.training.trainers import speech, text_space
 
     if isinstance(recipe, SpeechRecipe):
@@ -113,6 +113,7 @@ def make_trainer(
     data = data or open_data(recipe.data, space, seed=recipe.train.seed, config=config)
     if recipe.data.plan:
         config = replace(config, plans=data.plans)
+    # Here, so that initial weights do not depend on what was done before.
     torch.manual_seed(recipe.train.seed)
     model = new_model(config, start, recipe.start)
     if fitted and not states(folder):
@@ -124,7 +125,7 @@ def make_trainer(
     if recipe.adapter:
         files = locate_model(recipe.start)
         adapter = add_adapters([model], recipe.adapter, recipe.start, files, recipe.train.seed)
-    listen(model, space)
+    add_token_loss(model, space)
     return ModelTrainer(
         model.to(device), data, recipe.train, sampler=sampler, world=world, adapter=adapter
     )
@@ -190,8 +191,8 @@ def new_model(config: AnyConfig, start: ConceptModel | None, source: str) -> Con
     return model
 
 
-def listen(model: ConceptModel, space: Space) -> None:
-    """Give a SONAR-LLM that learns from tokens the decoder of its space."""
+def add_token_loss(model: ConceptModel, space: Space) -> None:
+    """Give a SONAR-LLM that learns from tokens the loss of its space's decoder."""
     if learns_tokens(model.config):
         from lcm_cli.training.trainers.token_loss import TokenLoss
 
@@ -316,7 +317,7 @@ def read_normalizer(source: str, config: AnyConfig) -> dict[str, Tensor]:
     fingerprint = space.get("fingerprint") if isinstance(space, dict) else None
     if fingerprint != config.space.fingerprint:
         raise IntegrityError(
-            f"{source} was fitted in another space ({fingerprint}) than "
+            f"{source} was fitted in a different space ({fingerprint}) from "
             f"{config.space.name!r} ({config.space.fingerprint})",
             _made(NORMALIZER),
         )
@@ -352,7 +353,7 @@ def read_quantizer(source: str, config: QuantizerConfig, space: SpaceRef) -> dic
     # Check the space before concept_dim: in another space it may differ, and no recipe sets it.
     if theirs.space.fingerprint not in ("", space.fingerprint):
         raise IntegrityError(
-            f"{source} was fitted in another space ({theirs.space.fingerprint}) than "
+            f"{source} was fitted in a different space ({theirs.space.fingerprint}) from "
             f"{space.name!r} ({space.fingerprint})",
             _made(QUANTIZER),
         )
@@ -382,9 +383,7 @@ def fit_codebooks(
     """Fit codebooks on at most `limit` concepts of the data; return the quantizer's state."""
     x_ND = torch.cat(list(concepts(data, limit)))[:limit].to(device)
     with progress("fitting the codebooks", config.codebooks) as advance:
-        fitted = fit_quantizer(
-            x_ND, config, iterations=iterations, seed=seed, progress=lambda number: advance(1)
-        )
+        fitted = fit_quantizer(x_ND, config, iterations=iterations, seed=seed, progress=advance)
     return fitted.state_dict()
 
 

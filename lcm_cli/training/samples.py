@@ -59,6 +59,10 @@ class Sampler:
         """Encode a marker, such as the end of text, in the language used for training data."""
         return torch.from_numpy(self.space.encode([text], own_language(self.space)).concepts[0])
 
+    def _reencode(self, concepts_ND: Tensor) -> Tensor:
+        """Decode concepts and encode the texts, (N, D) on the CPU."""
+        return torch.from_numpy(self.concepts(self.text(concepts_ND)))
+
     def reconstruction(self, total: int) -> Reconstruct:
         """Return a function that decodes concepts and encodes them again, for a few of `total`.
 
@@ -74,8 +78,7 @@ class Sampler:
             own = chosen[(chosen >= seen) & (chosen < seen + len(concepts_ND))] - seen
             seen += len(concepts_ND)
             if len(own):
-                texts = self.text(concepts_ND[own])
-                again_ND[own] = torch.from_numpy(self.concepts(texts)).to(again_ND.device)
+                again_ND[own] = self._reencode(concepts_ND[own]).to(again_ND.device)
             return again_ND
 
         return reconstruct
@@ -97,12 +100,15 @@ class Sampler:
             predicted_BSD, one = of_sentences(predicted_BSD.cpu(), one)
             first = 1 if one.sources_B is None else max(int(one.sources_B[0]), 1)
             length, start = min(int(one.lengths_B[0]), first + PREDICTED), max(0, first - CONTEXT)
+            # A piece is the number of sentences, context included, and of those in the context.
+            # Predictions begin with concept 1, so that of concept n is at n - 1.
             if first < length:
                 pieces.append((length - start, first - start))
                 truths.append(one.concepts_BSD[0, start:length].float())
                 guesses.append(predicted_BSD[0, first - 1 : length - 1])
         if not pieces:
             return float("nan")
+        # Two calls for all documents, whose texts are then taken off piece by piece.
         texts, said = self.text(torch.cat(truths)), self.text(torch.cat(guesses))
         scores: list[tuple[float, float, int]] = []
         for length, first in pieces:
@@ -124,11 +130,9 @@ class Sampler:
         prompt_SD, rest_SD = document_SD[: max(given, 1)], document_SD[max(given, 1) :]
         end_D = self._own(self.end_text)
         options = GenerateOptions(max_concepts=LENGTH)
-        reencode = None
-        if model.config.reencode:
-            reencode = lambda x: torch.from_numpy(self.concepts(self.text(x)))  # noqa: E731
-        close = model.config.break_text
-        break_D = self._own(close) if close else None
+        reencode = self._reencode if model.config.reencode else None
+        break_text = model.config.break_text
+        break_D = self._own(break_text) if break_text else None
         found = generate_concepts(
             model, [prompt_SD], options, end=end_D, breaks=break_D, reencode=reencode
         )

@@ -115,5 +115,6 @@ def _os_error(error: BaseException) -> int | None:
     behind = error.__cause__ or error.__context__
     if isinstance(behind, OSError):
         return behind.errno
+    # safetensors is written in Rust, whose messages end like this.
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None

@@ -190,7 +190,7 @@ def _languages(card: Card) -> Sequence[str]:
     asset = sonar_package.asset(card.source["encoder"].asset)
     languages = asset.languages if asset else SONAR
     if len(languages) != card.languages:
-        message = f"{card.name}: {len(languages)} languages, its card says {card.languages}"
+        message = f"{card.name}: {len(languages)} languages, but its card says {card.languages}"
         raise IntegrityError(message)
     return languages
 

@@ -113,6 +113,7 @@ class AnswerModel:
     ) -> list[np.ndarray]:
         parts = [_parts(s, self._context - m) for s, m in zip(sources, most, strict=True)]
         flat = [part for each in parts for part in each]
+        # Rounded up, so that the parts' answers may exceed `most`: the surplus is cut off below.
         shares = [ceil(m / len(p)) for p, m in zip(parts, most, strict=True) for _ in p]
         rest = iter(self._continued(flat, shares, seed))
         return [
@@ -255,6 +256,7 @@ def _repeat(values: Sequence[T], counts: Sequence[int]) -> list[T]:
 
 
 def _checked(draft: _Draft, model: AnswerModel, length: Length | None, least: int) -> Answer:
+    # The texts of every language are checked, the concepts of the first one alone.
     code = next(iter(draft.texts))
     reason = refuse(
         draft.texts,
@@ -292,6 +294,7 @@ def _bounds(each: Prepared, task: Task, length: Length | None) -> tuple[int, int
 
 def _sentences(draft: _Draft) -> Iterator[AnswerSentence]:
     near = {code: cosines(rows, draft.source.concepts) for code, rows in draft.concepts.items()}
+    # The same sources in all languages: those nearest on average.
     mean_NS = np.mean(list(near.values()), axis=0)
     for n, mean_S in enumerate(mean_NS):
         order = np.argsort(-mean_S, kind="stable")[:MAX_SOURCES]

@@ -93,7 +93,10 @@ class Answer:
 
 def _text(sentences: Sequence[str], code: str) -> str:
     """Return sentences as running text, in which a heading has its own line."""
+    # One that ends in a letter or digit is taken for a heading, in languages with spaces between
+    # sentences.
     headings = [text[-1:].isalnum() and gap(code) == " " for text in sentences]
+    # Paragraph numbers that grow after each heading; the blank lines between become line breaks.
     lines = accumulate(headings[:-1], initial=0)
     return prose(sentences, code, list(lines)).replace("\n\n", "\n")
 
@@ -123,9 +126,9 @@ def quote_all(
     """Return answers of the `chosen` sentences of each document, by their indices from 0.
 
     A sentence is quoted in its own language and decoded into others, all documents together; the
-    text of speech is always decoded. `to`
-    holds language codes; if empty, each document stays in its own language. `cite` measures the
-    similarities; `progress` receives the number of sentences decoded.
+    text of speech is always decoded. `to` holds language codes; if empty, each document stays in
+    its own language. `cite` measures the similarities; `progress` receives the number of sentences
+    decoded.
     """
     rows = [(each, n) for each, own in zip(window, chosen, strict=True) for n in own]
     if not rows:

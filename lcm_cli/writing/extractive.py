@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lcm_cli.space.similarity import unit_length
+
 Array = NDArray[np.floating[Any]]
 SentenceWeights = Sequence[float] | Array
 
@@ -40,9 +42,10 @@ def rank_sentences(concepts: Array, weights: SentenceWeights | None = None) -> I
     A longer summary therefore contains every shorter one. Duplicates, sentences of weight 0 and
     zero concepts come last. Each step costs one product with `concepts`.
     """
-    units_SD = _unit(concepts)
+    # In double precision, as the ties of `_best` need.
+    units_SD = unit_length(concepts.astype(np.float64))
     weights_S = np.ones(len(units_SD)) if weights is None else np.asarray(weights, dtype=float)
-    centroid_D = _unit((weights_S @ units_SD)[None])[0]
+    centroid_D = unit_length((weights_S @ units_SD)[None])[0]
     central_S = units_SD @ centroid_D
     left_S = np.ones(len(units_SD), dtype=bool)
     new_S = (weights_S > 0) & units_SD.any(axis=1)
@@ -55,6 +58,7 @@ def rank_sentences(concepts: Array, weights: SentenceWeights | None = None) -> I
         best = _best(central_S, units_SD @ total_D, total_D, centroid_D, new_S)
         yield best
         left_S[best] = False
+        # Duplicates of a chosen sentence are left for the end.
         new_S &= units_SD @ units_SD[best] < SAME
         total_D += units_SD[best]
 
@@ -82,10 +86,3 @@ def _best(
     closeness_S = (total_D @ centroid_D + central_S) / lengths_S
     # Rounded so that equal sentences tie, whatever the processor's order of summation.
     return int(np.argmax(np.where(allowed_S, closeness_S.round(9), -np.inf)))
-
-
-def _unit(rows: Array) -> Array:
-    rows = rows.astype(np.float64)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    units: Array = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-    return units

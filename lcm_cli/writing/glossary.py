@@ -74,6 +74,8 @@ def read_glossary(path: Path, languages: Sequence[str], where: str) -> Glossary:
 
 def _rows(text: str) -> list[tuple[int, list[str]]]:
     """Return the line number and the cells of each row that is not blank."""
+    # The first line decides. Spreadsheets separate cells by semicolons where the comma marks
+    # decimals; in TSV, quotation marks are text.
     first = next((line for line in text.split("\n") if line.strip()), "")
     tab = "\t" in first
     mark = ";" if ";" in first and "," not in first else ","
@@ -113,5 +115,6 @@ def _term(
 
 @cache
 def _pattern(phrase: str, whole: bool) -> re.Pattern[str]:
+    # The text is casefolded as well, and any run of blanks matches any other.
     words = r"\s+".join(map(re.escape, phrase.casefold().split()))
     return re.compile(rf"(?<!\w){words}(?!\w)" if whole else words)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 # Names that `tiny` keeps best and that most languages in Latin script share (docs/translate.md).
 NAMES = ("Tom", "Boston", "Berlin")
 
+# Chinese and Japanese text may follow a link without a space: its characters end the link.
 _PLAIN = r"[^\s<>\"“”«»\u3000-\u9fff\uff00-\uffef]+"
+# Names without a scheme are links only under these domains: "e.g.this" is not one.
 _DOMAINS = "com|org|net|edu|gov|info|io|eu|de|fr|es|nl|be|ch|at|uk|us"
 _LINK = re.compile(
     rf"(?:(?:https?|ftp)://|www\.){_PLAIN}"
@@ -53,6 +55,7 @@ class Masked:
 def mask(text: str) -> Masked:
     """Hide the links of a sentence."""
     found = find_links(text)
+    # Names that the sentence has already could not be told from those put in.
     names = [name for name in NAMES if not re.search(rf"\b{name}\b", text, re.IGNORECASE)]
     used = tuple(names[: len(found)])
     parts, start = [], 0
@@ -71,6 +74,7 @@ def find_links(text: str) -> list[tuple[int, str]]:
 
 def without_links(text: str) -> str:
     """Return `text` with a space in place of each link."""
+    # From the last one, so that earlier positions stay valid.
     for begin, link in reversed(find_links(text)):
         text = f"{text[:begin]} {text[begin + len(link) :]}"
     return text

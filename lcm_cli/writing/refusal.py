@@ -78,6 +78,7 @@ def refuse(
     nearest_N = cosines(concepts_ND, sources_SD).max(axis=1)
     if nearest_N.max() < limits.near or nearest_N.mean() < limits.about:
         return "unrelated"
+    # Last, since it loads the language identifier.
     if any(is_foreign(" ".join(said), code, languages) for code, said in texts.items()):
         return "language"
     return None
@@ -104,6 +105,7 @@ def refuse_sentence(
 
 def _repeats(said: Sequence[str], concepts_ND: Array, limits: Thresholds) -> bool:
     """Return whether too many sentences repeat an earlier one or loop."""
+    # The lower triangle compares each sentence with those before it.
     alike_NN = np.tril(cosines(concepts_ND, concepts_ND), -1) >= limits.same
     words = [_words(text) for text in said]
     count = sum(

@@ -37,6 +37,7 @@ _UNITS = {
     "ml": r"mill?il",
     "l": r"lit",
 }
+# The longest first, so that "km/h" is not read as "km".
 _SYMBOL = "|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True))
 _GAP = "[ \u00a0\u2009\u202f]?"
 _UNIT = re.compile(rf"\d{_GAP}({_SYMBOL})(?!\w)|(?<!\w)([€$£]){_GAP}(?=\d)")
@@ -83,6 +84,7 @@ def numbers(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     Dates, times and decimals have several runs: "3,14" and "3.14" are both ("3", "14").
     """
+    # Digits of any script as ASCII, one for one, so that positions stay those of `text`.
     plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
     for found in _NUMBER.finditer(plain):
         if found["whole"]:
@@ -97,6 +99,7 @@ def numbers(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _lost_numbers(source: str, text: str) -> list[str]:
+    # A number of the translation stands for one of the source: "2 of 2" needs two.
     left = Counter(run for _, runs in numbers(text) for run in runs)
     lost = []
     for written, runs in numbers(source):

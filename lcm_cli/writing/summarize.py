@@ -99,6 +99,7 @@ def choose_sentences(embedded: Prepared, length: Length) -> list[int]:
 
 def _distinct(ranking: Iterable[int], sentences: Sequence[str]) -> Iterator[int]:
     """Yield the sentences of a ranking without those that repeat the words of an earlier one."""
+    # Punctuation and case aside: the cosine of such sentences may be below that of duplicates.
     seen: set[tuple[str, ...]] = set()
     for i in ranking:
         key = tuple(words(sentences[i]))

@@ -155,6 +155,7 @@ def translate_all(
     copied = {key for key in concepts if is_copied(key[1], key[0])}
     rest = {key: concept_D for key, concept_D in concepts.items() if key not in copied}
     if progress:
+        # Copies and repetitions count as done at once.
         progress(len(to) * (sum(len(each.document.sentences) for each in window) - len(rest)))
     found = _Translator(space, options or TranslateOptions(), progress).renderings(rest, to)
     found |= {(*key, code): Rendering(key[1]) for key in copied for code in to}
@@ -243,6 +244,7 @@ class _Translator:
             )
             for text in texts
         ]
+        # Searches return the likeliest first, and the sort is stable.
         return sorted(options, key=lambda option: (option.refused, option.lost))
 
     def _measure(self, drafts: Sequence[tuple[_Draft, Sequence[_Option]]]) -> None:
@@ -264,6 +266,7 @@ class _Translator:
     def _try_again(self, drafts: Sequence[_Draft]) -> None:
         """Choose the most similar option for doubtful drafts; search refused ones again."""
         refused = [draft for draft in drafts if draft.doubt != "far"]
+        # Drafts are in the order of their languages, as `groupby` needs.
         for code, group in groupby(refused, key=lambda draft: draft.code):
             own = list(group)
             found = self._decode([draft.source for draft in own], [code], RETRY_NGRAM, None)[code]

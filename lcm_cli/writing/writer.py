@@ -445,6 +445,7 @@ class Writer:
     def reencode(self, concepts_BD: Tensor) -> Tensor:
         """Decode concepts greedily in the model's own language and encode the texts, (B, D)."""
         assert self.space is not None
+        # The limit depends on nothing in the batch, so a continuation does not either.
         lang, rows_BD = own_language(self.space), concepts_BD.float().cpu().numpy()
         limits = [MIN_TOKENS] * len(rows_BD)
         found = self.space.decode(rows_BD, [lang], DecodeOptions(beam=1), limits=limits)[lang]

@@ -128,7 +128,7 @@ def test_learning_from_captured_predictions(lcm: Run, made: Path, tmp_path: Path
     report = json.loads(done.stdout.splitlines()[-1])["report"]
     assert list(report) == ["teacher", "student"]
     changed = lcm(*arguments, "-o", tmp_path / "third", "--set", "data.wrap=9")
-    assert changed.code == 5 and "another data set" in changed.stderr
+    assert changed.code == 5 and "a different data set" in changed.stderr
     assert lcm(*arguments, "--shard", "0/2").code == 2
     unnamed = lcm("distill", made / "base.toml", "--capture")
     assert unnamed.code == 2 and "distill.capture" in unnamed.stderr

@@ -94,7 +94,7 @@ def test_the_same_call_writes_the_same_bytes(road: Run, story: Path, tmp_path: P
         ([], 2, "no output for the concepts"),
         (["-o", "a.bin"], 2, "unknown suffix .bin"),
         (["-o", "nosuch/a.parquet"], 3, "no such folder: nosuch"),
-        (["--json", "-o", "a.parquet"], 2, "--json does not fit a.parquet"),
+        (["--json", "-o", "a.parquet"], 2, "--json cannot be written to a.parquet"),
         (["-o", "pyproject.parquet", "--dtype", "float8"], 2, "float8"),
     ],
 )

@@ -157,9 +157,9 @@ def test_the_share_of_a_process(
         ([], {"RANK": "4", "WORLD_SIZE": "3"}, "RANK/WORLD_SIZE 4/3 is out of range"),
         ([], {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "2",
               "SLURM_ARRAY_TASK_MIN": "1"}, "6/2 is out of range"),
-        (["--address", "auto"], {}, "--address is for --engine ray"),
-        (["--engine", "ray", "--shard", "1/3"], {}, "does not fit --engine ray"),
-        (["--engine", "ray", "--json"], {}, "--json does not fit --engine ray"),
+        (["--address", "auto"], {}, "--address needs --engine ray"),
+        (["--engine", "ray", "--shard", "1/3"], {}, "--engine ray embeds all of them"),
+        (["--engine", "ray", "--json"], {}, "--json cannot be used with --engine ray"),
     ],
 )  # fmt: skip
 def test_errors(
@@ -186,8 +186,11 @@ def test_one_folder_holds_one_data_set(road: Run, corpus: Path, tmp_path: Path) 
     other = corpus / "a.txt"
     for arguments, message in (
         (command(corpus, divided, "--shard", "0/4"), "is divided into 3 shares, not 4"),
-        (command(other, divided, "--shard", "1/3"), "are of other documents or options"),
-        (command(corpus, divided, "--shard", "1/3", "--one-per-line"), "are of other documents"),
+        (command(other, divided, "--shard", "1/3"), "were made from other documents or options"),
+        (
+            command(corpus, divided, "--shard", "1/3", "--one-per-line"),
+            "were made from other documents",
+        ),
         (command(corpus, divided), "holds a data set in shares"),
         (command(corpus, divided, "--force"), "holds a data set in shares"),
         (command(corpus, whole, "--shard", "0/3"), "that is not divided into shares"),

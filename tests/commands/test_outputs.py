@@ -89,7 +89,7 @@ def test_inputs_with_the_same_name(translate: Run, tmp_path: Path) -> None:
 
 def test_two_languages_in_one_file(translate: Run, page: Path) -> None:
     done = translate(page, "--to", "fr", "--to", "de", "-o", "new.md")
-    assert done.code != 0 and "holds one document in one language" in done.stderr
+    assert done.code != 0 and "can hold only one document in one language" in done.stderr
     assert not Path("new.md").exists()
     template = ("-o", "new/", "--output-template", "{stem}{ext}")
     done = translate(page, "--to", "fr", "--to", "de", *template)

@@ -260,7 +260,7 @@ def test_evaluation_of_a_table_with_bad_recordings(
     for message in (
         "row 2: {}, speech: {}/none.wav does not exist",
         "row 3: {}, speech: utterance 0 is silent",
-        "row 4: {}, speech: {}/long.wav lasts 30.0 s, and the encoder takes 20.0 s",
+        "row 4: {}, speech: {}/long.wav lasts 30.0 s, but the encoder takes 20.0 s",
         "row 5: {}, speech: {}/notes.txt is not a recording",
         "row 6: {}, speech: the row has no audio",
     ):

@@ -226,7 +226,7 @@ def test_nothing_but_white_space(tmp_path):
 @pytest.mark.parametrize("name", ["a.parquet", "a.safetensors", "a.arrow"])
 def test_text_under_a_binary_name(tmp_path, name):
     (tmp_path / name).write_text("This is a story.")
-    assert "in spite of its name" in caught([tmp_path / name]).message
+    assert "despite its name" in caught([tmp_path / name]).message
 
 
 def test_content_counts_more_than_the_name(tmp_path):
@@ -421,11 +421,15 @@ RECORDS = [{"id": i, "text": "Ein schöner Tag."} for i in range(9)]
         ('\ufeff[\r\n  "One.",\r\n  "Two."\r\n]\r\n', "is a JSON array", "'.[]'"),
         ('["One.", "Two."]\n', "is a JSON array", "'.[] | {text: .}'"),
         ("[]", "is a JSON array", "'.[]'"),
-        (json.dumps(RECORDS[0], indent=2), "is JSON spread over lines", "."),
-        ("\n".join(json.dumps(r, indent=4) for r in RECORDS), "is JSON spread over lines", "."),
-        ('{"id": "a",\n "text": "One."}\n', "is JSON spread over lines", "."),
-        ('{ "id": "a"\n, "text": "One."\n}\n', "is JSON spread over lines", "."),
-        ('{"sentences": [\n"One.",\n"Two."]}\n', "is JSON spread over lines", "."),
+        (json.dumps(RECORDS[0], indent=2), "is JSON spread over several lines", "."),
+        (
+            "\n".join(json.dumps(r, indent=4) for r in RECORDS),
+            "is JSON spread over several lines",
+            ".",
+        ),
+        ('{"id": "a",\n "text": "One."}\n', "is JSON spread over several lines", "."),
+        ('{ "id": "a"\n, "text": "One."\n}\n', "is JSON spread over several lines", "."),
+        ('{"sentences": [\n"One.",\n"Two."]}\n', "is JSON spread over several lines", "."),
     ],
 )
 def test_json_in_another_layout_is_one_error(tmp_path, text, what, convert):

@@ -136,6 +136,18 @@ def test_sampling_depends_on_the_seed_not_on_the_batch(tiny, concepts):
     assert texts({"e": whole}) != texts(tiny.decode(concepts, ["eng_Latn"], other))
 
 
+def test_a_seed_may_have_any_size(tiny, concepts):
+    options = DecodeOptions(sample=True, seed=10**30, max_tokens=5)
+    assert all(texts(tiny.decode(concepts, ["eng_Latn"], options)))
+
+
+def test_a_limit_outranks_the_fewest_tokens(tiny, concepts):
+    limits, options = [2, 5, 3, 2, 9, 4], DecodeOptions(min_tokens=8)
+    found = tiny.decode(concepts, ["eng_Latn"], options, limits=limits)["eng_Latn"]
+    for (best, *_), limit in zip(found, limits, strict=True):
+        assert len(tiny.tokenize([best.text], "eng_Latn")[0]) - 2 < limit
+
+
 def test_sampling_only_the_most_likely_token_is_greedy(tiny, concepts):
     greedy = tiny.decode(concepts, ["fra_Latn"], DecodeOptions(beam=1))
     for cut in ({"top_k": 1}, {"top_p": 1e-9}):

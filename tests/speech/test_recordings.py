@@ -125,7 +125,7 @@ def test_the_length_of_an_mp3_file_without_a_header_is_found_by_reading(write):
 
 def test_text_under_an_audio_name_is_an_error(tmp_path):
     (tmp_path / "a.wav").write_text("These are words.")
-    with pytest.raises(IntegrityError, match="is not an audio file, in spite of its name"):
+    with pytest.raises(IntegrityError, match="is not an audio file, despite its name"):
         recording(tmp_path / "a.wav")
 
 

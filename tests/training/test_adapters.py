@@ -393,7 +393,7 @@ def test_finetuning_starts_from_an_adapter(space_recipe, adapter, tmp_path):
         ('adapter.modules=["decoder.*.quarry"]', "'decoder.*.quarry' matches no linear map"),
         ('adapter.modules=["*embed.weight"]', "matches no linear map"),
         ("adapter.ranks=4", "ranks"),
-        ('start=""', "without start|needs languages"),
+        ('start=""', "needs start|needs languages"),
     ],
 )
 def test_clear_errors(space_recipe, tmp_path, change, message):
@@ -406,7 +406,7 @@ def test_clear_errors(space_recipe, tmp_path, change, message):
     [
         ('train.parallel="fsdp"', "fsdp"),
         ('normalizer="runs/n"', "normalizer"),
-        ('start=""', "without start"),
+        ('start=""', "needs start"),
         ("distill.teacher=other", "teacher"),
     ],
 )

@@ -153,7 +153,7 @@ def test_a_dry_run_of_what_does_not_fit_into_memory(lcm, write_recipe, monkeypat
 def test_a_dry_run_of_what_is_fitted_is_refused(kind, tmp_path, capsys):
     recipe = ROOT / "examples" / "recipes" / f"{kind}.toml"
     assert main(["train", str(recipe), "-o", str(tmp_path / "run"), "--dry-run"]) == 2
-    assert f"not for a {kind}" in capsys.readouterr().err
+    assert f"does not work for a {kind}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

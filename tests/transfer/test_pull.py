@@ -192,7 +192,7 @@ def test_source_that_changed_since_the_first_pull(cache, card, official, server)
     state = {k: v + 1 for k, v in official.state("encoder").items()}
     torch.save({"model": state}, cache / "changed.pt")
     server.files["/encoder.pt"] = (cache / "changed.pt").read_bytes()
-    with pytest.raises(IntegrityError, match=r"encoder\.pt is not what it was on") as caught:
+    with pytest.raises(IntegrityError, match=r"encoder\.pt has changed since") as caught:
         run(card)
     assert "--force" in caught.value.hint
     space = run(card, force=True)
@@ -227,7 +227,7 @@ def test_tokenizer_that_does_not_fit(card):
 def test_wrong_number_of_languages(card):
     lines = card.read_text().splitlines()
     card.write_text("\n".join("languages = 7" if x.startswith("lang") else x for x in lines))
-    with pytest.raises(IntegrityError, match="202 languages, its card says 7"):
+    with pytest.raises(IntegrityError, match="202 languages, but its card says 7"):
         run(card)
 
 
@@ -446,7 +446,7 @@ def test_part_that_changed_on_its_branch(cache, port_card, official, hub_server,
     files = port_of(official, "encoder", tmp_path)
     files["config.json"] += b" "
     hub_server.publish("org/enc", files)
-    with pytest.raises(IntegrityError, match=r"org/enc/config\.json is not what it was"):
+    with pytest.raises(IntegrityError, match=r"org/enc/config\.json has changed since"):
         run(port_card)
 
 

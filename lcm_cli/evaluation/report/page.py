@@ -9,8 +9,15 @@ from typing import Any
 
 from lcm_cli.evaluation.report.plots import Picture
 from lcm_cli.evaluation.run import Evaluation
-from lcm_cli.evaluation.tables import ALL, CONCEPT_SYSTEMS, MEASURES, Measure, all_zero, measures
-from lcm_cli.text.languages import language
+from lcm_cli.evaluation.tables import (
+    ALL,
+    CONCEPT_SYSTEMS,
+    MEASURES,
+    Measure,
+    all_zero,
+    measures,
+    pair_name,
+)
 
 EXAMPLES = 60  # on the page, at most; examples.jsonl has all
 SENTENCES = 40  # of a source that are shown, at most
@@ -68,7 +75,7 @@ def _task(task: str, evaluation: Evaluation, pictures: Sequence[Picture]) -> str
         parts.append(f"<details><summary>With all published numbers</summary>{table}</details>")
     if len(langs) > 1:
         tables = "".join(
-            f"<h3>{escape(_label(lang))}</h3>{_table([e for e in results if e['lang'] == lang])}"
+            f"<h3>{escape(pair_name(lang))}</h3>{_table([e for e in results if e['lang'] == lang])}"
             for lang in langs
             if lang != ALL
         )
@@ -198,9 +205,9 @@ def _first_of_each_task(groups: Sequence[list[Any]], tasks: Sequence[str]) -> li
 def _example(group: Sequence[dict[str, Any]]) -> str:
     """Return an example with the predictions of all systems, the records in `group`."""
     first = group[0]
-    title = f"{first['task']} · row {first['row']} · {first['id']} · {_label(first['lang'])}"
+    title = f"{first['task']} · row {first['row']} · {first['id']} · {pair_name(first['lang'])}"
     if first["to"] != first["lang"]:
-        title += f" → {_label(first['to'])}"
+        title += f" → {pair_name(first['to'])}"
     source = _sentences(first["source"], first["lang"])
     parts = [
         f"<details><summary>Source, {len(first['source'])} sentences</summary>{source}</details>"
@@ -264,10 +271,6 @@ def _facts(facts: dict[str, Any]) -> str:
 
 def _lang_attributes(lang: str) -> str:
     return f'lang="{escape(lang.replace("_", "-"))}" dir=auto'
-
-
-def _label(lang: str) -> str:
-    return "all" if lang == ALL else " → ".join(language(code).name for code in lang.split("-"))
 
 
 def _column_title(measure: Measure) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lcm_cli.evaluation.run import Evaluation
-from lcm_cli.evaluation.tables import ALL, MEASURES, Measure
+from lcm_cli.evaluation.tables import ALL, MEASURES, Measure, pair_name
 from lcm_cli.text.length import count_words
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _bars(results: Sequence[dict[str, Any]], measure: Measure) -> "Figure":
             ecolor="#333333",
             error_kw={"elinewidth": 0.8},
         )
-    axis.set_yticks(range(len(langs)), [_named(lang) for lang in langs])
+    axis.set_yticks(range(len(langs)), [pair_name(lang) for lang in langs])
     axis.invert_yaxis()
     axis.set_xlabel(measure.label + _direction(measure))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -244,14 +244,6 @@ def _maps(records: Sequence[dict[str, Any]]) -> "Figure":
 def _end(result: dict[str, Any], side: str) -> float:
     value = result[side]
     return float(result["value"] if value is None else value)
-
-
-def _named(lang: str) -> str:
-    from lcm_cli.text.languages import language
-
-    if lang == ALL:
-        return "all"
-    return " → ".join(language(code).name for code in lang.split("-"))
 
 
 def _direction(measure: Measure) -> str:

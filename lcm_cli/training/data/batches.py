@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Self
 
@@ -161,23 +161,12 @@ class ConceptData:
         if prefix is None:
             prefix = (begin_text,) if begin_text else ()
         encoder = _AffixEncoder(encode, dim, prefix, suffix, prompts or {})
-
-        def document_sets(
-            entries: Sequence[str | DataSet], columns: list[Column]
-        ) -> list[DocumentSet]:
-            ends = encoder.paragraph_break(break_text, columns) if options.plan else None
-            found = []
-            for each in map(as_data_set, entries):
-                index = scan(each, dim, options.filter, ends, columns)
-                affixes = encoder.affixes(each, columns)
-                found.append(DocumentSet(each, index, affixes, options, max_length))
-            return found
-
         self._columns = wanted_columns(tokenize=tokenize, woven=options.plan, fragility=fragility)
         # Held-out losses are not weighted by fragility.
         self._held_out_columns = wanted_columns(tokenize=tokenize, woven=options.plan)
-        self._train = document_sets(options.train, self._columns)
-        self._validation = document_sets(options.validation, self._held_out_columns)
+        open_sets = partial(_document_sets, options, dim, max_length, encoder, break_text)
+        self._train = open_sets(options.train, self._columns)
+        self._validation = open_sets(options.validation, self._held_out_columns)
         self.space = _common_space([*self._train, *self._validation])
         self.plans = _all_planned([*self._train, *self._validation])
         self.documents = sum(len(documents) for documents in self._train)
@@ -189,12 +178,7 @@ class ConceptData:
         if not self.documents:
             reasons = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
             raise IntegrityError(f"no document is left to train on: {reasons}", "check [data]")
-        # A batch holds at least one whole row.
-        longest = max(documents.longest for documents in self._train)
-        row = max(longest, self._wrap if options.packing else 0)
-        self._batch = max(options.batch_concepts, row)
-        least = LEAST_PACKED_ROWS if options.packing else LEAST_ROWS
-        self._readers = _most_readers(options.readers, self._batch // (least * row))
+        self._batch, self._readers = self._batch_shape()
         self._ends = [0]  # batches before each epoch
         self._lock = Lock()
         self._buffers_of = lru_cache(4)(self._plan)
@@ -202,6 +186,16 @@ class ConceptData:
         self._made: dict[tuple[int, Share], Future[MicroBatches]] = {}
         self._loaders = ThreadPoolExecutor(workers, "load")
         self._makers = ThreadPoolExecutor(workers, "batch")
+
+    def _batch_shape(self) -> tuple[int, int]:
+        """Return the number of concepts in a batch, and of the readers that contribute to it."""
+        options = self.options
+        # A batch holds at least one whole row.
+        longest = max(documents.longest for documents in self._train)
+        row = max(longest, self._wrap if options.packing else 0)
+        size = max(options.batch_concepts, row)
+        least = LEAST_PACKED_ROWS if options.packing else LEAST_ROWS
+        return size, _most_readers(options.readers, size // (least * row))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -247,6 +241,7 @@ class ConceptData:
         """
         total = sum(len(documents) for documents in self._validation)
         count = total if limit is None else min(limit, total)
+        # Numbers over all data sets, one after the other.
         chosen = np.linspace(0, total, count, endpoint=False).astype(np.int64)
         rows: list[Row] = []
         start = 0
@@ -353,6 +348,7 @@ class ConceptData:
         """Return the epoch of a batch, and its number in the epoch."""
         while self._ends[-1] <= number:
             self._epoch(len(self._ends) - 1)
+        # side="right": the first batch of an epoch is not the end of the one before.
         epoch = int(np.searchsorted(self._ends, number, side="right")) - 1
         return epoch, number - self._ends[epoch]
 
@@ -376,6 +372,7 @@ class ConceptData:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(units))
         units = [units[i] for i in order]
         sizes = np.array([self.size(unit) for unit in units])
+        # In concepts of float16, as data sets store them.
         least = max(BUFFER_BYTES // (2 * self._dim), BUFFER_BATCHES * self.options.batch_concepts)
         # A buffer has the same number of row groups for each reader, except for the last one.
         starts = np.arange(0, len(units), self._readers)
@@ -427,6 +424,8 @@ class ConceptData:
         dealt = deal([self.size(unit) for unit in units], self._readers)
         parts = [[units[i] for i in part] for part in dealt]
         loads = np.array([sum(map(self.size, part)) for part in parts])
+        # Each move takes documents from a reader above the mean to one below it, but never so many
+        # that either crosses it: so the loop ends.
         while loads.max() > (1 + UNEVEN) * loads.mean():
             heaviest, lightest = int(loads.argmax()), int(loads.argmin())
             surplus = min(loads[heaviest] - loads.mean(), loads.mean() - loads[lightest])
@@ -443,6 +442,7 @@ class ConceptData:
     def _split(self, unit: Unit, most: float) -> tuple[Unit, Unit]:
         """Split off the last documents of a row group, with at most `most` concepts."""
         number, group, docs = unit
+        # From the end, so that both parts stay runs of documents in order.
         lengths = self._train[number].lengths(docs)[::-1]
         kept = len(docs) - int(np.searchsorted(lengths.cumsum(), most, side="right"))
         return (number, group, docs[:kept]), (number, group, docs[kept:])
@@ -460,6 +460,7 @@ class ConceptData:
         rows.sort(key=lambda row: sum(piece.length for piece in row))
         lengths = np.array([sum(piece.length for piece in row) for row in rows])
         parts = [[rows[i] for i in part] for part in cut_evenly(lengths, count)]
+        # A reader with few rows has none in some batches.
         return parts + [[] for _ in range(count - len(parts))]
 
 
@@ -517,6 +518,25 @@ class _AffixEncoder:
                 "the model and its data belong to another space",
             )
         return concepts
+
+
+def _document_sets(
+    options: DataOptions,
+    dim: int,
+    max_length: int,
+    encoder: _AffixEncoder,
+    break_text: str,
+    entries: Sequence[str | DataSet],
+    columns: list[Column],
+) -> list[DocumentSet]:
+    """Scan the data sets of `entries`, for batches with `columns`."""
+    ends = encoder.paragraph_break(break_text, columns) if options.plan else None
+    found = []
+    for each in map(as_data_set, entries):
+        index = scan(each, dim, options.filter, ends, columns)
+        affixes = encoder.affixes(each, columns)
+        found.append(DocumentSet(each, index, affixes, options, max_length))
+    return found
 
 
 def _most_readers(wanted: int, limit: int) -> int:

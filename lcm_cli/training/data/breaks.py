@@ -43,6 +43,7 @@ def insert_breaks(
             own_plans = np.arange(*plans.ends[number : number + 2]) + len(lists.flat)
             numbers = None if paragraphs is None else paragraphs[number].as_py()
             own = np.concatenate([own, own_plans, [len(flat) - 1]])
+            # `order` returns indices into sentences, plans and break; the break's may recur.
             own = own[order(numbers or [], end - begin, len(own_plans))]
         gathered.append(own)
     ends = np.cumsum([0, *map(len, gathered)])

@@ -138,6 +138,7 @@ class FragilityColumn(NumberColumn):
             return scores_N
         name = FRAGILITY[part == "target"]
         column = group.read([name])[name]
+        # Counted apart from the concepts: a document that is not learned may have no scores.
         file_ends = np.cumsum([0, *np.maximum(list_lengths(column), 0)])
         flat: Any = whole(column).flatten().to_numpy(zero_copy_only=False)
         for row in learned.tolist():

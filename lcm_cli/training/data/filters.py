@@ -49,9 +49,8 @@ class Filter:
             self._tree = ast.parse(text, mode="eval").body
             _check(self._tree, text)
         except (SyntaxError, ValueError) as error:
-            place = (
-                getattr(error, "offset", None) or len(text) + 1
-            )  # ast reports 0 at the end of the text
+            # ast reports 0 at the end of the text.
+            place = getattr(error, "offset", None) or len(text) + 1
             reason = getattr(error, "msg", str(error))
             raise _error(text, len(text[: place - 1].encode()), reason) from error
         except (RecursionError, MemoryError) as error:
@@ -109,6 +108,7 @@ class Filter:
             case ast.BinOp():
                 return _ARITHMETIC[type(node.op)](value(node.left), value(node.right))
             case ast.BoolOp():
+                # Kleene's logic: false and null is false, true or null is true.
                 join = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
                 return reduce(join, map(value, node.values))
             case ast.Compare():
@@ -169,6 +169,7 @@ def _check_operators(node: ast.Compare, text: str) -> None:
 def _is_in(left: Value, right: list[Value], op: type[ast.cmpop]) -> Value:
     if not isinstance(left, (pa.Array, pa.Scalar)):
         raise TypeError("the left side of `in` is not a column")
+    # Arrow's is_in is false for null; other comparisons with a missing value are null.
     found = pc.is_in(left, pa.array(right).cast(left.type))
     found = pc.if_else(pc.is_valid(left), found, pa.scalar(None, pa.bool_()))
     return pc.invert(found) if op is ast.NotIn else found

@@ -94,6 +94,7 @@ class DocumentIndex:
         and numbers of concepts other than of sentences. Breaks and plans are inserted if wanted.
         """
         group, all_documents = self.groups[number], self.documents
+        # Documents are in the order of their row groups.
         where = slice(*np.searchsorted(all_documents.group, [number, number + 1]))
         rows, targets = all_documents.row[where], all_documents.target[where]
         lists = read_row_group(group, group.concepts, dim)
@@ -152,6 +153,7 @@ def scan(
             own = partition[1] if partition else None
             if own is not None:
                 splits.add(own)
+            # The folder split=NAME/ names the split of a file, which then need not be read.
             if data_set.split and own not in (None, data_set.split):
                 continue
             scanner = _FileScanner(
@@ -193,6 +195,8 @@ class _FileScanner:
         self.splits: set[str] = set()
         self.filtered = 0
         names = self._layout.names
+        # No column of sentences is known to belong to a column of concepts that the user names: the
+        # concepts themselves are counted then.
         self._concepts = self._column(data_set.concepts, CONCEPTS)
         self._sentences = None if data_set.concepts else _first(SENTENCES, names)
         self._targets = self._column(data_set.target, TARGET_CONCEPTS)
@@ -208,6 +212,7 @@ class _FileScanner:
         for name in filter(None, (self._concepts, self._targets, self._plan_concepts)):
             _check_type(self._layout.field(name).type, str(path), name, dim)
         self.space = read_space_info(about(self._layout.metadata), str(path))
+        # Filters may use the usual names, whatever these columns are called here.
         self._aliases = {SENTENCES[0]: self._sentences, CONCEPTS[0]: self._concepts}
         if wanted is not None:
             known = dict.fromkeys([*names, *(key for key, name in self._aliases.items() if name)])
@@ -233,6 +238,7 @@ class _FileScanner:
         if self._targets is not None:
             found = self._lengths(table, self._target_sentences, self._targets, group.number)
             targets = np.maximum(found[rows], 0)
+        # The learned concepts: all of a plain document, of a pair the target.
         plain = np.where(targets, 0, lengths)
         for column in self._columns:
             column.check(table, group, rows, (plain, targets))
@@ -279,6 +285,7 @@ class _FileScanner:
             if given and given != count(own):
                 what = f"{given} plans and {count(own)} paragraphs"
                 raise IntegrityError(f"{group.label(row)} has {what}", AGAIN.format(self._path))
+            # Counted by arranging the document as `insert_breaks` will.
             woven[number] = len(order(own, length, given)) - length
             planned[number] = given > 0
         return woven, planned
@@ -309,6 +316,7 @@ class _FileScanner:
     ) -> Ints:
         """Return the number of sentences per row, or of concepts without sentences, (R,)."""
         found = list_lengths(table[sentences or concepts])
+        # Rows without sentences (null) may still have concepts: read these to count them.
         if sentences is not None and (found < 0).any():
             assert concepts is not None
             counted = self._file.read_row_group(number, [concepts], use_threads=False)

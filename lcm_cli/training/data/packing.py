@@ -80,6 +80,7 @@ class DocumentSet:
         self.cut_sources = int((kept < length[used]).sum())
         self._source = len(affixes.prefix) + kept + len(affixes.prompt)
         self._total = kept + fixed[used]
+        # As few pieces as possible; a pair is never cut, since its target needs its source.
         self._pieces = np.where(self._pair, 1, -(-self._total // wrap_length(options, max_length)))
         self.longest = int((-(-self._total // self._pieces)).max(initial=0))
         self.concepts = int(self._total.sum())
@@ -102,7 +103,7 @@ class DocumentSet:
         for number in range(begin // count, -(-end // count)) if count else ():
             first, last = max(begin - number * count, 0), min(end - number * count, count)
             if (first, last) == (0, count):
-                yield np.arange(count)
+                yield np.arange(count)  # in order: row groups are shuffled later
             else:
                 order = np.random.default_rng([*seed, number]).permutation(count)
                 yield np.sort(order[first:last])

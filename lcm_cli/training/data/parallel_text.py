@@ -157,24 +157,12 @@ class ParallelText:
         tokenizer does not know.
         """
         self.longest, self.device = longest, device
-        texts: dict[str, list[str]] = {}
-        homes: dict[str, list[int]] = {}
-        weights: list[float] = []
-        for lines, weight in sets:
-            for line in lines:
-                for key, found in line.items():
-                    code = key.removeprefix(MACHINE)
-                    if not tokenizer.knows(code):
-                        raise IntegrityError(
-                            f"the training data have {code!r}, which the space does not know"
-                        )
-                    texts.setdefault(key, []).extend(found)
-                    homes.setdefault(key, []).extend([len(weights)] * len(found))
-                weights.append(weight)
+        texts, homes, weights = _collect(sets, tokenizer)
         self.skipped = 0
         # Machine translations beside the other sentences of their language, as `_group` expects.
         keys = sorted(texts, key=lambda key: (key.removeprefix(MACHINE), key))
         parts = [
+            # pop: a language's texts are not kept beside its tokens.
             self._tokenize(tokenizer, key.removeprefix(MACHINE), texts.pop(key), max_tokens)
             for key in keys
         ]
@@ -186,7 +174,7 @@ class ParallelText:
         flat = np.concatenate([flat for flat, _, _ in parts])
         self._lengths = np.concatenate([lengths for _, lengths, _ in parts])
         starts = np.cumsum(self._lengths) - self._lengths
-        self._languages = flat[starts]
+        self._languages = flat[starts]  # a sentence begins with the token of its language
         home = np.concatenate(
             [np.array(homes[k])[kept] for k, (_, _, kept) in zip(keys, parts, strict=True)]
         )
@@ -271,6 +259,7 @@ class ParallelText:
     def _pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs of sentence numbers (N, 2), and which pairs are translations."""
         times = self._weights * np.maximum(self._size - 1, 1)
+        # Rounded at random, up or down, so that fractional weights hold on average.
         shown = np.floor(times + rng.random(len(self))).astype(np.int64)
         line = np.repeat(np.arange(len(self)), shown)
         begin, size = self._begin[line], self._size[line]
@@ -308,6 +297,7 @@ class ParallelText:
         languages = self._languages[pairs_N2[chosen]].astype(np.int64)
         # Both of two joined sentences are machine translations, or neither is.
         languages = 2 * languages + self._machine[pairs_N2[chosen]]
+        # One number for the pair of languages, so that one sort brings equal pairs together.
         key = languages[:, 0] << 32 | languages[:, 1]
         order = np.argsort(key, kind="stable")
         chosen, key = chosen[order], key[order]
@@ -391,11 +381,37 @@ class ParallelText:
         return (ends_R[-1] + room.longest * steps).clamp(max=room.tokens)
 
 
+def _collect(
+    sets: Iterable[tuple[Iterable[Translations], float]], tokenizer: Tokenizer
+) -> tuple[dict[str, list[str]], dict[str, list[int]], list[float]]:
+    """Return the sentences of all sets and the numbers of their lines, by key, and lines' weights.
+
+    Lines are numbered over all sets. Raises IntegrityError for a language that the tokenizer does
+    not know.
+    """
+    texts: dict[str, list[str]] = {}
+    homes: dict[str, list[int]] = {}
+    weights: list[float] = []
+    for lines, weight in sets:
+        for line in lines:
+            for key, found in line.items():
+                code = key.removeprefix(MACHINE)
+                if not tokenizer.knows(code):
+                    raise IntegrityError(
+                        f"the training data have {code!r}, which the space does not know"
+                    )
+                texts.setdefault(key, []).extend(found)
+                homes.setdefault(key, []).extend([len(weights)] * len(found))
+            weights.append(weight)
+    return texts, homes, weights
+
+
 def shifted(rows: Packed, own_rows: int) -> tuple[Packed, Tensor]:
     """Return the decoder's input for `rows`, </s> [lang] x, and the tokens to predict, (T,).
 
     The language is given, not predicted: NONE takes its place, and fills all rows after `own_rows`.
     """
+    # Rolling puts the last token of a row at the start of the next, where </s> replaces it.
     begins_T = rows.positions_T == 0
     wanted_T = rows.ids_T.masked_fill(begins_T | (rows.owner_T >= own_rows), NONE)
     ids_T = rows.ids_T.roll(1).masked_fill(begins_T, EOS)

@@ -86,6 +86,7 @@ class Utterances:
         order = order[np.argsort(self.lengths_U[order], kind="stable")]
         batches, first = [], 0
         for place, index in enumerate(order):
+            # The newest is the longest, to whose length all others are extended.
             if place > first and (place + 1 - first) * self.lengths_U[index] > seconds * STEPS:
                 batches.append(order[first:place])
                 first = place
@@ -109,6 +110,7 @@ def standardized(mel_NTB: Tensor, stride: int) -> Tensor:
 
     They equal those of lcm_cli.speech.features.
     """
+    # The clamp makes a band without variance 0, not NaN.
     variance, mean = torch.var_mean(mel_NTB, dim=1, keepdim=True)
     mel_NTB = (mel_NTB - mean) / variance.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
     frames = mel_NTB.shape[1] // stride
@@ -120,11 +122,13 @@ class Noise:
 
     def __init__(self, bins: int) -> None:
         draw = torch.Generator().manual_seed(0)
+        # The last window takes one and a half steps more than its own.
         samples = (_NOISE_STEPS + 2) * STEP
         white = torch.fft.rfft(torch.randn(samples, generator=draw))
         slope = torch.arange(1, len(white) + 1) ** -0.5
         # The energy falls by 0, 3 and 6 dB an octave.
         waves = [torch.fft.irfft(white * slope**power, n=samples) for power in range(3)]
+        # Any loudness will do, since `mixed` sets it, as long as no energy is at log_mel's floor.
         self._colours = torch.stack([log_mel(0.1 * w / w.std(), bins) for w in waves])
         self._level = self._colours.exp().mean(dim=(1, 2)).log()
 
@@ -141,6 +145,7 @@ class Noise:
         colour_n = torch.from_numpy(draw.integers(len(self._colours), size=len(noisy)))
         places_nT = draw.integers(_NOISE_STEPS, size=(len(noisy), 1)) + np.arange(mel_NTB.shape[1])
         noise_nTB = self._colours[colour_n[:, None], torch.from_numpy(places_nT % _NOISE_STEPS)]
+        # Levels are logarithms of mean energies, so the ratio of signal to noise is a difference.
         level_n = mel_NTB[noisy].exp().mean(dim=(1, 2)).log() - self._level[colour_n]
         quieter_n = torch.from_numpy(draw.uniform(*snr, size=len(noisy))).float() * _DECIBEL
         noise_nTB = noise_nTB + (level_n - quieter_n)[:, None, None]
@@ -224,6 +229,7 @@ def prepare(
         texts, langs = [each.text for each in table], [each.lang for each in table]
         with progress("encoding the texts", len(table)) as advance:
             concepts = space.encode(texts, langs, advance).concepts
+        # Last: it marks both files as complete.
         with atomic_path(rest, force=True) as temporary, temporary.open("wb") as file:
             np.savez(file, lengths=lengths, concepts=concepts)
     found = np.load(rest)

@@ -88,7 +88,7 @@ def _begin(folder: Path, settings: Settings, force: bool) -> Settings:
     if found != settings:
         name = next(name for name, value in vars(settings).items() if getattr(found, name) != value)
         raise UsageError(
-            f"{folder} holds predictions with another {name}: "
+            f"{folder} holds predictions with a different {name}: "
             f"{getattr(found, name)}, not {getattr(settings, name)}",
             "choose another folder, or add --force to start over",
         )
@@ -138,6 +138,7 @@ class Capture:
                 parts.append(self._outputs(batch, found, draw))
         keys_K2 = torch.from_numpy(np.frombuffer(b"".join(keys), np.int64).reshape(-1, 2).copy())
         counts_K = torch.tensor(counts, dtype=torch.long)
+        # A shard may have no documents at all, and cat needs one tensor.
         empty_TD = torch.zeros(0, self._plan.settings.dim)
         weights = {DRAW.format(n): torch.cat([empty_TD, *parts]) for n, parts in enumerate(outputs)}
         about: dict[str, list[StoredPiece]] = {

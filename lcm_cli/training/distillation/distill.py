@@ -45,8 +45,8 @@ from lcm_cli.training.distillation.teaching import Teaching
 from lcm_cli.training.parallel import World, join_processes
 from lcm_cli.training.prepare import (
     EndlessData,
+    add_token_loss,
     learns_tokens,
-    listen,
     load_start,
     make_sampler,
     model_config,
@@ -289,7 +289,7 @@ class Lesson:
                     f"the {name} of {self.recipe.start} is not the teacher's",
                     "start from a new student, or from one trained with this teacher",
                 )
-        listen(model, self.space)
+        add_token_loss(model, self.space)
         return model.to(self.device)
 
     def report(self, models: dict[str, ConceptModel], folder: Path) -> dict[str, Any]:
@@ -322,7 +322,7 @@ class Lesson:
     def _losses(self, model: ConceptModel, batches: list[Batch]) -> dict[str, float]:
         """Return the parts of the loss that need only the model: own and prediction."""
         if learns_tokens(self.config):
-            listen(model, self.space)
+            add_token_loss(model, self.space)
         live = replace(self.options, capture="", draws=1)
         options = replace(live, prediction=1.0, hidden=0.0, hidden_loss="mse", layers=())
         teaching = Teaching(model, self.teacher, options)
@@ -349,7 +349,7 @@ def distillation(recipe: ModelRecipe) -> Distillation:
         )
     for name in ("normalizer", "quantizer"):
         if getattr(recipe, name):
-            raise UsageError(f"{name} = {getattr(recipe, name)!r}: a student has its teacher's")
+            raise UsageError(f"{name} = {getattr(recipe, name)!r}: a student uses its teacher's")
     return recipe.distill
 
 
@@ -395,6 +395,7 @@ def to_teacher(
     """Return the mean distance between the predictions of two models, given the same noise."""
     far, count = 0.0, 0
     for number, batch in enumerate(batches):
+        # Both models draw the same noise. Batches of at most 1000 rows share none.
         rows = range(seed + 1000 * number, seed + 1000 * number + len(batch.lengths_B))
         placed = batch.to(model.device)
         predicted = [

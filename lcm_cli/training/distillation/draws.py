@@ -96,6 +96,7 @@ class DocumentDraws:
         dropped_BS = torch.zeros(shape[:2], dtype=torch.bool)
         for place in places:
             generator, size = self._generator(place.key, number), torch.Size((1, place.count))
+            # In this order: a capture and the training on it must draw the same numbers.
             noise_BSD[place.where].normal_(generator=generator)
             timesteps_BS[place.where] = self._levels.draw(size, "cpu", generator)[0]
             if self._objective.condition_dropping > 0:

@@ -81,6 +81,7 @@ def path(
             points.append(step.previous.clamp(-options.clip, options.clip))
 
     predict = teacher.teacher(x_BSD, options)
+    # eta is 0, so that no further noise is drawn: any function serves.
     x0_BPD = sample(teacher.schedule, options, start_BPD, predict, lambda: start_BPD, watch)
     return [*points[:-1], x0_BPD]
 
@@ -96,6 +97,7 @@ def end_points(
     for (t, s), x, after in zip(pairs[:-1], points, points[1:], strict=False):
         a_t, a_s = math.sqrt(schedule.alpha(t)), math.sqrt(schedule.alpha(s))
         spread_t, spread_s = math.sqrt(1 - schedule.alpha(t)), math.sqrt(1 - schedule.alpha(s))
+        # Solve x_s = a_s x0 + s_s e / epsilon_scaling with e = (x_t - a_t x0) / s_t for x0.
         ratio = spread_s / (spread_t * options.epsilon_scaling)
         goals.append((after - ratio * x) / (a_s - ratio * a_t))
     return [*goals, points[-1]]  # the sampler returns the last step's x0 itself

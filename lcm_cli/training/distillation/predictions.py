@@ -32,17 +32,18 @@ from lcm_cli.models.config import AnyConfig
 from lcm_cli.models.interface import Batch, ConceptModel
 from lcm_cli.schema import counted, json_value, parse
 from lcm_cli.training.data.batches import ConceptData, Unit
-from lcm_cli.training.distillation.draws import KEY, DocumentDraws, Place, places
+from lcm_cli.training.distillation.draws import DocumentDraws, Place, places
 from lcm_cli.training.distillation.teaching import OUTPUTS
 from lcm_cli.training.parallel import MicroBatches, Share
 
 VERSION = 1
 SHARD_BYTES = 64 << 20  # of outputs in float16: about four row groups of `lcm embed`
+DIGITS = 16  # of the digests of teacher and data
 ABOUT = "capture.json"
 KEYS, STARTS, DRAW = "keys", "starts", "draw.{}"
 FIRST = "capture them first: lcm distill RECIPE --capture"
 AGAIN = "capture them again: lcm distill RECIPE --capture --force"
-_SAME = {"teacher": "another teacher", "data": "another data set", "noise": "other noise"}
+_SAME = {"teacher": "teacher", "data": "data set", "noise": "noise setting"}
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,12 @@ def check_same(folder: Path, found: Settings, wanted: Settings) -> None:
 
     Seed, store and precision are those of the capture, whatever the recipe says.
     """
-    for name, other in _SAME.items():
+    for name, what in _SAME.items():
         has, wants = getattr(found, name), getattr(wanted, name)
         if has != wants:
             raise IntegrityError(
-                f"{folder} is of {other} ({has}) than the recipe's ({wants})", AGAIN
+                f"{folder} was captured with a different {what}: {has}, but the recipe has {wants}",
+                AGAIN,
             )
     if found.draws != wanted.draws:
         raise IntegrityError(
@@ -131,6 +133,7 @@ class Plan:
         sizes = np.array([data.size(unit) for unit in units])
         starts = sizes.cumsum() - sizes
         shards: dict[int, list[Unit]] = {}
+        # A shard takes the row groups that begin in its range of concepts.
         for unit, number in zip(units, (starts // settings.shard_concepts).tolist(), strict=True):
             shards.setdefault(number, []).append(unit)
         used, parts = data.used(batches), list(shards.values())
@@ -156,16 +159,16 @@ def model_fingerprint(model: ConceptModel) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:KEY]
+    return digest.hexdigest()[:DIGITS]
 
 
 def data_fingerprint(data: ConceptData, max_length: int) -> str:
     """Return a digest of the options that shape the documents, and of all row groups' sizes."""
     shaping = ("plan", "min_sentences", "max_sentences", "filter", "prefix", "suffix")
-    told: dict[str, Any] = {name: getattr(data.options, name) for name in shaping}
-    told["wrap"] = min(data.options.wrap, max_length)
-    told["groups"] = [(len(unit[2]), data.size(unit)) for unit in data.units()]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:KEY]
+    facts: dict[str, Any] = {name: getattr(data.options, name) for name in shaping}
+    facts["wrap"] = min(data.options.wrap, max_length)
+    facts["groups"] = [(len(unit[2]), data.size(unit)) for unit in data.units()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 class _Shard:
@@ -173,10 +176,9 @@ class _Shard:
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path, self._dim = path, settings.dim
-        header, _, self._entries = read_entries(path)
-        self._data = header
+        self._header_bytes, _, self._entries = read_entries(path)
         ends = [entry["data_offsets"][1] for entry in self._entries.values()]
-        if path.stat().st_size != header + max(ends, default=0):
+        if path.stat().st_size != self._header_bytes + max(ends, default=0):
             raise damaged(str(path), f"it has {path.stat().st_size} bytes")
         draws = [DRAW.format(number) for number in range(settings.draws)]
         if missing := {KEYS, STARTS, *draws} - set(self._entries):
@@ -186,6 +188,7 @@ class _Shard:
     def documents(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Return the key of each document, (K, 2), and where its outputs start, (K,)."""
         count = self._entries[KEYS]["shape"][0]
+        # Stored as int64, since the writer knows no unsigned type; `_find` compares without signs.
         keys = self._numbers(KEYS, np.uint64, 0, 2 * count).reshape(-1, 2)
         return keys, self._numbers(STARTS, np.int64, 0, count)
 
@@ -202,7 +205,7 @@ class _Shard:
         # Reads, rather than a memory map: mapped pages would count as this process's memory, and
         # network file systems serve a page fault for each 4 kB of a document.
         size = np.dtype(dtype).itemsize
-        place = self._data + self._entries[name]["data_offsets"][0] + first * size
+        place = self._header_bytes + self._entries[name]["data_offsets"][0] + first * size
         found = np.fromfile(self._path, dtype, count, offset=place)
         if len(found) != count:
             raise damaged(str(self._path), f"{name} ends early")
@@ -233,6 +236,7 @@ class CapturedPredictions:
             found = [shard.documents() for shard in self._shards]
         except (OSError, LcmError) as error:
             raise _unreadable(error) from error
+        # Sorted by the first half of the keys, for `_find`.
         keys_K2 = np.concatenate([keys for keys, _ in found])
         order_K = keys_K2[:, 0].argsort(kind="stable")
         self._keys_K2 = keys_K2[order_K]

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from lcm_cli.errors import IntegrityError
 from lcm_cli.models.diffusion_lcm import DiffusionLCM
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, squared_error
+from lcm_cli.models.layers import stacks
 from lcm_cli.models.quant_lcm import QuantLCM
 from lcm_cli.training.distillation.draws import given_draws
 from lcm_cli.training.parallel import World, gathered
@@ -198,6 +199,7 @@ class Teaching(nn.Module):
             hidden_error(kind, gathered(matrix), *_real(batch, mine[ours], theirs[number]))
             for matrix, (ours, number) in zip(self.matrices.parameters(), self.pairs, strict=True)
         ]
+        # Each error is a mean or a ratio: times the targets, to be a sum like the other parts.
         return torch.stack(errors).mean() * targets
 
 
@@ -303,17 +305,13 @@ def _learned(model: ConceptModel, batch: Batch) -> Tensor:
     return batch.learned(first=getattr(model.config.objective, "min_context", 0))  # type: ignore[union-attr]
 
 
-def stacks(model: nn.Module) -> list[nn.ModuleList]:
-    """Return a model's stacks of Transformer layers."""
-    return [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-
-
 def partners(student: nn.Module, teacher: nn.Module) -> list[tuple[int, int]]:
     """Pair every layer of the student with a layer of the teacher, evenly within each stack."""
     pairs: list[tuple[int, int]] = []
     mine = theirs = 0
     for ours, other in zip(stacks(student), stacks(teacher), strict=True):
         share = len(other) / len(ours)
+        # The last of each group, so that the last layers of both are partners.
         pairs += [(mine + i, theirs + math.ceil((i + 1) * share) - 1) for i in range(len(ours))]
         mine, theirs = mine + len(ours), theirs + len(other)
     return pairs

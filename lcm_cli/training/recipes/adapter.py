@@ -35,7 +35,9 @@ def check_adapter(adapter: AdapterOptions | None, start: str, distill: object | 
     if adapter is None:
         return
     if distill is not None:
-        raise IntegrityError("[adapter] and a teacher", "distil without [adapter]")
+        raise IntegrityError(
+            "[adapter] cannot be combined with a teacher", "distil without [adapter]"
+        )
     if not start:
         hint = 'name the checkpoint to adapt: start = "tiny"'
-        raise IntegrityError("[adapter] without start", hint)
+        raise IntegrityError("[adapter] needs start", hint)

@@ -117,17 +117,8 @@ class Distillation:
     steps: int = 0
 
     def __post_init__(self) -> None:
-        """Raise IntegrityError for invalid combinations."""
-        for name in ("own", "prediction", "hidden"):
-            weight = getattr(self, name)
-            ends = (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,)
-            for number in ends:
-                if not 0 <= number < math.inf:
-                    raise IntegrityError(
-                        f"distill.{name} must be 0 or a positive number, not {number}"
-                    )
-        if not 0 < self.temperature < math.inf:
-            raise IntegrityError(f"distill.temperature must be positive, not {self.temperature}")
+        """Raise IntegrityError for invalid numbers and combinations."""
+        self._check_numbers()
         if not self.prediction and not self.hidden:
             raise IntegrityError("nothing is learned from the teacher", "distill.prediction = 1.0")
         if self.capture and self.hidden:
@@ -135,20 +126,16 @@ class Distillation:
                 f"{self.capture} holds predictions, not hidden states",
                 "set distill.hidden = 0, or leave distill.capture out",
             )
-        if self.draws < 1:
-            raise IntegrityError(f"distill.draws must be at least 1, not {self.draws}")
         if self.draws > 1 and not self.capture:
             raise IntegrityError(
-                "distill.draws without distill.capture: each step draws new noise",
+                "distill.draws has no effect without distill.capture: each step draws new noise",
                 "leave distill.draws out",
             )
         for name in ("layers", "hidden_loss"):
             if getattr(self, name) not in ((), "mse") and not self.hidden:
                 raise IntegrityError(
-                    f"distill.{name} without distill.hidden", "distill.hidden = 1.0"
+                    f"distill.{name} has no effect without distill.hidden", "distill.hidden = 1.0"
                 )
-        if self.steps < 0:
-            raise IntegrityError(f"distill.steps must not be negative: {self.steps}")
         defaults = {part.name: part.default for part in fields(self)}
         losses = (
             *("own", "prediction", "prediction_loss", "temperature"),
@@ -159,6 +146,22 @@ class Distillation:
                 "distill.steps replaces all other losses of [distill]",
                 f"leave {', '.join(losses)} out",
             )
+
+    def _check_numbers(self) -> None:
+        for name in ("own", "prediction", "hidden"):
+            weight = getattr(self, name)
+            ends = (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,)
+            for number in ends:
+                if not 0 <= number < math.inf:
+                    raise IntegrityError(
+                        f"distill.{name} must be 0 or a positive number, not {number}"
+                    )
+        if not 0 < self.temperature < math.inf:
+            raise IntegrityError(f"distill.temperature must be positive, not {self.temperature}")
+        if self.draws < 1:
+            raise IntegrityError(f"distill.draws must be at least 1, not {self.draws}")
+        if self.steps < 0:
+            raise IntegrityError(f"distill.steps must not be negative: {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class ModelRecipe:
             return
         if self.normalizer or self.quantizer:
             raise IntegrityError(
-                "[adapter] and another normalizer or quantizer",
+                "[adapter] cannot be combined with another normalizer or quantizer",
                 "leave normalizer and quantizer out: an adapter keeps those of its base",
             )
         if self.train.parallel == "fsdp":

@@ -143,10 +143,11 @@ class SpaceRecipe:
         check_adapter(self.adapter, self.start, self.distill)
         if self.distill is not None and self.start:
             raise IntegrityError(
-                f"start = {self.start!r} and a teacher", "an encoder starts from distill.layers"
+                f"start = {self.start!r} cannot be combined with a teacher",
+                "a student starts from distill.layers",
             )
         if self.adapter is not None and self.train.store == "int8":
-            message = '[adapter] and train.store = "int8"'
+            message = '[adapter] cannot be combined with train.store = "int8"'
             hint = (
                 "train without store; merging the adapter can store int8: lcm checkpoints convert"
             )

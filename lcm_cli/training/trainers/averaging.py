@@ -29,6 +29,7 @@ class AveragedWeights:
         networks = list(networks)
         own = [p.data for p in self._parameters]
         try:
+            # Exchanges storage, without copies: optimizers keep their parameters.
             for p, average in zip(self._parameters, self.weights or own, strict=True):
                 p.data = average
             for network in networks:

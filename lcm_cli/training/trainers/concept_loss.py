@@ -25,6 +25,7 @@ def concept_losses(
     count = len(found_ND)
     own_NC = torch.eye(count, len(targets_CD), dtype=torch.bool, device=found_ND.device)
     logits_NC = functional.normalize(found_ND) @ functional.normalize(targets_CD).T / TEMPERATURE
+    # A row's own target stays, although it has the same meaning.
     logits_NC = logits_NC.masked_fill(same_NC & ~own_NC, -torch.inf)
     wanted_N = torch.arange(count, device=found_ND.device)
     contrast_N = functional.cross_entropy(logits_NC, wanted_N, reduction="none")

@@ -10,6 +10,7 @@ Shapes: B documents, S concepts, D concept dim, N targets.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from lcm_cli.hub.layouts import ADAPTER
 from lcm_cli.hub.locate import AdapterConfig
 from lcm_cli.models import checkpoint
 from lcm_cli.models.interface import Batch, ConceptModel, Loss
+from lcm_cli.models.layers import stacks
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.adapting import base_of, check_base, restore_trained, trained_state
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
@@ -108,6 +110,7 @@ class ModelTrainer:
         self.eval_every, self.sample_every = options.eval_every, options.sample_every
         self.keep, self.patience = options.keep, options.patience
         self.device = model.device
+        # Before `distribute`: DDP expects a gradient of every parameter that requires one.
         freeze(model, options.freeze)
         speed_up(model, options)
         model.train()
@@ -176,8 +179,9 @@ class ModelTrainer:
     def _clip(self, factor: float) -> float:
         """Multiply the gradient by `factor` and clip it; return its norm before clipping."""
         for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(optimizer)  # the norm to clip is that of the true gradients
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        # The norm is linear in the factor, so the gradients need not be multiplied first.
         norm = factor * gradient_norm(gradients)
         if self.options.clip and norm > self.options.clip:
             factor *= self.options.clip / norm
@@ -188,6 +192,7 @@ class ModelTrainer:
 
     def _update(self, learning_rate: float) -> None:
         for optimizer in self.optimizers:
+            # Each optimizer of a concept model has one group of parameters.
             optimizer.param_groups[0]["lr"] = learning_rate
             self.scaler.step(optimizer)  # does nothing if float16 gradients overflowed
         self.scaler.update()
@@ -329,6 +334,7 @@ class ModelTrainer:
                 yield self._gathered()
             return
         trained = [p.data for p in self.parameters]
+        # Without averages (strict=False), the weights stay.
         for p, average in zip(self.parameters, self.average, strict=False):
             p.data = average
         self.model.eval()
@@ -450,15 +456,9 @@ def seed_everything(*numbers: int) -> None:
         torch.default_generator.manual_seed(seed)
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
-    """Return the Transformer layers of a model, whatever its architecture."""
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return [layer for stack in stacks for layer in stack]
-
-
 def speed_up(model: nn.Module, options: Training) -> None:
     """Turn on activation checkpointing and compilation for each layer, as the recipe says."""
-    for layer in layers(model):
+    for layer in chain.from_iterable(stacks(model)):
         if options.checkpointing:
             layer.forward = _Recomputed(layer.forward)
         if options.compile:

@@ -29,8 +29,10 @@ def save_space(
     tokenizer: Path,
     source: Mapping[str, Any],
 ) -> Path:
-    """Write a space's folder: the networks' weights as the recipe says, or copies of the files
-    given instead, the tokenizer, and config.json last."""
+    """Write a space's folder: weights, tokenizer and, last, config.json; return the folder.
+
+    A network's state is written in the number format of the recipe; a file in its place is copied.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, state in states.items():
         path = folder / f"{name}.safetensors"

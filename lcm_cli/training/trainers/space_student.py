@@ -24,8 +24,8 @@ from lcm_cli.space import Space, load_space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import load_weights
-from lcm_cli.space.similarity import unit_length
-from lcm_cli.space.tokenizer import Tokenizer
+from lcm_cli.space.similarity import row_cosines
+from lcm_cli.space.tokenizer import TAGS, Tokenizer
 from lcm_cli.training.data.parallel_text import (
     MACHINE,
     NONE,
@@ -50,7 +50,6 @@ from lcm_cli.training.trainers.text_space import (
 from lcm_cli.weights import without_content
 
 REPORT = "report.json"
-TAGS = 3  # ids after the languages', see lcm_cli.space.tokenizer
 _SAMPLED = 8  # batches that the unit of the concepts is measured on
 _CPU = torch.device("cpu")
 
@@ -70,6 +69,7 @@ class StudentTrainer(PairTrainer):
     ) -> None:
         self.teacher, self.encoder = teacher, encoder
         self._added = recipe.languages[len(teacher.languages) :]
+        # Language tokens from here on are unknown to the teacher: new languages follow its own.
         self._first_new = teacher.tokenizer.first_language + len(teacher.languages)
         super().__init__(recipe, {"encoder": encoder}, data, dev)
         self._sigma = self._spread()
@@ -96,15 +96,19 @@ class StudentTrainer(PairTrainer):
 
         A row has no target if the teacher knows neither its language nor that of a translation.
         """
+        # Rows n and n + N are the sides of a pair: rolling by N exchanges them.
         own_R2, other_R2 = pairs.sides(), pairs.sides().roll(len(pairs), 0)
         aligned_R = pairs.aligned_N.repeat(2)
         own_known_R, other_known_R = self._known(own_R2), self._known(other_R2)
         taught_R = own_known_R | (other_known_R & aligned_R)
         chosen_R2 = torch.where(own_known_R[:, None], own_R2, other_R2)
+        # A row of NONE is empty. Its concept is zero, and does not count.
         chosen_R2 = chosen_R2.masked_fill(~taught_R[:, None], NONE)
         rows, order_R = self.data.rows(chosen_R2)
         targets_RD = unsorted(self.teacher.encoder.encode(rows), order_R).float()
         pair_R = torch.arange(len(pairs), device=self.device).repeat(2)
+        # Not negatives of the contrast: translations, sentences that share a target, and rows
+        # without one.
         same_RR = (pair_R[:, None] == pair_R) & aligned_R
         same_RR |= (chosen_R2[:, None] == chosen_R2).all(dim=2) | ~taught_R
         return targets_RD, same_RR, taught_R
@@ -183,7 +187,7 @@ class StudentTrainer(PairTrainer):
             texts = [line[code] for line in self.dev if code in line]
             texts = texts[: self.options.eval_sentences]
             ours, theirs = (s.encode(texts, code).concepts for s in (space, self.teacher))
-            cosines.append((unit_length(ours) * unit_length(theirs)).sum(axis=1))
+            cosines.append(row_cosines(ours, theirs))
         return {"cosine": float(np.concatenate(cosines).mean())} if any(map(len, cosines)) else {}
 
     def report(self, folder: Path) -> dict[str, dict[str, float]]:
@@ -311,6 +315,7 @@ def new_student(recipe: SpaceRecipe, teacher: Space, added: int) -> TextEncoder:
 def with_languages(embed_VD: Tensor, teacher: Space, added: int) -> Tensor:
     """Return a copy of token embeddings with `added` languages, each the mean of the others."""
     first = teacher.tokenizer.first_language
+    # New languages go between those of the teacher and the tags, which keep their place at the end.
     known_LD = embed_VD[first:-TAGS]
     new_LD = known_LD.mean(dim=0, keepdim=True).expand(added, -1)
     return torch.cat([embed_VD[:first], known_LD, new_LD, embed_VD[-TAGS:]]).detach()

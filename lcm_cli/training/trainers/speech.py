@@ -29,7 +29,7 @@ from lcm_cli.evaluation.space_quality import xsim
 from lcm_cli.progress import StartJob, no_progress
 from lcm_cli.space import DecodeOptions, Space, load_space
 from lcm_cli.space.loading import load_weights
-from lcm_cli.space.similarity import unit_length
+from lcm_cli.space.similarity import row_cosines
 from lcm_cli.speech.config import SpeechConfig, SpeechShapes
 from lcm_cli.speech.encoder import SpeechEncoder
 from lcm_cli.speech.speech import load_speech_encoder, save
@@ -77,6 +77,7 @@ class SpeechTrainer:
         self.steps, self.save_every = self.options.steps, self.options.save_every
         self.eval_every, self.sample_every = self.options.eval_every, self.options.sample_every
         self._sigma = float(data.concepts_UD.std(axis=0).mean())
+        # `start` computes concepts of the space; training works in units of their deviation.
         if recipe.start:
             self._scale(1 / self._sigma)
         self._targets_UD = torch.from_numpy(data.concepts_UD / self._sigma).to(self.device)
@@ -129,6 +130,7 @@ class SpeechTrainer:
         lengths_N = torch.full((len(batch_N),), frames_NLF.shape[1])
         with self._fast_math():
             found_ND = self.network(frames_NLF, lengths_N).float()
+        # They may include sentences of the batch, which `same_NC` excludes.
         others_K = draw.integers(len(self.data), size=min(o.negatives, len(self.data)))
         all_C = np.concatenate([batch_N, others_K])
         sentences_U = self.data.sentences_U
@@ -145,9 +147,11 @@ class SpeechTrainer:
     def _frames(self, batch: np.ndarray, draw: np.random.Generator) -> Tensor:
         """Return the frames (N, L, F) of a batch, with noise and masks."""
         o, shapes = self.options, self.config.encoder
+        # Whole frames: a multiple of the stride.
         steps = -(-int(self.data.lengths_U[batch].max()) // shapes.stride) * shapes.stride
         mel_NTB = self.data.rows(batch, steps, draw)
         mel_NTB = self._noise.mixed(mel_NTB, o.noise, o.snr, draw)
+        # Masks come last: 0 is then the mean of each band.
         return mask(standardized(mel_NTB, shapes.stride), shapes.bins, o.mask, draw)
 
     def _batch(self) -> np.ndarray:
@@ -245,11 +249,10 @@ class SpeechTrainer:
     def _scores(self, data: Utterances) -> dict[str, float]:
         found_UD, wanted_UD = self.concepts(data), data.concepts_UD
         mse = float(np.square(found_UD - wanted_UD).mean()) / self._sigma**2
-        cosine_U = (unit_length(found_UD) * unit_length(wanted_UD)).sum(axis=1)
         first = np.unique(data.sentences_U, return_index=True)[1]  # retrieval needs other texts
         return {
             "loss": mse,
-            "cosine": float(cosine_U.mean()),
+            "cosine": float(row_cosines(found_UD, wanted_UD).mean()),
             "xsim": xsim(found_UD[first], wanted_UD[first]),
         }
 
@@ -295,6 +298,7 @@ class Spelling(nn.Module):
         network.encoder_pooler.register_forward_pre_hook(self._keep)
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Not in evaluation, where no loss follows that would use them.
         self._frames_NLM = inputs[0] if self.training else None
 
     def loss(self, batch_N: np.ndarray) -> Tensor:
@@ -303,6 +307,7 @@ class Spelling(nn.Module):
         log_NLV = self.head(self._frames_NLM).float().log_softmax(dim=-1)
         rows = [self._rows[index] for index in batch_N]
         frames_N, tokens_N = (torch.tensor([len(x) for x in each]) for each in (log_NLV, rows))
+        # zero_infinity: the loss of a text with more tokens than frames is infinite.
         return functional.ctc_loss(
             log_NLV.transpose(0, 1), torch.cat(rows), frames_N, tokens_N, zero_infinity=True
         )

@@ -64,6 +64,7 @@ from lcm_cli.training.optim import (
 from lcm_cli.training.parallel import World
 from lcm_cli.training.recipes.space import SpaceRecipe, SpaceShape
 from lcm_cli.training.trainers.averaging import AveragedWeights
+from lcm_cli.training.trainers.concept_loss import TEMPERATURE
 from lcm_cli.training.trainers.cuda_graph import CapturedStep
 from lcm_cli.training.trainers.space_folder import StateDict, save_adapter, save_space
 from lcm_cli.training.trainers.token_loss import short_rows, token_cross_entropy
@@ -107,7 +108,7 @@ class PairTrainer(ABC):
         self._epoch, self._first = -1, 0
         self._pairs: Pairs | None = None
         self._batches: list[slice] = []
-        module = nn.ModuleDict(networks)
+        module = nn.ModuleDict(networks)  # as one, since parameters that they share count once
         freeze(module, self.options.freeze)
         self.sizes = sizes(module)
         matrices, others = split_parameters(networks.values())
@@ -159,6 +160,7 @@ class PairTrainer(ABC):
         with self._rounded():
             losses = self.losses(Pairs(sentences_N4, aligned_N, swap_N2), self._room)
             self.whole(losses).backward()
+        # The matrices are exact again: it is these that the gradients of the rounded ones change.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -264,6 +266,7 @@ class PairTrainer(ABC):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate  # the tensor on this device that a captured step reads
         self.step, self.sentences = state["step"], state["sentences"]
+        # Captured again: the graph reads tensors that have just been replaced.
         self._first, self._captured = state["first"], CapturedStep(self._learn)
         if state["epoch"] >= 0:
             self._open_epoch(state["epoch"])
@@ -318,6 +321,7 @@ class SpaceTrainer(PairTrainer):
             token_loss = self._decoding_loss(noisy_RD, pairs.targets(), room)
             a_ND, b_ND = concepts_RD.chunk(2)
             align = _alignment(a_ND, b_ND, pairs.aligned_N, sigma_D)
+            # A pair has both sides or, in padding, neither.
             contrast = _contrast(a_ND, b_ND, pairs.aligned_N, present_R.chunk(2)[0])
         return token_loss, align, contrast
 
@@ -329,6 +333,7 @@ class SpaceTrainer(PairTrainer):
         """Return the mean cross-entropy per token; the language token is not predicted."""
         rows, order_R = self.data.rows(targets_R2, room)
         rows, wanted_T = shifted(rows, len(targets_R2))
+        # Spare rows need concepts, too: zeros.
         spare = len(rows.starts_R1) - 1 - len(targets_R2)
         hidden_TM = self.decoder.decode(
             functional.pad(concepts_RD[order_R], (0, 0, 0, spare)), rows
@@ -387,6 +392,7 @@ def _variance(x_RD: Tensor, present_R1: Tensor) -> Tensor:
 
 def _alignment(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, sigma_D: Tensor) -> Tensor:
     """Return the mean squared distance of translations, in units of twice the variance."""
+    # Twice the variance is the expected squared distance of two unrelated concepts.
     distance_N = (a_ND - b_ND).square().mean(dim=1) * aligned_N
     return distance_N.sum() / aligned_N.sum().clamp(min=1) / (2 * sigma_D.square().mean() + 1e-8)
 
@@ -394,10 +400,9 @@ def _alignment(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, sigma_D: Tensor) -
 def _contrast(a_ND: Tensor, b_ND: Tensor, aligned_N: Tensor, present_N1: Tensor) -> Tensor:
     """Return the mean cross-entropy of finding each translation in the batch by cosine.
 
-    This is InfoNCE in both directions at a temperature of 0.05 (LaBSE: Feng et al. 2022, without
-    their margin).
+    This is InfoNCE in both directions (LaBSE: Feng et al. 2022, without their margin).
     """
-    logits_NN = (functional.normalize(a_ND) @ functional.normalize(b_ND).T).float() / 0.05
+    logits_NN = (functional.normalize(a_ND) @ functional.normalize(b_ND).T).float() / TEMPERATURE
     present_NN = present_N1.bool() & present_N1.bool().T
     # Empty pairs keep their diagonal, since a row of -inf alone would give NaN.
     absent_NN = ~present_NN & ~torch.eye(len(a_ND), dtype=torch.bool, device=a_ND.device)
@@ -423,6 +428,7 @@ def make_space_trainer(recipe: SpaceRecipe, folder: Path, device: torch.device) 
         else:
             shutil.copyfile(start.files.tokenizer, tokenizer_path)
         networks = trainable(start)
+    # The tokenizer of a resumed run stays: a new one could number its pieces in another way.
     elif not tokenizer_path.is_file():
         lines = chain.from_iterable(read_translations(path) for path, _ in sets)
         train_tokenizer(tokenizer_path, map(human, lines), recipe.shape.vocabulary)
@@ -494,7 +500,7 @@ def new_networks(shape: SpaceShape, vocabulary: int, seed: int) -> tuple[TextEnc
     """Return newly initialised networks, which share one embedding if `shape.tie`."""
     common = (shape.dim, shape.heads, shape.ffn_dim, vocabulary)
     encoder = TextEncoder(EncoderConfig(shape.encoder_layers, *common, shape.max_length))
-    # Training does not predict the language token (`_loss`), so its probability means nothing.
+    # Training does not predict the language token (`shifted`), so its probability means nothing.
     config = DecoderConfig(
         shape.decoder_layers, *common, shape.dim, shape.max_length, scores_language=False
     )
@@ -539,7 +545,7 @@ def train_tokenizer(path: Path, lines: Iterable[Translations], vocabulary: int) 
             character_coverage=0.9999,
             hard_vocab_limit=False,  # little text yields fewer pieces
             byte_fallback=True,  # any text can be encoded, if need be as bytes
-            unk_id=0,
+            unk_id=0,  # the ids of SONAR's model, to which Tokenizer adds 1
             bos_id=1,
             eos_id=2,
             pad_id=-1,

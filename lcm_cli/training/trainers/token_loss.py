@@ -65,6 +65,7 @@ class _Decoded(torch.autograd.Function):
                 total, each_T = decoding_loss(decoder, some_ND, [rows[i] for i in part])
                 if grad_ND is not None:
                     (grad_ND[numbers],) = torch.autograd.grad(total, some_ND)
+            # All tokens of a row but the language's have a loss.
             lengths = torch.tensor([len(rows[i]) - 1 for i in part]).to(numbers.device)
             errors_N.index_add_(0, numbers.repeat_interleave(lengths), each_T)
         ctx.save_for_backward(grad_ND)

@@ -69,8 +69,8 @@ def _config_file(source: Path) -> Path:
         if place.is_file() and place != source:
             return place
     raise IntegrityError(
-        f"{source} is not a model: there is no {CONFIG} and no {OFFICIAL_CARD} with it",
-        "put the config of the weights beside them, under one of these names",
+        f"{source} is not a model: there is neither {CONFIG} nor {OFFICIAL_CARD} beside it",
+        "put the config beside the weights, under one of these names",
     )
 
 

@@ -234,23 +234,23 @@ def test_captures_of_others_are_refused(lesson, files, tmp_path):
     made = lesson(architecture=kind)
     made.capture()
     for change, words in (
-        ("data.wrap=12", "another data set"),
-        ("data.min_sentences=3", "another data set"),
-        ("model.objective.condition_dropping=0.3", "other noise"),
+        ("data.wrap=12", "a different data set"),
+        ("data.min_sentences=3", "a different data set"),
+        ("model.objective.condition_dropping=0.3", "a different noise setting"),
         ("distill.draws=2", "1 draw per document"),
     ):
         other = lesson(change, architecture=kind)
         with pytest.raises(IntegrityError, match=words) as caught:
             other.student()
         assert "--capture" in caught.value.hint
-        with pytest.raises(UsageError, match="with another"):
+        with pytest.raises(UsageError, match="with a different"):
             other.capture()
     lesson("train.seed=3", architecture=kind).student()  # the noise is that of the capture
     model = load_model(files / kind, device="cpu")
     model.denoiser.final_proj.fc.bias.data += 1
     save(model, tmp_path / "other")
     other = lesson(f'distill.teacher="{tmp_path / "other"}"', architecture=kind)
-    with pytest.raises(IntegrityError, match="another teacher"):
+    with pytest.raises(IntegrityError, match="a different teacher"):
         other.student()
     before = set(content(folder))
     other.capture(force=True)
@@ -310,7 +310,7 @@ def test_folders_of_other_things(lesson, tmp_path):
 def test_bad_options(lesson, change, words):
     with pytest.raises(LcmError, match=words):
         lesson(change)
-    with pytest.raises(IntegrityError, match=r"without distill\.capture"):
+    with pytest.raises(IntegrityError, match=r"no effect without distill\.capture"):
         lesson('distill.capture=""', "distill.draws=2", architecture="two_tower")
 
 

@@ -322,7 +322,10 @@ def test_a_student_to_finetune_needs_the_teachers_numbers(lesson, teacher, tmp_p
         ("distill.prediction=nan", "prediction"),
         ("distill.prediction=0.0", "nothing is learned"),
         ("distill.layers=[[0, 0]]", "hidden"),
-        ('distill.hidden_loss="cosine"', "distill.hidden_loss without distill.hidden"),
+        (
+            'distill.hidden_loss="cosine"',
+            "distill.hidden_loss has no effect without distill.hidden",
+        ),
         ("distill.temperature=0.0", "temperature must be positive"),
         ("distill.own={start=0.0,end=-1.0}", "own must be 0 or a positive number, not -1"),
         ("distill.prediction={start=0.0,end=0.0}", "nothing is learned"),

@@ -155,7 +155,7 @@ def test_a_run_keeps_its_teacher(recipe, tmp_path):
     [
         ("distill.layers=[]", r"shape\.dim is 256, the teacher's concepts have 32"),
         ("distill.layers=[0, 2]", "the teacher has no layer 2"),
-        ('start="tiny"', "and a teacher"),
+        ('start="tiny"', "cannot be combined with a teacher"),
     ],
 )
 def test_students_that_do_not_fit_are_refused(recipe, change, message):
