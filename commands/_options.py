@@ -75,25 +75,6 @@ def _checked_format(name: str | None) -> str | None:
     return name
 
 
-def named(path: str | None) -> str | None:
-    """Refuse an empty name, as from an unset variable of the shell: it would be this folder."""
-    if path == "":
-        raise typer.BadParameter("the name is empty.")
-    return path
-
-
-def _all_named(paths: list[str] | None) -> list[str] | None:
-    for path in paths or ():
-        named(path)
-    return paths
-
-
-def named_path(path: str) -> Path:
-    """Return a path. Raises BadParameter if it is empty."""
-    named(path)
-    return Path(path)
-
-
 def _formats(incomplete: str) -> Iterator[tuple[str, str]]:
     from lcm_cli.documents.kinds import NAMES
 
@@ -104,7 +85,6 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FILE",
-        callback=_all_named,
         help="Files, folders, globs or addresses (https://...); - for standard input.",
         show_default=False,
     ),
@@ -223,7 +203,6 @@ Output = Annotated[
     typer.Option(
         *("-o", "--output"),
         metavar="FILE",
-        callback=named,
         help="Write the result to FILE; - is standard output.",
         show_default=False,
     ),
@@ -233,7 +212,6 @@ Outputs = Annotated[
     typer.Option(
         *("-o", "--output"),
         metavar="FILE",
-        callback=named,
         help="Write to FILE, or a file for each result to FOLDER/; - is standard output.",
         show_default=False,
     ),

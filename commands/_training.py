@@ -13,20 +13,13 @@ from lcm_cli import console
 from lcm_cli.app import Stopped, on_signals
 from lcm_cli.errors import UsageError
 
-from ._options import named_path
-
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe. Repeatable."),
 ]
 RunFolder = Annotated[
     Path | None,
-    typer.Option(
-        *("-o", "--output"),
-        metavar="DIR",
-        parser=named_path,
-        help="Folder of the run.  [default: runs/NAME]",
-    ),
+    typer.Option("-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME]"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue where the run stopped.")]
 MaxMinutes = Annotated[

@@ -8,7 +8,7 @@ import typer
 
 from lcm_cli import console
 
-from ._options import Force, Json, named_path
+from ._options import Force, Json
 
 if TYPE_CHECKING:
     from lcm_cli.transfer.convert import Converted, Cost
@@ -38,13 +38,7 @@ def main(
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option(
-            *("-o", "--output"),
-            metavar="DIR",
-            parser=named_path,
-            help="Folder of the new checkpoint.",
-        ),
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the new checkpoint.")
     ],
     store: Annotated[
         Literal["float32", "float16", "int8"] | None,

@@ -7,7 +7,7 @@ import typer
 
 from lcm_cli import console
 
-from ._options import Force, Json, named_path
+from ._options import Force, Json
 
 EPILOG = """\
 lcm checkpoints export tiny --format hf -o tiny-hf
@@ -22,10 +22,7 @@ def main(
         typer.Argument(metavar="SPACE", help="The name or folder of a space.", show_default=False),
     ],
     output: Annotated[
-        Path,
-        typer.Option(
-            *("-o", "--output"), metavar="DIR", parser=named_path, help="Folder of the export."
-        ),
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the export.")
     ],
     format: Annotated[
         Literal["hf"], typer.Option(help="hf: M2M-100, which transformers reads.")

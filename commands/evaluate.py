@@ -85,12 +85,7 @@ def main(
     seed: options.Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
-            *("-o", "--output"),
-            metavar="DIR",
-            parser=options.named_path,
-            help="Write a report to this folder.",
-        ),
+        typer.Option("-o", "--output", metavar="DIR", help="Write a report to this folder."),
     ] = None,
     force: options.Force = False,
     json: options.Json = False,

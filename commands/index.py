@@ -27,7 +27,6 @@ def main(
         typer.Option(
             *("-o", "--output"),
             metavar="FOLDER",
-            callback=options.named,
             help="Write the index to this folder.",
             show_default=False,
         ),

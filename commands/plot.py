@@ -7,7 +7,7 @@ import typer
 
 from lcm_cli import console
 
-from ._options import Force, Json, named_path
+from ._options import Force, Json
 
 EPILOG = """\
 lcm plot runs/mine -o curves.png
@@ -22,12 +22,7 @@ def main(
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            *("-o", "--output"),
-            metavar="FILE",
-            parser=named_path,
-            help="The image: .png, .svg or .pdf.",
-        ),
+        typer.Option(*("-o", "--output"), metavar="FILE", help="The image: .png, .svg or .pdf."),
     ],
     force: Force = False,
     json: Json = False,

@@ -162,25 +162,6 @@ def test_a_summary_is_text(road: Run, page: Path, tmp_path: Path) -> None:
     assert not output.exists()
 
 
-@pytest.mark.parametrize("option", ["-o", "--output"])
-@pytest.mark.parametrize(
-    "command", ["translate", "embed", "index", "decode", "train", "evaluate", "plot"]
-)
-def test_an_empty_name(
-    road: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, option: str
-) -> None:
-    """An unset variable of the shell must not turn the current folder into the output."""
-    monkeypatch.chdir(tmp_path)
-    done = road(command, "a", option, "")
-    assert done.code == 2 and "'-o' / '--output': the name is empty" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_empty_input(road: Run) -> None:
-    done = road("translate", "", "--to", "fr")
-    assert done.code == 2 and "'FILE': the name is empty" in done.stderr
-
-
 def test_json_of_any_format(translate: Run) -> None:
     done = translate(SAMPLES / "report.docx", "--to", "fr", "--to", "de", "--json")
     assert done.code == 0, done.stderr
