@@ -125,7 +125,7 @@ def test_the_graph_of_an_index(lcm: Run, corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([""], 2, "the query is empty"),
+        ([""], 2, "the argument after similar is empty"),
         ([" \n"], 2, "the query is empty"),
         (["The cat is sleeping.", "-k", "0"], 2, "-k"),
         (["-", "--in", "-"], 2, "named twice"),
