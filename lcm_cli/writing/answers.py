@@ -15,6 +15,7 @@ from lcm_cli.progress import Progress
 from lcm_cli.space.similarity import cosines
 from lcm_cli.text.languages import gap
 from lcm_cli.text.length import Length
+from lcm_cli.writing.links import Masked, mask
 from lcm_cli.writing.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -122,9 +123,9 @@ def quote_all(
 ) -> list[Answer]:
     """Return answers of the `chosen` sentences of each document, by their indices from 0.
 
-    A sentence is quoted in its own language and decoded into others, all documents together; the
-    text of speech is always decoded. `to`
-    holds language codes; if empty, each document stays in its own language. `cite` measures the
+    A sentence is quoted in its own language and decoded into others, all documents together, with
+    its links and emoji hidden (see `links`); the text of speech is always decoded. `to` holds
+    language codes; if empty, each document stays in its own language. `cite` measures the
     similarities; `progress` receives the number of sentences decoded.
     """
     rows = [(each, n) for each, own in zip(window, chosen, strict=True) for n in own]
@@ -134,15 +135,24 @@ def quote_all(
     foreign = [
         [code for code in to or [each.document.lang] if _is_decoded(each, code)] for each, _ in rows
     ]
-    limits = space.limits(
-        [each.document.sentences[n] for each, n in rows], [each.document.lang for each, _ in rows]
-    )
+    masks = [_masked(each, n) for each, n in rows]
+    langs = [each.document.lang for each, _ in rows]
+    changed = [
+        row
+        for row, (each, n) in enumerate(rows)
+        if foreign[row] and masks[row].text != each.document.sentences[n]
+    ]
+    if changed:
+        hidden = [masks[row].text for row in changed]
+        concepts_ND[changed] = space.encode(hidden, [langs[row] for row in changed]).concepts
+    limits = space.limits([one.text for one in masks], langs)
     decoded = decode_each(concepts_ND, foreign, limits, space, progress)
     encoded = encode_each(decoded, space) if cite else None
     quoted = []
     for row, (each, n) in enumerate(rows):
         own, source = each.document.lang, each.document.sentences[n]
-        texts = {code: decoded[row].get(code, source) for code in to or [own]}
+        restored = {code: masks[row].restore(text) for code, text in decoded[row].items()}
+        texts = {code: restored.get(code, source) for code in to or [own]}
         similarity = {}
         if encoded is not None:
             near = {
@@ -155,6 +165,12 @@ def quote_all(
         Answer.of(each, method, tuple(islice(rest, len(own))), length)
         for each, own in zip(window, chosen, strict=True)
     ]
+
+
+def _masked(each: Prepared, n: int) -> Masked:
+    """Return a sentence of a document without links and emoji; speech has none."""
+    source = each.document.sentences[n]
+    return Masked(source, (), ()) if each.document.times else mask(source)
 
 
 def _is_decoded(each: Prepared, code: str) -> bool:
