@@ -15,7 +15,7 @@ from lcm_cli.progress import Progress
 from lcm_cli.space.similarity import cosines
 from lcm_cli.text.languages import gap
 from lcm_cli.text.length import Length
-from lcm_cli.writing.links import Masked, mask
+from lcm_cli.writing.links import hide
 from lcm_cli.writing.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -135,17 +135,14 @@ def quote_all(
     foreign = [
         [code for code in to or [each.document.lang] if _is_decoded(each, code)] for each, _ in rows
     ]
-    masks = [_masked(each, n) for each, n in rows]
+    sources = [each.document.sentences[n] for each, n in rows]
     langs = [each.document.lang for each, _ in rows]
-    changed = [
-        row
-        for row, (each, n) in enumerate(rows)
-        if foreign[row] and masks[row].text != each.document.sentences[n]
+    limits = space.limits(sources, langs)
+    written = [  # to be decoded; speech has no links
+        source if codes and not each.document.times else ""
+        for (each, _), source, codes in zip(rows, sources, foreign, strict=True)
     ]
-    if changed:
-        hidden = [masks[row].text for row in changed]
-        concepts_ND[changed] = space.encode(hidden, [langs[row] for row in changed]).concepts
-    limits = space.limits([one.text for one in masks], langs)
+    masks, concepts_ND = hide(written, langs, concepts_ND, space)
     decoded = decode_each(concepts_ND, foreign, limits, space, progress)
     encoded = encode_each(decoded, space) if cite else None
     quoted = []
@@ -165,12 +162,6 @@ def quote_all(
         Answer.of(each, method, tuple(islice(rest, len(own))), length)
         for each, own in zip(window, chosen, strict=True)
     ]
-
-
-def _masked(each: Prepared, n: int) -> Masked:
-    """Return a sentence of a document without links and emoji; speech has none."""
-    source = each.document.sentences[n]
-    return Masked(source, (), ()) if each.document.times else mask(source)
 
 
 def _is_decoded(each: Prepared, code: str) -> bool:

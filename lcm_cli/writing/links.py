@@ -8,6 +8,12 @@ translation, the link replaces it. Emoji are left out and added again (docs/tran
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from lcm_cli.space import Space
 
 # Names that `tiny` keeps best and that most languages in Latin script share (docs/translate.md).
 NAMES = ("Tom", "Boston", "Berlin")
@@ -77,6 +83,24 @@ def mask(text: str) -> Masked:
         start = begin + len(link)
     links = tuple(link for _, link in found)
     return Masked("".join([*parts, text[start:]]), links, used, *emoji)
+
+
+def hide(
+    sentences: Sequence[str], langs: Sequence[str], concepts_ND: np.ndarray, space: "Space"
+) -> tuple[list[Masked], np.ndarray]:
+    """Mask sentences whose concepts are to be decoded; return the masks and their concepts (N, D).
+
+    A sentence with links or emoji is encoded again without them. An empty sentence, and one in a
+    language that the space lacks, keeps its concept.
+    """
+    known = [lang in space.languages for lang in langs]
+    masks = [mask(text if can else "") for text, can in zip(sentences, known, strict=True)]
+    changed = [n for n, one in enumerate(masks) if known[n] and one.text != sentences[n]]
+    if changed:
+        found = space.encode([masks[n].text for n in changed], [langs[n] for n in changed])
+        concepts_ND = concepts_ND.astype(np.float32)  # a copy
+        concepts_ND[changed] = found.concepts
+    return masks, concepts_ND
 
 
 def find_links(text: str) -> list[tuple[int, str]]:
