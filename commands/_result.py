@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from lcm_cli import console
 from lcm_cli.documents import Document
-from lcm_cli.documents.kinds import is_suffix
+from lcm_cli.documents.kinds import BINARY, NAMES, kind_of
 from lcm_cli.errors import UsageError
 from lcm_cli.files import atomic_path, make_folder
 from lcm_cli.pipeline import Prepared
@@ -33,6 +33,16 @@ class OutputKind:
     suffix: str = ".txt"
     is_text: bool = True
     plain: bool = True
+
+
+def check_name(path: str, kind: OutputKind) -> None:
+    """Raise UsageError if the suffix of an output file names another format than its content."""
+    named, held = kind_of(PurePosixPath(path).suffix), kind_of(kind.suffix)
+    if named and held and named != held and {named, held} != {"text", "markdown"}:
+        raise UsageError(
+            f"{path} would hold {NAMES[held]}, not {NAMES[named]}",
+            f"choose a name with the suffix {kind.suffix}",
+        )
 
 
 class Result:
@@ -87,6 +97,8 @@ class Result:
         """Raise UsageError if the document's files cannot be written here, before any work."""
         if self._as_json:
             return
+        if self._name is not None:
+            check_name(self._name, kind)
         if self._write is None and not kind.is_text:
             console.out_bytes([])  # refuses a terminal
         if kind.plain or (len(codes) == 1 and not several):
@@ -156,6 +168,7 @@ class FolderResult(Result):
     def _path(self, document: Document, kind: OutputKind, code: str) -> Path:
         names = {"lang": short_tag(code), "code": code, "ext": kind.suffix}
         path = Path(self._template.format(stem=file_stem(document), **names))
+        check_name(str(path), kind)
         owner = document.label, code
         other = self._owners.setdefault(path, owner)
         if other != owner:
@@ -176,8 +189,8 @@ class _NothingWritten(Exception):
 def file_stem(document: Document) -> str:
     """Return the stem of a document's files, with its folders below the input folder."""
     name = document.id
-    known = is_suffix(PurePosixPath(name).suffix)
-    name = name.removesuffix(PurePosixPath(name).suffix) if known else name
+    suffix = PurePosixPath(name).suffix
+    name = name.removesuffix(suffix) if kind_of(suffix) else name
     # An id may be any text; as a path it must stay below the output folder.
     parts = (re.sub(r"[\\:*?\"<>|\x00-\x1f]+", "-", part) for part in name.split("/"))
     return "/".join(part for part in parts if part.strip(". ")) or "document"
@@ -214,7 +227,12 @@ def _template(output: str | None, template: str | None) -> str | None:
 
 @contextmanager
 def open_results(
-    output: str | None, force: bool, template: str | None, *, as_json: bool
+    output: str | None,
+    force: bool,
+    template: str | None,
+    *,
+    as_json: bool,
+    own_format: bool = False,
 ) -> Iterator[Result]:
     """Open the output as `open_result` does, or a folder with files named by `template`.
 
@@ -223,7 +241,7 @@ def open_results(
     """
     names = _template(output, template)
     if names is None:
-        with open_result(output, force, as_json=as_json) as result:
+        with open_result(output, force, as_json=as_json, own_format=own_format) as result:
             yield result
         return
     if as_json:
@@ -232,11 +250,19 @@ def open_results(
 
 
 @contextmanager
-def open_result(output: str | None, force: bool, *, as_json: bool = False) -> Iterator[Result]:
-    """Open the output: standard output, or a file that appears once it is complete."""
+def open_result(
+    output: str | None, force: bool, *, as_json: bool = False, own_format: bool = False
+) -> Iterator[Result]:
+    """Open the output: standard output, or a file that appears once it is complete.
+
+    Only documents in their `own_format` may have a binary one. Raises UsageError for the name of
+    another.
+    """
     if output is None or output == "-":
         yield Result(as_json=as_json)
         return
+    if not own_format and kind_of(PurePosixPath(output).suffix) in BINARY:
+        check_name(output, OutputKind())
     with (
         suppress(_NothingWritten),
         atomic_path(Path(output), force=force) as temporary,

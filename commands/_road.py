@@ -199,9 +199,9 @@ class Road(_Inputs[Prepared]):
         """Report how many long sentences were cut, and exit if there were problems."""
         if self._pieces:
             what = f"sentences over {MAX_CHARACTERS} characters"
-            console.warn(f"{what} were cut into pieces, {self._pieces} in all")
+            console.warn(f"{what} were cut into pieces, {self._pieces:,} in all")
         if self._truncated > SHOWN_WARNINGS:
-            console.warn(f"{self._truncated} sentences in all exceed the token limit")
+            console.warn(f"{self._truncated:,} sentences in all exceed the token limit")
         self.problems.finish(any_done)
 
     def _read(self) -> Iterator[Document]:

@@ -45,12 +45,12 @@ class DoubtReport:
         """Report the counts; `hint` tells users where the doubtful sentences are marked."""
         for term, missed in self._missed.items():
             total = counted(self._found[term], "sentence")
-            console.info(f"glossary: {term} missed in {missed} of {total}")
+            console.info(f"glossary: {term} missed in {missed:,} of {total}")
         if self._doubtful:
             are = "is" if self._doubtful == 1 else "are"
             total = counted(self._total, "sentence")
             limit = f"below {self._near:.2f} or refused"
-            console.info(f"{self._doubtful} of {total} {are} doubtful ({limit}); {hint}")
+            console.info(f"{self._doubtful:,} of {total} {are} doubtful ({limit}); {hint}")
 
     def _count_terms(
         self, translation: Translation, n: int, code: str, rendering: Rendering

@@ -169,6 +169,8 @@ def _translated(
     """Return the text of each hit by its id() and language: its own text, or decoded."""
     import numpy as np
 
+    from lcm_cli.writing.links import hide
+
     hits = [hit for row in found for hit in row]
     texts: dict[int, dict[str, str]] = {id(hit): {} for hit in hits}
     for code in codes:
@@ -178,10 +180,12 @@ def _translated(
         if other:
             limits = [_limit(hit, space) for hit in other]
             concepts = np.stack([hit.concept for hit in other]).astype(np.float32)
+            sentences, langs = [hit.text for hit in other], [hit.lang for hit in other]
+            masks, concepts = hide(sentences, langs, concepts, space)
             with console.progress("decoding (sentences)", len(other)) as advance:
                 done = space.decode(concepts, [code], limits=limits, progress=advance)[code]
-            for hit, best in zip(other, done, strict=True):
-                texts[id(hit)][code] = best[0].text
+            for hit, masked, best in zip(other, masks, done, strict=True):
+                texts[id(hit)][code] = masked.restore(best[0].text)
     return texts
 
 

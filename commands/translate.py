@@ -89,7 +89,8 @@ def main(
 
     if n_best > 1 and not (cite or json):
         raise UsageError("--n-best has no effect on plain text", "add --cite or --json")
-    with open_results(output, force, output_template, as_json=json) as out:
+    own_format = not (json or cite)
+    with open_results(output, force, output_template, as_json=json, own_format=own_format) as out:
         located = LocatedSpace(space)
         codes = located.required_targets(to)
         terms = read_glossary(glossary, located.languages, located.name) if glossary else None
@@ -99,7 +100,7 @@ def main(
         road = Road(inputs, located, source, one_per_line, ahead, reading, split, speech)
         loaded = located.load(device, precision, batch_tokens)
         suffix = PurePath(output_template or output or "").suffix
-        report = DoubtReport(threshold(loaded), terms)
+        report, any_done = DoubtReport(threshold(loaded), terms), False
 
         def check(each: Prepared) -> None:
             if not json:
@@ -109,6 +110,7 @@ def main(
             for window in road.embedded(loaded, lambda n: None, max(1, WINDOW_ROWS // len(codes))):
                 captioned = [with_captions(each, suffix) for each in window]
                 accepted = road.accepted(captioned, check)
+                any_done |= bool(accepted)
                 translations = translate_all(accepted, loaded, codes, wanted, progress=advance)
                 for each, translation in zip(accepted, translations, strict=True):
                     report.add(translation)
@@ -121,4 +123,4 @@ def main(
                         files = rendered(each, translation, one_per_line)
                         out.files(each.document, output_kind(each), files, road.several)
     report.finish("they are marked" if cite or json else "--cite shows them")
-    road.finish()
+    road.finish(any_done)

@@ -4,6 +4,7 @@ Only the module of the called command is imported; `lcm --help` and shell comple
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated, Any
 
@@ -124,10 +126,19 @@ def _stop(number: int) -> None:
 
 
 def _run(args: list[str]) -> int:
+    _refuse_empty(args)
     called = args[:1] if args[:1] and args[0] in COMMANDS else COMMANDS
     app = _build(called)
     # Not standalone, so exceptions propagate; returns the code of a typer.Exit, or None.
     return app(args, prog_name="lcm", standalone_mode=False, obj=COMMANDS) or 0
+
+
+def _refuse_empty(args: Sequence[str]) -> None:
+    """Raise UsageError for an empty argument: as the name of a file it would be this folder."""
+    for before, arg in pairwise(["lcm", *args]):
+        if not arg or re.fullmatch("--[a-z-]+=", arg):
+            what = f"{arg} has no value" if arg else f"the argument after {before} is empty"
+            raise UsageError(what, "perhaps a variable of the shell is not set")
 
 
 def _build(names: Iterable[str]) -> typer.Typer:
@@ -203,11 +214,24 @@ def _translate(error: Exception) -> LcmError:
     return LcmError(f"{summary}; run again with LCM_DEBUG=1 for the traceback")
 
 
+def _with_value(error: typer.TyperException, message: str) -> str:
+    """Return a parser's message with the bad value; pydantic writes only "Input should be ..."."""
+    failures: Any = getattr(error.__cause__, "errors", None)
+    if failures is None:
+        return message
+    failure = failures()[0]
+    said = " ".join(failure["msg"].split())
+    better = said.removeprefix("Value error, ")
+    if better.startswith("Input "):
+        better = repr(failure["input"]) + better.removeprefix("Input").split(", unable")[0]
+    return message.replace(said, better)
+
+
 def _usage(error: typer.TyperException) -> LcmError:
     """Return a parser's error as a UsageError, with the config file that a bad value is from."""
     ctx: Any = getattr(error, "ctx", None)
     param: Any = getattr(error, "param", None)
-    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = _with_value(error, " ".join(error.format_message().split())).removesuffix(".")
     message = message[:1].lower() + message[1:]
     if ctx is not None and param is not None:
         source = getattr(ctx.get_parameter_source(param.name), "name", "")

@@ -25,6 +25,7 @@ LINE_EVERY = 5.0  # seconds between progress lines without a terminal
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BYTE = re.compile("[\udc80-\udcff]")  # of a file's name that is not UTF-8
 _CLEAR_LINE = "\r\x1b[K"
 _status_at = 0.0  # time of the status line on the screen; 0 for none
 _level = 0  # -1 is quiet, 0 normal, 1 or more verbose
@@ -133,7 +134,8 @@ def status(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return `text` with its control characters escaped, except newline and tab."""
+    """Return `text` with control characters and bytes of names escaped, but no newline or tab."""
+    text = _BYTE.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", text)
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

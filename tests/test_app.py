@@ -114,10 +114,15 @@ def test_help_has_one_example_per_line(lcm: Run, probe: ModuleType) -> None:
         (["prove"], "no such command 'prove'. Did you mean 'probe'?", "options: lcm --help"),
         (["probe", "--sede", "1"], "no such option: --sede", "options: lcm probe --help"),
         (["probe", "--seed", "x"], "invalid value for '--seed'", "options: lcm probe --help"),
+        (["probe", "--seed", "x"], ": 'x' should be a valid integer", "lcm probe --help"),
+        (["probe", "--precision", "double"], ": 'double' is not one of 'auto', ", "lcm probe"),
         (["probe", "--device", "gpu"], "'gpu' is not one of auto, cpu", "lcm probe --help"),
         (["probe", "--precision", "int4"], "'--precision'", "lcm probe --help"),
         (["probe", "more"], "unexpected extra argument(s) (more)", "lcm probe --help"),
         (["--sede"], "no such option: --sede", "lcm --help"),
+        (["probe", "--device", ""], "the argument after --device is empty", "of the shell"),
+        (["probe", "--device="], "--device= has no value", "variable of the shell"),
+        (["probe", ""], "the argument after probe is empty", "variable of the shell"),
     ],
 )
 def test_wrong_call_gives_two_lines(

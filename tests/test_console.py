@@ -186,3 +186,8 @@ def test_any_text_can_be_written_whatever_the_locale() -> None:
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     ).stdout
     assert json.loads(written.decode("utf-8")) == "日本 \ud800"
+
+
+def test_bytes_of_names_are_shown_as_in_a_shell() -> None:
+    name = os.fsdecode(b"caf\xe9\x1b.txt")  # not UTF-8
+    assert console.printable(f"{name}\t\n") == "caf\\xe9\\x1b.txt\t\n"

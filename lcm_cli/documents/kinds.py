@@ -136,9 +136,9 @@ class Source:
         return "" if self.path is None else self.path.suffix.lower()
 
 
-def is_suffix(suffix: str) -> bool:
-    """Return whether a suffix names a format."""
-    return suffix.lower() in _SUFFIXES
+def kind_of(suffix: str) -> Kind | None:
+    """Return the format that a suffix names, None for any other."""
+    return _SUFFIXES.get(suffix.lower())
 
 
 def sniff(head: bytes, name: str, suffix: str = "") -> Kind:
@@ -151,7 +151,7 @@ def sniff(head: bytes, name: str, suffix: str = "") -> Kind:
     if kind is not None:
         return kind
     suffix = suffix.lower()
-    implied = _SUFFIXES.get(suffix)
+    implied = kind_of(suffix)
     if not head:
         raise IntegrityError(f"{name} is empty", "check the command that wrote it")
     if implied in BINARY:

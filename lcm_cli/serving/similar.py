@@ -9,6 +9,7 @@ from lcm_cli.search.corpus import Hit, merged
 from lcm_cli.serving.languages import AUTO
 from lcm_cli.serving.requests import Fields, RefusedError, refusing
 from lcm_cli.serving.service import Service
+from lcm_cli.writing.links import hide
 
 MOST_HITS = 1000
 
@@ -42,9 +43,12 @@ def _texts(service: Service, hits: list[Hit], codes: list[str]) -> list[dict[str
     for code in codes:
         rows = [n for n, hit in enumerate(hits) if hit.lang != code or not hit.text]
         if rows:
-            found = service.space.decode(np.stack([hits[n].concept for n in rows]), [code])
-            for n, best in zip(rows, found[code], strict=True):
-                texts[n][code] = best[0].text
+            concepts = np.stack([hits[n].concept for n in rows])
+            sentences, langs = [hits[n].text for n in rows], [hits[n].lang for n in rows]
+            masks, concepts = hide(sentences, langs, concepts, service.space)
+            found = service.space.decode(concepts, [code])
+            for n, masked, best in zip(rows, masks, found[code], strict=True):
+                texts[n][code] = masked.restore(best[0].text)
     return texts
 
 

@@ -35,7 +35,8 @@ RULES = {
     "en": Rules(
         never=word_set(
             "mr mrs ms dr prof Rev Gen lt Col Capt sgt maj cmdr Adm Hon Pres Gov Sen Rep messrs "
-            "Mt e.g i.e viz cf vs approx ca esp incl excl dept a.k.a n.b"
+            "Mt e.g i.e viz cf vs approx ca esp incl excl dept a.k.a n.b "
+            "p.s p.p.s"
         ),
         number=word_set(
             "no nos pp par para vol vols fig figs eq eqs art arts ch chap sec sect bk ed ex pt pl "
@@ -64,7 +65,7 @@ RULES = {
             "dr prof hr hrn fr frl dipl dipl.-ing ing Mag st sog bzw evtl ggf vgl z.b d.h u.u "
             "i.d.r z.t z.zt m.e s.o s.u v.a m.w a.d i.a i.v ü.d inkl exkl zzgl einschl insb "
             "insbes bes ca mind rd geb verh ev kath lat griech engl frz dt allg mio mrd tsd "
-            "bspw fa"
+            "bspw fa p.s n.b"
         ),
         number=word_set(
             "nr nrn abb abs art bd bde kap tab anm ziff aufl jg str tel fax hausnr anh bl sp rn "
@@ -91,7 +92,7 @@ RULES = {
     "fr": Rules(
         never=word_set(
             "M mm mme mmes mlle mlles mgr Me dr drs pr prof st ste cf ex p.ex c.-à-d c.à.d càd "
-            "env bd boul av apr gén lt sgt vs resp n.b"
+            "env bd boul av apr gén lt sgt vs resp n.b p.s p.-s"
         ),
         number=word_set(
             "no nos n° art arts pp vol vols fig chap ch tél tel al lig ms janv fév févr avr juil "
@@ -114,7 +115,7 @@ RULES = {
     "es": Rules(
         never=word_set(
             "sr sra srta sres sras dr dra dres dña dn prof profa lic ing arq gral cnel fr sto sta "
-            "mons rvdo excmo ilmo av avda ej p.ej vs cf"
+            "mons rvdo excmo ilmo av avda ej p.ej vs cf p.d n.b"
         ),
         number=word_set(
             "no nos núm num nro art arts pág págs pag vol vols fig figs cap caps ed tel tfno "
@@ -138,7 +139,7 @@ RULES = {
     "nl": Rules(
         never=word_set(
             "dhr mevr mw mej dr drs ir ing mr prof ds jhr st bijv bvb evt ca o.a d.w.z m.a.w "
-            "i.p.v t.o.v t.o i.v.m m.b.t n.a.v t.g.v z.g zgn resp vgl incl excl ong m.i a.s"
+            "i.p.v t.o.v t.o i.v.m m.b.t n.a.v t.g.v z.g zgn resp vgl incl excl ong m.i a.s p.s n.b"
         ),
         number=word_set(
             "nr nrs max art blz pag vol fig hfst afb tab bijl par tel jan feb mrt apr jun jul aug "

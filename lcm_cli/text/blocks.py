@@ -19,6 +19,7 @@ from lcm_cli.text.abbreviations import NEVER
 
 INVISIBLE = "\u00ad\u200b\u2060\ufeff"  # soft hyphen, zero width space, word joiner, BOM
 TAIL = 40  # characters at the end of a line that decide whether it ends a sentence
+SURE_BULLETS = "•‣◦▪▫●○■□◆◇▶►➤➢✓✔✗✘☐☑☒✅❌"  # prose has no use for these at the start of a line
 NARROW = 40  # characters; text is not wrapped to less, so shorter lines were broken on purpose
 
 
@@ -39,10 +40,11 @@ class Block:
 def blocks(text: str) -> list[Block]:
     """Return the blocks of `text`, in order.
 
-    - A bullet (- * + • ‣ · – —) and white space begin an item, as do the em dashes of dialogue,
-      with or without a space. The bullet or dash is layout. Inside a paragraph, this holds after an
-      item, after a line that ends a sentence or ends with a colon, and before a line with the same
-      mark; otherwise the dash belongs to wrapped prose.
+    - A bullet (- * + · – — → or one of SURE_BULLETS) and white space begin an item, as do the em
+      dashes of dialogue, with or without a space. The bullet or dash is layout. Inside a paragraph,
+      this holds for bullets such as • anywhere, and for other marks after an item, after a line
+      that ends a sentence or ends with a colon, and before a line with the same mark; otherwise
+      the dash belongs to wrapped prose.
     - A number ("1.", "2)", "(3)", "a)", "ii)") begins an item under the same conditions, if the
       text also has the item before or after it. A lone number is prose: "3. Oktober".
     - A heading has one to six # before it, or a line of = or - below it.
@@ -79,7 +81,9 @@ _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + INVISIBLE
 _RULE = re.compile(r"([-*_=~#+•·–—])(?:\s*\1){2,}")
 _UNDERLINE = re.compile(r"={3,}|-{3,}")
 _HEADING = re.compile(r"#{1,6}\s+(?=\S)")
-_BULLET = re.compile(r"([-*+•‣·–—―])\s+(?=\S)|([—―])(?=[^\s—―])")
+_BULLET = re.compile(
+    rf"([-*+·–—―→{SURE_BULLETS}])\ufe0f?\s+(?=\S)|([—―])(?=[^\s—―])"  # U+FE0F: as an emoji
+)
 _NUMBER = re.compile(r"(\(?)(\d{1,3}(?=[.)])|[a-zA-Z](?=\))|[ivx]{2,5}(?=\)))([.)])\s+(?=\S)")
 _GERMAN_DATE = re.compile(
     r"\d+\.\s+(Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember)"
@@ -137,8 +141,8 @@ def _classified(lines: list[_Line]) -> list[_Line]:
         underlined = after.kind == "rule" and _UNDERLINE.fullmatch(after.text)
         if line.kind == "item?":
             paired = line.mark == inside or (after.kind == "item?" and after.mark == line.mark)
-            plain = line.mark not in ("•", "‣")  # unambiguous bullets
-            line.kind = "text" if plain and not paired and not _free(before) else "item"
+            sure = paired or line.mark in SURE_BULLETS or _free(before)
+            line.kind = "item" if sure else "text"
         elif line.kind == "heading?" or (line.kind == "text" and underlined):
             line.kind = "heading" if _free(before) else "text"
         inside = line.mark if line.kind == "item" else inside if line.kind == "text" else ""

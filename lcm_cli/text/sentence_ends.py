@@ -71,8 +71,8 @@ def decide(before: str, after: str, code: str) -> bool | None:
 
 def _glued(tail: str, after: str) -> bool | None:
     """Decide where no space follows: "ran home.The cat" is a slip, "System.Text" a name."""
-    if after[:1] == "-":
-        return False  # "Dipl.-Ing."
+    if after.startswith(("-", "º", "ª")):
+        return False  # "Dipl.-Ing.", "2.º piso"
     if not tail.endswith(".") or not after[:1].isalpha() or after[0] > "\u024f":
         return None
     word = _LAST.search(tail[-40:])

@@ -132,8 +132,9 @@ class Run:
             self._recent.restore(state.get("recent", {}))  # earlier states have none
         except (IntegrityError, RuntimeError, KeyError, ValueError, TypeError) as error:
             hint = f"the recipe must have the run's first shapes: {self.folder}/recipe.json"
+            reason = f"its state lacks {error}" if isinstance(error, KeyError) else error
             raise IntegrityError(
-                f"cannot resume the run in {self.folder}: {error}", hint
+                f"cannot resume the run in {self.folder}: {reason}", hint
             ) from error
         self._forget_later_records()
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -87,9 +88,12 @@ def read_state(folder: Path) -> tuple[dict[str, Any], Path | None]:
         state: dict[str, Any] = torch.load(
             found[-1] / REST if shards else found[-1], weights_only=True, map_location="cpu"
         )
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnpicklingError) as error:
         again = f"remove it to resume from {found[-2].name}" if len(found) > 1 else ""
-        raise IntegrityError(f"{found[-1]} is damaged: {error}", again) from error
+        # The other errors of torch say nothing: "101" for text, "" for an empty file.
+        told = isinstance(error, (RuntimeError, OSError))
+        reason = error if told else "it is not a file that torch wrote"
+        raise IntegrityError(f"{found[-1]} is damaged: {reason}", again) from error
     return state, shards
 
 

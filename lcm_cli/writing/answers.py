@@ -15,6 +15,7 @@ from lcm_cli.progress import Progress
 from lcm_cli.space.similarity import cosines
 from lcm_cli.text.languages import gap
 from lcm_cli.text.length import Length
+from lcm_cli.writing.links import hide
 from lcm_cli.writing.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -125,10 +126,10 @@ def quote_all(
 ) -> list[Answer]:
     """Return answers of the `chosen` sentences of each document, by their indices from 0.
 
-    A sentence is quoted in its own language and decoded into others, all documents together; the
-    text of speech is always decoded. `to` holds language codes; if empty, each document stays in
-    its own language. `cite` measures the similarities; `progress` receives the number of sentences
-    decoded.
+    A sentence is quoted in its own language and decoded into others, all documents together, with
+    its links and emoji hidden (see `links`); the text of speech is always decoded. `to` holds
+    language codes; if empty, each document stays in its own language. `cite` measures the
+    similarities; `progress` receives the number of sentences decoded.
     """
     rows = [(each, n) for each, own in zip(window, chosen, strict=True) for n in own]
     if not rows:
@@ -137,15 +138,21 @@ def quote_all(
     foreign = [
         [code for code in to or [each.document.lang] if _is_decoded(each, code)] for each, _ in rows
     ]
-    limits = space.limits(
-        [each.document.sentences[n] for each, n in rows], [each.document.lang for each, _ in rows]
-    )
+    sources = [each.document.sentences[n] for each, n in rows]
+    langs = [each.document.lang for each, _ in rows]
+    limits = space.limits(sources, langs)
+    written = [  # to be decoded; speech has no links
+        source if codes and not each.document.times else ""
+        for (each, _), source, codes in zip(rows, sources, foreign, strict=True)
+    ]
+    masks, concepts_ND = hide(written, langs, concepts_ND, space)
     decoded = decode_each(concepts_ND, foreign, limits, space, progress)
     encoded = encode_each(decoded, space) if cite else None
     quoted = []
     for row, (each, n) in enumerate(rows):
         own, source = each.document.lang, each.document.sentences[n]
-        texts = {code: decoded[row].get(code, source) for code in to or [own]}
+        restored = {code: masks[row].restore(text) for code, text in decoded[row].items()}
+        texts = {code: restored.get(code, source) for code in to or [own]}
         similarity = {}
         if encoded is not None:
             near = {

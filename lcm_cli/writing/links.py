@@ -1,13 +1,19 @@
-"""URLs and e-mail addresses in a sentence, which translation leaves unchanged.
+"""URLs, e-mail addresses and emoji in a sentence, which translation leaves unchanged.
 
 A space has no concept for a link and mangles it together with the rest of the sentence. Before a
 sentence is encoded, a name therefore takes the place of each link; where the name survives in the
-translation, the link replaces it (docs/translate.md).
+translation, the link replaces it. Emoji are left out and added again (docs/translate.md).
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from lcm_cli.space import Space
 
 # Names that `tiny` keeps best and that most languages in Latin script share (docs/translate.md).
 NAMES = ("Tom", "Boston", "Berlin")
@@ -21,6 +27,13 @@ _LINK = re.compile(
     r"|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
     rf"|(?<![\w.])(?:[a-z0-9][a-z0-9-]*\.)+(?:{_DOMAINS})\b(?:/{_PLAIN})?"
 )
+_EMOJI = (
+    r"(?:[\u231a\u231b\u23e9-\u23fa\u25a0-\u275a\u2761-\u2767\u2776-\u27bf\u2b00-\u2bff"
+    r"\U0001f000-\U0001faff][\ufe0e\ufe0f\u200d\U000e0020-\U000e007f]*|[0-9#*]\ufe0f?\u20e3)+"
+)
+_SPACED_EMOJI = re.compile(rf"\s*{_EMOJI}")
+_FIRST_EMOJI = re.compile(rf"(?:{_EMOJI}\s*)+")
+_LAST_EMOJI = re.compile(rf"(?<=[^\w\s,;:])(?:\s*{_EMOJI})+\s*$")  # after a final mark
 _BRACKETS = {")": "(", "]": "[", "}": "{"}
 _END = re.compile(r"[\s.!?…。！？]*$")
 
@@ -29,19 +42,26 @@ _END = re.compile(r"[\s.!?…。！？]*$")
 class Masked:
     """A sentence whose `links` are hidden: in `text`, one of `names` replaces each link.
 
-    Surplus links, for which there is no name, are left out of `text`.
+    Surplus links, for which there is no name, are left out of `text`, as are emoji: those `before`
+    the sentence, those `inside`, and those `after` its final mark, with the spaces around them.
     """
 
     text: str
     links: tuple[str, ...]
     names: tuple[str, ...]
+    before: str = ""
+    inside: str = ""
+    after: str = ""
 
     def count_lost(self, translation: str) -> int:
         """Return how many of the names a translation lacks or repeats."""
         return sum(not _occurs_once(name, translation) for name in self.names)
 
     def restore(self, translation: str) -> str:
-        """Put the links into a translation of `text`, at its end if their name is lost."""
+        """Put the links into a translation of `text`, at its end if their name is lost.
+
+        Emoji from inside the sentence go to its end, too.
+        """
         lost = list(self.links[len(self.names) :])
         for name, link in zip(self.names, self.links, strict=False):
             if _occurs_once(name, translation):
@@ -49,11 +69,13 @@ class Masked:
                 translation = f"{before}{link}{after}"
             else:
                 lost.append(link)
-        return _appended(translation, lost)
+        translation = _inserted(_appended(translation, lost), self.inside)
+        return f"{self.before}{translation}{self.after}"
 
 
 def mask(text: str) -> Masked:
-    """Hide the links of a sentence."""
+    """Hide the links and emoji of a sentence."""
+    text, *emoji = _without_emoji(text)
     found = find_links(text)
     # Names that the sentence has already could not be told from those put in.
     names = [name for name in NAMES if not re.search(rf"\b{name}\b", text, re.IGNORECASE)]
@@ -63,7 +85,25 @@ def mask(text: str) -> Masked:
         parts += [text[start:begin], used[i] if i < len(used) else ""]
         start = begin + len(link)
     links = tuple(link for _, link in found)
-    return Masked("".join([*parts, text[start:]]), links, used)
+    return Masked("".join([*parts, text[start:]]), links, used, *emoji)
+
+
+def hide(
+    sentences: Sequence[str], langs: Sequence[str], concepts_ND: np.ndarray, space: "Space"
+) -> tuple[list[Masked], np.ndarray]:
+    """Mask sentences whose concepts are to be decoded; return the masks and their concepts (N, D).
+
+    A sentence with links or emoji is encoded again without them. An empty sentence, and one in a
+    language that the space lacks, keeps its concept.
+    """
+    known = [lang in space.languages for lang in langs]
+    masks = [mask(text if can else "") for text, can in zip(sentences, known, strict=True)]
+    changed = [n for n, one in enumerate(masks) if known[n] and one.text != sentences[n]]
+    if changed:
+        found = space.encode([masks[n].text for n in changed], [langs[n] for n in changed])
+        concepts_ND = concepts_ND.astype(np.float32)  # a copy
+        concepts_ND[changed] = found.concepts
+    return masks, concepts_ND
 
 
 def find_links(text: str) -> list[tuple[int, str]]:
@@ -78,6 +118,19 @@ def without_links(text: str) -> str:
     for begin, link in reversed(find_links(text)):
         text = f"{text[:begin]} {text[begin + len(link) :]}"
     return text
+
+
+def _without_emoji(text: str) -> tuple[str, str, str, str]:
+    """Return a sentence without emoji, and the emoji before, inside and after it, with spaces."""
+    if text.isascii() or not re.search(_EMOJI, text):
+        return text, "", "", ""
+    first, last = _FIRST_EMOJI.match(text), _LAST_EMOJI.search(text)
+    begin, end = first.end() if first else 0, last.start() if last else len(text)
+    core = text[begin:end]
+    inside = "".join(_SPACED_EMOJI.findall(core))
+    # A space keeps words apart that only emoji separated.
+    core = _SPACED_EMOJI.sub(lambda m: " " * m.string[m.end() : m.end() + 1].isalnum(), core)
+    return core, text[:begin], inside, text[end:]
 
 
 def _trimmed(link: str) -> str:
@@ -97,9 +150,11 @@ def _occurs_once(name: str, text: str) -> bool:
 
 
 def _appended(text: str, links: Sequence[str]) -> str:
-    if not links:
-        return text
+    return _inserted(text, f" ({', '.join(links)})").lstrip() if links else text
+
+
+def _inserted(text: str, ending: str) -> str:
+    """Return `text` with an ending before its final marks."""
     end = _END.search(text)
     assert end is not None
-    listed = ", ".join(links)
-    return f"{text[: end.start()]} ({listed}){end[0]}".lstrip()
+    return f"{text[: end.start()]}{ending}{end[0]}"

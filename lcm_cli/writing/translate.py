@@ -97,7 +97,7 @@ class Translation:
 
 @dataclass(frozen=True)
 class _Source:
-    """A sentence to translate; its links are hidden."""
+    """A sentence to translate; its links and emoji are hidden."""
 
     text: str
     lang: str
@@ -197,10 +197,10 @@ class _Translator:
         return {(d.source.lang, d.source.text, d.code): self._rendering(d) for d in drafts}
 
     def _sources(self, concepts: Mapping[tuple[str, str], np.ndarray]) -> list[_Source]:
-        """Return the sentences with their links hidden; encode those with links again."""
+        """Return the sentences with links and emoji hidden; encode those that have any again."""
         masks = [mask(text) for _, text in concepts]
         limits = self._space.limits([m.text for m in masks], [lang for lang, _ in concepts])
-        changed = [n for n, m in enumerate(masks) if m.links]
+        changed = [n for n, (_, text) in enumerate(concepts) if masks[n].text != text]
         languages = [lang for lang, _ in concepts]
         encoded = self._space.encode(
             [masks[n].text for n in changed], [languages[n] for n in changed]

@@ -130,6 +130,38 @@ def test_one_file_has_the_format_of_the_input(translate: Run, tmp_path: Path) ->
     assert done.output == data  # standard output that is not a terminal gets the same bytes
 
 
+@pytest.mark.parametrize(
+    ("name", "output", "held", "suffix"),
+    [
+        ("a.md", "b.docx", "Markdown", ".md"),
+        ("a.md", "b.srt", "Markdown", ".md"),
+        ("a.docx", "b.txt", "a Word document", ".docx"),
+        ("a.txt", "b.PDF", "text", ".txt"),
+    ],
+)
+def test_a_name_of_another_format(
+    translate: Run, tmp_path: Path, name: str, output: str, held: str, suffix: str
+) -> None:
+    document = tmp_path / "in" / name
+    write(document, "The hen ran.\n")
+    if suffix == ".docx":
+        document.write_bytes((SAMPLES / "report.docx").read_bytes())
+    done = translate(document, "--to", "fr", "-o", output)
+    assert (done.code, done.stdout) == (2, "")
+    assert f"{output} would hold {held}, not " in done.stderr
+    assert f"choose a name with the suffix {suffix}" in done.stderr
+    assert not (tmp_path / output).exists()
+    inside = translate(document, "--to", "fr", "-o", "new/", "--output-template", output)
+    assert inside.code == 2 and f"new/{output} would hold {held}" in inside.stderr
+
+
+def test_a_summary_is_text(road: Run, page: Path, tmp_path: Path) -> None:
+    output = tmp_path / "b.docx"
+    done = road("summarize", page, "-o", output)
+    assert done.code == 2 and f"{output} would hold text, not a Word document" in done.stderr
+    assert not output.exists()
+
+
 def test_json_of_any_format(translate: Run) -> None:
     done = translate(SAMPLES / "report.docx", "--to", "fr", "--to", "de", "--json")
     assert done.code == 0, done.stderr

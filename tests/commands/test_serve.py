@@ -70,7 +70,7 @@ def test_a_port_in_use(lcm):
     ("call", "code", "message"),
     [
         (("--port", "70000"), 2, "65535"),
-        (("--api-key", ""), 2, "the API key is empty"),
+        (("--api-key", ""), 2, "the argument after --api-key is empty"),
         (("--space", "nowhere"), 3, "nowhere"),
         (("--model", "nowhere"), 3, "nowhere"),
         (("--host", "300.0.0.1", "--port", "0"), 2, "cannot listen on 300.0.0.1"),

@@ -61,6 +61,18 @@ def test_an_index_finds_the_same(lcm: Run, corpus: Path, index: Path) -> None:
         assert {**one, "score": 0} == {**other, "score": 0}
 
 
+def test_links_and_emoji_in_another_language(lcm: Run, tiny: Space, tmp_path: Path) -> None:
+    path, text = tmp_path / "a.parquet", "The dog ran to https://example.org/a 😀."
+    with open_writer(str(path), SpaceInfo(tiny.name, tiny.fingerprint, tiny.dim)) as writer:
+        concepts = tiny.encode([text], "eng_Latn").concepts
+        writer.write(Document("a", "eng_Latn", sentences=[text], concepts=concepts))
+    done = lcm("similar", "The dog ran.", "--from", "en", "--in", path, "--to", "fr,en", "-q")
+    (line,) = done.stdout.splitlines()
+    french, english = line.split("\t")[4:]
+    assert english == text
+    assert french.count("https://example.org/a") == french.count("😀") == 1
+
+
 def test_in_another_language(lcm: Run, corpus: Path, index: Path) -> None:
     asked = (
         "similar",
@@ -125,7 +137,7 @@ def test_the_graph_of_an_index(lcm: Run, corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([""], 2, "the query is empty"),
+        ([""], 2, "the argument after similar is empty"),
         ([" \n"], 2, "the query is empty"),
         (["The cat is sleeping.", "-k", "0"], 2, "-k"),
         (["-", "--in", "-"], 2, "named twice"),

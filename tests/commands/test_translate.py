@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from lcm_cli.commands._translations import DoubtReport
+from lcm_cli.documents import Document
 from lcm_cli.space import load_space
+from lcm_cli.writing.translate import Rendering, Translation
 
 Run = Callable[..., Any]
 
@@ -154,3 +157,12 @@ def test_errors(road: Run, arguments: list[str], code: int, message: str) -> Non
     done = road("translate", "-", *arguments, input=b"The hen ran.")
     assert (done.code, done.stdout) == (code, "")
     assert message in done.stderr
+
+
+def test_large_counts_have_separators(capsys: pytest.CaptureFixture[str]) -> None:
+    report = DoubtReport(0.74, None)
+    renderings = [Rendering("a", 0.1, "far")] * 1200
+    report.add(Translation(Document("a"), {"fra_Latn": renderings}))
+    report.finish("see them")
+    told = "1,200 of 1,200 sentences are doubtful (below 0.74 or refused); see them\n"
+    assert capsys.readouterr().err == told

@@ -241,6 +241,14 @@ def test_hard_cases():
         ),
         ("eng_Latn", "Use System.Text here. Bye.", ["Use System.Text here.", "Bye."]),
         ("eng_Latn", "I ♥ Paris. Do you?", ["I ♥ Paris.", "Do you?"]),
+        # A postscript is part of the sentence after it.
+        ("eng_Latn", "P.S. The cat is well. Bye.", ["P.S. The cat is well.", "Bye."]),
+        ("eng_Latn", "P.P.S. I am well.", ["P.P.S. I am well."]),
+        ("deu_Latn", "P. S. Die Katze schläft.", ["P. S. Die Katze schläft."]),
+        ("fra_Latn", "P.-S. Le chat dort. Il va bien.", ["P.-S. Le chat dort.", "Il va bien."]),
+        ("spa_Latn", "P.D. El gato duerme.", ["P.D. El gato duerme."]),
+        ("nld_Latn", "N.B. De kat slaapt.", ["N.B. De kat slaapt."]),
+        ("spa_Latn", "Vivo en el 2.º piso. Es bonito.", ["Vivo en el 2.º piso.", "Es bonito."]),
     ],
 )
 def test_reported_cases(lang, text, sentences):

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.run_folder import changes, hold, write_recipe
+from lcm_cli.training.states import read_state
 
 Run = Callable[..., Any]
 FEW = ("--device", "cpu", "--set", "train.steps=3", "--set", "train.save_every=2")
@@ -117,3 +119,22 @@ def test_a_damaged_recipe_of_a_run(tmp_path: Path) -> None:
     assert changes(tmp_path, load_recipe(recipes / "sonar-llm.toml")) == []
     with pytest.raises(IntegrityError, match="not a recipe"):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"(\xff", b"PK\x03\x04"])
+def test_a_damaged_state(tmp_path: Path, content: bytes) -> None:
+    for step in (2, 3):
+        (tmp_path / f"state-{step:09}.pt").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"state-000000003\.pt is damaged: \w+ \w+") as caught:
+        read_state(tmp_path)
+    assert caught.value.hint == "remove it to resume from state-000000002.pt"
+
+
+def test_a_state_without_a_key(lcm: Run, write_recipe: Run, tmp_path: Path) -> None:
+    recipe, run = write_recipe("base"), tmp_path / "run"
+    assert lcm("train", recipe, *FEW, "-o", run).code == 0
+    torch.save({"seconds": 1.0}, run / "state-000000004.pt")
+    done = lcm("train", recipe, *FEW, "-o", run, "--resume")
+    assert done.code == 5 and f"cannot resume the run in {run}: its state lacks 'trainer'\n" in (
+        done.stderr
+    )

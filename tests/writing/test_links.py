@@ -50,6 +50,27 @@ def test_links_beyond_the_names_are_added_too() -> None:
     assert restored == f"Siehe {', '.join(links[:3])} ({', '.join(links[3:])})."
 
 
+@pytest.mark.parametrize(
+    ("text", "hidden", "translation", "restored"),
+    [
+        ("I am happy 😀.", "I am happy.", "Ich bin froh.", "Ich bin froh 😀."),
+        ("I am happy. 😀 🎉", "I am happy.", "Ich bin froh.", "Ich bin froh. 😀 🎉"),
+        ("👍🏽 Good dog!", "Good dog!", "Bon chien !", "👍🏽 Bon chien !"),
+        ("Hello👋, Anna ❤️", "Hello, Anna", "Hallo, Anna!", "Hallo, Anna👋 ❤️!"),
+        ("We won 🎉 and left.", "We won and left.", "Wir gingen.", "Wir gingen 🎉."),
+        ("Red🍎green", "Red green", "Rot grün", "Rot grün🍎"),
+        ("A family 👨‍👩‍👧 from 🇫🇷.", "A family from.", "Familie.", "Familie 👨‍👩‍👧 🇫🇷."),
+        ("1️⃣ One, ♪ la ♪", "One, la", "Eins, la", "1️⃣ Eins, la ♪ ♪"),
+        ("It is 20 °C → warm, © Tom", "It is 20 °C → warm, © Tom", "Warm", "Warm"),
+    ],
+)
+def test_emoji_are_left_out_and_added_again(
+    text: str, hidden: str, translation: str, restored: str
+) -> None:
+    assert mask(text).text == hidden
+    assert mask(text).restore(translation) == restored
+
+
 _PIECES = st.sampled_from(
     ["http://example.com/a", "b@example.org", "www.example.net", "Tom", "see"]
 )

@@ -10,6 +10,7 @@ from lcm_cli.errors import NotFoundError, UsageError
 from lcm_cli.pipeline import Prepared, embed
 from lcm_cli.space import Space, load_space
 from lcm_cli.text.length import Length, count_words
+from lcm_cli.writing.links import mask
 from lcm_cli.writing.summarize import choose_sentences, summarize, summarize_all
 
 STORY = [
@@ -134,6 +135,16 @@ def test_other_languages_are_decoded_from_the_concepts(story: Prepared, space: S
             cosine = again @ concept[0] / np.linalg.norm(again) / np.linalg.norm(concept[0])
             assert cited.similarity[code] == pytest.approx(float(cosine), abs=1e-4)
         assert list(cited.similarity) == to
+
+
+def test_links_and_emoji_are_hidden_from_the_decoder(space: Space) -> None:
+    text = "The dog ran to https://example.org/a 😀."
+    answer = summarize(Document("a", "eng_Latn", text=text), space, ["fra_Latn"], cite=True)
+    plain = summarize(Document("b", "eng_Latn", text="The dog ran to Tom."), space, ["fra_Latn"])
+    said, hidden = answer.texts["fra_Latn"], plain.texts["fra_Latn"]
+    assert said == mask(text).restore(hidden)
+    assert said.count("https://example.org/a") == said.count("😀") == 1
+    assert answer.sentences[0].sources[0].text == text
 
 
 def test_many_documents_are_summarized_as_each_alone(story: Prepared, space: Space) -> None:

@@ -129,7 +129,8 @@ def parsed(data: bytes, path: str, name: str) -> etree._Element:
 
 
 def _damaged(name: str, error: Exception) -> IntegrityError:
-    return IntegrityError(f"{name} is damaged: {error}", "copy or download it again")
+    reason = str(error) or "it is cut off"  # EOFError says nothing
+    return IntegrityError(f"{name} is damaged: {reason}", "copy or download it again")
 
 
 def _package(book: zipfile.ZipFile, name: str) -> str:

@@ -129,7 +129,7 @@ def _subtitles(kind: Kind) -> Callable[[bytes, Source], Skeleton]:
     def read(data: bytes, source: Source) -> Skeleton:
         from lcm_cli.documents.formats import subtitles
 
-        return subtitles.read(decode_text(data, source.name), f".{kind}")
+        return subtitles.read(decode_text(data, source.name), f".{kind}", source.name)
 
     return read
 

@@ -14,6 +14,7 @@ from itertools import accumulate, islice, pairwise
 
 from lcm_cli.documents.formats.locating import completed, locate
 from lcm_cli.documents.formats.skeleton import Pair, Passage
+from lcm_cli.errors import IntegrityError
 from lcm_cli.text.languages import gap
 
 LINE = 42  # characters in a line of subtitles, at most, to be readable at a glance
@@ -92,8 +93,16 @@ class Subtitles:
         return one.prefix + shown + one.suffix
 
 
-def read(source: str, suffix: str) -> Subtitles:
-    """Return the skeleton of a subtitle file; `suffix` is .srt or .vtt."""
+def read(source: str, suffix: str, name: str = "the file") -> Subtitles:
+    """Return the skeleton of a subtitle file; `suffix` is .srt or .vtt, `name` for messages.
+
+    Raises IntegrityError if it has no cues.
+    """
+    if not _TIMES.search(source):
+        raise IntegrityError(
+            f"{name} has no subtitles: no line such as 00:00:01.000 --> 00:00:02.500",
+            "if it is plain text, add --format text",
+        )
     return Subtitles(source, suffix)
 
 

@@ -43,6 +43,16 @@ def test_deep_nesting(text):
     markdown.read(text)
 
 
+@pytest.mark.parametrize("text", ["WEBVTT\n", "A text.\n\nIt goes on.", "00:00:01,000 -> 2"])
+@pytest.mark.parametrize("suffix", [".srt", ".vtt"])
+def test_subtitles_without_times(tmp_path, text, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_text(text)
+    with pytest.raises(IntegrityError, match="has no subtitles: no line such as") as caught:
+        read_whole(path)
+    assert "--format text" in caught.value.hint
+
+
 def test_deep_json():
     deep = "[" * 100_000
     with pytest.raises(IntegrityError):
