@@ -178,7 +178,7 @@ def test_invalid_model(lcm: Run, official: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     bare = convert(tmp_path / "empty")
     assert bare.code == 5
-    assert "there is no config.json and no model_card.yaml" in bare.stderr
+    assert "there is neither config.json nor model_card.yaml" in bare.stderr
     whole = (official / "model.pt").read_bytes()
     for share in (0.0, 0.5, 0.999):
         (official / "model.pt").write_bytes(whole[: int(share * len(whole))])

@@ -180,7 +180,7 @@ def test_binary_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "stdout", Terminal())
     kind = OutputKind(".docx", is_text=False, plain=False)
-    with pytest.raises(UsageError, match="does not go to a terminal"):  # before any translation
+    with pytest.raises(UsageError, match="is not written to a terminal"):  # before any translation
         Result().check(Document("a"), kind, ["fra_Latn"], several=False)
 
 

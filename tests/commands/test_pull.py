@@ -191,5 +191,5 @@ def test_pull_option_exists_only_with_checkpoint_options(cache, capsys):
 
 
 def test_no_name(cache, capsys):
-    assert main(["pull", ""]) == 3
-    assert "there is no checkpoint called ''" in capsys.readouterr().err
+    assert main(["pull", ""]) == 2
+    assert "the argument after pull is empty" in capsys.readouterr().err

@@ -682,7 +682,7 @@ def test_another_run_does_not_resume(tmp_path):
     path = tmp_path / "set"
     write_run(path, *docs, stop=2)
     for more in ({"run": {"a": 2}}, {"dtype": "float32"}):
-        with pytest.raises(UsageError, match="unfinished data set of other documents"):
+        with pytest.raises(UsageError, match="unfinished data set made from other documents"):
             write_run(path, *docs, **more)
     with pytest.raises(UsageError, match="cut off"):
         write(path, *docs)

@@ -161,7 +161,7 @@ def test_those_of_another_space_are_refused(fitted, train, tmp_path, kind):
     config["space"]["fingerprint"] = "feedbeef"
     (other / "config.json").write_text(json.dumps(config))
     done = train(f"{kind}={other}")
-    assert done.code == 5 and "another space (feedbeef) than 'tiny'" in done.stderr
+    assert done.code == 5 and "in a different space (feedbeef) from 'tiny'" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["normalizer", "quantizer"])

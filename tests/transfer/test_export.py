@@ -215,7 +215,7 @@ def test_card(exported, random_space, tmp_path):
     (result,) = entry["results"]
     assert entry["name"] == "tiny"
     assert result["task"] == {"type": "translation"}
-    assert {"type": "xsim", "name": "xsim %", "value": 99.5} in result["metrics"]
+    assert {"type": "xsim", "name": "xsim %", "value": 99.6} in result["metrics"]
     assert "Common Voice" in text  # the attributions that the licence demands
     export(str(random_space), tmp_path / "port")
     plain = (tmp_path / "port" / "README.md").read_text(encoding="utf-8")
