@@ -199,7 +199,8 @@ def test_killed_it_goes_on(
     process.kill()
     assert process.wait() == -signal.SIGKILL
     refused = road("embed", pairs, "-o", often, "--from", "de")
-    assert (refused.code, "unfinished data set made from other documents" in refused.stderr) == (2, True)
+    assert refused.code == 2
+    assert "unfinished data set made from other documents" in refused.stderr
     done = road("embed", pairs, "-o", often, "--from", "en")
     assert done.code == 0
     assert "resuming after " in done.stderr

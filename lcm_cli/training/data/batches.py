@@ -18,7 +18,7 @@ Shapes: B rows, S concepts, D concept dim, P sentences of an affix.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -27,30 +27,26 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from lcm_cli.documents.document import SpaceInfo
-from lcm_cli.errors import IntegrityError, UsageError
+from lcm_cli.errors import IntegrityError
 from lcm_cli.models.config import BREAK_TEXT
 from lcm_cli.models.interface import PADDING, Batch
 from lcm_cli.schema import counted
+from lcm_cli.training.data.affixes import AffixEncoder, Encode
 from lcm_cli.training.data.columns import Column, Tokenize, wanted_columns
 from lcm_cli.training.data.index import check_same_space, scan
 from lcm_cli.training.data.packing import (
-    Affixes,
     DocumentSet,
     Piece,
     cut_evenly,
     pack,
-    prompt_of,
     wrap_length,
 )
 from lcm_cli.training.data.row_groups import ConceptLists, Ints, Sentences, join, join_values
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
 from lcm_cli.training.parallel import MicroBatches, Share, deal
 
-Encode = Callable[[Sequence[str]], Tensor]
 # The documents to use of a row group: the numbers of the data set, the row group, the documents.
 Unit = tuple[int, int, Ints]
 # The concepts of row groups in memory, by the numbers of the data set and of the row group in it.
@@ -160,7 +156,7 @@ class ConceptData:
         prefix = options.prefix
         if prefix is None:
             prefix = (begin_text,) if begin_text else ()
-        encoder = _AffixEncoder(encode, dim, prefix, suffix, prompts or {})
+        encoder = AffixEncoder(encode, dim, prefix, suffix, prompts or {})
         self._columns = wanted_columns(tokenize=tokenize, woven=options.plan, fragility=fragility)
         # Held-out losses are not weighted by fragility.
         self._held_out_columns = wanted_columns(tokenize=tokenize, woven=options.plan)
@@ -464,67 +460,11 @@ class ConceptData:
         return parts + [[] for _ in range(count - len(parts))]
 
 
-class _AffixEncoder:
-    """Encodes the sentences put before, between and after documents, each of them once."""
-
-    def __init__(
-        self,
-        encode: Encode | None,
-        dim: int,
-        prefix: Sequence[str],
-        suffix: Sequence[str],
-        prompts: Mapping[str, str],
-    ) -> None:
-        self._encode, self._dim = encode, dim
-        self._prefix, self._suffix, self._prompts = prefix, suffix, prompts
-        self._known: dict[str, NDArray[np.float32]] = {}
-        self._concepts([*prefix, *suffix])  # fails without a space before files are scanned
-
-    def affixes(self, data_set: DataSet, columns: Sequence[Column]) -> Affixes:
-        """Return the affixes of a data set's documents, with columns."""
-        prompt = prompt_of(data_set, self._prompts)
-        parts = [
-            Sentences(
-                self._concepts(texts), {column.name: column.of_texts(texts) for column in columns}
-            )
-            for texts in (self._prefix, prompt, self._suffix)
-        ]
-        return Affixes(*parts)
-
-    def paragraph_break(self, text: str, columns: Sequence[Column]) -> Sentences:
-        """Return the paragraph break, one sentence, with columns."""
-        return Sentences(
-            self._concepts([text]), {column.name: column.of_break(text) for column in columns}
-        )
-
-    def _concepts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        new = [text for text in dict.fromkeys(sentences) if text not in self._known]
-        if new:
-            self._known |= zip(new, self._encoded(new), strict=True)
-        rows = [self._known[text] for text in sentences]
-        return np.stack(rows) if rows else np.zeros((0, self._dim), np.float32)
-
-    def _encoded(self, sentences: list[str]) -> NDArray[np.float32]:
-        if self._encode is None:
-            raise UsageError(
-                f"without a space, {sentences[0]!r} cannot be encoded",
-                "name a space, or set [data] suffix = []",
-            )
-        concepts: NDArray[np.float32] = self._encode(sentences).detach().float().cpu().numpy()
-        if concepts.shape != (len(sentences), self._dim):
-            raise IntegrityError(
-                f"the space's concepts have {concepts.shape[-1]} dimensions, the model's"
-                f" {self._dim}",
-                "the model and its data belong to another space",
-            )
-        return concepts
-
-
 def _document_sets(
     options: DataOptions,
     dim: int,
     max_length: int,
-    encoder: _AffixEncoder,
+    encoder: AffixEncoder,
     break_text: str,
     entries: Sequence[str | DataSet],
     columns: list[Column],
