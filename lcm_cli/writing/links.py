@@ -27,13 +27,12 @@ _LINK = re.compile(
     r"|[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
     rf"|(?<![\w.])(?:[a-z0-9][a-z0-9-]*\.)+(?:{_DOMAINS})\b(?:/{_PLAIN})?"
 )
-_EMOJI = (
+# A run of emoji. The parts of the pattern exclude each other, so matching takes linear time.
+_ONE = (
     r"(?:[\u231a\u231b\u23e9-\u23fa\u25a0-\u275a\u2761-\u2767\u2776-\u27bf\u2b00-\u2bff"
-    r"\U0001f000-\U0001faff][\ufe0e\ufe0f\u200d\U000e0020-\U000e007f]*|[0-9#*]\ufe0f?\u20e3)+"
+    r"\U0001f000-\U0001faff][\ufe0e\ufe0f\u200d\U000e0020-\U000e007f]*|[0-9#*]\ufe0f?\u20e3)"
 )
-_SPACED_EMOJI = re.compile(rf"\s*{_EMOJI}")
-_FIRST_EMOJI = re.compile(rf"(?:{_EMOJI}\s*)+")
-_LAST_EMOJI = re.compile(rf"(?<=[^\w\s,;:])(?:\s*{_EMOJI})+\s*$")  # after a final mark
+_EMOJI = re.compile(rf"{_ONE}(?:\s*{_ONE})*")
 _BRACKETS = {")": "(", "]": "[", "}": "{"}
 _END = re.compile(r"[\s.!?…。！？]*$")
 
@@ -122,15 +121,24 @@ def without_links(text: str) -> str:
 
 def _without_emoji(text: str) -> tuple[str, str, str, str]:
     """Return a sentence without emoji, and the emoji before, inside and after it, with spaces."""
-    if text.isascii() or not re.search(_EMOJI, text):
-        return text, "", "", ""
-    first, last = _FIRST_EMOJI.match(text), _LAST_EMOJI.search(text)
-    begin, end = first.end() if first else 0, last.start() if last else len(text)
-    core = text[begin:end]
-    inside = "".join(_SPACED_EMOJI.findall(core))
-    # A space keeps words apart that only emoji separated.
-    core = _SPACED_EMOJI.sub(lambda m: " " * m.string[m.end() : m.end() + 1].isalnum(), core)
-    return core, text[:begin], inside, text[end:]
+    runs = [] if text.isascii() else list(_EMOJI.finditer(text))
+    begin, end = 0, len(text)
+    if runs and runs[0].start() == 0:
+        begin = end - len(text[runs.pop(0).end() :].lstrip())
+    if runs and not text[runs[-1].end() :].strip():
+        head = text[: runs[-1].start()].rstrip()
+        if not re.search(r"[\w,;:]$", head):  # after a final mark
+            end = len(head)
+            runs.pop()
+    kept, inside, position = "", "", begin
+    for run in runs:
+        piece = text[position : run.start()]
+        kept += piece.rstrip()
+        inside += piece[len(piece.rstrip()) :] + run[0]
+        position = run.end()
+        # A space keeps words apart that only emoji separated.
+        kept += " " * text[position : position + 1].isalnum()
+    return kept + text[position:end], text[:begin], inside, text[end:]
 
 
 def _trimmed(link: str) -> str:

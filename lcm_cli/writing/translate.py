@@ -19,7 +19,7 @@ from lcm_cli.pipeline import Prepared, prose
 from lcm_cli.progress import Progress
 from lcm_cli.space.similarity import cosines
 from lcm_cli.writing.glossary import Glossary, occurs
-from lcm_cli.writing.links import Masked, mask
+from lcm_cli.writing.links import Masked, hide
 from lcm_cli.writing.refusal import refuse_sentence
 from lcm_cli.writing.retained import is_copied, lost_parts
 
@@ -198,17 +198,13 @@ class _Translator:
 
     def _sources(self, concepts: Mapping[tuple[str, str], np.ndarray]) -> list[_Source]:
         """Return the sentences with links and emoji hidden; encode those that have any again."""
-        masks = [mask(text) for _, text in concepts]
-        limits = self._space.limits([m.text for m in masks], [lang for lang, _ in concepts])
-        changed = [n for n, (_, text) in enumerate(concepts) if masks[n].text != text]
-        languages = [lang for lang, _ in concepts]
-        encoded = self._space.encode(
-            [masks[n].text for n in changed], [languages[n] for n in changed]
-        )
-        rows = dict(zip(changed, encoded.concepts, strict=True))
+        if not concepts:
+            return []
+        langs, texts = zip(*concepts, strict=True)
+        masks, concepts_SD = hide(texts, langs, np.stack(list(concepts.values())), self._space)
+        limits = self._space.limits([masked.text for masked in masks], langs)
         return [
-            _Source(text, lang, masks[n], rows.get(n, concept_D), limits[n])
-            for n, ((lang, text), concept_D) in enumerate(concepts.items())
+            _Source(*each) for each in zip(texts, langs, masks, concepts_SD, limits, strict=True)
         ]
 
     def _decoded(self, sources: Sequence[_Source], to: Sequence[str]) -> list[_Draft]:

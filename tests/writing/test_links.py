@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from lcm_cli.writing.links import NAMES, find_links, mask, without_links
 
+EMOJI = "😀🎉👍🏽🇫"
 SENTENCES = [
     ("See https://example.com/a_(b)?c=1#d, please.", ["https://example.com/a_(b)?c=1#d"]),
     ("The map (http://example.com/x) helps.", ["http://example.com/x"]),
@@ -69,6 +70,19 @@ def test_emoji_are_left_out_and_added_again(
 ) -> None:
     assert mask(text).text == hidden
     assert mask(text).restore(translation) == restored
+
+
+@given(st.text(alphabet=f"ab .!,{EMOJI}", max_size=30))
+def test_no_emoji_is_lost_or_doubled(text: str) -> None:
+    masked = mask(text)
+    restored = masked.restore(masked.text)
+    assert [restored.count(each) for each in EMOJI] == [text.count(each) for each in EMOJI]
+    assert not set(masked.text) & set(EMOJI)
+
+
+@pytest.mark.parametrize("text", ["Hi! " + "😀" * 2000 + "x", "é 😀" + " " * 20_000 + "b"])
+def test_long_runs_take_no_more_than_linear_time(text: str) -> None:
+    assert mask(text).restore("Hallo.").count("😀") == text.count("😀")  # else it takes hours
 
 
 _PIECES = st.sampled_from(
