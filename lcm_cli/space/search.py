@@ -273,13 +273,14 @@ def _largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tensor:
     """Forbid tokens in place: padding, repeats, an early end, and all but the end at the limit."""
-    ends_N = logits_NV[:, EOS].clone()  # a sentence's own limit outranks min_tokens
+    last = [limit == state.generated for limit in state.limits]
+    if any(last):
+        ends_N = logits_NV[:, EOS].clone()  # a sentence's own limit outranks min_tokens
     logits_NV[:, PAD] = -torch.inf
     if state.generated < options.min_tokens:
         logits_NV[:, EOS] = -torch.inf
     if options.no_repeat_ngram:
         _ban_repeats(logits_NV, state.tokens[:, PROMPT:], options.no_repeat_ngram)
-    last = [limit == state.generated for limit in state.limits]
     if any(last):
         last_N = torch.tensor(last).repeat_interleave(state.width).nonzero().flatten()
         last_N = to_device(last_N, logits_NV.device)
