@@ -11,7 +11,7 @@ N rows of one length.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from inspect import signature
 from itertools import chain, groupby
@@ -21,6 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# Looked up once, here: within a compiled layer, torch.compile could not follow the import.
+_varlen_attn: Callable[..., Tensor] | None = None
+try:
+    _varlen_attn = import_module("torch.nn.attention.varlen").varlen_attn  # from torch 2.10 on
+except ImportError:
+    _varlen_attn = None
+_NAMES_CAUSAL = _varlen_attn is not None and "is_causal" in signature(_varlen_attn).parameters
 
 # The first sinusoidal position. The official weights were trained with fairseq, which counts from
 # padding index + 1 with padding index 1. The tokenizer's own padding index, 0, would give silently
@@ -137,32 +145,21 @@ def _attend_by_length(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: boo
 Attend = Callable[[Tensor, Tensor, Tensor, Packed, bool], Tensor]
 
 
-@cache
 def packed_attention() -> Attend | None:
     """Return torch's kernel for attention within packed rows; None before torch 2.10."""
-    try:
-        kernel = import_module("torch.nn.attention.varlen").varlen_attn
-    except ImportError:
-        return None
-    return partial(_attend_packed, kernel, "is_causal" in signature(kernel).parameters)
+    return None if _varlen_attn is None else _attend_packed
 
 
-def _attend_packed(
-    kernel: Callable[..., Tensor],
-    names_causal: bool,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rows: Packed,
-    causal: bool,
-) -> Tensor:
+def _attend_packed(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:
     how: dict[str, Any] = {"is_causal": causal}
-    if not names_causal:  # from torch 2.11 on: the number of keys before and after each query
+    if not _NAMES_CAUSAL:  # from torch 2.11 on: the number of keys before and after each query
         how = {"window_size": (-1, 0) if causal else (-1, -1)}
     starts, longest = rows.starts_R1, rows.longest
     if torch.is_grad_enabled():  # the forward kernel alone reads them anywhere
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    return kernel(q, k, v, starts, starts, longest, longest, **how)
+    assert _varlen_attn is not None
+    y: Tensor = _varlen_attn(q, k, v, starts, starts, longest, longest, **how)
+    return y
 
 
 def _attend_flash(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:
@@ -188,7 +185,8 @@ def _fits_kernel(q_THd: Tensor) -> bool:
     half = q_THd.dtype in (torch.float16, torch.bfloat16)
     if not (q_THd.is_cuda and half and q_THd.shape[-1] % 8 == 0 and q_THd.shape[-1] <= 256):
         return False
-    return torch.cuda.get_device_capability(q_THd.device) >= (8, 0)
+    # torch.compile knows this function, but not get_device_capability.
+    return torch.cuda.get_device_properties(q_THd.device).major >= 8
 
 
 class FeedForward(nn.Module):
