@@ -73,19 +73,27 @@ class Muon(torch.optim.Optimizer):
                 def update(momenta: Tensor, size: float | Tensor = size) -> Tensor:
                     return orthogonalize(momenta.to(self.dtype)).to(momenta.dtype) * size
 
-                updates = map_whole(update, [self._momentum(p, group) for p in params])
+                updates = map_whole(update, self._momenta(params, group["momentum"]))
                 weights: list[Tensor] = list(params)
                 if group["weight_decay"]:
                     torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, updates)
 
-    def _momentum(self, p: nn.Parameter, group: dict[str, Any]) -> Tensor:
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        assert p.grad is not None
-        state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-        return p.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
+    def _momenta(self, params: list[nn.Parameter], momentum: float) -> list[Tensor]:
+        """Move the momenta towards the gradients; return what to orthogonalise (Nesterov).
+
+        The result takes the place of the gradients.
+        """
+        states = [self.state[p] for p in params]
+        for p, state in zip(params, states, strict=True):
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+        momenta: list[Tensor] = [state["momentum"] for state in states]
+        grads = [p.grad for p in params if p.grad is not None]
+        # One kernel for all: those of single matrices take less time than their launches.
+        torch._foreach_lerp_(momenta, grads, 1 - momentum)
+        torch._foreach_lerp_(grads, momenta, momentum)
+        return grads
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

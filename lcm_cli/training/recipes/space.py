@@ -58,7 +58,8 @@ class SpaceTraining:
     are patterns of the names of parameters not to train, such as "encoder.*". `store` is the number
     format of the exported space. With int8, every step computes with rounded matrices, and its
     gradients change the exact ones (the straight-through estimator, arXiv 1308.3432), so that the
-    space learns to do without the digits that it loses.
+    space learns to do without the digits that it loses. `compile` compiles each layer where steps
+    are captured as CUDA graphs, and has no effect elsewhere.
     """
 
     steps: int = 10_000
@@ -82,6 +83,7 @@ class SpaceTraining:
     max_tokens: int = 128
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     save_every: int = 250
     eval_every: int = 2000
     eval_sentences: int = 100

@@ -13,7 +13,7 @@ import io
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import load_weights
 from lcm_cli.space.tokenizer import Tokenizer
-from lcm_cli.space.transformer import packed_attention
+from lcm_cli.space.transformer import Stack, packed_attention
 from lcm_cli.training.adapting import (
     add_adapters,
     base_of,
@@ -216,7 +216,17 @@ class PairTrainer(ABC):
         room = self.data.room(self._batches, o.batch_tokens)
         # A larger room means other shapes, so the step must be captured again.
         if self._room is None or room.pairs > self._room.pairs:
+            if self._room is None and self.options.compile:
+                self._compile()
             self._room, self._captured = room, CapturedStep(self._learn)
+
+    def _compile(self) -> None:
+        """Compile each layer, for captured steps: these always have the same shapes."""
+        for network in self.networks.values():
+            for stack in network.modules():
+                if isinstance(stack, Stack):
+                    for layer in stack.layers:
+                        layer.compile(dynamic=False)
 
     def _captures(self) -> bool:
         """Return whether steps are captured: where attention within packed rows is one kernel."""
@@ -341,7 +351,13 @@ class SpaceTrainer(PairTrainer):
         if room is None:  # with room, the number of tokens kept would not be known on the host
             kept = (wanted_T != NONE).nonzero().flatten()
             hidden_TM, wanted_T = hidden_TM[kept], wanted_T[kept]
-        total, _ = token_cross_entropy(self.decoder, hidden_TM, wanted_T, self.options.smoothing)
+        total, _ = token_cross_entropy(
+            self.decoder,
+            hidden_TM,
+            wanted_T,
+            self.options.smoothing,
+            compiled=room is not None and self.options.compile,
+        )
         return total / (wanted_T != NONE).sum()
 
     def export(self, folder: Path) -> Path:
@@ -374,7 +390,13 @@ class SpaceTrainer(PairTrainer):
         o = self.options
         pairs, found = self.data.epoch(o.seed, 0, o.batch_tokens, join=0.0, translate=0.0)
         rows = (self.data.rows(pairs[batch].sides())[0] for batch in found[:batches])
-        return torch.cat([self.encoder.encode(some) for some in rows]).mean(dim=0)
+        with _uncompiled(self._room is not None and o.compile):
+            return torch.cat([self.encoder.encode(some) for some in rows]).mean(dim=0)
+
+
+def _uncompiled(compiled: bool) -> AbstractContextManager[None]:
+    """Return a context in which compiled layers run as they are, for batches of other shapes."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def unsorted(x_RD: Tensor, order_R: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from lcm_cli.training.optim import learning_rate, orthogonalize
 from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.states import read_state, states
 from lcm_cli.training.trainers.text_space import SpaceTrainer, center, make_space_trainer, trainable
-from lcm_cli.training.trainers.token_loss import _TiedCrossEntropy
+from lcm_cli.training.trainers.token_loss import _pure_slopes, _slopes, _TiedCrossEntropy
 from lcm_cli.transfer.convert import convert
 
 NAMES = ["Tom", "Mary", "the cat", "the dog", "my friend"]
@@ -335,7 +335,7 @@ def test_the_sliced_cross_entropy_is_the_plain_one(smoothing):
     targets[::7] = NONE
     grads = []
     for loss_of in (
-        lambda h, w: _TiedCrossEntropy.apply(h, w, targets, smoothing)[0] / 7,
+        lambda h, w: _TiedCrossEntropy.apply(h, w, targets, smoothing, False)[0] / 7,
         lambda h, w: (
             torch.nn.functional.cross_entropy(
                 h @ w.T, targets, ignore_index=NONE, label_smoothing=smoothing, reduction="sum"
@@ -349,6 +349,23 @@ def test_the_sliced_cross_entropy_is_the_plain_one(smoothing):
         grads.append((loss.detach(), h.grad, w.grad))
     for ours, plain in zip(*grads, strict=True):
         assert_near(ours, plain, terms=len(targets))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_slopes_in_place_and_to_be_compiled_are_those_of_autograd(smoothing):
+    """Spare columns, which pad the vocabulary to a multiple of 8, have no probability."""
+    torch.manual_seed(0)
+    logits, wanted, vocabulary = 5 * torch.randn(50, 40), torch.randint(37, (50, 1)), 37
+    raw = logits.clone().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(
+        raw[:, :vocabulary], wanted[:, 0], label_smoothing=smoothing, reduction="none"
+    )
+    losses.sum().backward()
+    for slopes in (_slopes, _pure_slopes):
+        found, grad = slopes(logits.clone(), wanted, vocabulary, smoothing)
+        assert_near(found[:, 0], losses.detach(), terms=vocabulary)
+        assert_near(grad[:, :vocabulary], raw.grad[:, :vocabulary], terms=vocabulary)
+        assert grad.isfinite().all()  # the weights of spare columns are 0, and 0 x inf is NaN
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 6, 6)])
