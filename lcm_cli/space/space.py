@@ -175,16 +175,16 @@ class Space:
         cut = [Truncation(i, len(r), limit) for i, r in enumerate(rows) if len(r) > limit]
         # Unlike in sonar-space, a truncated sentence keeps its end token.
         keys = [tuple(r) if len(r) <= limit else (*r[: limit - 1], EOS) for r in rows]
-        counts: dict[tuple[int, ...], int] = {}
-        for key in keys:
-            counts[key] = counts.get(key, 0) + 1
-        found: dict[tuple[int, ...], np.ndarray] = {}
-        for batch, concepts in self._computed(self._batches(sorted(counts, key=len))):
-            found.update(zip(batch, concepts, strict=True))
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, []).append(place)
+        concepts = np.empty((len(keys), self.dim), dtype=np.float32)
+        for batch, found in self._computed(self._batches(sorted(places, key=len))):
+            own = [places[key] for key in batch]
+            concepts[list(chain(*own))] = np.repeat(found, [len(same) for same in own], axis=0)
             if progress:
-                progress(sum(counts[key] for key in batch))
-        empty = np.empty((0, self.dim), dtype=np.float32)
-        return Encoded(np.stack([found[key] for key in keys]) if keys else empty, cut)
+                progress(sum(map(len, own)))
+        return Encoded(concepts, cut)
 
     def decode(
         self,
