@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lcm_cli.models.config import AnyConfig
 from lcm_cli.models.layers import positions_in_documents
 from lcm_cli.models.normalizer import Normalizer
+from lcm_cli.space.transformer import to_device
 
 PADDING = -1  # the segment of positions after a row's end
 
@@ -82,10 +83,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on `device`."""
+        place = torch.device(device)
         parts = {key: part for key, part in vars(self).items() if isinstance(part, Tensor)}
-        moved: dict[str, Any] = {key: part.to(device) for key, part in parts.items()}
+        moved: dict[str, Any] = {key: to_device(part, place) for key, part in parts.items()}
         columns = {
-            name: column.to(device) if isinstance(column, Tensor) else column
+            name: to_device(column, place) if isinstance(column, Tensor) else column
             for name, column in self.columns.items()
         }
         return replace(self, columns=columns, **moved)

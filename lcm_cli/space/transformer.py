@@ -94,7 +94,7 @@ def pack_rows(rows: Sequence[Sequence[int]], device: torch.device) -> Packed:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return the tensor on `device`; a GPU that still computes is not waited for."""
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
