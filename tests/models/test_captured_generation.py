@@ -1,0 +1,207 @@
+"""Generation with CUDA graphs: the numbers of the plain path, from static buffers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from rounding import additions, assert_near
+from taping import tape_graphs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lcm_cli import cuda_graph
+from lcm_cli.models.checkpoint import build
+from lcm_cli.models.config import TransformerConfig, preset
+from lcm_cli.models.diffusion import Denoised, DiffusionOptions
+from lcm_cli.models.generate import Continuation, GenerateOptions, generate_concepts
+from lcm_cli.models.interface import ConceptModel
+
+DIM, CONCEPTS, STEPS = 16, 4, 5
+KINDS = ["two_tower", "one_tower"]
+SAMPLERS = {
+    "guided": DiffusionOptions(steps=STEPS),
+    "unguided": DiffusionOptions(steps=STEPS, guidance=1.0),
+    "noisy": DiffusionOptions(steps=STEPS, eta=1.0),
+}
+# The first step is not guided: it is another graph.
+GRAPHS = {"guided": 3, "unguided": 2, "noisy": 3}
+
+
+def _model(kind: str, **changes: Any) -> ConceptModel:
+    torch.manual_seed(0)
+    model = build(preset(kind, "nano", concept_dim=DIM, max_length=24, **changes)).eval()
+    for name, tensor in model.named_parameters():
+        if "modulator" in name or "estimate_proj" in name:
+            nn.init.normal_(tensor, std=0.3)
+    made: ConceptModel = model
+    return made
+
+
+def _prompts(*lengths: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(length, DIM, generator=generator) for length in lengths]
+
+
+def _options(sampler: str = "guided", **changes: Any) -> GenerateOptions:
+    given = {"max_concepts": CONCEPTS, "repeat_similarity": None, "sampler": SAMPLERS[sampler]}
+    return GenerateOptions(**given | changes)
+
+
+def _terms(model: ConceptModel) -> int:
+    return CONCEPTS * STEPS * additions(model)
+
+
+def _compare(
+    model: ConceptModel, found: list[Continuation], wanted: list[Continuation], terms: int
+) -> None:
+    for ours, plain in zip(found, wanted, strict=True):
+        assert ours.reason == plain.reason
+        assert_near(ours.concepts_SD.cpu(), plain.concepts_SD.cpu(), terms)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("lengths", [(5,), (3, 3), (5, 2, 7)])
+def test_graphs_give_the_numbers_of_the_plain_path(
+    kind: str, sampler: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts, options = _model(kind), _prompts(*lengths), _options(sampler)
+    wanted = generate_concepts(model, prompts, options)
+    tapes = tape_graphs(monkeypatch)
+    for _ in range(2):  # the second run warms nothing up
+        _compare(model, generate_concepts(model, prompts, options), wanted, _terms(model))
+    assert len(tapes) == 2 * GRAPHS[sampler]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_with_self_conditioning(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = _model(kind, self_conditioning=True), _prompts(4, 2)
+    wanted = generate_concepts(model, prompts, _options())
+    tapes = tape_graphs(monkeypatch)
+    _compare(model, generate_concepts(model, prompts, _options()), wanted, _terms(model))
+    assert len(tapes) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learned_positions_and_grouped_heads(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = TransformerConfig(layers=2, heads=4, kv_heads=2, inner_dim=64, positions="learned")
+    towers = {"contextualizer": stack, "denoiser": replace(stack, positions="none")}
+    stacks: dict[str, Any] = towers if kind == "two_tower" else {"transformer": stack}
+    model, prompts = _model(kind, **stacks), _prompts(4, 2)
+    wanted = generate_concepts(model, prompts, _options())
+    tape_graphs(monkeypatch)
+    _compare(model, generate_concepts(model, prompts, _options()), wanted, _terms(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_leave_are_captured_anew(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = _model(kind), _prompts(5, 2, 7)
+    end = generate_concepts(model, prompts, _options())[1].concepts_SD[1]
+    options = _options(end_similarity=0.9999)
+    wanted = generate_concepts(model, prompts, options, end=end)
+    assert [len(made.concepts_SD) for made in wanted] == [4, 1, 4]
+    tapes = tape_graphs(monkeypatch)
+    for _ in range(2):
+        found = generate_concepts(model, prompts, options, end=end)
+        _compare(model, found, wanted, _terms(model))
+    assert len(tapes) > 2 * GRAPHS["guided"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rerank", ["step", "document"])
+def test_candidates(kind: str, rerank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likelihood visits other timesteps than the sampler."""
+    model, prompts = _model(kind), _prompts(5, 2)
+    options = _options(candidates=2, rerank=rerank)
+    wanted = generate_concepts(model, prompts, options)
+    tape_graphs(monkeypatch)
+    found = generate_concepts(model, prompts, options)
+    _compare(model, found, wanted, _terms(model))
+    for ours, plain in zip(found, wanted, strict=True):
+        assert ours.score == pytest.approx(plain.score, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_watched_steps_keep_their_values(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = _model(kind), _prompts(4)
+    wanted: list[Denoised] = []
+    generate_concepts(model, prompts, _options("unguided"), watch=wanted.append)
+    tape_graphs(monkeypatch)
+    found: list[Denoised] = []
+    generate_concepts(model, prompts, _options("unguided"), watch=found.append)
+    assert [step.t for step in found] == [step.t for step in wanted]
+    for ours, plain in zip(found, wanted, strict=True):
+        for name in ("output", "previous", "x0"):
+            assert_near(getattr(ours, name), getattr(plain, name), _terms(model), name=name)
+
+
+def test_a_model_in_training_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout draws random numbers, which a graph would repeat."""
+    tapes = tape_graphs(monkeypatch)
+    generate_concepts(_model("two_tower").train(), _prompts(4), _options())
+    assert not tapes
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the graphs that are captured without an error."""
+    captured: list[int] = []
+    plain: Callable[..., Any] = cuda_graph.record
+
+    def record(*given: Any) -> Any:
+        graph = plain(*given)
+        captured.append(1)
+        return graph
+
+    monkeypatch.setattr(cuda_graph, "record", record)
+    return captured
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("lengths", [(5,), (5, 2, 7)])
+def test_gpu_graphs_give_the_numbers_of_the_plain_path(
+    kind: str, sampler: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model(kind, self_conditioning=sampler == "noisy").to("cuda")
+    prompts, options = _prompts(*lengths), _options(sampler)
+    captured = _counted(monkeypatch)
+    found = [generate_concepts(model, prompts, options) for _ in range(2)]
+    assert len(captured) == 2 * GRAPHS[sampler]
+    monkeypatch.setattr(cuda_graph, "available", lambda device: False)
+    wanted = generate_concepts(model, prompts, options)
+    for each in found:
+        _compare(model, each, wanted, _terms(model))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gpu_graphs_in_half_precision(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = _model(kind).to("cuda", dtype), _prompts(5, 2, 7)
+    captured = _counted(monkeypatch)
+    found = generate_concepts(model, prompts, _options())
+    assert len(captured) == GRAPHS["guided"]
+    monkeypatch.setattr(cuda_graph, "available", lambda device: False)
+    wanted = generate_concepts(model, prompts, _options())
+    for ours, plain in zip(found, wanted, strict=True):
+        assert F.cosine_similarity(ours.concepts_SD, plain.concepts_SD).min() > 0.98
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpu_rows_that_leave_are_captured_anew(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = _model(kind).to("cuda"), _prompts(5, 2, 7)
+    monkeypatch.setattr(cuda_graph, "available", lambda device: False)
+    end = generate_concepts(model, prompts, _options())[1].concepts_SD[1]
+    options = _options(end_similarity=0.9999)
+    wanted = generate_concepts(model, prompts, options, end=end)
+    monkeypatch.undo()
+    captured = _counted(monkeypatch)
+    found = generate_concepts(model, prompts, options, end=end)
+    assert captured
+    _compare(model, found, wanted, _terms(model))
