@@ -1,5 +1,6 @@
 """A stand-in for CUDA graphs on the CPU: the list of operators, run again on the same tensors."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,16 @@ class Tape(TorchDispatchMode):
             for place, result in zip(places, _tensors(func(*args, **kwargs)), strict=True):
                 if _storage(place) != _storage(result):  # neither a view nor changed in place
                     place.copy_(result)
+
+    def kernels(self) -> Counter[str]:
+        """Count the operators that compute something, by name; views launch nothing."""
+        counts: Counter[str] = Counter()
+        for func, args, kwargs, places in self.calls:
+            given = {_storage(tensor) for tensor in _tensors((args, kwargs))}
+            name = str(func).split(".")[1]
+            if name.endswith("_") or any(_storage(place) not in given for place in places):
+                counts[name] += 1
+        return counts
 
     def spoil(self) -> None:
         """Make all results invalid: recording a graph computes none."""

@@ -74,14 +74,17 @@ class CrossAttention(Attention):
 
     def look(self, x_BSM: Tensor, memory: Memory) -> Tensor:
         """Attend to `memory`, (B, S, M) to (B, S, M); only its rows are computed, others filled."""
-        rows = len(memory.k_BHKW)
-        q = self.queries(x_BSM[:rows])
+        q = self.queries(x_BSM[: len(memory.k_BHKW)])
+        return self.answer(q, memory, len(x_BSM))
+
+    def answer(self, q: Tensor, memory: Memory, rows: int) -> Tensor:
+        """Return what the queries of the rows of `memory` find; further rows, to B, see nothing."""
         y = self.attend(q, memory.k_BHKW, memory.v_BHKW, memory.mask, memory.causal)
         y_BSM = self.output_proj(y)
         if memory.dropped_BS is not None:
             y_BSM = torch.where(memory.dropped_BS[..., None], memory.nothing_M, y_BSM)
-        if rows < len(x_BSM):
-            rest = memory.nothing_M.expand(len(x_BSM) - rows, *y_BSM.shape[1:])
+        if len(y_BSM) < rows:
+            rest = memory.nothing_M.expand(rows - len(y_BSM), *y_BSM.shape[1:])
             y_BSM = torch.cat([y_BSM, rest])
         return y_BSM
 

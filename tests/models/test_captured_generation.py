@@ -17,6 +17,7 @@ from lcm_cli.models.config import TransformerConfig, preset
 from lcm_cli.models.diffusion import Denoised, DiffusionOptions
 from lcm_cli.models.generate import Continuation, GenerateOptions, generate_concepts
 from lcm_cli.models.interface import ConceptModel
+from lcm_cli.models.packed import lay_out, merge
 
 DIM, CONCEPTS, STEPS = 16, 4, 5
 KINDS = ["two_tower", "one_tower"]
@@ -137,6 +138,32 @@ def test_watched_steps_keep_their_values(kind: str, monkeypatch: pytest.MonkeyPa
             assert_near(getattr(ours, name), getattr(plain, name), _terms(model), name=name)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_laid_out_for_gpus(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = _model(kind), _prompts(5, 2, 7)
+    wanted = generate_concepts(model, prompts, _options())
+    terms = _terms(model)
+    merge(model)
+    tapes = tape_graphs(monkeypatch)
+    _compare(model, generate_concepts(model, prompts, _options()), wanted, terms)
+    assert len(tapes) == 3
+
+
+def test_a_denoiser_layer_has_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three norms, five maps, attention, SiLU, a product, three additions, and one copy."""
+    counts = []
+    for layers in (2, 3):
+        stack = replace(preset("two_tower", "nano").denoiser, layers=layers)  # type: ignore[union-attr]
+        model = _model("two_tower", denoiser=stack)
+        merge(model)
+        with monkeypatch.context() as patch:
+            tapes = tape_graphs(patch)
+            generate_concepts(model, _prompts(5), _options())
+        guided = next(tape for tape in tapes if "cat" in tape.kernels())
+        counts.append(guided.kernels().total())
+    assert counts[1] - counts[0] <= 15
+
+
 def test_a_model_in_training_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout draws random numbers, which a graph would repeat."""
     tapes = tape_graphs(monkeypatch)
@@ -178,16 +205,33 @@ def test_gpu_graphs_give_the_numbers_of_the_plain_path(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_gpu_graphs_in_half_precision(
-    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, prompts = _model(kind).to("cuda", dtype), _prompts(5, 2, 7)
-    captured = _counted(monkeypatch)
-    found = generate_concepts(model, prompts, _options())
-    assert len(captured) == GRAPHS["guided"]
+def test_gpu_models_laid_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = _model(kind).to("cuda"), _prompts(5, 2, 7)
     monkeypatch.setattr(cuda_graph, "available", lambda device: False)
     wanted = generate_concepts(model, prompts, _options())
+    monkeypatch.undo()
+    terms, captured = _terms(model), _counted(monkeypatch)
+    lay_out(model)
+    _compare(model, generate_concepts(model, prompts, _options()), wanted, terms)
+    assert len(captured) == GRAPHS["guided"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("laid_out", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gpu_graphs_in_half_precision(
+    kind: str, dtype: torch.dtype, laid_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = _model(kind).to("cuda", dtype), _prompts(5, 2, 7)
+    monkeypatch.setattr(cuda_graph, "available", lambda device: False)
+    wanted = generate_concepts(model, prompts, _options())
+    monkeypatch.undo()
+    captured = _counted(monkeypatch)
+    if laid_out:
+        lay_out(model, str(dtype).removeprefix("torch."))
+    found = generate_concepts(model, prompts, _options())
+    assert len(captured) == GRAPHS["guided"]
     for ours, plain in zip(found, wanted, strict=True):
         assert F.cosine_similarity(ours.concepts_SD, plain.concepts_SD).min() > 0.98
 
