@@ -6,6 +6,7 @@ launch, on the same addresses. So all shapes must stay the same, every tensor th
 finds outside its arguments must stay where it is, and nothing in it may wait for the device.
 """
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -15,6 +16,7 @@ from torch import Tensor
 
 Work = Callable[[], Tensor]
 Replay = Callable[[], None]
+_LOCK = threading.Lock()  # of the stream below: what other threads launch there would be captured
 
 
 class Captured:
@@ -68,7 +70,7 @@ def aside(work: Work, device: torch.device) -> Tensor:
     """Do `work` on the stream of captures, which cannot be on the default stream."""
     main, stream = torch.cuda.current_stream(device), _stream(device)
     stream.wait_stream(main)
-    with torch.cuda.stream(stream):
+    with _LOCK, torch.cuda.stream(stream):
         output = work()
     main.wait_stream(stream)
     return output
@@ -79,7 +81,7 @@ def record(work: Work, device: torch.device) -> tuple[Replay, Tensor]:
     # Not by torch.cuda.graph, which empties the cache of memory each time: that takes longer than
     # the capture of a pass.
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(_stream(device)):
+    with _LOCK, torch.cuda.stream(_stream(device)):
         # The state of the generator, shared by all graphs, must not become an inference tensor,
         # which a later capture in training could not write.
         with torch.inference_mode(False):

@@ -8,8 +8,8 @@ Shapes: B documents, S concepts, D concept dim, N targets.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from lcm_cli.models.diffusion import (
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
 from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.models.normalizer import Normalizer
+from lcm_cli.models.retained import Retained, addresses
 
 # Share of rows that read an estimate in training (Chen et al. 2022, arXiv 2208.04202, 3.2).
 ESTIMATED = 0.5
@@ -36,6 +37,7 @@ ESTIMATED = 0.5
 GraphKey = tuple[str, bool, tuple[bool, ...]]
 PROBES = 8  # number of noise levels at which `likelihood` measures the denoising error
 BLOCK = 16  # GPU kernels read as many keys at once, and copy a mask of another width
+S = TypeVar("S", bound="DiffusionState")
 
 
 @dataclass
@@ -56,6 +58,20 @@ class DiffusionState(State):
         """Keep the context where it is, for CUDA graphs, until `keep`."""
         self.cache.fix()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.cache.nbytes
+
+    def bare(self: S) -> S:
+        """Return what the graphs need of this state."""
+        return replace(self, watch=None)
+
+    def take(self: S, other: S) -> None:
+        """Move to the tensors and the graphs of a state of the same shapes."""
+        other.cache.copy(self.cache)
+        self.cache, self.graphs = other.cache, other.graphs
+
 
 class DiffusionLCM(ConceptModel):
     """A model that denoises the next concept."""
@@ -70,6 +86,7 @@ class DiffusionLCM(ConceptModel):
         self.schedule = Schedule(config.schedule)
         self.levels = TimestepSampling(config.objective, self.schedule)
         self._warm: set[tuple[object, ...]] = set()  # what need not warm up before its capture
+        self._retained = Retained()
 
     def options(self, **given: Any) -> DiffusionOptions:
         """Return sampling options: those `given`, and the config's defaults for the others."""
@@ -102,6 +119,21 @@ class DiffusionLCM(ConceptModel):
     def _captures(self) -> bool:
         """Return whether passes of generation are captured as CUDA graphs."""
         return not self.training and cuda_graph.available(self.device)
+
+    def _fix(self, state: DiffusionState) -> None:
+        """Prepare `state` for graphs: with those of the last run, if it has the same shapes."""
+        if not self._captures():
+            return
+        if state.cache.fixed:
+            state.fix()
+            return
+        shapes = state.cache.rows, state.cache.capacity, self.dtype, self.device
+        key = shapes, addresses(self)
+        last = self._retained.pop(key, type(state))
+        if last is not None:
+            state.take(last)
+        state.fix()
+        self._retained.put(key, state, state.bare())
 
     def _room(self, capacity: int) -> int:
         """Return the number of entries to hold `capacity` in: whole blocks where all are read."""

@@ -159,6 +159,16 @@ class KeyValueCache:
         """Number of rows held."""
         return len(self.lengths_B)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(store.nbytes for store in self.keys + self.values)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether shapes and addresses stay as they are; see `fix`."""
+        return self._fixed
+
     def fix(self) -> None:
         """From now on, keep shapes and addresses, as a CUDA graph needs, until `keep`.
 
@@ -168,6 +178,13 @@ class KeyValueCache:
         if not self._fixed:
             self._fixed, self._even = True, False
             self.lengths_B = self.lengths_B.clone()  # others may hold the old one
+
+    def copy(self, other: "KeyValueCache") -> None:
+        """Take over the content of another cache of the same shapes; this one is fixed."""
+        for own, new in zip(self.keys + self.values, other.keys + other.values, strict=True):
+            own.copy_(new)
+        self.lengths_B.copy_(other.lengths_B)
+        self._used = other._used
 
     def positions(self, count: int) -> Tensor:
         """Return the positions of the next `count` concepts: (S,), or (B, S) for uneven rows."""

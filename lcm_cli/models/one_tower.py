@@ -221,8 +221,7 @@ class OneTowerLCM(DiffusionLCM):
     @torch.inference_mode()
     def extend(self, state: DiffusionState, concepts_BD: Tensor) -> None:
         """Append one concept to each row; see ConceptModel.extend."""
-        if self._captures():
-            state.fix()
+        self._fix(state)
         read = partial(self.backbone.read, cache=state.cache)
         self._launch(
             state, "read", False, read, self.normalized(concepts_BD)[:, None], self._tag(0)
@@ -232,8 +231,7 @@ class OneTowerLCM(DiffusionLCM):
     def reader(self, state: DiffusionState) -> Predict:
         """Return the denoiser of one concept per row; see DiffusionLCM.reader."""
         assert isinstance(state, OneTowerState)
-        if self._captures():
-            state.fix()
+        self._fix(state)
         cache, conditioned = state.cache, self.estimate_proj is not None
 
         def predict(

@@ -23,7 +23,7 @@ N targets, T steps of the schedule.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -213,6 +213,23 @@ class TwoTowerState(DiffusionState):
         assert filled is not None
         self.filled = filled if self.filled is None else self.filled.copy_(filled)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.cache.nbytes + self.memory.nbytes
+
+    def bare(self) -> "TwoTowerState":
+        """Return what the graphs need of this state."""
+        return replace(self, watch=None, modulations={}, stacked={})
+
+    def take(self, other: "TwoTowerState") -> None:
+        """Move to the tensors and the graphs of a state of the same shapes."""
+        super().take(other)
+        other.memory.copy(self.memory)
+        for place_M, nothing_M in zip(other.nothing, self.nothing, strict=True):
+            place_M.copy_(nothing_M)
+        self.memory, self.nothing, self.filled = other.memory, other.nothing, other.filled
+
 
 class TwoTowerLCM(DiffusionLCM):
     """A contextualizer of clean concepts and a denoiser of the next."""
@@ -314,8 +331,7 @@ class TwoTowerLCM(DiffusionLCM):
     @torch.inference_mode()
     def extend(self, state: TwoTowerState, concepts_BD: Tensor) -> None:
         """Append one concept to each row; see ConceptModel.extend."""
-        if self._captures():
-            state.fix()
+        self._fix(state)
         # Not `state`, which would hold itself by its graphs.
         cache, memory = state.cache, state.memory
 
@@ -331,8 +347,7 @@ class TwoTowerLCM(DiffusionLCM):
     def reader(self, state: DiffusionState) -> Predict:
         """Return the denoiser of one concept per row; see DiffusionLCM.reader."""
         assert isinstance(state, TwoTowerState)
-        if self._captures():
-            state.fix()
+        self._fix(state)
         filled = state.memory.filled() if state.filled is None else state.filled
         memories = [
             Memory(*state.memory.read(layer), nothing_M, filled)
