@@ -90,7 +90,7 @@ def record(work: Work, device: torch.device) -> tuple[Replay, Tensor]:
         try:
             output = work()
         except BaseException:
-            with suppress(RuntimeError):
+            with suppress(Exception):
                 graph.capture_end()
             raise
         graph.capture_end()
