@@ -33,6 +33,7 @@ from lcm_cli.models.config import preset
 from lcm_cli.models.diffusion import DiffusionOptions
 from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, ConceptModel
+from lcm_cli.models.packed import lay_out
 from lcm_cli.space import Space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
@@ -325,6 +326,8 @@ def bench_generation(
     """Continue documents of 16 concepts with a Two-Tower in bfloat16, 40 guided steps each."""
     config = preset("two_tower", size)
     model: ConceptModel = make(lambda: checkpoint.build(config), device, torch.bfloat16).eval()
+    weights = step_weights(model)
+    model = lay_out(model, "bfloat16")
     diffusion = DiffusionOptions()
     options = GenerateOptions(max_concepts=concepts, min_concepts=concepts, sampler=diffusion)
     prompts: list[Tensor] = list(torch.randn(rows, 16, config.concept_dim))
@@ -333,7 +336,6 @@ def bench_generation(
         return generate_concepts(model, prompts, options)
 
     taken = milliseconds(work, device, 2) / concepts
-    weights = step_weights(model)
     products = 2 * weights * 2 * rows / limits.product  # with and without context
     limit = diffusion.steps * max(products, 2 * weights / limits.bandwidth) * 1e3
     what = f"generate two_tower {size}, {rows} documents, a concept"

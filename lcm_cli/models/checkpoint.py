@@ -73,8 +73,8 @@ def load_model(
 
     `precision` is "float32", "bfloat16", "float16" or "int8". "auto" is float32 on the CPU, with
     float16 weights in a model laid out for generation; elsewhere it is the dtype of the file, or
-    float16 for int8 files. `packed` lays the model out for generation on the CPU (see
-    `packed.lay_out`), and has no effect elsewhere; such a model can be neither trained nor saved.
+    float16 for int8 files. `packed` lays the model out for generation (see
+    `packed.lay_out`); such a model can be neither trained nor saved.
     Models in int8 are always laid out.
 
     Raises NotFoundError if the model is not installed, UsageError for an unknown device or

@@ -354,6 +354,12 @@ class Predict(Protocol):
         """
 
 
+def halves(out: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
+    """Return a network's output with context, the first half of `out` if `guided`, and without."""
+    half = len(out) // 2
+    return (out[:half], out[half:]) if guided else (out, None)
+
+
 def sample(
     schedule: Schedule,
     options: DiffusionOptions,

@@ -8,12 +8,13 @@ Shapes: B documents, S concepts, D concept dim, N targets.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from lcm_cli import cuda_graph
 from lcm_cli.models.config import OneTowerConfig, TwoTowerConfig
 from lcm_cli.models.diffusion import (
     Denoised,
@@ -28,10 +29,15 @@ from lcm_cli.models.diffusion import (
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
 from lcm_cli.models.layers import KeyValueCache
 from lcm_cli.models.normalizer import Normalizer
+from lcm_cli.models.retained import Retained, addresses
 
 # Share of rows that read an estimate in training (Chen et al. 2022, arXiv 2208.04202, 3.2).
 ESTIMATED = 0.5
+# A captured function: its name, whether it is guided, and which of its arguments are given.
+GraphKey = tuple[str, bool, tuple[bool, ...]]
 PROBES = 8  # number of noise levels at which `likelihood` measures the denoising error
+BLOCK = 16  # GPU kernels read as many keys at once, and copy a mask of another width
+S = TypeVar("S", bound="DiffusionState")
 
 
 @dataclass
@@ -41,10 +47,30 @@ class DiffusionState(State):
     options: DiffusionOptions
     cache: KeyValueCache
     watch: Callable[[Denoised], None] | None = field(default=None, kw_only=True)
+    graphs: dict[GraphKey, cuda_graph.Captured] = field(default_factory=dict, kw_only=True)
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
+        self.graphs.clear()  # they are of other shapes, and of memory that is about to be freed
         self.cache.keep(rows)
+
+    def fix(self) -> None:
+        """Keep the context where it is, for CUDA graphs, until `keep`."""
+        self.cache.fix()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.cache.nbytes
+
+    def bare(self: S) -> S:
+        """Return what the graphs need of this state."""
+        return replace(self, watch=None)
+
+    def take(self: S, other: S) -> None:
+        """Move to the tensors and the graphs of a state of the same shapes."""
+        other.cache.copy(self.cache)
+        self.cache, self.graphs = other.cache, other.graphs
 
 
 class DiffusionLCM(ConceptModel):
@@ -59,6 +85,8 @@ class DiffusionLCM(ConceptModel):
         self.normalizer = Normalizer(config.normalizer, config.concept_dim)
         self.schedule = Schedule(config.schedule)
         self.levels = TimestepSampling(config.objective, self.schedule)
+        self._warm: set[tuple[object, ...]] = set()  # what need not warm up before its capture
+        self._retained = Retained()
 
     def options(self, **given: Any) -> DiffusionOptions:
         """Return sampling options: those `given`, and the config's defaults for the others."""
@@ -87,6 +115,53 @@ class DiffusionLCM(ConceptModel):
     @abstractmethod
     def reader(self, state: DiffusionState) -> Predict:
         """Return the denoiser of the concept after each row's context; its x is (B, D)."""
+
+    def _captures(self) -> bool:
+        """Return whether passes of generation are captured as CUDA graphs."""
+        return not self.training and cuda_graph.available(self.device)
+
+    def _fix(self, state: DiffusionState) -> None:
+        """Prepare `state` for graphs: with those of the last run, if it has the same shapes."""
+        if not self._captures():
+            return
+        if state.cache.fixed:
+            state.fix()
+            return
+        shapes = state.cache.rows, state.cache.capacity, self.dtype, self.device
+        key = shapes, addresses(self)
+        last = self._retained.pop(key, type(state))
+        if last is not None:
+            state.take(last)
+        state.fix()
+        self._retained.put(key, state, state.bare())
+
+    def _room(self, capacity: int) -> int:
+        """Return the number of entries to hold `capacity` in: whole blocks where all are read."""
+        return -(-capacity // BLOCK) * BLOCK if self._captures() else capacity
+
+    def _launch(
+        self,
+        state: DiffusionState,
+        name: str,
+        guided: bool,
+        function: Callable[..., Tensor],
+        *inputs: Tensor | None,
+    ) -> Tensor:
+        """Call `function` on those `inputs` that are not None.
+
+        On GPUs it becomes a CUDA graph that lasts until rows leave `state`. The first `function` of
+        each name is captured: what it holds must be fixed.
+        """
+        given = [part for part in inputs if part is not None]
+        if not self._captures():
+            return function(*given)
+        key = name, guided, tuple(part is not None for part in inputs)
+        if key not in state.graphs:
+            # The kernels depend on the shapes; those seen before are loaded.
+            shapes = key, state.cache.rows, state.cache.capacity, self.dtype, self.device
+            state.graphs[key] = cuda_graph.Captured(function, warm_up=int(shapes not in self._warm))
+            self._warm.add(shapes)
+        return state.graphs[key](*given)
 
     @abstractmethod
     def teacher(self, x_BSD: Tensor, options: DiffusionOptions) -> Predict:

@@ -226,24 +226,27 @@ class _Run:
         Returns the numbers of the rows that continue, and the last sentence of every row, with
         which the next concept is compared for repetition.
         """
-        going, last_BD = [], last_BD.clone()
-        marks = self._marks(concepts_BD, last_BD)
+        going, said = [], list[int]()
+        marks, each = self._marks(concepts_BD, last_BD), concepts_BD.unbind()
         for number, (row, mark) in enumerate(zip(rows, marks, strict=True)):
             row.produced += 1
             reason = self._reason(row, mark)
             # `produced` includes this concept, which is not part of the text if it stops the row.
             stops = reason is not None and row.produced > self.options.min_concepts
             if not stops and (mark == "break" or row.planning):
-                self._structure(row, concepts_BD[number])
+                self._structure(row, each[number])
             elif not stops or (self.options.keep_stop and mark != "break"):
-                row.concepts.append(concepts_BD[number])
-                last_BD[number] = concepts_BD[number]
+                row.concepts.append(each[number])
+                said.append(number)
                 self._report(row, number)
             if stops:
                 row.reason = reason or "length"
             elif row.produced < self.options.max_concepts:
                 going.append(number)
-        return going, last_BD
+        if len(said) == len(rows):
+            return going, concepts_BD.to(last_BD.dtype)
+        changed = torch.tensor(said, dtype=torch.long, device=last_BD.device)
+        return going, last_BD.index_copy(0, changed, concepts_BD[changed].to(last_BD.dtype))
 
     def _reason(self, row: _Row, mark: Mark) -> StopReason | None:
         """Return the rule by which a concept with this role stops the row, or None."""
@@ -270,14 +273,17 @@ class _Run:
             ("break", self.breaks, self.end_similarity),
             ("repetition", last_BD, repeat),
         ]
-        marks: list[Mark] = [None] * len(concepts_BD)
+        names, near = list[Mark](), list[Tensor]()
         for mark, like, limit in wanted:
-            if like is None or limit is None:
-                continue
-            near_B = F.cosine_similarity(like, concepts_BD, dim=-1) >= limit
-            for number in near_B.nonzero().flatten().tolist():
-                marks[number] = marks[number] or mark
-        return marks
+            if like is not None and limit is not None:
+                names.append(mark)
+                near.append(F.cosine_similarity(like, concepts_BD, dim=-1) >= limit)
+        if not near:
+            return [None] * len(concepts_BD)
+        # Read at once: the host waits for the device.
+        found = torch.stack(near, dim=1).tolist()
+        return [next((n for n, is_near in zip(names, row, strict=True) if is_near), None)
+                for row in found]  # fmt: skip
 
     def _report(self, row: _Row, number: int) -> None:
         # With rerank "step", the rows of a document are equal: report the first. With "document",

@@ -21,12 +21,13 @@ Shapes: B documents, S concepts, K clean concepts, D concept dim, E tag dim, M m
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lcm_cli.models.config import OneTowerConfig, QuantConfig
-from lcm_cli.models.diffusion import DiffusionOptions, Predict, timesteps
+from lcm_cli.models.diffusion import DiffusionOptions, Predict, halves, timesteps
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import (
@@ -84,10 +85,13 @@ class SharedBackbone(nn.Module):
         tags_BSE = tags.expand(*x_BSD.shape[:-1], -1)
         return self.frontend(torch.cat([x_BSD, tags_BSE], dim=-1), places_BS)
 
-    def read(self, x_BKD: Tensor, tag_E: Tensor, cache: KeyValueCache) -> None:
-        """Write clean concepts behind those in `cache`; the caller advances it."""
+    def read(self, x_BKD: Tensor, tag_E: Tensor, cache: KeyValueCache) -> Tensor:
+        """Write clean concepts behind those in `cache`, which the caller advances.
+
+        Returns the backbone's output, (B, K, M).
+        """
         places = cache.lengths_B[:, None] + torch.arange(x_BKD.shape[1], device=x_BKD.device)
-        self.transformer(self.embed(x_BKD, tag_E, places), places, cache=cache)
+        return self.transformer(self.embed(x_BKD, tag_E, places), places, cache=cache)
 
     def try_next(self, x_BD: Tensor, tags: Tensor, cache: KeyValueCache, guided: bool) -> Tensor:
         """Contextualize one unfinished concept per row, (B, M); `tags` are (E,) or (B, 1, E).
@@ -206,7 +210,8 @@ class OneTowerLCM(DiffusionLCM):
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows = len(prompts.lengths_B)
         # One entry more than the documents need, for the noisy concept.
-        cache = KeyValueCache(self.config.transformer.layers, rows, capacity + 1, self.device)
+        room, layers = self._room(capacity + 1), self.config.transformer.layers
+        cache = KeyValueCache(layers, rows, room, self.device)
         self.backbone.read(self.normalized(prompts.concepts_BSD), self._tag(0), cache)
         cache.advance(prompts.lengths_B)
         visited = timesteps(self.config.schedule.steps, options)
@@ -216,25 +221,43 @@ class OneTowerLCM(DiffusionLCM):
     @torch.inference_mode()
     def extend(self, state: DiffusionState, concepts_BD: Tensor) -> None:
         """Append one concept to each row; see ConceptModel.extend."""
-        self.backbone.read(self.normalized(concepts_BD)[:, None], self._tag(0), state.cache)
+        self._fix(state)
+        read = partial(self.backbone.read, cache=state.cache)
+        self._launch(
+            state, "read", False, read, self.normalized(concepts_BD)[:, None], self._tag(0)
+        )
         state.cache.advance(1)
 
     def reader(self, state: DiffusionState) -> Predict:
         """Return the denoiser of one concept per row; see DiffusionLCM.reader."""
-
         assert isinstance(state, OneTowerState)
+        self._fix(state)
+        cache, conditioned = state.cache, self.estimate_proj is not None
 
         def predict(
             x_BD: Tensor, t: int, guided: bool, estimate_BD: Tensor | None = None
         ) -> tuple[Tensor, Tensor | None]:
-            x_BD = x_BD.to(self.dtype)
             tag = state.tags[t] if t in state.tags else self._tag(t)
-            estimate_BSD = None if estimate_BD is None else estimate_BD[:, None]
-            tags = self._with_estimate(tag, estimate_BSD)
-            h_BM = self.backbone.try_next(x_BD, tags, state.cache, guided)
-            return self._split(h_BM, guided)
+            estimate_BD = estimate_BD if conditioned else None
+            denoise = partial(self._denoise_rows, cache, guided)
+            out_BD = self._launch(state, "denoise", guided, denoise, x_BD, tag, estimate_BD)
+            return halves(out_BD, guided)
 
         return predict
+
+    def _denoise_rows(
+        self,
+        cache: KeyValueCache,
+        guided: bool,
+        x_BD: Tensor,
+        tag_E: Tensor,
+        estimate_BD: Tensor | None = None,
+    ) -> Tensor:
+        """Denoise concepts (B, D); return (2 B, D) if `guided`: first those with context."""
+        estimate_BSD = None if estimate_BD is None else estimate_BD[:, None]
+        tags = self._with_estimate(tag_E, estimate_BSD)
+        h_BM = self.backbone.try_next(x_BD.to(self.dtype), tags, cache, guided)
+        return self.postnet(h_BM).float()
 
     def teacher(self, x_BSD: Tensor, options: DiffusionOptions) -> Predict:
         """Return the denoiser of all positions at once; see DiffusionLCM.teacher."""
@@ -249,11 +272,7 @@ class OneTowerLCM(DiffusionLCM):
             x_BSD: Tensor, t: int, guided: bool, estimate_BSD: Tensor | None = None
         ) -> tuple[Tensor, Tensor | None]:
             x_BSD, tags = x_BSD.to(self.dtype), self._with_estimate(self._tag(t), estimate_BSD)
-            return self._split(self.backbone.try_all(x_BSD, tags, cache, guided), guided)
+            h_BSM = self.backbone.try_all(x_BSD, tags, cache, guided)
+            return halves(self.postnet(h_BSM).float(), guided)
 
         return predict
-
-    def _split(self, h: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
-        out = self.postnet(h).float()
-        half = len(out) // 2
-        return (out[:half], out[half:]) if guided else (out, None)

@@ -1,4 +1,4 @@
-"""A layout of concept models for generation on the CPU: fewer, larger and smaller-typed products.
+"""A layout of concept models for generation: fewer, larger and, on CPUs, smaller-typed products.
 
 A product with few rows takes as long as reading its weights from memory, and large matrices are
 read at a higher rate than small ones. The following maps are therefore merged; results are equal
@@ -9,7 +9,8 @@ up to rounding:
     output_proj v_proj    of denoiser positions, which see only themselves: one map of half the size
     norm, modulator       the norm's weight is a factor of AdaLN's scale
 
-Every linear map is then stored for the fastest product of its precision:
+On GPUs, where every operation is a kernel that has its own cost, the layers of a denoiser become
+those of `folded`. On CPUs every linear map is then stored for the fastest product of its precision:
 
     "auto"      float16 weights, if the processor multiplies them faster, else as float32; inputs
                 and sums stay float32, and a matrix that float16 would round too coarsely is kept
@@ -35,6 +36,7 @@ from torch.nn import functional as F
 
 from lcm_cli.errors import UsageError
 from lcm_cli.int8 import Int8Linear
+from lcm_cli.models.folded import FoldedLayer, can_fold
 from lcm_cli.models.layers import (
     Attention,
     Block,
@@ -280,13 +282,16 @@ class Kernels:
 
 @torch.no_grad()
 def lay_out(model: Model, precision: str = "auto") -> Model:
-    """Lay out a CPU model for generation, in place; return a model elsewhere unchanged.
+    """Lay out a model on a CPU or CUDA GPU for generation, in place; leave it unchanged elsewhere.
 
-    With "auto", "float32" or "int8" the result computes in float32, whatever type its weights had.
-    With "bfloat16" or "float16", the model must have this type already. A model that was laid out
-    can be neither trained nor saved.
+    On a GPU it keeps its type. On a CPU, with "auto", "float32" or "int8", the result computes in
+    float32, whatever type its weights had. With "bfloat16" or "float16", the model must have this
+    type already. A model that was laid out can be neither trained nor saved.
     """
-    if next(model.parameters()).device.type != "cpu":
+    device = next(model.parameters()).device.type
+    if device == "cuda":
+        merge(model)
+    if device != "cpu":
         return model
     kernels = Kernels.of(precision)
     _store(model, kernels)
@@ -294,6 +299,17 @@ def lay_out(model: Model, precision: str = "auto") -> Model:
         model.to(kernels.dtype)
     return_memory()
     return model
+
+
+def merge(module: nn.Module) -> None:
+    """Merge the maps below `module` that can be merged, each in its own type, for GPUs."""
+    for name, part in list(module.named_children()):
+        if isinstance(part, DenoiserLayer) and can_fold(part):
+            setattr(module, name, FoldedLayer(part))
+        elif isinstance(part, Block):
+            _merge(part, Kernels(PlainLinear, PlainLinear, None))
+        else:
+            merge(part)
 
 
 def _store(module: nn.Module, kernels: Kernels) -> None:

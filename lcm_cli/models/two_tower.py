@@ -23,14 +23,14 @@ N targets, T steps of the schedule.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lcm_cli.models.config import TransformerConfig, TwoTowerConfig
-from lcm_cli.models.diffusion import DiffusionOptions, Predict, timesteps
+from lcm_cli.models.diffusion import DiffusionOptions, Predict, halves, timesteps
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import (
@@ -59,7 +59,7 @@ class Memory:
     k_BHKW: Tensor
     v_BHKW: Tensor
     nothing_M: Tensor  # output of the cross-attention where only the zero vector is seen
-    mask: Tensor | None = None  # True where a position sees a key, (B or 1, 1, S or 1, K)
+    mask: Tensor | None = None  # where a position sees a key, (B or 1, 1, S or 1, K)
     causal: bool = False  # position n sees keys 0 .. n
     dropped_BS: Tensor | None = None  # positions that see only the zero vector
 
@@ -74,14 +74,17 @@ class CrossAttention(Attention):
 
     def look(self, x_BSM: Tensor, memory: Memory) -> Tensor:
         """Attend to `memory`, (B, S, M) to (B, S, M); only its rows are computed, others filled."""
-        rows = len(memory.k_BHKW)
-        q = self.queries(x_BSM[:rows])
+        q = self.queries(x_BSM[: len(memory.k_BHKW)])
+        return self.answer(q, memory, len(x_BSM))
+
+    def answer(self, q: Tensor, memory: Memory, rows: int) -> Tensor:
+        """Return what the queries of the rows of `memory` find; further rows, to B, see nothing."""
         y = self.attend(q, memory.k_BHKW, memory.v_BHKW, memory.mask, memory.causal)
         y_BSM = self.output_proj(y)
         if memory.dropped_BS is not None:
             y_BSM = torch.where(memory.dropped_BS[..., None], memory.nothing_M, y_BSM)
-        if rows < len(x_BSM):
-            rest = memory.nothing_M.expand(len(x_BSM) - rows, *y_BSM.shape[1:])
+        if len(y_BSM) < rows:
+            rest = memory.nothing_M.expand(rows - len(y_BSM), *y_BSM.shape[1:])
             y_BSM = torch.cat([y_BSM, rest])
         return y_BSM
 
@@ -172,7 +175,7 @@ class Denoiser(nn.Module):
     def forward(
         self,
         x_BSD: Tensor,
-        modulations: Sequence[Tensor],
+        modulations: Sequence[Tensor] | Tensor,
         memories: Sequence[Memory],
         estimate_BSD: Tensor | None = None,
     ) -> Tensor:
@@ -192,11 +195,40 @@ class TwoTowerState(DiffusionState):
     memory: KeyValueCache  # keys and values of [0, context] for the denoiser's cross-attention
     nothing: list[Tensor]  # each layer's cross-attention output without context, (M,)
     modulations: dict[int, list[Tensor]]  # timestep -> modulation of each layer, (9 M,)
+    stacked: dict[int, Tensor] = field(default_factory=dict, kw_only=True)  # the same, (layers, 9M)
+    # Which keys of `memory` are seen, (B, 1, 1, K), where CUDA graphs read it.
+    filled: Tensor | None = field(default=None, kw_only=True)
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
         super().keep(rows)
         self.memory.keep(rows)
+        self.filled = None
+
+    def fix(self) -> None:
+        """Keep the context where it is, for CUDA graphs, until `keep`."""
+        super().fix()
+        self.memory.fix()
+        filled = self.memory.filled()
+        assert filled is not None
+        self.filled = filled if self.filled is None else self.filled.copy_(filled)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.cache.nbytes + self.memory.nbytes
+
+    def bare(self) -> "TwoTowerState":
+        """Return what the graphs need of this state."""
+        return replace(self, watch=None, modulations={}, stacked={})
+
+    def take(self, other: "TwoTowerState") -> None:
+        """Move to the tensors and the graphs of a state of the same shapes."""
+        super().take(other)
+        other.memory.copy(self.memory)
+        for place_M, nothing_M in zip(other.nothing, self.nothing, strict=True):
+            place_M.copy_(nothing_M)
+        self.memory, self.nothing, self.filled = other.memory, other.nothing, other.filled
 
 
 class TwoTowerLCM(DiffusionLCM):
@@ -273,14 +305,16 @@ class TwoTowerLCM(DiffusionLCM):
     def begin(self, prompts: Batch, capacity: int, options: DiffusionOptions) -> TwoTowerState:
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows, config = len(prompts.lengths_B), self.config
-        cache = KeyValueCache(config.contextualizer.layers, rows, capacity, self.device)
+        room, towers = self._room, (config.contextualizer, config.denoiser)
+        cache = KeyValueCache(towers[0].layers, rows, room(capacity), self.device)
         # One entry more than the context has: the zero vector.
-        memory = KeyValueCache(config.denoiser.layers, rows, capacity + 1, self.device)
+        memory = KeyValueCache(towers[1].layers, rows, room(capacity + 1), self.device)
         context_BSM = self.contextualize(self.normalized(prompts.concepts_BSD), cache)
         nothing = [part.nothing(context_BSM) for part in self.denoiser.cross_attentions()]
         state = TwoTowerState(options, cache, memory, nothing, self._modulations_of_run(options))
+        self._remember(memory, after_zero(context_BSM))
         cache.advance(prompts.lengths_B)
-        self._remember(state, after_zero(context_BSM), prompts.lengths_B + 1)
+        memory.advance(prompts.lengths_B + 1)
         return state
 
     def _modulations_of_run(self, options: DiffusionOptions) -> dict[int, list[Tensor]]:
@@ -289,28 +323,40 @@ class TwoTowerLCM(DiffusionLCM):
         layers = self.denoiser.modulations(torch.tensor(visited, device=self.device))
         return {t: [layer[index] for layer in layers] for index, t in enumerate(visited)}
 
-    def _remember(self, state: TwoTowerState, context_BSM: Tensor, counts: Tensor | int) -> None:
-        """Add the denoiser's keys and values of new context vectors to its memory."""
+    def _remember(self, memory: KeyValueCache, context_BSM: Tensor) -> None:
+        """Write the denoiser's keys and values of new context vectors; the caller advances."""
         for number, part in enumerate(self.denoiser.cross_attentions()):
-            state.memory.put(number, *part.keys_values(context_BSM))
-        state.memory.advance(counts)
+            memory.put(number, *part.keys_values(context_BSM))
 
     @torch.inference_mode()
     def extend(self, state: TwoTowerState, concepts_BD: Tensor) -> None:
         """Append one concept to each row; see ConceptModel.extend."""
-        context_BSM = self.contextualize(self.normalized(concepts_BD)[:, None], state.cache)
+        self._fix(state)
+        # Not `state`, which would hold itself by its graphs.
+        cache, memory = state.cache, state.memory
+
+        def read(x_BSD: Tensor) -> Tensor:
+            context_BSM = self.contextualize(x_BSD, cache)
+            self._remember(memory, context_BSM)
+            return context_BSM
+
+        self._launch(state, "read", False, read, self.normalized(concepts_BD)[:, None])
         state.cache.advance(1)
-        self._remember(state, context_BSM, 1)
+        state.memory.advance(1)
 
     def reader(self, state: DiffusionState) -> Predict:
         """Return the denoiser of one concept per row; see DiffusionLCM.reader."""
         assert isinstance(state, TwoTowerState)
-        filled = state.memory.filled()
+        self._fix(state)
+        filled = state.memory.filled() if state.filled is None else state.filled
         memories = [
             Memory(*state.memory.read(layer), nothing_M, filled)
             for layer, nothing_M in enumerate(state.nothing)
         ]
-        predict = self.predictor(memories, state.modulations)
+        if self._captures():
+            predict = self._captured_predictor(state, memories)
+        else:
+            predict = self.predictor(memories, state.modulations)
 
         def single(
             x_BD: Tensor, t: int, guided: bool, estimate_BD: Tensor | None = None
@@ -320,6 +366,27 @@ class TwoTowerLCM(DiffusionLCM):
             return with_context[:, 0], None if without is None else without[:, 0]
 
         return single
+
+    def _captured_predictor(self, state: TwoTowerState, memories: list[Memory]) -> Predict:
+        """Return what `predictor` returns, its passes captured as CUDA graphs."""
+        conditioned = self.denoiser.estimate_proj is not None
+
+        def predict(
+            x_BSD: Tensor, t: int, guided: bool, estimate_BSD: Tensor | None = None
+        ) -> tuple[Tensor, Tensor | None]:
+            denoise = partial(self._denoise_rows, memories, guided)
+            estimate_BSD = estimate_BSD if conditioned else None
+            inputs = x_BSD, self._stacked(state, t), estimate_BSD
+            return halves(self._launch(state, "denoise", guided, denoise, *inputs), guided)
+
+        return predict
+
+    def _stacked(self, state: TwoTowerState, t: int) -> Tensor:
+        """Return the modulations of all layers at timestep `t`, (layers, 9 M)."""
+        if t not in state.stacked:
+            layers = self._modulations_at(state.modulations, t)
+            state.stacked[t] = torch.stack([layer.flatten() for layer in layers])
+        return state.stacked[t]
 
     def teacher(self, x_BSD: Tensor, options: DiffusionOptions) -> Predict:
         """Return the denoiser of all positions at once; see DiffusionLCM.teacher."""
@@ -334,17 +401,33 @@ class TwoTowerLCM(DiffusionLCM):
         def predict(
             x_BSD: Tensor, t: int, guided: bool, estimate_BSD: Tensor | None = None
         ) -> tuple[Tensor, Tensor | None]:
-            if t not in modulations:
-                modulations[t] = self.denoiser.modulations(torch.tensor([t], device=self.device))
-            # The second half of the rows, beyond those of the memories, is unconditional.
-            both, estimates = (
-                part if part is None else part.to(self.dtype).repeat(1 + guided, 1, 1)
-                for part in (x_BSD, estimate_BSD)
-            )
-            out = self.denoiser(both, modulations[t], memories, estimates).float()
-            return (out[: len(x_BSD)], out[len(x_BSD) :]) if guided else (out, None)
+            at_t = self._modulations_at(modulations, t)
+            out_BSD = self._denoise_rows(memories, guided, x_BSD, at_t, estimate_BSD)
+            return halves(out_BSD, guided)
 
         return predict
+
+    def _modulations_at(self, modulations: dict[int, list[Tensor]], t: int) -> list[Tensor]:
+        """Return the modulation of each layer at timestep `t`, adding those missing."""
+        if t not in modulations:
+            modulations[t] = self.denoiser.modulations(torch.tensor([t], device=self.device))
+        return modulations[t]
+
+    def _denoise_rows(
+        self,
+        memories: Sequence[Memory],
+        guided: bool,
+        x_BSD: Tensor,
+        modulations: Sequence[Tensor] | Tensor,
+        estimate_BSD: Tensor | None = None,
+    ) -> Tensor:
+        """Denoise concepts (B, S, D); return (2 B, S, D) if `guided`: first those with context."""
+        # The second half of the rows, beyond those of the memories, is unconditional.
+        both, estimates = (
+            part if part is None else part.to(self.dtype).repeat(1 + guided, 1, 1)
+            for part in (x_BSD, estimate_BSD)
+        )
+        return self.denoiser(both, modulations, memories, estimates).float()
 
 
 def sees(places_BS: Tensor, keys: int, segments_BS: Tensor | None = None) -> Tensor:

@@ -83,7 +83,7 @@ def _replace(network: Network, make: MakeLinear) -> Network:
 
 def page_out(weight: Tensor) -> None:
     """Let the system drop a weight's pages from memory; its content does not change."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or weight.device.type != "cpu":
         return
     page, advice = 4096, 21  # MADV_PAGEOUT
     # Only whole pages: those at the edges may also hold neighbouring weights.

@@ -12,6 +12,7 @@ from lcm_cli.int8 import Int8Linear
 from lcm_cli.models.checkpoint import build, load_model
 from lcm_cli.models.config import TransformerConfig, preset
 from lcm_cli.models.diffusion import DiffusionOptions
+from lcm_cli.models.folded import FoldedLayer
 from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.models.packed import (
@@ -23,6 +24,7 @@ from lcm_cli.models.packed import (
     SelfOnlyAttention,
     half,
     lay_out,
+    merge,
 )
 
 DIM = 16
@@ -74,6 +76,38 @@ def test_same_numbers(architecture: str, stack: dict[str, object]) -> None:
     )
     for plain, fast in pairs:
         assert_near(plain.concepts_SD, fast.concepts_SD, terms)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("architecture", ["base", "two_tower", "one_tower"])
+def test_same_numbers_in_the_layout_for_gpus(architecture: str, stack: dict[str, object]) -> None:
+    model = _model(architecture, **stack)
+    merged = copy.deepcopy(model)
+    merge(merged)
+    layers = [part for part in merged.modules() if isinstance(part, FoldedLayer)]
+    assert len(layers) == 2 * (architecture == "two_tower")
+    sampler, passes = (None, 1) if architecture == "base" else (DiffusionOptions(steps=3), 3)
+    options = GenerateOptions(max_concepts=4, repeat_similarity=None, sampler=sampler)
+    terms = 4 * passes * additions(model)
+    prompts = [torch.randn(4, DIM), torch.randn(2, DIM), torch.randn(7, DIM)]
+    pairs = zip(
+        generate_concepts(model, prompts, options),
+        generate_concepts(merged, prompts, options),
+        strict=True,
+    )
+    for plain, fast in pairs:
+        assert_near(plain.concepts_SD, fast.concepts_SD, terms)
+    if architecture != "base":
+        batch = Batch(torch.randn(3, 6, DIM), torch.tensor([6, 4, 5]))
+        made = [each.predict(batch, sampler, Noise([0, 1, 2])) for each in (model, merged)]
+        assert_near(made[0], made[1], passes * additions(model))
+
+
+@pytest.mark.parametrize("norm", ["standard", "unit", "fp32"])
+def test_other_norms_are_not_folded(norm: str) -> None:
+    model = _model("two_tower", norm=norm)
+    merge(model)
+    assert not any(isinstance(part, FoldedLayer) for part in model.modules())
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16])

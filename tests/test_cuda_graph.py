@@ -1,0 +1,86 @@
+"""Captured functions: static buffers, and the plain path where capture fails."""
+
+import pytest
+import torch
+from taping import tape_graphs
+from torch import Tensor
+
+from lcm_cli import cuda_graph
+from lcm_cli.cuda_graph import Captured
+from lcm_cli.training.trainers.cuda_graph import CapturedStep
+
+
+class Counter:
+    """A function that adds to a total, and counts how often Python runs it."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.total, self.runs = torch.zeros(3, device=device), 0
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        self.runs += 1
+        self.total += x
+        return self.total * y
+
+
+def _check(captured: Captured, counter: Counter, device: str = "cpu") -> None:
+    kept: list[tuple[Tensor, Tensor]] = []
+    total = torch.zeros(3, device=device)
+    for number in range(6):
+        x, y = torch.full((3,), number + 1.0, device=device), torch.randn(3, device=device)
+        total = total + x
+        kept.append((captured(x, y), total * y))
+    for ours, plain in kept:  # later calls overwrite no earlier result
+        assert torch.equal(ours, plain)
+    assert torch.equal(counter.total, total)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("warm_up", [0, 1, 3])
+def test_every_call_has_its_effect_on_a_gpu(warm_up: int) -> None:
+    counter = Counter("cuda")
+    with torch.inference_mode():
+        _check(Captured(counter, warm_up), counter, "cuda")
+    assert counter.runs == warm_up + 1
+    counter = Counter("cuda")  # a generator known to a graph of inference serves others as well
+    _check(Captured(counter, warm_up), counter, "cuda")
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_is_called_plainly_on_a_gpu() -> None:
+    counter = Counter("cuda")
+
+    def refuses(x: Tensor, y: Tensor) -> Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            x.add(y)  # torch warns of empty graphs
+            raise RuntimeError("not in a graph")
+        return counter(x, y)
+
+    _check(Captured(refuses), counter, "cuda")
+    assert counter.runs == 6
+
+
+def test_later_calls_replay_the_recorded_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    tapes, counter = tape_graphs(monkeypatch), Counter()
+    captured = Captured(counter, warm_up=2)
+    x, y = torch.ones(3), torch.full((3,), 2.0)
+    for number in range(5):
+        captured(x + number, y)
+    # Recording runs the operators once more, which a graph does not.
+    assert (len(tapes), counter.runs, float(counter.total[0])) == (1, 3, 1 + 2 + 3 + 3 + 4 + 5)
+
+
+def test_where_capture_fails_the_function_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape_graphs(monkeypatch)
+
+    def fail(work: object, device: torch.device) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_graph, "record", fail)
+    counter = Counter()
+    _check(Captured(counter), counter)
+    assert counter.runs == 6
+    step = CapturedStep(lambda x, y, z: x)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        for _ in range(4):
+            step(*torch.ones(3, 1))
