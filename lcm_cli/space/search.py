@@ -399,7 +399,7 @@ class _Ends:
             return self
         numbers, tokens = (t.to("cpu", non_blocking=True) for t in (self.numbers, self.tokens))
         ready = torch.cuda.Event()
-        ready.record()
+        ready.record(torch.cuda.current_stream(self.numbers.device))
         return replace(self, numbers=numbers, tokens=tokens, ready=ready)
 
     def read(self) -> list[list[list[float]]]:

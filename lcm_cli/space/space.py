@@ -211,7 +211,7 @@ class Space:
         out: dict[str, list[list[Text]]] = {lang: [[] for _ in concepts] for lang in to}
         draws = options.n_best if options.sample else 1
         size = max(1, self._rows_in_flight() // (draws if options.sample else options.beam))
-        steps = captured_steps(self.decoder, min(size, len(jobs)), sentence_limits, options)
+        steps = self._steps(min(size, len(jobs)), sentence_limits, options) if jobs else None
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             rows = torch.from_numpy(concepts[[s for s, _ in part]].astype(np.float32))
@@ -265,6 +265,13 @@ class Space:
             before = batch, launched
         if before:
             yield before[0], before[1].cpu().numpy()
+
+    def _steps(
+        self, rows: int, limits: Sequence[int], options: DecodeOptions
+    ) -> CapturedSteps | None:
+        """Return steps that batches of at most `rows` rows share, if that makes them faster."""
+        with self._memory_errors():
+            return captured_steps(self.decoder, rows, limits, options)
 
     def _search(
         self,

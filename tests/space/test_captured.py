@@ -8,14 +8,17 @@ import pytest
 import torch
 from rounding import additions, assert_near
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lcm_cli import cuda_graph
 from lcm_cli.cuda_graph import Repeated
 from lcm_cli.errors import IntegrityError
 from lcm_cli.space import captured, load_space, search
 from lcm_cli.space.captured import CapturedSteps
-from lcm_cli.space.decoder import DecoderConfig, TextDecoder
+from lcm_cli.space.decoder import DecoderCache, DecoderConfig, TextDecoder
+from lcm_cli.space.logits import log_total
 from lcm_cli.space.search import DecodeOptions, Hypothesis
 
 LAYERS, HEADS, VOCABULARY = 2, 4, 300
@@ -60,6 +63,8 @@ class Recorder(TorchDispatchMode):
 
 
 def storage(tensor: Tensor) -> int:
+    if tensor.is_mkldnn:  # packed weights, which nothing is a view of
+        return id(tensor)
     return tensor.untyped_storage()._cdata
 
 
@@ -259,3 +264,67 @@ def test_samples_and_short_searches_are_not_captured(
     search.search(decoder, concepts(2), [10, 11], [20, 20], DecodeOptions(sample=True))
     search.search(decoder, concepts(2), [10, 11], [5, 3], DecodeOptions(beam=2))
     assert not on_cpu
+
+
+def test_work_that_cannot_be_captured_is_done_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
+    def record(*given: object) -> None:
+        tried.append(given)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(cuda_graph, "record", record)
+    monkeypatch.setattr(cuda_graph, "shared_pool", lambda device: None)
+    monkeypatch.setattr(cuda_graph, "aside", lambda work, device: work())
+    repeated, done = Repeated[None](torch.device("cpu")), list[str]()
+    for number in range(4):
+        repeated(lambda: done.append("again"))
+        assert len(done) == number + 1
+        assert len(tried) == min(number, 1) and not repeated.captured
+
+
+def on_gpu(decoder: TextDecoder, dtype: torch.dtype) -> TextDecoder:
+    copy = TextDecoder(decoder.config).eval()
+    copy.load_state_dict(decoder.state_dict())
+    return copy.to("cuda", dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("small_graphs")
+@pytest.mark.parametrize("beam", [1, 3])
+def test_graphs_on_a_gpu_find_what_plain_steps_do(
+    decoder: TextDecoder, beam: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, options = on_gpu(decoder, torch.float32), DecodeOptions(beam=beam)
+    steps = CapturedSteps(network, 9, beam)
+    for count, seed in ((9, 2), (4, 3), (9, 4)):
+        given, languages = concepts(count, seed).cuda(), list(range(10, 10 + count))
+        found = search.search(network, given, languages, LIMITS[:count], options, steps=steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "graphs_available", lambda device: False)
+            wanted = search.search(network, given, languages, LIMITS[:count], options)
+        assert [[h.ids for h in row] for row in found] == [[h.ids for h in row] for row in wanted]
+    assert steps.captured > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("small_graphs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_graphs_on_a_gpu_have_the_logits_of_plain_steps(
+    decoder: TextDecoder, dtype: torch.dtype
+) -> None:
+    """Twice, through three rooms each time."""
+    network, count, length = on_gpu(decoder, dtype), 6, 30
+    given = concepts(count).to("cuda", dtype)
+    tokens = torch.randint(4, VOCABULARY, (length, count), device="cuda")
+    steps = CapturedSteps(network, count, 1)
+    for _ in range(2):
+        with torch.inference_mode():
+            steps.start(given, 100)
+            cross, cache = network.cross(given), DecoderCache(LAYERS, count)
+            for ids in tokens:
+                found, total = steps.feed(ids)
+                wanted = network.step(ids, cross, cache)
+                assert F.cosine_similarity(found.float(), wanted.float()).min() > 0.999
+                torch.testing.assert_close(total, log_total(found))
+    assert steps.captured == 3
