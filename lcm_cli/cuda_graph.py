@@ -134,7 +134,7 @@ def record(
         try:
             output = work()
         except BaseException:
-            with suppress(RuntimeError):
+            with suppress(Exception):
                 graph.capture_end()
             raise
         graph.capture_end()
