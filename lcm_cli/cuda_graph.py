@@ -10,13 +10,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-Work = Callable[[], Tensor]
+Result = TypeVar("Result")
 Replay = Callable[[], None]
-_LOCK = threading.Lock()  # of the stream below: what other threads launch there would be captured
+Pool = Any  # torch has no public name for what it returns
 
 
 class Captured:
@@ -61,32 +62,75 @@ class Captured:
         self._plain, self._inputs = True, ()
 
 
+class Repeated(Generic[Result]):
+    """Does the same work again and again on a GPU, as a CUDA graph from the second time on.
+
+    The first time prepares libraries for capture. The work has no arguments: it reads tensors that
+    stay where they are, and the next call overwrites its result. If it cannot be captured, it is
+    done as it is.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._first, self._plain = True, False
+        self._captured: tuple[Replay, Result] | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether the work is a CUDA graph by now."""
+        return self._captured is not None
+
+    def __call__(self, work: Callable[[], Result]) -> Result:
+        """Do the work, which must be the same in every call. It is not kept."""
+        if not self._first and not self._plain and self._captured is None:
+            self._capture(work)  # records the kernels without running them
+        self._first = False
+        if self._captured is None:
+            return aside(work, self._device)
+        replay, result = self._captured
+        replay()
+        return result
+
+    def _capture(self, work: Callable[[], Result]) -> None:
+        try:
+            self._captured = record(work, self._device, shared_pool(self._device))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self._plain = True
+
+
 def available(device: torch.device) -> bool:
     """Return whether functions on `device` can be captured."""
     return device.type == "cuda"
 
 
-def aside(work: Work, device: torch.device) -> Tensor:
+def aside(work: Callable[[], Result], device: torch.device) -> Result:
     """Do `work` on the stream of captures, which cannot be on the default stream."""
-    main, stream = torch.cuda.current_stream(device), _stream(device)
+    main, stream = torch.cuda.current_stream(device), _stream(device, threading.get_ident())
     stream.wait_stream(main)
-    with _LOCK, torch.cuda.stream(stream):
+    with torch.cuda.stream(stream):
         output = work()
     main.wait_stream(stream)
     return output
 
 
-def record(work: Work, device: torch.device) -> tuple[Replay, Tensor]:
-    """Capture `work` without doing it; return what does it, and the output that this overwrites."""
+def record(
+    work: Callable[[], Result], device: torch.device, pool: Pool | None = None
+) -> tuple[Replay, Result]:
+    """Capture `work` without doing it; return what does it, and the output that this overwrites.
+
+    What `work` allocates lies in `pool`, by default in one of its own.
+    """
     # Not by torch.cuda.graph, which empties the cache of memory each time: that takes longer than
     # the capture of a pass.
     graph = torch.cuda.CUDAGraph()
-    with _LOCK, torch.cuda.stream(_stream(device)):
+    with torch.cuda.stream(_stream(device, threading.get_ident())):
         # The state of the generator, shared by all graphs, must not become an inference tensor,
         # which a later capture in training could not write.
         with torch.inference_mode(False):
             # Other threads may go on to allocate memory.
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             output = work()
         except BaseException:
@@ -97,7 +141,25 @@ def record(work: Work, device: torch.device) -> tuple[Replay, Tensor]:
     return graph.replay, output
 
 
+def shared_pool(device: torch.device) -> Pool:
+    """Return the memory that this thread's short-lived graphs share.
+
+    Graphs that share it must be replayed one after the other. Memory that a graph frees in the
+    course of its work, or with its end, goes to the next capture; that of a pool of its own would
+    stay out of use until the GPU is full.
+    """
+    return _pool(device, threading.get_ident())[0]
+
+
 @cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    # One for warm-up and capture, since libraries keep a buffer for each stream.
+def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    # One for warm-up and capture, since libraries keep a buffer for each stream; of each thread,
+    # since what is launched while a stream is captured becomes part of the graph.
     return torch.cuda.Stream(device)
+
+
+@cache
+def _pool(device: torch.device, thread: int) -> tuple[Pool, object]:
+    pool: Pool = torch.cuda.graph_pool_handle()
+    # A pool is given up with its last graph, so one graph stays.
+    return pool, record(lambda: torch.zeros(1, device=device), device, pool)

@@ -12,7 +12,7 @@ batch, P past positions, M model dim, D concept dim, H heads, d head dim, V voca
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lcm_cli.space.transformer import (
     Embedding,
     FeedForward,
+    Joined,
     Packed,
     SelfAttention,
     Stack,
@@ -49,6 +50,25 @@ class DecoderConfig:
     scores_language: bool = True
 
 
+class Cache(Protocol):
+    """Keeps the keys and values of the tokens so far, for `TextDecoder.step`."""
+
+    def joined(self, layer: int) -> Joined | None:
+        """Return the layer's joined maps to queries, keys and values, if they are kept."""
+
+    def position(self, ids_R: Tensor) -> Tensor:
+        """Return the position of the next tokens, one or (R,)."""
+
+    def mask(self, like: Tensor) -> Tensor | None:
+        """Return what to add to the next position's scores, in the dtype of `like`."""
+
+    def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one position to a layer; return its keys and values, (S, H, keys, d) each."""
+
+    def advance(self) -> None:
+        """Go on to the next position: all layers have this one."""
+
+
 class DecoderCache:
     """Keys and values of the tokens so far: per layer a buffer (2, S, room, B, H, d).
 
@@ -64,6 +84,18 @@ class DecoderCache:
         self._sentences = sentences
         self._kv: list[Tensor | None] = [None] * layers
         self._slots: Tensor | None = None  # None: one beam per sentence, which sees all keys
+
+    def joined(self, layer: int) -> Joined | None:
+        """Return None: nothing is kept of the layers."""
+        return None
+
+    def position(self, ids_R: Tensor) -> Tensor:
+        """Return the position of the next token of each row, (R,)."""
+        return torch.full_like(ids_R, self.length)
+
+    def advance(self) -> None:
+        """Go on to the next position."""
+        self.length += 1
 
     def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
         """Append one position to a layer; return its keys and values, (S, H, (P + 1) B, d) each."""
@@ -166,7 +198,7 @@ class DecoderLayer(nn.Module):
         self,
         x_RM: Tensor,
         cross_RM: Tensor,
-        cache: DecoderCache,
+        cache: Cache,
         index: int,
         mask: Tensor | None,
     ) -> Tensor:
@@ -175,7 +207,7 @@ class DecoderLayer(nn.Module):
         `mask` is the cache's for this step.
         """
         attention = self.self_attn
-        q, k, v = attention.project(self.self_attn_layer_norm(x_RM))
+        q, k, v = attention.project(self.self_attn_layer_norm(x_RM), cache.joined(index))
         k, v = cache.append(index, k, v)
         # The beams of a sentence are queries of one attention, over the keys of all of them.
         q_SHBd = q.unflatten(0, (len(k), -1)).transpose(1, 2)
@@ -214,14 +246,14 @@ class TextDecoder(nn.Module):
             x_TM = layer(x_TM, rows, cross_RM.index_select(0, rows.owner_T))
         return self.decoder.layer_norm(x_TM)
 
-    def step(self, ids_R: Tensor, cross: Sequence[Tensor], cache: DecoderCache) -> Tensor:
+    def step(self, ids_R: Tensor, cross: Sequence[Tensor], cache: Cache) -> Tensor:
         """Feed one token to each row; return the logits of the next, (R, V)."""
-        x_RM = self.decoder_frontend(ids_R, torch.full_like(ids_R, cache.length))
+        x_RM = self.decoder_frontend(ids_R, cache.position(ids_R))
         mask = cache.mask(x_RM)
         with _mask_kernels(mask):
             for index, (layer, cross_RM) in enumerate(zip(self._layers(), cross, strict=True)):
                 x_RM = layer.step(x_RM, cross_RM, cache, index, mask)
-        cache.length += 1
+        cache.advance()
         return self.project(self.decoder.layer_norm(x_RM))
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -232,6 +264,10 @@ class TextDecoder(nn.Module):
         if self.output is not None:
             return self.output(hidden)
         return F.linear(hidden, self.decoder_frontend.embed.weight)
+
+    def join(self) -> list[Joined | None]:
+        """Return a copy of each layer's joined maps to queries, keys and values."""
+        return [layer.self_attn.join() for layer in self._layers()]
 
     def _layers(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.decoder.layers))

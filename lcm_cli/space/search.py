@@ -6,23 +6,30 @@ probabilities, with that of the language token (unless the decoder's config says
 by (length - 1) ** length_penalty. All rows advance together, whatever their sentence or language,
 and leave the batch when finished.
 
+On a GPU the steps of a beam search are CUDA graphs, and a step starts before the host knows which
+sentences the last one has ended: those only keep their rows for a while.
+
 Shapes: R rows, B beams, C candidates = 2 B, V vocabulary, D concept dim, P tokens so far.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from lcm_cli.cuda_graph import available as graphs_available
 from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.progress import Progress
+from lcm_cli.space.captured import CapturedSteps
 from lcm_cli.space.decoder import DecoderCache, TextDecoder
+from lcm_cli.space.logits import largest, log_total
 from lcm_cli.space.tokenizer import EOS, PAD
 from lcm_cli.space.transformer import to_device
 
 PROMPT = 2  # </s> and the language token
+FEWEST_STEPS = 8  # of a search that captures them: a capture takes as long as a few steps
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,9 @@ class _Beams:
     limits: list[int]  # (R,) maximum number of tokens to generate
     tokens: Tensor  # (R * B, P)
     scores: Tensor  # (R, B) float32
-    sound: Tensor  # whether all logits so far were finite
-    cross: list[Tensor]  # (R * B, M) per layer
-    cache: DecoderCache = field(repr=False)
+    sound: Tensor  # (R, 1) whether all logits so far were finite
+    cross: list[Tensor]  # (R * B, M) per layer; none where the cache is captured steps
+    cache: DecoderCache | CapturedSteps = field(repr=False)
 
     def select(self, beams: Tensor, tokens: Tensor, scores: Tensor) -> None:
         """Continue beam `beams[r, b]` of each row with `tokens[r, b]`; all are (R, B).
@@ -104,6 +111,10 @@ class _Beams:
         self.cache.follow(beams)
         self.tokens = torch.cat([self.tokens[flat], tokens.reshape(-1, 1)], dim=1)
         self.scores = scores
+
+    def check(self, total_N1: Tensor) -> None:
+        """Note which rows have logits that are not finite."""
+        self.sound = self.sound & total_N1.isfinite().view(-1, self.width).all(1, keepdim=True)
 
     def unfinished(self, found: Sequence[Sequence[Hypothesis]], wanted: int) -> list[int]:
         """Return the rows below their limit that have fewer than `wanted` hypotheses.
@@ -125,6 +136,7 @@ class _Beams:
         within = torch.arange(self.width, device=keep.device)
         flat = (keep[:, None] * self.width + within).flatten()
         self.tokens, self.scores = self.tokens[flat], self.scores[keep]
+        self.sound = self.sound[keep]
         self.cross = [cross[flat] for cross in self.cross]
         self.cache.keep(rows)
 
@@ -147,21 +159,39 @@ def search(
     *,
     streams: Sequence[int] | None = None,
     finished: Progress = lambda rows: None,
+    steps: CapturedSteps | None = None,
 ) -> list[list[Hypothesis]]:
     """Return the hypotheses of each row of concepts, best first, or one draw per row if sampling.
 
     `languages` are language token ids, `limits` the maximum number of tokens of each row, `streams`
     the numbers of the rows' random streams (default 0, 1, ...). `finished` is called with the
-    number of rows whenever some are done. Raises IntegrityError if the decoder's output is not
-    finite.
+    number of rows whenever some are done. `steps` are the `captured_steps` of several calls.
+    Raises IntegrityError if the decoder's output is not finite.
     """
     with torch.inference_mode():
+        steps = steps or captured_steps(decoder, len(limits), limits, options)
+        if steps:
+            state = _start_ahead(decoder, concepts_RD, languages, limits, options, steps)
+            found = _search_ahead(state, options, finished, steps)
+            return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in found]
         state = _start(decoder, concepts_RD, languages, limits, options)
         if options.sample:
             numbers = range(len(languages)) if streams is None else streams
             return _sample(decoder, state, options, numbers, finished)
         found = _beam_search(decoder, state, options, finished)
     return [sorted(hypotheses, key=lambda h: -h.score) for hypotheses in found]
+
+
+def captured_steps(
+    decoder: TextDecoder, most: int, limits: Sequence[int], options: DecodeOptions
+) -> CapturedSteps | None:
+    """Return steps for searches of at most `most` rows each, if CUDA graphs make them faster."""
+    weight = decoder.decoder_frontend.embed.weight
+    if options.sample or not graphs_available(weight.device):
+        return None
+    if min(options.max_tokens, max(limits, default=0)) < FEWEST_STEPS:
+        return None
+    return CapturedSteps(decoder, most, options.beam)
 
 
 def _start(
@@ -179,16 +209,52 @@ def _start(
     cache = DecoderCache(decoder.config.layers, len(languages))
     # Of the prompt, </s> [lang], the second token is fed by the first step of the search.
     first = decoder.step(end_R, cross, cache)
-    total = _log_total(first)
-    if decoder.config.scores_language:
-        score_R = first.gather(1, language_R[:, None]).float() - total
-    else:
-        score_R = torch.zeros_like(total)
-    most = min(options.max_tokens, decoder.config.max_length - PROMPT)
-    own = [max(1, min(limit, most)) for limit in limits]
+    total = log_total(first)
+    score_R1 = _language_score(decoder, first, total, language_R)
+    own = _own_limits(decoder, limits, options)
     tokens = torch.stack([end_R, language_R], dim=1)
     rows = list(range(len(languages)))
-    return _Beams(rows, own, tokens, score_R, total.isfinite().all(), cross, cache)
+    return _Beams(rows, own, tokens, score_R1, total.isfinite(), cross, cache)
+
+
+def _start_ahead(
+    decoder: TextDecoder,
+    concepts_RD: Tensor,
+    languages: Sequence[int],
+    limits: Sequence[int],
+    options: DecodeOptions,
+    steps: CapturedSteps,
+) -> _Beams:
+    """Feed the start token to captured steps; return the state with B beams per row.
+
+    All beams of a row are the same: only the first can be continued, since the others score -inf.
+    """
+    width, own = options.beam, _own_limits(decoder, limits, options)
+    language_R = torch.tensor(languages, device=concepts_RD.device)
+    tokens = torch.stack([torch.full_like(language_R, EOS), language_R], dim=1)
+    tokens = tokens.repeat_interleave(width, dim=0)
+    # Fed are the prompt and what is generated, without the end token.
+    steps.start(concepts_RD, PROMPT + max(own, default=1) - 1)
+    logits, total = (t[::width] for t in steps.feed(tokens[:, 0]))
+    scores = total.new_full((len(languages), width), -torch.inf)
+    scores[:, :1] = _language_score(decoder, logits, total, language_R)
+    rows = list(range(len(languages)))
+    return _Beams(rows, own, tokens, scores, total.isfinite(), [], steps)
+
+
+def _language_score(
+    decoder: TextDecoder, logits_RV: Tensor, total_R1: Tensor, language_R: Tensor
+) -> Tensor:
+    """Return the score of the language token, (R, 1) float32."""
+    if not decoder.config.scores_language:
+        return torch.zeros_like(total_R1)
+    return logits_RV.gather(1, language_R[:, None]).float() - total_R1
+
+
+def _own_limits(decoder: TextDecoder, limits: Sequence[int], options: DecodeOptions) -> list[int]:
+    """Return how many tokens each row may generate."""
+    most = min(options.max_tokens, decoder.config.max_length - PROMPT)
+    return [max(1, min(limit, most)) for limit in limits]
 
 
 def _beam_search(
@@ -201,74 +267,83 @@ def _beam_search(
     while True:
         # No name holds the logits, so that they are freed before the next are computed.
         scores, beams, tokens = _candidates(state, _next_logits(decoder, state), options)
-        _collect(found, state, scores, beams, tokens, options)
+        _collect(found, _Ends.of(state, scores, beams, tokens, options), options)
         rows = state.unfinished(found, options.beam)
         done = len(state.rows) - len(rows)
         if done:
             finished(done)
         if not rows:
             return found
-        # Take the first B candidates that do not end; the stable sort keeps the best first. There
-        # are at least B: each beam has at most one end token among the 2 x B candidates.
-        going = (tokens == EOS).int().argsort(dim=1, stable=True)[:, : options.beam]
-        state.select(*(t.gather(1, going) for t in (beams, tokens, scores)))
+        state.select(*_going(scores, beams, tokens, options))
         if done:
             state.keep(rows)
 
 
-def _next_logits(decoder: TextDecoder, state: _Beams) -> Tensor:
-    """Feed each row's newest token; return the logits of the next, (R * B, V)."""
-    return decoder.step(state.tokens[:, -1], state.cross, state.cache)
+def _search_ahead(
+    state: _Beams, options: DecodeOptions, finished: Progress, steps: CapturedSteps
+) -> list[list[Hypothesis]]:
+    """Do the same as `_beam_search` with captured steps, each launched before the last is read.
+
+    What the host reads decides only which rows leave, not what the others do.
+    """
+    found: list[list[Hypothesis]] = [[] for _ in state.rows]
+    left = dict(zip(state.rows, state.limits, strict=True))  # as far as the host has read
+    outputs = steps.feed(state.tokens[:, -1])
+    while True:
+        scores, beams, tokens = _candidates(state, outputs, options)
+        ends = _Ends.of(state, scores, beams, tokens, options).copied()
+        state.select(*_going(scores, beams, tokens, options))
+        if steps.gains(len(left)):
+            state.keep([r for r, row in enumerate(state.rows) if row in left])
+        if any(limit >= state.generated for limit in left.values()):
+            outputs = steps.feed(state.tokens[:, -1])
+        _collect(found, ends, options)
+        done = [
+            row
+            for row, limit in left.items()
+            if len(found[row]) >= options.beam or ends.generated >= limit
+        ]
+        for row in done:
+            del left[row]
+        if done:
+            finished(len(done))
+        if not left:
+            return found
+
+
+def _going(
+    scores: Tensor, beams: Tensor, tokens: Tensor, options: DecodeOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return beams, tokens and scores of the first B candidates that do not end, (R, B) each.
+
+    The stable sort keeps the best first. There are at least B: each beam has at most one end token
+    among the 2 x B candidates.
+    """
+    going = (tokens == EOS).int().argsort(dim=1, stable=True)[:, : options.beam]
+    return beams.gather(1, going), tokens.gather(1, going), scores.gather(1, going)
+
+
+def _next_logits(decoder: TextDecoder, state: _Beams) -> tuple[Tensor, Tensor]:
+    """Feed each row's newest token; return the next logits (R * B, V) and their `log_total`."""
+    assert isinstance(state.cache, DecoderCache)
+    logits_NV = decoder.step(state.tokens[:, -1], state.cross, state.cache)
+    return logits_NV, log_total(logits_NV)
 
 
 def _candidates(
-    state: _Beams, logits_NV: Tensor, options: DecodeOptions
+    state: _Beams, outputs: tuple[Tensor, Tensor], options: DecodeOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the C best continuations of each row: scores, beams and tokens, (R, C) each."""
     count, width = 2 * options.beam, state.width
-    # Forbid tokens after computing the softmax's denominator, as in fairseq2: the probabilities of
-    # the tokens left are not renormalized.
-    total = _log_total(logits_NV)
-    state.sound = state.sound & total.isfinite().all()
-    values, indices = _largest(_restrict(logits_NV, state, options), count)
+    # Tokens are forbidden after the softmax's denominator was computed, as in fairseq2: the
+    # probabilities of the tokens left are not renormalized.
+    logits_NV, total = outputs
+    state.check(total)
+    values, indices = largest(_restrict(logits_NV, state, options), count)
     scores = state.scores[:, :, None] + (values.float() - total).view(len(state.rows), width, -1)
     best = scores.flatten(1).topk(min(count, width * values.shape[1]), dim=1)
     tokens = indices.view(len(state.rows), -1).gather(1, best.indices)
     return best.values, best.indices // indices.shape[1], tokens
-
-
-def _log_total(logits_NV: Tensor) -> Tensor:
-    """Return the logarithm of the softmax's denominator, (N, 1) float32."""
-    # A few rows at a time, so that the exponentials stay in cache: 8 MB on the CPU, 32 on a GPU.
-    size = max(1, (1 << (23 if logits_NV.is_cuda else 21)) // logits_NV.shape[1])
-    totals = []
-    for part_nV in logits_NV.split(size):
-        most_n1 = part_nV.amax(dim=1, keepdim=True).float()
-        totals.append((part_nV - most_n1).exp_().sum(dim=1, keepdim=True).log_().add_(most_n1))
-    return torch.cat(totals)
-
-
-def _largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` largest values of each row, largest first, and their columns.
-
-    The largest lie in the groups of columns with the largest maxima: one fast pass finds these,
-    and only they are sorted.
-    """
-    group = 64
-    groups = logits_NV.shape[1] // group
-    # With fewer groups, more than a quarter of the columns would be sorted anyway.
-    if groups < 4 * count:
-        top = logits_NV.topk(min(count, logits_NV.shape[1]), dim=1)
-        return top.values, top.indices
-    parts_NGg = logits_NV[:, : groups * group].unflatten(1, (groups, group))
-    best_NC = parts_NGg.amax(dim=2).topk(count, dim=1, sorted=False).indices
-    values = parts_NGg.gather(1, best_NC[..., None].expand(-1, -1, group)).flatten(1)
-    rest = torch.arange(groups * group, logits_NV.shape[1], device=logits_NV.device)
-    within = torch.arange(group, device=logits_NV.device)
-    columns = (best_NC[..., None] * group + within).flatten(1)
-    columns = torch.cat([columns, rest.expand(len(columns), -1)], dim=1)
-    top = torch.cat([values, logits_NV[:, groups * group :]], dim=1).topk(count, dim=1)
-    return top.values, columns.gather(1, top.indices)
 
 
 def _restrict(logits_NV: Tensor, state: _Beams, options: DecodeOptions) -> Tensor:
@@ -298,40 +373,73 @@ def _ban_repeats(logits_NV: Tensor, tokens_NP: Tensor, size: int) -> None:
                 logits[tokens[start + size - 1]] = -torch.inf
 
 
-def _collect(
-    found: list[list[Hypothesis]],
-    state: _Beams,
-    scores: Tensor,
-    beams: Tensor,
-    tokens: Tensor,
-    options: DecodeOptions,
-) -> None:
+@dataclass
+class _Ends:
+    """What the host reads of a step: the first B candidates of each row, and what precedes them."""
+
+    rows: list[int]
+    limits: list[int]
+    generated: int  # tokens of a sentence that ends now, including the end token
+    numbers: Tensor  # (4, R, B): scores, beams, tokens, and whether the row's logits were finite
+    tokens: Tensor  # (R * B, P)
+    ready: torch.cuda.Event | None = None  # the device has copied the tensors to the host
+
+    @classmethod
+    def of(
+        cls, state: _Beams, scores: Tensor, beams: Tensor, tokens: Tensor, options: DecodeOptions
+    ) -> "_Ends":
+        first = [t[:, : options.beam].float() for t in (scores, beams, tokens)]
+        # All numbers are exact in float32.
+        numbers = torch.stack([*first, state.sound.float().expand_as(first[0])])
+        return cls(state.rows, state.limits, state.generated, numbers, state.tokens)
+
+    def copied(self) -> "_Ends":
+        """Return this with its tensors on their way to the host, which need not wait for them."""
+        if not self.numbers.is_cuda:
+            return self
+        numbers, tokens = (t.to("cpu", non_blocking=True) for t in (self.numbers, self.tokens))
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(self.numbers.device))
+        return replace(self, numbers=numbers, tokens=tokens, ready=ready)
+
+    def read(self) -> list[list[list[float]]]:
+        """Return `numbers`. This is the one place where the host waits for the device."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return self.numbers.tolist()
+
+
+def _collect(found: list[list[Hypothesis]], ends: _Ends, options: DecodeOptions) -> None:
     """Record the hypotheses that end among the first B candidates of each row.
 
-    Raises IntegrityError if the decoder's output is not finite.
+    Rows that are finished already are passed over. Raises IntegrityError if the decoder's output is
+    not finite.
     """
-    first = [t[:, : options.beam].float() for t in (scores, beams, tokens)]
-    sound = state.sound.float().expand_as(first[0])
-    # The one place where the host waits for the device. All numbers are exact in float32.
-    ending, parents, ids, good = torch.stack([*first, sound]).tolist()
-    if not all(map(all, good)):
+    ending, parents, ids, good = ends.read()
+    going = [
+        r
+        for r, row in enumerate(ends.rows)
+        if len(found[row]) < options.beam and ends.generated <= ends.limits[r]
+    ]
+    if not all(all(good[r]) for r in going):
         raise IntegrityError(
             "the decoder's output is not finite",
             "use --precision float32; if that does not help, check the concepts: lcm inspect FILE",
         )
     ended = [
         (row, place)
-        for row in range(len(ids))
+        for row in going
         for place, token in enumerate(ids[row])
         if token == EOS and math.isfinite(ending[row][place])
     ]
     if not ended:
         return
-    lines = [row * state.width + int(parents[row][place]) for row, place in ended]
-    texts = state.tokens[lines, PROMPT:].tolist()
-    length = state.tokens.shape[1]  # tokens of the prompt and the sentence, without the end token
+    width = len(ends.tokens) // len(ends.rows)
+    lines = [row * width + int(parents[row][place]) for row, place in ended]
+    texts = ends.tokens[lines, PROMPT:].tolist()
+    length = ends.tokens.shape[1]  # tokens of the prompt and the sentence, without the end token
     for (row, place), text in zip(ended, texts, strict=True):
-        hypotheses = found[state.rows[row]]
+        hypotheses = found[ends.rows[row]]
         if len(hypotheses) < options.beam:
             score = ending[row][place] / length**options.length_penalty
             hypotheses.append(Hypothesis(text, score))
@@ -351,16 +459,15 @@ def _sample(
         torch.Generator().manual_seed((options.seed * 1_000_003 + s) % 2**63) for s in streams
     ]
     while True:
-        logits = _next_logits(decoder, state)
-        total = _log_total(logits)
-        state.sound = state.sound & total.isfinite().all()
+        logits, total = _next_logits(decoder, state)
+        state.check(total)
         logits = _restrict(logits, state, options)
         uniform = torch.cat([torch.rand(1, generator=generators[r]) for r in state.rows])
         tokens = _draw(logits / options.temperature, uniform.to(logits.device), options)[:, None]
         # Scores leave temperature and truncation out, so that all settings are comparable.
         scores = state.scores + logits.gather(1, tokens) - total
         del logits  # before the next are computed
-        _collect(found, state, scores, torch.zeros_like(tokens), tokens, options)
+        _collect(found, _Ends.of(state, scores, torch.zeros_like(tokens), tokens, options), options)
         rows = state.unfinished(found, 1)
         done = len(state.rows) - len(rows)
         if done:

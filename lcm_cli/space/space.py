@@ -19,11 +19,12 @@ from lcm_cli.errors import IntegrityError, LcmError, UsageError
 from lcm_cli.hub.locate import SpaceFiles, locate_space
 from lcm_cli.progress import Progress
 from lcm_cli.space.adapters import adapted, check_base
+from lcm_cli.space.captured import CapturedSteps
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.kernels import pack_linear, quantize, return_memory
 from lcm_cli.space.loading import Config, load_weights, stored_scales
-from lcm_cli.space.search import DecodeOptions, search
+from lcm_cli.space.search import DecodeOptions, captured_steps, search
 from lcm_cli.space.tokenizer import EOS, Tokenizer
 from lcm_cli.text.languages import find_language
 from lcm_cli.weights import Network, read_weights, sampled
@@ -210,10 +211,11 @@ class Space:
         out: dict[str, list[list[Text]]] = {lang: [[] for _ in concepts] for lang in to}
         draws = options.n_best if options.sample else 1
         size = max(1, self._rows_in_flight() // (draws if options.sample else options.beam))
+        steps = self._steps(min(size, len(jobs)), sentence_limits, options) if jobs else None
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             rows = torch.from_numpy(concepts[[s for s, _ in part]].astype(np.float32))
-            found = self._search(rows, part, sentence_limits, options, progress)
+            found = self._search(rows, part, sentence_limits, options, steps, progress)
             for (s, lang), texts in zip(part, found, strict=True):
                 out[lang][s] = texts
             # Batches differ in size, so the next would not fit into the gaps that this one left.
@@ -264,12 +266,20 @@ class Space:
         if before:
             yield before[0], before[1].cpu().numpy()
 
+    def _steps(
+        self, rows: int, limits: Sequence[int], options: DecodeOptions
+    ) -> CapturedSteps | None:
+        """Return steps that batches of at most `rows` rows share, if that makes them faster."""
+        with self._memory_errors():
+            return captured_steps(self.decoder, rows, limits, options)
+
     def _search(
         self,
         rows: Tensor,
         jobs: Sequence[tuple[int, str]],
         limits: Sequence[int],
         options: DecodeOptions,
+        steps: CapturedSteps | None,
         progress: Progress | None,
     ) -> list[list[Text]]:
         """Decode one batch: `rows` (R, D) are the concepts of the (sentence, language) jobs."""
@@ -290,6 +300,7 @@ class Space:
                 options,
                 streams=streams,
                 finished=progress or (lambda rows: None),
+                steps=steps,
             )
         best = [h for hypotheses in found for h in hypotheses[: options.n_best]]
         texts = self.tokenizer.decode([h.ids for h in best])

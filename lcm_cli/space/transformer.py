@@ -35,6 +35,8 @@ _NAMES_CAUSAL = _varlen_attn is not None and "is_causal" in signature(_varlen_at
 # wrong results.
 FIRST_POSITION = 2
 
+Joined = tuple[Tensor, Tensor]  # weight (3 M, M) and bias (3 M,) of queries, keys and values
+
 
 def sinusoids(length: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Return the position table (length, dim): sines in the first half, cosines in the second."""
@@ -120,16 +122,28 @@ class SelfAttention(nn.Module):
             y_THd = attend(q_THd, k_THd, v_THd, rows, causal)
         return self.output_proj(y_THd.reshape(len(x_TM), -1))
 
-    def project(self, x_TM: Tensor) -> Sequence[Tensor]:
-        """Return the queries, keys and values of tokens, (T, H, d) each."""
-        maps = (self.q_proj, self.k_proj, self.v_proj)
-        # On the CPU three products are as fast as one larger one. An adapted map has no matrix of
-        # its own that could be joined.
-        if not x_TM.is_cuda or not all(isinstance(p, nn.Linear) for p in maps):
+    def project(self, x_TM: Tensor, joined: Joined | None = None) -> Sequence[Tensor]:
+        """Return the queries, keys and values of tokens, (T, H, d) each.
+
+        `joined` are this module's own joined maps, if the caller keeps them.
+        """
+        # On the CPU three products are as fast as one larger one.
+        if joined is None and x_TM.is_cuda:
+            joined = self.join()
+        if joined is None:
+            maps = (self.q_proj, self.k_proj, self.v_proj)
             return [p(x_TM).view(len(x_TM), self.heads, -1) for p in maps]
-        weight = torch.cat([p.weight for p in maps])
-        bias = torch.cat([p.bias for p in maps])
-        return F.linear(x_TM, weight, bias).view(len(x_TM), 3, self.heads, -1).unbind(1)
+        return F.linear(x_TM, *joined).view(len(x_TM), 3, self.heads, -1).unbind(1)
+
+    def join(self) -> Joined | None:
+        """Return a copy of the maps to queries, keys and values as one; None if they are adapted.
+
+        An adapted map has no matrix of its own that could be joined.
+        """
+        maps = (self.q_proj, self.k_proj, self.v_proj)
+        if not all(isinstance(p, nn.Linear) for p in maps):
+            return None
+        return torch.cat([p.weight for p in maps]), torch.cat([p.bias for p in maps])
 
 
 def _attend_by_length(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lcm_cli.space import transformer
 from lcm_cli.space.decoder import DecoderCache, DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
-from lcm_cli.space.search import DecodeOptions, _largest, _log_total, search
+from lcm_cli.space.logits import largest, log_total
+from lcm_cli.space.search import DecodeOptions, search
 from lcm_cli.space.transformer import FeedForward, Packed, linear_relu
 
 LAYERS, HEADS, VOCABULARY = 3, 4, 300
@@ -148,7 +149,7 @@ def test_the_largest_values_are_those_of_a_full_search(columns: int) -> None:
     logits = torch.randn(6, columns)
     logits[:, :3] = -torch.inf
     logits[0, 4:] = -torch.inf
-    values, indices = _largest(logits, 10)
+    values, indices = largest(logits, 10)
     wanted = logits.topk(min(10, columns), dim=1)
     assert torch.equal(values, wanted.values)
     assert torch.equal(logits.gather(1, indices), values)
@@ -158,10 +159,10 @@ def test_the_largest_values_are_those_of_a_full_search(columns: int) -> None:
 
 def test_the_denominator_is_exact_for_many_rows_and_half_precision() -> None:
     logits = 5 * torch.randn(400, 12_009)
-    torch.testing.assert_close(_log_total(logits), logits.logsumexp(1, keepdim=True))
+    torch.testing.assert_close(log_total(logits), logits.logsumexp(1, keepdim=True))
     half = logits[:20].bfloat16()
     wanted = half.double().logsumexp(1, keepdim=True).float()
-    torch.testing.assert_close(_log_total(half), wanted)
+    torch.testing.assert_close(log_total(half), wanted)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,41 @@
+"""The logits of many rows: the softmax's denominator and the largest values, in few passes.
+
+Shapes: N rows, V vocabulary, G groups of columns, C columns wanted.
+"""
+
+import torch
+from torch import Tensor
+
+
+def log_total(logits_NV: Tensor) -> Tensor:
+    """Return the logarithm of the softmax's denominator, (N, 1) float32."""
+    # A few rows at a time, so that the exponentials stay in cache: 8 MB on the CPU, 32 on a GPU.
+    size = max(1, (1 << (23 if logits_NV.is_cuda else 21)) // logits_NV.shape[1])
+    most, totals = [], []
+    for part_nV in logits_NV.split(size):
+        most.append(part_nV.amax(dim=1, keepdim=True).float())
+        totals.append((part_nV - most[-1]).exp_().sum(dim=1, keepdim=True))
+    return torch.cat(totals).log_().add_(torch.cat(most))
+
+
+def largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` largest values of each row, largest first, and their columns.
+
+    The largest lie in the groups of columns with the largest maxima: one fast pass finds these,
+    and only they are sorted.
+    """
+    group = 64
+    groups = logits_NV.shape[1] // group
+    # With fewer groups, more than a quarter of the columns would be sorted anyway.
+    if groups < 4 * count:
+        top = logits_NV.topk(min(count, logits_NV.shape[1]), dim=1)
+        return top.values, top.indices
+    parts_NGg = logits_NV[:, : groups * group].unflatten(1, (groups, group))
+    best_NC = parts_NGg.amax(dim=2).topk(count, dim=1, sorted=False).indices
+    values = parts_NGg.gather(1, best_NC[..., None].expand(-1, -1, group)).flatten(1)
+    rest = torch.arange(groups * group, logits_NV.shape[1], device=logits_NV.device)
+    within = torch.arange(group, device=logits_NV.device)
+    columns = (best_NC[..., None] * group + within).flatten(1)
+    columns = torch.cat([columns, rest.expand(len(columns), -1)], dim=1)
+    top = torch.cat([values, logits_NV[:, groups * group :]], dim=1).topk(count, dim=1)
+    return top.values, columns.gather(1, top.indices)
