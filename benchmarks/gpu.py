@@ -37,6 +37,7 @@ from lcm_cli.models.packed import lay_out
 from lcm_cli.space import Space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.kernels import align_vocabulary
 from lcm_cli.space.search import DecodeOptions, captured_steps, search
 from lcm_cli.training.estimate import matrix_weights
 from lcm_cli.training.parallel import MicroBatches, Share
@@ -249,7 +250,7 @@ def bench_decoding(
     The CUDA graphs of its steps are those of the batch before; `first`: there is none.
     """
     config = DecoderConfig(**shape, concept_dim=shape["model_dim"])
-    decoder = make(lambda: TextDecoder(config), device, torch.bfloat16).eval()
+    decoder = align_vocabulary(make(lambda: TextDecoder(config), device, torch.bfloat16).eval())
     tokens, beam = 32, 5
     options = DecodeOptions(beam=beam, min_tokens=tokens, max_tokens=tokens)
     concepts = 0.2 * torch.randn(count, shape["model_dim"], device=device, dtype=torch.bfloat16)

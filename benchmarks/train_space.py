@@ -2,8 +2,8 @@
 
 The networks have the shapes of the bundled space or of SONAR, with random weights. Sentences are
 random words, with the lengths of everyday text (17 tokens on average). On a GPU, steps captured as
-a CUDA graph are timed alternately with the same steps launched kernel by kernel; on a CPU there
-are only the latter. Results are medians of several rounds.
+a CUDA graph, with and without compiled layers, are timed alternately with the same steps launched
+kernel by kernel; on a CPU there are only the latter. Results are medians of several rounds.
 
     python benchmarks/train_space.py [--shape tiny|sonar] [--device cuda] [--batch-tokens 16384]
 """
@@ -32,7 +32,7 @@ CORPUS = Path(__file__).parent.parent / "examples" / "corpus" / "stories.jsonl"
 
 
 def main() -> None:
-    """Measure, and print a line for captured and for plain steps."""
+    """Measure, and print a line for each kind of steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--device", default="auto")
@@ -47,6 +47,7 @@ def main() -> None:
     trainers = {"plain": make_trainer(PlainTrainer, options.shape, device, tokens)}
     if not on_cpu:
         trainers["captured"] = make_trainer(SpaceTrainer, options.shape, device, tokens)
+        trainers["compiled"] = make_trainer(SpaceTrainer, options.shape, device, tokens, True)
     summary = trainers["plain"].summary
     print(f"{device_name(device)}, torch {torch.__version__}, {options.shape}: {summary}")
     for trainer in trainers.values():  # warm up: allocate, compile and capture
@@ -72,14 +73,18 @@ class PlainTrainer(SpaceTrainer):
 
 
 def make_trainer(
-    kind: type[SpaceTrainer], shape: str, device: torch.device, batch_tokens: int
+    kind: type[SpaceTrainer],
+    shape: str,
+    device: torch.device,
+    batch_tokens: int,
+    compiled: bool = False,
 ) -> SpaceTrainer:
     """Return a trainer of random networks on random text, with the bundled recipe's options."""
     tiny = load_space("tiny")
     precision = "float32" if device.type == "cpu" else "bfloat16"
     train = SpaceTraining(
         steps=1_000_000, batch_tokens=batch_tokens, dropout=0.1, smoothing=0.05, weight_decay=0.1,
-        contrast=0.1, noise=0.3, translate=0.85, precision=precision,
+        contrast=0.1, noise=0.3, translate=0.85, precision=precision, compile=compiled,
         optimizer="muon" if shape == "tiny" else "adamw",
     )  # fmt: skip
     recipe = SpaceRecipe("space", "bench", SpaceData(("none",)), tiny.languages, train=train,

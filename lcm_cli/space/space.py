@@ -22,7 +22,7 @@ from lcm_cli.space.adapters import adapted, check_base
 from lcm_cli.space.captured import CapturedSteps
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
-from lcm_cli.space.kernels import pack_linear, quantize, return_memory
+from lcm_cli.space.kernels import align_vocabulary, pack_linear, quantize, return_memory
 from lcm_cli.space.loading import Config, load_weights, stored_scales
 from lcm_cli.space.search import DecodeOptions, captured_steps, search
 from lcm_cli.space.tokenizer import EOS, Tokenizer
@@ -141,7 +141,7 @@ class Space:
         network = load_weights(build, config, path, self.device, self._dtype, adapter)
         if self.precision == "int8":
             return quantize(network, stored_scales(path, adapter))
-        return pack_linear(network)
+        return align_vocabulary(pack_linear(network))
 
     def find_language(self, query: str) -> str:
         """Return the code of the language that `query` names.

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lcm_cli.space import transformer
 from lcm_cli.space.decoder import DecoderCache, DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.kernels import AlignedProjection
 from lcm_cli.space.logits import largest, log_total
 from lcm_cli.space.search import DecodeOptions, search
 from lcm_cli.space.transformer import FeedForward, Packed, linear_relu
@@ -203,3 +204,13 @@ def test_gpu_search_finds_the_texts_of_the_cpu(
     found = search(on_gpu, concepts.cuda(), languages, limits, options)
     wanted = search(decoder, concepts, languages, limits, options)
     assert [[h.ids for h in row] for row in found] == [[h.ids for h in row] for row in wanted]
+
+
+@pytest.mark.parametrize("vocabulary", [7, 8, 13])
+def test_an_aligned_projection_gives_the_logits_of_the_plain_one(vocabulary: int) -> None:
+    weight, hidden = torch.randn(vocabulary, 16), torch.randn(5, 16)
+    aligned = AlignedProjection(weight)
+    found = aligned(hidden)
+    torch.testing.assert_close(found, F.linear(hidden, weight))
+    assert found.stride(0) % AlignedProjection.ALIGNED == 0
+    assert aligned.weight[vocabulary:].abs().sum() == 0
