@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lcm_cli.space import row_attention
+
 # Looked up once, here: within a compiled layer, torch.compile could not follow the import.
 _varlen_attn: Callable[..., Tensor] | None = None
 try:
@@ -114,12 +116,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TM: Tensor, rows: Packed, causal: bool = False) -> Tensor:
         """Attend within each row of the packed (T, M) batch."""
-        q_THd, k_THd, v_THd = self.project(x_TM)
-        attend = _kernel() if _fits_kernel(q_THd) else None
-        if attend is None:
-            y_THd = _attend_by_length(q_THd, k_THd, v_THd, rows, causal)
+        if _joins_maps(x_TM):
+            y_THd = _attend(self.joint(x_TM), rows, causal)
         else:
-            y_THd = attend(q_THd, k_THd, v_THd, rows, causal)
+            y_THd = _attend_by_length(self.project(x_TM), rows, causal)
         return self.output_proj(y_THd.reshape(len(x_TM), -1))
 
     def project(self, x_TM: Tensor, joined: Joined | None = None) -> Sequence[Tensor]:
@@ -127,51 +127,90 @@ class SelfAttention(nn.Module):
 
         `joined` are this module's own joined maps, if the caller keeps them.
         """
-        # On the CPU three products are as fast as one larger one.
-        if joined is None and x_TM.is_cuda:
-            joined = self.join()
+        if joined is not None or _joins_maps(x_TM):
+            return self.joint(x_TM, joined).unbind(1)
+        return [p(x_TM).view(len(x_TM), self.heads, -1) for p in self._maps()]
+
+    def joint(self, x_TM: Tensor, joined: Joined | None = None) -> Tensor:
+        """Return the queries, keys and values of tokens in one tensor, (T, 3, H, d)."""
+        joined = joined or self.join()
         if joined is None:
-            maps = (self.q_proj, self.k_proj, self.v_proj)
-            return [p(x_TM).view(len(x_TM), self.heads, -1) for p in maps]
-        return F.linear(x_TM, *joined).view(len(x_TM), 3, self.heads, -1).unbind(1)
+            qkv = torch.cat([p(x_TM) for p in self._maps()], dim=1)
+        else:
+            qkv = F.linear(x_TM, *joined)
+        return qkv.view(len(x_TM), 3, self.heads, -1)
 
     def join(self) -> Joined | None:
         """Return a copy of the maps to queries, keys and values as one; None if they are adapted.
 
         An adapted map has no matrix of its own that could be joined.
         """
-        maps = (self.q_proj, self.k_proj, self.v_proj)
+        maps = self._maps()
         if not all(isinstance(p, nn.Linear) for p in maps):
             return None
         return torch.cat([p.weight for p in maps]), torch.cat([p.bias for p in maps])
 
+    def _maps(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        return self.q_proj, self.k_proj, self.v_proj
 
-def _attend_by_length(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:
+
+def _joins_maps(x_TM: Tensor) -> bool:
+    """Return whether one product with three matrices is faster than three: not on the CPU."""
+    return x_TM.is_cuda
+
+
+def _attend(qkv_T3Hd: Tensor, rows: Packed, causal: bool) -> Tensor:
+    """Attend within rows on a GPU, with one kernel if there is one."""
+    attend = row_kernel(qkv_T3Hd.device, qkv_T3Hd.dtype, qkv_T3Hd.shape[-1])
+    if attend is not None:
+        return attend(qkv_T3Hd, rows, causal)
+    return _attend_by_length(qkv_T3Hd.unbind(1), rows, causal)
+
+
+def _attend_by_length(qkv: Sequence[Tensor], rows: Packed, causal: bool) -> Tensor:
     """Attend within rows, one run of equal lengths at a time; all tensors are (T, H, d)."""
     pieces = []
     for start, count, length in rows.blocks():
         span = slice(start, start + count * length)
         q_NHLd, k_NHLd, v_NHLd = (
-            t[span].view(count, length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v)
+            t[span].view(count, length, *t.shape[1:]).transpose(1, 2) for t in qkv
         )
         y = F.scaled_dot_product_attention(q_NHLd, k_NHLd, v_NHLd, is_causal=causal)
-        pieces.append(y.transpose(1, 2).reshape(count * length, *q.shape[1:]))
+        pieces.append(y.transpose(1, 2).reshape(count * length, *qkv[0].shape[1:]))
     return torch.cat(pieces)
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Packed, bool], Tensor]
+Attend = Callable[[Tensor, Packed, bool], Tensor]
 
 
-def packed_attention() -> Attend | None:
-    """Return torch's kernel for attention within packed rows; None before torch 2.10."""
-    return None if _varlen_attn is None else _attend_packed
+def row_kernel(device: torch.device, dtype: torch.dtype, size: int) -> Attend | None:
+    """Return the kernel for attention within packed rows with heads of `size`, if there is one."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    # torch.compile knows this function, but not get_device_capability.
+    if not (device.type == "cuda" and half and torch.cuda.get_device_properties(device).major >= 8):
+        return None
+    if row_attention.AVAILABLE and size in row_attention.SIZES:
+        return _attend_rows
+    if size % 8 or size > 256:
+        return None
+    if _varlen_attn is not None:
+        return _attend_varlen
+    # Reports whether torch was built with it; before torch 2.4.1 there is nothing to ask.
+    available = getattr(torch.backends.cuda, "is_flash_attention_available", bool)
+    return _attend_flash if available() and not torch.is_grad_enabled() else None
 
 
-def _attend_packed(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:
+def _attend_rows(qkv_T3Hd: Tensor, rows: Packed, causal: bool) -> Tensor:
+    return row_attention.attend_rows(qkv_T3Hd, rows.owner_T, rows.starts_R1, causal)
+
+
+def _attend_varlen(qkv_T3Hd: Tensor, rows: Packed, causal: bool) -> Tensor:
+    """Attend within packed rows with torch's kernel, where ours does not run."""
     how: dict[str, Any] = {"is_causal": causal}
     if not _NAMES_CAUSAL:  # from torch 2.11 on: the number of keys before and after each query
         how = {"window_size": (-1, 0) if causal else (-1, -1)}
     starts, longest = rows.starts_R1, rows.longest
+    q, k, v = qkv_T3Hd.unbind(1)
     if torch.is_grad_enabled():  # the forward kernel alone reads them anywhere
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     assert _varlen_attn is not None
@@ -179,31 +218,13 @@ def _attend_packed(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) 
     return y
 
 
-def _attend_flash(q: Tensor, k: Tensor, v: Tensor, rows: Packed, causal: bool) -> Tensor:
+def _attend_flash(qkv_T3Hd: Tensor, rows: Packed, causal: bool) -> Tensor:
     """Attend within packed rows without gradients, with the kernel of torch before 2.10."""
     starts, longest = rows.starts_R1, rows.longest
     y: Tensor = torch.ops.aten._flash_attention_forward(
-        q, k, v, starts, starts, longest, longest, 0.0, causal, False
+        *qkv_T3Hd.unbind(1), starts, starts, longest, longest, 0.0, causal, False
     )[0]
     return y
-
-
-def _kernel() -> Attend | None:
-    """Return the kernel for attention within packed rows on a GPU, if torch has one."""
-    if torch.is_grad_enabled() or packed_attention() is not None:
-        return packed_attention()
-    # Reports whether torch was built with it; before torch 2.4.1 there is nothing to ask.
-    available = getattr(torch.backends.cuda, "is_flash_attention_available", bool)
-    return _attend_flash if available() else None
-
-
-def _fits_kernel(q_THd: Tensor) -> bool:
-    """Return whether the packed kernel supports these queries, on their device."""
-    half = q_THd.dtype in (torch.float16, torch.bfloat16)
-    if not (q_THd.is_cuda and half and q_THd.shape[-1] % 8 == 0 and q_THd.shape[-1] <= 256):
-        return False
-    # torch.compile knows this function, but not get_device_capability.
-    return torch.cuda.get_device_properties(q_THd.device).major >= 8
 
 
 class FeedForward(nn.Module):

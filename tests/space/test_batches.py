@@ -69,8 +69,9 @@ def rows(*lengths: int) -> list[list[int]]:
 def masked_attention(calls: list[int]) -> Callable[..., Tensor]:
     """Return what the packed kernel computes, as one dense attention under a mask."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, causal: bool) -> Tensor:
-        calls.append(len(q))
+    def attend(qkv: Tensor, packed: Packed, causal: bool) -> Tensor:
+        calls.append(len(qkv))
+        q, k, v = qkv.unbind(1)
         starts = packed.starts_R1.tolist()
         mask = torch.zeros(len(q), len(q), dtype=torch.bool)
         for start, end in pairwise(starts):
@@ -88,8 +89,8 @@ def test_the_packed_kernel_is_called_once_per_layer(
     batch, concepts, calls = rows(*range(2, 14), 5, 3), torch.randn(14, 32), []
     with torch.no_grad():
         wanted = encoder(batch), decoder(concepts, batch)
-        monkeypatch.setattr(transformer, "_fits_kernel", lambda q: True)
-        monkeypatch.setattr(transformer, "_kernel", lambda: masked_attention(calls))
+        monkeypatch.setattr(transformer, "_joins_maps", lambda x: True)
+        monkeypatch.setattr(transformer, "row_kernel", lambda *of: masked_attention(calls))
         found = encoder(batch), decoder(concepts, batch)
     assert len(calls) == 2 * LAYERS
     for a, b in zip(found, wanted, strict=True):
@@ -181,7 +182,7 @@ def test_gpu_kernels_give_the_numbers_of_the_plain_path(
     outputs = []
     for plain in (False, True):
         if plain:
-            monkeypatch.setattr(transformer, "_fits_kernel", lambda q: False)
+            monkeypatch.setattr(transformer, "row_kernel", lambda *of: None)
         with torch.inference_mode():
             outputs.append((on_gpu[0](batch), on_gpu[1](concepts.to("cuda", dtype), batch)))
     for kernel, by_length in zip(*outputs, strict=True):

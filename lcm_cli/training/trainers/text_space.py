@@ -33,7 +33,7 @@ from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
 from lcm_cli.space.loading import load_weights
 from lcm_cli.space.tokenizer import Tokenizer
-from lcm_cli.space.transformer import Stack, packed_attention
+from lcm_cli.space.transformer import Stack, row_kernel
 from lcm_cli.training.adapting import (
     add_adapters,
     base_of,
@@ -230,8 +230,10 @@ class PairTrainer(ABC):
 
     def _captures(self) -> bool:
         """Return whether steps are captured: where attention within packed rows is one kernel."""
-        half = self.options.precision == "bfloat16"
-        return self.device.type == "cuda" and half and packed_attention() is not None
+        dtype = torch.bfloat16 if self.options.precision == "bfloat16" else torch.float32
+        configs: list[Any] = [network.config for network in self.networks.values()]
+        sizes = {config.model_dim // config.heads for config in configs}
+        return all(row_kernel(self.device, dtype, size) is not None for size in sizes)
 
     @contextmanager
     def _fast_math(self) -> Iterator[None]:
