@@ -199,16 +199,16 @@ def make(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> 
 class Tokens(Space):
     """A space of random networks whose sentences are token ids already."""
 
-    def tokenize(self, sentences: Sequence[Any], lang: str | Sequence[str]) -> list[list[int]]:
+    def tokenize(self, sentences: Sequence[Any], lang: str | Sequence[str]) -> list[Any]:
         """Return the sentences, which are rows of ids."""
         return list(sentences)
 
 
-def sentences(count: int) -> list[list[int]]:
+def sentences(count: int) -> list[tuple[int, ...]]:
     """Return sentences of random tokens, 27 in the median, as in everyday text."""
     rng = random.Random(0)
     lengths = [min(510, max(4, round(27 * math.exp(rng.gauss(0, 0.4))))) for _ in range(count)]
-    return [[rng.randrange(4, 256_000) for _ in range(length)] for length in lengths]
+    return [tuple(rng.choices(range(4, 256_000), k=length)) for length in lengths]
 
 
 def bench_encoding(

@@ -29,8 +29,6 @@ from lcm_cli.space.tokenizer import EOS, Tokenizer
 from lcm_cli.text.languages import find_language
 from lcm_cli.weights import Network, read_weights, sampled
 
-Batch = list[tuple[int, ...]]  # tokenized sentences
-
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
@@ -171,20 +169,23 @@ class Space:
 
         `lang` is one code, or one per sentence. `progress` receives the number of sentences done.
         """
-        rows = self.tokenize(sentences, lang)
-        limit = self.encoder.config.max_length
-        cut = [Truncation(i, len(r), limit) for i, r in enumerate(rows) if len(r) > limit]
-        # Unlike in sonar-space, a truncated sentence keeps its end token.
-        keys = [tuple(r) if len(r) <= limit else (*r[: limit - 1], EOS) for r in rows]
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, key in enumerate(keys):
-            places.setdefault(key, []).append(place)
-        concepts = np.empty((len(keys), self.dim), dtype=np.float32)
-        for batch, found in self._computed(self._batches(sorted(places, key=len))):
-            own = [places[key] for key in batch]
+        codes = [lang] * len(sentences) if isinstance(lang, str) else lang
+        places: dict[tuple[str, str], list[int]] = {}
+        for place, pair in enumerate(zip(sentences, codes, strict=True)):
+            places.setdefault(pair, []).append(place)
+        rows = self.tokenize([text for text, _ in places], [code for _, code in places])
+        where, limit = list(places.values()), self.encoder.config.max_length
+        long = [number for number, row in enumerate(rows) if len(row) > limit]
+        cut = [Truncation(place, len(rows[i]), limit) for i in long for place in where[i]]
+        for number in long:  # unlike in sonar-space, a truncated sentence keeps its end token
+            rows[number] = [*rows[number][: limit - 1], EOS]
+        concepts = np.empty((len(codes), self.dim), dtype=np.float32)
+        for batch, found in self._computed(rows):
+            own = [where[number] for number in batch]
             concepts[list(chain(*own))] = np.repeat(found, [len(same) for same in own], axis=0)
             if progress:
                 progress(sum(map(len, own)))
+        cut.sort(key=lambda truncation: truncation.index)
         return Encoded(concepts, cut)
 
     def decode(
@@ -238,28 +239,28 @@ class Space:
         if len(bad):
             raise IntegrityError(f"concept {bad[0]} is not finite", "embed its sentence again")
 
-    def _batches(self, keys: Sequence[tuple[int, ...]]) -> Iterator[Batch]:
-        """Yield batches of the sorted rows, each within the token budget or a single row."""
+    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Yield the numbers of rows, shortest first, within the token budget or a single row."""
         # On the CPU the feed-forward's inner activations should stay in cache (docs/benchmarks.md).
         budget = self.batch_tokens or (32_768 if self.device.type != "cpu" else 512)
-        batch: Batch = []
+        batch: list[int] = []
         used = 0
-        for key in keys:
-            if batch and used + len(key) > budget:
+        for number in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+            if batch and used + len(rows[number]) > budget:
                 yield batch
                 batch, used = [], 0
-            batch.append(key)
-            used += len(key)
+            batch.append(number)
+            used += len(rows[number])
         if batch:
             yield batch
 
-    def _computed(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Yield each batch with its concepts, (rows, D)."""
+    def _computed(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield the numbers of rows, a batch at a time, with their concepts, (rows, D)."""
         # A batch is read only after the next was launched, so that a GPU need not wait for it.
-        before: tuple[Batch, Tensor] | None = None
-        for batch in batches:
+        before: tuple[list[int], Tensor] | None = None
+        for batch in self._batches(rows):
             with torch.inference_mode(), self._memory_errors():
-                launched = self.encoder(batch).float()
+                launched = self.encoder([rows[number] for number in batch]).float()
             if before:
                 yield before[0], before[1].cpu().numpy()
             before = batch, launched
