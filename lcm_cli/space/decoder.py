@@ -62,8 +62,13 @@ class Cache(Protocol):
     def mask(self, like: Tensor) -> Tensor | None:
         """Return what to add to the next position's scores, in the dtype of `like`."""
 
-    def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one position to a layer; return its keys and values, (S, H, keys, d) each."""
+    def attend(
+        self, layer: int, q_RHd: Tensor, k_RHd: Tensor, v_RHd: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Append one position to a layer; return the attention of its queries, (R, M).
+
+        `mask` is what `mask` returned for this position.
+        """
 
     def advance(self) -> None:
         """Go on to the next position: all layers have this one."""
@@ -97,7 +102,13 @@ class DecoderCache:
         """Go on to the next position."""
         self.length += 1
 
-    def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, layer: int, q_RHd: Tensor, k_RHd: Tensor, v_RHd: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Append one position to a layer; return the attention of its queries, (R, M)."""
+        return attend_slots(q_RHd, *self._append(layer, k_RHd, v_RHd), mask)
+
+    def _append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
         """Append one position to a layer; return its keys and values, (S, H, (P + 1) B, d) each."""
         new = torch.stack([k_RHd, v_RHd]).unflatten(1, (self._sentences, -1))
         kv = self._kv[layer]
@@ -120,7 +131,7 @@ class DecoderCache:
         if self._slots is None:
             return None
         own_B = torch.arange(self._slots.shape[1], device=like.device)
-        # Compares every key's slot with that of each beam's line, in the order of `append`.
+        # Compares every key's slot with that of each beam's line, in the order of `_append`.
         hidden = (self._lines(own_B)[..., None] != own_B).flatten(2)
         # Rows start at multiples of 8 numbers, as the memory-efficient kernel needs on a GPU.
         size = hidden.shape[2]
@@ -160,6 +171,14 @@ class DecoderCache:
         room = kv.new_empty(*kv.shape[:3], beams, *kv.shape[4:])
         room[:, :, : self.length] = kv[:, :, : self.length]
         return room
+
+
+def attend_slots(q_RHd: Tensor, k_SHKd: Tensor, v_SHKd: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the attention to all K slots of a sentence, under a mask for its beams, (R, M)."""
+    # The beams of a sentence are queries of one attention, over the keys of all of them.
+    q_SHBd = q_RHd.unflatten(0, (len(k_SHKd), -1)).transpose(1, 2)
+    y_SHBd = F.scaled_dot_product_attention(q_SHBd, k_SHKd, v_SHKd, mask)
+    return y_SHBd.transpose(1, 2).reshape(len(q_RHd), -1)
 
 
 class CrossAttention(nn.Module):
@@ -208,11 +227,7 @@ class DecoderLayer(nn.Module):
         """
         attention = self.self_attn
         q, k, v = attention.project(self.self_attn_layer_norm(x_RM), cache.joined(index))
-        k, v = cache.append(index, k, v)
-        # The beams of a sentence are queries of one attention, over the keys of all of them.
-        q_SHBd = q.unflatten(0, (len(k), -1)).transpose(1, 2)
-        y_SHBd = F.scaled_dot_product_attention(q_SHBd, k, v, mask)
-        y_RM = y_SHBd.transpose(1, 2).reshape(x_RM.shape)
+        y_RM = cache.attend(index, q, k, v, mask)
         x_RM = x_RM + attention.output_proj(y_RM) + cross_RM
         return x_RM + self.ffn(self.ffn_layer_norm(x_RM))
 

@@ -6,9 +6,19 @@ Shapes: N rows, V vocabulary, G groups of columns, C columns wanted.
 import torch
 from torch import Tensor
 
+from lcm_cli.space.beam_attention import runs
+
+# How the kernel of totals is launched: lanes that go through a row, and numbers of each at a time.
+LAUNCH = {"W": 512, "E": 8, "num_warps": 8}
+
 
 def log_total(logits_NV: Tensor) -> Tensor:
-    """Return the logarithm of the softmax's denominator, (N, 1) float32."""
+    """Return the logarithm of the softmax's denominator, (N, 1) float32; no gradients.
+
+    It is not finite where a logit is not a number or infinite, or where all are -inf.
+    """
+    if runs(logits_NV.device) and logits_NV.stride(1) == 1:
+        return launch_total(logits_NV)
     # A few rows at a time, so that the exponentials stay in cache: 8 MB on the CPU, 32 on a GPU.
     size = max(1, (1 << (23 if logits_NV.is_cuda else 21)) // logits_NV.shape[1])
     most, totals = [], []
@@ -16,6 +26,19 @@ def log_total(logits_NV: Tensor) -> Tensor:
         most.append(part_nV.amax(dim=1, keepdim=True).float())
         totals.append((part_nV - most[-1]).exp_().sum(dim=1, keepdim=True))
     return torch.cat(totals).log_().add_(torch.cat(most))
+
+
+def launch_total(logits_NV: Tensor) -> Tensor:
+    """Do as `log_total`, in one kernel that reads the logits once. Their rows may lie apart."""
+    from lcm_cli.space import decoding_kernels
+
+    total_N1 = logits_NV.new_empty(len(logits_NV), 1, dtype=torch.float32)
+    vocabulary, stride = logits_NV.shape[1], logits_NV.stride(0)
+    with torch.cuda.device_of(logits_NV):  # Triton launches on the current device
+        decoding_kernels.log_total[(len(logits_NV),)](
+            logits_NV, total_N1, stride, vocabulary, **LAUNCH
+        )
+    return total_N1
 
 
 def largest(logits_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
