@@ -13,6 +13,7 @@ from lcm_cli.space.row_attention import AVAILABLE, SIZES
 # stages: loads wait while those of others arrive.
 LAUNCH = {"K": 64, "num_warps": 4, "num_stages": 1}
 FEWEST_QUERIES = 16  # of a product of matrices
+MOST_BEAMS = 32  # more would need more registers than there are
 
 
 def runs(device: torch.device) -> bool:
@@ -22,10 +23,10 @@ def runs(device: torch.device) -> bool:
     )
 
 
-def suits(like: Tensor, size: int) -> bool:
-    """Return whether there is a kernel for the device and dtype of `like` and heads of `size`."""
-    half = like.dtype in (torch.float16, torch.bfloat16)
-    return half and size in SIZES and runs(like.device)
+def suits(kv: Tensor) -> bool:
+    """Return whether there is a kernel for a buffer of keys and values, (..., B, H, d)."""
+    half = kv.dtype in (torch.float16, torch.bfloat16)
+    return half and kv.shape[-1] in SIZES and kv.shape[-3] <= MOST_BEAMS and runs(kv.device)
 
 
 def attend_beams(
@@ -48,7 +49,7 @@ def attend_beams(
     y_NM = q.new_empty(q.shape)
     queries = max(FEWEST_QUERIES, 1 << (beams - 1).bit_length())
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        decoding_kernels.attend_beams[heads, sentences](
+        decoding_kernels.attend_beams[(sentences * heads,)](
             *(q, k, v, kv_2SPBHd, slots_SBP, position_1, y_NM),
             *(q.stride(0), k.stride(0), v.stride(0), room),
             **{"B": beams, "H": heads, "D": size, "Q": queries},

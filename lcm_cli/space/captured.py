@@ -57,7 +57,7 @@ class StaticCache:
         self.slots_SBP = self._own_SB1.new_full((sentences, beams, room), HIDDEN)
         self.parents_SB = self._own_SB1[..., 0].clone()
         self._joined = joined
-        self._has_kernel = beam_attention.suits(self.kv, heads[1])
+        self._has_kernel = beam_attention.suits(self.kv)
 
     def clear(self) -> None:
         """Forget all tokens."""

@@ -41,6 +41,76 @@ def log_total(logits_NV, total_N, stride, V, W: tl.constexpr, E: tl.constexpr):
     tl.store(total_N + row, top + tl.log(total))
 
 
+@triton.jit(do_not_specialize=["V", "G"])
+def group_maxima(logits_NV, best_NG, stride, V, G, W: tl.constexpr, E: tl.constexpr):
+    """Write the largest of each E logits, of W such groups of a row."""
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * W
+    group_W = first + tl.arange(0, W)
+    at_WE = group_W[:, None] * E + tl.arange(0, E)[None, :]
+    logits_V = logits_NV + row * stride
+    if (first + W) * E <= V:  # a mask would keep loads from being of several numbers each
+        best_W = tl.max(tl.load(logits_V + at_WE).to(tl.float32), 1)
+    else:
+        x_WE = tl.load(logits_V + at_WE, mask=at_WE < V, other=float("-inf"))
+        best_W = tl.max(x_WE.to(tl.float32), 1)
+    tl.store(best_NG + row * G + group_W, best_W.to(best_NG.dtype.element_ty), mask=group_W < G)
+
+
+@triton.jit
+def _ranks(x, place):
+    """Return integers in the order of the numbers; of equal ones, the first place is the largest.
+
+    What is not a number counts as -inf.
+    """
+    bits = tl.where(x == x, x, float("-inf")).to(tl.int32, bitcast=True)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (key.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)
+
+
+@triton.jit
+def _place(rank):
+    """Return the place that a rank is of."""
+    return 0x7FFFFFFF - (rank & 0x7FFFFFFF).to(tl.int32)
+
+
+@triton.jit
+def _number(rank):
+    """Return the number that a rank is of."""
+    key = (rank >> 32).to(tl.int32)
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["V", "G"])
+def largest(
+    logits_NV, best_NG, values_NC, columns_NC, stride, V, G,
+    C: tl.constexpr, P: tl.constexpr, W: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """Write the C largest logits of a row and their columns, from the groups of E with the largest.
+
+    W >= G and P >= C are powers of two.
+    """
+    none: tl.constexpr = -0x8000000000000000
+    row = tl.program_id(0).to(tl.int64)
+    group_W, place_P = tl.arange(0, W), tl.arange(0, P)
+    best_W = tl.load(best_NG + row * G + group_W, mask=group_W < G, other=float("-inf"))
+    rank_W = tl.where(group_W < G, _ranks(best_W.to(tl.float32), group_W), none)
+    group_P = tl.zeros((P,), tl.int32)
+    for c in range(C):
+        top = tl.max(rank_W, 0)
+        group_P = tl.where(place_P == c, _place(top), group_P)
+        rank_W = tl.where(rank_W == top, none, rank_W)
+
+    column_PE = group_P[:, None] * E + tl.arange(0, E)[None, :]
+    there_PE = (place_P < C)[:, None] & (column_PE < V)
+    x_PE = tl.load(logits_NV + row * stride + column_PE, mask=there_PE, other=float("-inf"))
+    rank_PE = tl.where(there_PE, _ranks(x_PE.to(tl.float32), column_PE), none)
+    for c in range(C):
+        top = tl.max(tl.max(rank_PE, 1), 0)
+        tl.store(values_NC + row * C + c, _number(top).to(values_NC.dtype.element_ty))
+        tl.store(columns_NC + row * C + c, _place(top).to(tl.int64))
+        rank_PE = tl.where(rank_PE == top, none, rank_PE)
+
+
 @triton.jit(do_not_specialize=["P"])
 def attend_beams(
     q_NHD, k_NHD, v_NHD, kv_2SPBHD, slots_SBP, position_1, y_NHD, q_stride, k_stride, v_stride, P,
@@ -54,9 +124,9 @@ def attend_beams(
     """
     M: tl.constexpr = H * D
     scale: tl.constexpr = 1.4426950408889634 / D**0.5
-    head, sentence = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    head, sentence = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64)
     keys = kv_2SPBHD + sentence * P * (B * M) + head * D
-    values = keys + tl.num_programs(1).to(tl.int64) * P * (B * M)
+    values = keys + tl.num_programs(0).to(tl.int64) * P * (B * D)
     past = tl.load(position_1).to(tl.int32) * B
     own_Q1, d_1D = tl.arange(0, Q)[:, None], tl.arange(0, D)[None, :]
     real_Q1 = own_Q1 < B

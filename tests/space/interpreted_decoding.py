@@ -38,6 +38,19 @@ def check_totals(columns: int, width: int, dtype: torch.dtype) -> None:
     assert found.isfinite().flatten().tolist() == [False, False, False, True]
 
 
+def check_largest(columns: int, width: int, count: int, dtype: torch.dtype) -> None:
+    rows = torch.randn(4, width, dtype=dtype)[:, :columns]
+    rows[0, : columns // 2], rows[1, 3:], rows[2] = -torch.inf, -torch.inf, rows[2].round()
+    values, indices = logits.launch_largest(rows, count)
+    assert torch.equal(values, rows.topk(count).values)
+    assert torch.equal(values, rows.gather(1, indices))
+    assert all(len(set(row)) == count for row in indices.tolist())
+    # What is not a number may be left out, but nothing is out of range.
+    rows[0, 5], rows[1] = torch.nan, torch.nan
+    _, indices = logits.launch_largest(rows, count)
+    assert indices.min() >= 0 and indices.max() < columns
+
+
 def check_steps() -> None:
     """A decoder's steps have the logits of its steps without kernels."""
     sentences, beams, config = 2, 3, DecoderConfig(2, 32, 2, 64, 50, 32)
@@ -72,10 +85,13 @@ def main() -> None:
     beam_attention.LAUNCH |= {"K": 16}  # as many cases with fewer keys
     for beams, position in ((1, 0), (1, 23), (5, 0), (5, 1), (5, 10), (3, 39), (20, 3)):
         check_attention((2, 40, beams, 2, 16), position)
-    logits.LAUNCH |= {"W": 8, "E": 4}
+    logits.TOTAL |= {"W": 8, "E": 4}
+    logits.MAXIMA |= {"W": 8}
     for columns, width in ((1, 1), (31, 31), (32, 40), (131, 136)):
         for dtype in (torch.float16, torch.float32):
             check_totals(columns, width, dtype)
+            check_largest(1_400 + columns, 1_400 + width, 5, dtype)
+    check_largest(640, 641, 10, torch.float32)
     with torch.inference_mode():
         check_steps()
 

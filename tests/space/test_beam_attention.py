@@ -12,7 +12,7 @@ from beam_reference import Problem
 from row_reference import near
 
 from lcm_cli.space.kernels import AlignedProjection
-from lcm_cli.space.logits import log_total
+from lcm_cli.space.logits import largest, log_total
 from lcm_cli.space.row_attention import AVAILABLE
 
 SCRIPT = Path(__file__).with_name("interpreted_decoding.py")
@@ -65,3 +65,25 @@ def test_gpu_kernel_has_the_totals_of_the_definition(columns: int, dtype: torch.
         torch.testing.assert_close(log_total(rows), wanted)
     logits_NV[0, -1], logits_NV[1, -1], logits_NV[2] = torch.nan, torch.inf, -torch.inf
     assert log_total(logits_NV)[:4].isfinite().flatten().tolist() == [False, False, False, True]
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("columns", [16_384, 16_387, 50_001])
+@pytest.mark.parametrize("count", [2, 10, 64])
+def test_gpu_kernels_find_the_largest(count: int, columns: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits_NV = torch.randn(70, columns + 5).to("cuda", dtype)[:, :columns]
+    logits_NV[:, 0] = -torch.inf
+    logits_NV[0, 4:] = -torch.inf
+    logits_NV[1, :-3] = -torch.inf
+    for rows in (logits_NV, logits_NV.contiguous(), logits_NV[::5]):
+        values, indices = largest(rows, count)
+        assert torch.equal(values, rows.topk(count, dim=1).values)
+        assert torch.equal(values, rows.gather(1, indices))
+        assert all(len(set(row)) == count for row in indices.tolist())
+    # Rows that have left may hold anything, but no column is out of range.
+    logits_NV[0, 100], logits_NV[1] = torch.nan, torch.nan
+    _, indices = largest(logits_NV, count)
+    assert indices.min() >= 0 and indices.max() < columns
