@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lcm_cli.space.norms import add_norm
 from lcm_cli.space.transformer import (
     Embedding,
     FeedForward,
@@ -215,21 +216,23 @@ class DecoderLayer(nn.Module):
 
     def step(
         self,
-        x_RM: Tensor,
+        parts: Sequence[Tensor],
         cross_RM: Tensor,
         cache: Cache,
         index: int,
         mask: Tensor | None,
-    ) -> Tensor:
-        """Map the newest token of each row, (R, M) to (R, M), as layer number `index`.
+    ) -> tuple[Tensor, Tensor]:
+        """Map the newest token of each row, (R, M), as layer number `index`.
 
-        `mask` is the cache's for this step.
+        What is given is the sum of `parts`, and what is returned are two parts: a GPU adds them in
+        the kernel of the next norm. `mask` is the cache's for this step.
         """
         attention = self.self_attn
-        q, k, v = attention.project(self.self_attn_layer_norm(x_RM), cache.joined(index))
-        y_RM = cache.attend(index, q, k, v, mask)
-        x_RM = x_RM + attention.output_proj(y_RM) + cross_RM
-        return x_RM + self.ffn(self.ffn_layer_norm(x_RM))
+        x_RM, normed_RM = add_norm(self.self_attn_layer_norm, *parts)
+        q, k, v = attention.project(normed_RM, cache.joined(index))
+        y_RM = attention.output_proj(cache.attend(index, q, k, v, mask))
+        x_RM, normed_RM = add_norm(self.ffn_layer_norm, x_RM, y_RM, cross_RM)
+        return x_RM, self.ffn(normed_RM)
 
 
 class TextDecoder(nn.Module):
@@ -266,10 +269,11 @@ class TextDecoder(nn.Module):
         x_RM = self.decoder_frontend(ids_R, cache.position(ids_R))
         mask = cache.mask(x_RM)
         with _mask_kernels(mask):
+            parts: Sequence[Tensor] = (x_RM,)
             for index, (layer, cross_RM) in enumerate(zip(self._layers(), cross, strict=True)):
-                x_RM = layer.step(x_RM, cross_RM, cache, index, mask)
+                parts = layer.step(parts, cross_RM, cache, index, mask)
         cache.advance()
-        return self.project(self.decoder.layer_norm(x_RM))
+        return self.project(add_norm(self.decoder.layer_norm, *parts)[1])
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states, (..., M) to (..., V).

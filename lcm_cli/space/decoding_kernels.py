@@ -111,6 +111,31 @@ def largest(
         rank_PE = tl.where(rank_PE == top, none, rank_PE)
 
 
+@triton.jit
+def add_norm(
+    x_NM, a_NM, b_NM, weight_M, bias_M, sum_NM, y_NM, eps,
+    M: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Write the sum of x, a and, if there are three parts, b for a row of W >= M, and its norm."""
+    w_W = tl.arange(0, W)
+    there_W = w_W < M
+    at_W = tl.program_id(0).to(tl.int64) * M + w_W
+    half = x_NM.dtype.element_ty
+    # Each sum is rounded, as one by itself would be.
+    x_W = tl.load(x_NM + at_W, mask=there_W, other=0.0).to(tl.float32)
+    x_W = (x_W + tl.load(a_NM + at_W, mask=there_W, other=0.0).to(tl.float32)).to(half)
+    if PARTS == 3:
+        b_W = tl.load(b_NM + at_W, mask=there_W, other=0.0).to(tl.float32)
+        x_W = (x_W.to(tl.float32) + b_W).to(half)
+    tl.store(sum_NM + at_W, x_W, mask=there_W)
+    x_W = x_W.to(tl.float32)
+    x_W = tl.where(there_W, x_W - tl.sum(x_W, 0) / M, 0.0)
+    y_W = x_W / tl.sqrt(tl.sum(x_W * x_W, 0) / M + eps)
+    y_W *= tl.load(weight_M + w_W, mask=there_W, other=0.0).to(tl.float32)
+    y_W += tl.load(bias_M + w_W, mask=there_W, other=0.0).to(tl.float32)
+    tl.store(y_NM + at_W, y_W.to(half), mask=there_W)
+
+
 @triton.jit(do_not_specialize=["P"])
 def attend_beams(
     q_NHD, k_NHD, v_NHD, kv_2SPBHD, slots_SBP, position_1, y_NHD, q_stride, k_stride, v_stride, P,

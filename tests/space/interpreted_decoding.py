@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from beam_reference import Problem
 from row_reference import near
+from torch import nn
 from torch.nn import functional as F
 
-from lcm_cli.space import beam_attention, decoding_kernels, logits
+from lcm_cli.space import beam_attention, decoding_kernels, logits, norms
 from lcm_cli.space.captured import StaticCache
 from lcm_cli.space.decoder import DecoderCache, DecoderConfig, TextDecoder
 
@@ -49,6 +50,16 @@ def check_largest(columns: int, width: int, count: int, dtype: torch.dtype) -> N
     rows[0, 5], rows[1] = torch.nan, torch.nan
     _, indices = logits.launch_largest(rows, count)
     assert indices.min() >= 0 and indices.max() < columns
+
+
+def check_norms(width: int, parts: int, dtype: torch.dtype) -> None:
+    norm = nn.LayerNorm(width).to(dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    tensors = [3 + torch.randn(5, width, dtype=dtype) for _ in range(parts)]
+    total, normed = norms.launch_add_norm(norm, *tensors)
+    assert torch.equal(total, sum(tensors[1:], tensors[0]))
+    near(normed, norm.double()(total.double()))
 
 
 def check_steps() -> None:
@@ -93,6 +104,11 @@ def main() -> None:
             check_largest(1_400 + columns, 1_400 + width, 5, dtype)
     check_largest(640, 641, 10, torch.float32)
     with torch.inference_mode():
+        for width, parts in ((1, 2), (32, 3), (100, 2), (100, 3)):
+            check_norms(width, parts, torch.float16)
+            check_norms(width, parts, torch.float32)
+        check_steps()
+        norms.runs = lambda device: True
         check_steps()
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from beam_reference import Problem
 from row_reference import near
+from torch import nn
 
 from lcm_cli.space.kernels import AlignedProjection
 from lcm_cli.space.logits import largest, log_total
+from lcm_cli.space.norms import add_norm
 from lcm_cli.space.row_attention import AVAILABLE
 
 SCRIPT = Path(__file__).with_name("interpreted_decoding.py")
@@ -87,3 +89,23 @@ def test_gpu_kernels_find_the_largest(count: int, columns: int, dtype: torch.dty
     logits_NV[0, 100], logits_NV[1] = torch.nan, torch.nan
     _, indices = largest(logits_NV, count)
     assert indices.min() >= 0 and indices.max() < columns
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [32, 100, 1024])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_gpu_kernel_adds_and_norms(parts: int, width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(width).to("cuda", dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    tensors = [3 + torch.randn(70, width, device="cuda", dtype=dtype) for _ in range(parts)]
+    with torch.no_grad():
+        total, normed = add_norm(norm, *tensors)
+        assert torch.equal(total, sum(tensors[1:], tensors[0]))
+        if dtype == torch.float32:
+            torch.testing.assert_close(normed, norm(total))
+        else:
+            near(normed, norm.double()(total.double()))
