@@ -4,6 +4,8 @@ It reads the keys and values of the positions so far, and of these only what som
 from; a general kernel under a mask reads the whole buffer. Shapes as in `captured`.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ FEWEST_QUERIES = 16  # of a product of matrices
 MOST_BEAMS = 32  # more would need more registers than there are
 
 
+@cache  # it is asked many times in a step
 def runs(device: torch.device) -> bool:
     """Return whether kernels of decoding steps run on `device`."""
     return (
