@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lcm_cli.cuda_graph import Repeated
-from lcm_cli.space.decoder import TextDecoder
+from lcm_cli.space import beam_attention
+from lcm_cli.space.decoder import TextDecoder, attend_slots
 from lcm_cli.space.logits import log_total
 from lcm_cli.space.transformer import Joined, to_device
 
@@ -34,7 +35,8 @@ class StaticCache:
 
     It is used as a `DecoderCache` is: every beam writes to its own slot, `slots_SBP` holds the
     slots of its ancestors, and a beam attends to all slots of its sentence under a mask. Here the
-    mask covers all positions, and the current one is a number on the device.
+    mask covers all positions, and the current one is a number on the device. Where a kernel reads
+    the slots itself, there is no mask.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class StaticCache:
         self.slots_SBP = self._own_SB1.new_full((sentences, beams, room), HIDDEN)
         self.parents_SB = self._own_SB1[..., 0].clone()
         self._joined = joined
+        self._has_kernel = beam_attention.suits(self.kv)
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self.kv.zero_()
+        if not self._has_kernel:  # which reads nothing but what was written since
+            self.kv.zero_()
         self.position_1.zero_()
         self.slots_SBP.fill_(HIDDEN)
         self.parents_SB.copy_(self._own_SB1[..., 0])
@@ -87,13 +91,28 @@ class StaticCache:
         """Return the position of the next tokens, the same for all, (1,)."""
         return self.position_1
 
-    def mask(self, like: Tensor) -> Tensor:
-        """Return what to add to the next position's scores, (S, 1, B, P B), in `like`'s dtype."""
+    def mask(self, like: Tensor) -> Tensor | None:
+        """Return what to add to the next position's scores, (S, 1, B, P B), in `like`'s dtype.
+
+        None: nothing.
+        """
+        if self._has_kernel:
+            return None
         hidden = (self.slots_SBP[..., None] != self._own_B).flatten(2)
         mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
         return mask.masked_fill_(hidden, -torch.inf)[:, None]
 
-    def append(self, layer: int, k_NHd: Tensor, v_NHd: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, layer: int, q_NHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Write one position of a layer; return the attention of its queries, (N, M)."""
+        if self._has_kernel:
+            return beam_attention.attend_beams(
+                q_NHd, k_NHd, v_NHd, self.kv[layer], self.slots_SBP, self.position_1
+            )
+        return attend_slots(q_NHd, *self._append(layer, k_NHd, v_NHd), mask)
+
+    def _append(self, layer: int, k_NHd: Tensor, v_NHd: Tensor) -> tuple[Tensor, Tensor]:
         """Write one position of a layer; return its keys and values, (S, H, P B, d) each."""
         kv = self.kv[layer]
         for place, new in zip(kv, (k_NHd, v_NHd), strict=True):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lcm_cli.space.norms import add_norm
 from lcm_cli.space.transformer import (
     Embedding,
     FeedForward,
@@ -62,8 +63,13 @@ class Cache(Protocol):
     def mask(self, like: Tensor) -> Tensor | None:
         """Return what to add to the next position's scores, in the dtype of `like`."""
 
-    def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one position to a layer; return its keys and values, (S, H, keys, d) each."""
+    def attend(
+        self, layer: int, q_RHd: Tensor, k_RHd: Tensor, v_RHd: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Append one position to a layer; return the attention of its queries, (R, M).
+
+        `mask` is what `mask` returned for this position.
+        """
 
     def advance(self) -> None:
         """Go on to the next position: all layers have this one."""
@@ -97,7 +103,13 @@ class DecoderCache:
         """Go on to the next position."""
         self.length += 1
 
-    def append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, layer: int, q_RHd: Tensor, k_RHd: Tensor, v_RHd: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Append one position to a layer; return the attention of its queries, (R, M)."""
+        return attend_slots(q_RHd, *self._append(layer, k_RHd, v_RHd), mask)
+
+    def _append(self, layer: int, k_RHd: Tensor, v_RHd: Tensor) -> tuple[Tensor, Tensor]:
         """Append one position to a layer; return its keys and values, (S, H, (P + 1) B, d) each."""
         new = torch.stack([k_RHd, v_RHd]).unflatten(1, (self._sentences, -1))
         kv = self._kv[layer]
@@ -120,7 +132,7 @@ class DecoderCache:
         if self._slots is None:
             return None
         own_B = torch.arange(self._slots.shape[1], device=like.device)
-        # Compares every key's slot with that of each beam's line, in the order of `append`.
+        # Compares every key's slot with that of each beam's line, in the order of `_append`.
         hidden = (self._lines(own_B)[..., None] != own_B).flatten(2)
         # Rows start at multiples of 8 numbers, as the memory-efficient kernel needs on a GPU.
         size = hidden.shape[2]
@@ -162,6 +174,14 @@ class DecoderCache:
         return room
 
 
+def attend_slots(q_RHd: Tensor, k_SHKd: Tensor, v_SHKd: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the attention to all K slots of a sentence, under a mask for its beams, (R, M)."""
+    # The beams of a sentence are queries of one attention, over the keys of all of them.
+    q_SHBd = q_RHd.unflatten(0, (len(k_SHKd), -1)).transpose(1, 2)
+    y_SHBd = F.scaled_dot_product_attention(q_SHBd, k_SHKd, v_SHKd, mask)
+    return y_SHBd.transpose(1, 2).reshape(len(q_RHd), -1)
+
+
 class CrossAttention(nn.Module):
     """Attention to a single vector, which reduces to two linear maps."""
 
@@ -196,25 +216,23 @@ class DecoderLayer(nn.Module):
 
     def step(
         self,
-        x_RM: Tensor,
+        parts: Sequence[Tensor],
         cross_RM: Tensor,
         cache: Cache,
         index: int,
         mask: Tensor | None,
-    ) -> Tensor:
-        """Map the newest token of each row, (R, M) to (R, M), as layer number `index`.
+    ) -> tuple[Tensor, Tensor]:
+        """Map the newest token of each row, (R, M), as layer number `index`.
 
-        `mask` is the cache's for this step.
+        What is given is the sum of `parts`, and what is returned are two parts: a GPU adds them in
+        the kernel of the next norm. `mask` is the cache's for this step.
         """
         attention = self.self_attn
-        q, k, v = attention.project(self.self_attn_layer_norm(x_RM), cache.joined(index))
-        k, v = cache.append(index, k, v)
-        # The beams of a sentence are queries of one attention, over the keys of all of them.
-        q_SHBd = q.unflatten(0, (len(k), -1)).transpose(1, 2)
-        y_SHBd = F.scaled_dot_product_attention(q_SHBd, k, v, mask)
-        y_RM = y_SHBd.transpose(1, 2).reshape(x_RM.shape)
-        x_RM = x_RM + attention.output_proj(y_RM) + cross_RM
-        return x_RM + self.ffn(self.ffn_layer_norm(x_RM))
+        x_RM, normed_RM = add_norm(self.self_attn_layer_norm, *parts)
+        q, k, v = attention.project(normed_RM, cache.joined(index))
+        y_RM = attention.output_proj(cache.attend(index, q, k, v, mask))
+        x_RM, normed_RM = add_norm(self.ffn_layer_norm, x_RM, y_RM, cross_RM)
+        return x_RM, self.ffn(normed_RM)
 
 
 class TextDecoder(nn.Module):
@@ -251,10 +269,11 @@ class TextDecoder(nn.Module):
         x_RM = self.decoder_frontend(ids_R, cache.position(ids_R))
         mask = cache.mask(x_RM)
         with _mask_kernels(mask):
+            parts: Sequence[Tensor] = (x_RM,)
             for index, (layer, cross_RM) in enumerate(zip(self._layers(), cross, strict=True)):
-                x_RM = layer.step(x_RM, cross_RM, cache, index, mask)
+                parts = layer.step(parts, cross_RM, cache, index, mask)
         cache.advance()
-        return self.project(self.decoder.layer_norm(x_RM))
+        return self.project(add_norm(self.decoder.layer_norm, *parts)[1])
 
     def project(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states, (..., M) to (..., V).

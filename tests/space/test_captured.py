@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from lcm_cli import cuda_graph
 from lcm_cli.cuda_graph import Repeated
 from lcm_cli.errors import IntegrityError
-from lcm_cli.space import captured, load_space, search
+from lcm_cli.space import beam_attention, captured, load_space, search
 from lcm_cli.space.captured import CapturedSteps
 from lcm_cli.space.decoder import DecoderCache, DecoderConfig, TextDecoder
 from lcm_cli.space.logits import log_total
@@ -328,3 +328,37 @@ def test_graphs_on_a_gpu_have_the_logits_of_plain_steps(
                 assert F.cosine_similarity(found.float(), wanted.float()).min() > 0.999
                 torch.testing.assert_close(total, log_total(found))
     assert steps.captured == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("small_graphs")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_graphs_of_the_kernels_on_a_gpu_have_the_logits_of_plain_steps(
+    width: int, dtype: torch.dtype
+) -> None:
+    """With heads that there is a kernel for, through three rooms, while beams branch and leave."""
+    torch.manual_seed(0)
+    network = on_gpu(TextDecoder(DecoderConfig(LAYERS, 32, 2, 64, VOCABULARY, 32, 128)), dtype)
+    count, given = 6, concepts(6).to("cuda", dtype)
+    steps = CapturedSteps(network, count, width)
+    with torch.inference_mode():
+        steps.start(given, 100)
+        assert steps._current.cache._has_kernel == beam_attention.AVAILABLE
+        cross = [t.repeat_interleave(width, dim=0) for t in network.cross(given)]
+        cache = DecoderCache(LAYERS, count)
+        for position in range(30):
+            if position == 20:
+                count = 2
+                steps.keep([4, 1])
+                cache.keep([4, 1])
+                cross = [t.unflatten(0, (6, width))[[4, 1]].flatten(0, 1) for t in cross]
+            parents = torch.randint(width if position else 1, (count, width)).cuda()
+            steps.follow(parents)
+            cache.follow(parents)
+            ids = torch.randint(4, VOCABULARY, (count * width,)).cuda()
+            found, total = steps.feed(ids)
+            wanted = network.step(ids, cross, cache)
+            assert F.cosine_similarity(found.float(), wanted.float()).min() > 0.999
+            torch.testing.assert_close(total, found.double().logsumexp(1, keepdim=True).float())
+    assert steps.captured

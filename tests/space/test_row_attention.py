@@ -69,12 +69,13 @@ def test_gpu_kernels_give_the_numbers_of_the_definition(
 def test_gpu_graph_replays_the_kernels_for_other_rows() -> None:
     torch.manual_seed(0)
     first, second = packed([17, 30, 1, 52]), packed([40, 2, 2, 56])
-    qkv = torch.randn(100, 3, 2, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    qkv = torch.randn(100, 3, 2, 64, dtype=torch.bfloat16, device="cuda")
     owner_T, starts_R1 = first.owner_T.clone(), first.starts_R1.clone()
 
     def step() -> tuple[Tensor, Tensor]:
-        y = attend_rows(qkv, owner_T, starts_R1, True)
-        return y, torch.autograd.grad(y, qkv, torch.ones_like(y))[0]
+        own = qkv.detach().requires_grad_()  # a leaf belongs to the stream of its first use
+        y = attend_rows(own, owner_T, starts_R1, True)
+        return y, torch.autograd.grad(y, own, torch.ones_like(y))[0]
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
