@@ -18,12 +18,22 @@ FEWEST_QUERIES = 16  # of a product of matrices
 MOST_BEAMS = 32  # more would need more registers than there are
 
 
-@cache  # it is asked many times in a step
+_BROKEN = set[torch.device]()  # where the kernels were found not to work
+
+
 def runs(device: torch.device) -> bool:
     """Return whether kernels of decoding steps run on `device`."""
-    return (
-        AVAILABLE and device.type == "cuda" and torch.cuda.get_device_properties(device).major >= 8
-    )
+    return AVAILABLE and device.type == "cuda" and device not in _BROKEN and _is_modern(device)
+
+
+def give_up(device: torch.device) -> None:
+    """Do without these kernels on `device` from now on."""
+    _BROKEN.add(device)
+
+
+@cache  # it is asked many times in a step
+def _is_modern(device: torch.device) -> bool:
+    return torch.cuda.get_device_properties(device).major >= 8
 
 
 def suits(kv: Tensor) -> bool:

@@ -24,6 +24,7 @@ from lcm_cli.errors import IntegrityError, UsageError
 from lcm_cli.progress import Progress
 from lcm_cli.space.captured import CapturedSteps
 from lcm_cli.space.decoder import DecoderCache, TextDecoder
+from lcm_cli.space.kernel_check import check_kernels
 from lcm_cli.space.logits import largest, log_total
 from lcm_cli.space.tokenizer import EOS, PAD
 from lcm_cli.space.transformer import to_device
@@ -186,8 +187,9 @@ def captured_steps(
     decoder: TextDecoder, most: int, limits: Sequence[int], options: DecodeOptions
 ) -> CapturedSteps | None:
     """Return steps for searches of at most `most` rows each, if CUDA graphs make them faster."""
-    weight = decoder.decoder_frontend.embed.weight
-    if options.sample or not graphs_available(weight.device):
+    device = decoder.decoder_frontend.embed.weight.device
+    check_kernels(device)
+    if options.sample or not graphs_available(device):
         return None
     if min(options.max_tokens, max(limits, default=0)) < FEWEST_STEPS:
         return None

@@ -15,7 +15,7 @@ from row_reference import near
 from torch import nn
 from torch.nn import functional as F
 
-from lcm_cli.space import beam_attention, decoding_kernels, logits, norms
+from lcm_cli.space import beam_attention, decoding_kernels, kernel_check, logits, norms
 from lcm_cli.space.captured import StaticCache
 from lcm_cli.space.decoder import DecoderCache, DecoderConfig, TextDecoder
 
@@ -25,6 +25,24 @@ def check_attention(shape: tuple[int, int, int, int, int], position: int) -> Non
     wanted, after = problem.exact(), problem.after()
     near(problem.attend(), wanted)
     assert torch.equal(problem.kv_2SPBHd.nan_to_num(7), after.nan_to_num(7))
+
+
+def check_the_check() -> None:
+    """It accepts the kernels as they are, and none that is slightly wrong."""
+    device = torch.device("cpu")
+    assert kernel_check.kernels_agree(device)
+    for name in ("launch_total", "launch_largest", "launch_add_norm", "attend_beams"):
+        right = getattr(kernel_check, name)
+
+        def wrong(*arguments: Any, right: Any = right) -> Any:
+            found = right(*arguments)
+            if isinstance(found, tuple):
+                return found[0], found[1].roll(1, dims=0)
+            return found + 0.1
+
+        setattr(kernel_check, name, wrong)
+        assert not kernel_check.kernels_agree(device), name
+        setattr(kernel_check, name, right)
 
 
 def check_totals(columns: int, width: int, dtype: torch.dtype) -> None:
@@ -103,6 +121,7 @@ def main() -> None:
             check_totals(columns, width, dtype)
             check_largest(1_400 + columns, 1_400 + width, 5, dtype)
     check_largest(640, 641, 10, torch.float32)
+    check_the_check()
     with torch.inference_mode():
         for width, parts in ((1, 2), (32, 3), (100, 2), (100, 3)):
             check_norms(width, parts, torch.float16)

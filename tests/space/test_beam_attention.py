@@ -12,6 +12,7 @@ from beam_reference import Problem
 from row_reference import near
 from torch import nn
 
+from lcm_cli.space.kernel_check import kernels_work
 from lcm_cli.space.kernels import AlignedProjection
 from lcm_cli.space.logits import largest, log_total
 from lcm_cli.space.norms import add_norm
@@ -33,6 +34,18 @@ def test_the_interpreted_kernels_have_the_numbers_of_the_definitions() -> None:
         text=True,
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_where_the_kernels_do_not_run_a_warning_says_so() -> None:
+    """On the CPU, that is, without the interpreter."""
+    with pytest.warns(UserWarning, match="decoding on cpu without Triton kernels: "):
+        assert not kernels_work(torch.device("cpu"))
+
+
+@on_gpu
+@pytest.mark.gpu
+def test_gpu_kernels_agree_with_torch() -> None:
+    assert kernels_work(torch.device("cuda"))
 
 
 @on_gpu
