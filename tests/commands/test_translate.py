@@ -16,7 +16,7 @@ from lcm_cli.writing.translate import Rendering, Translation
 Run = Callable[..., Any]
 
 SOUND = "The old man had a dog."
-DOUBTFUL = "Xqv brd ghlmp wrtz knndf."
+DOUBTFUL = "Zzyx qwrtp vlkmn ptrsk gghd wqxz brrt."
 
 
 def test_prints_just_the_text(lcm: Run) -> None:

@@ -86,7 +86,7 @@ def test_an_unmeasured_space_has_the_default_threshold(untrained: Space, tiny: S
 
 
 def test_another_meaning_is_far(tiny: Space) -> None:
-    assert one(tiny, "Xqv brd ghlmp wrtz knndf.").doubt == "far"
+    assert one(tiny, "Zzyx qwrtp vlkmn ptrsk gghd wqxz brrt.").doubt == "far"
 
 
 def test_a_translation_that_repeats_itself_is_searched_again(random_space: Path) -> None:
