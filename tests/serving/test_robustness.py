@@ -232,6 +232,8 @@ def test_a_server_that_loads_and_stops(space, running):
                 httpx.post(f"{server.url}/translate", json=CAT | {"q": text}, timeout=60)
             )
         )
+        while server.gate.active:  # the last answer has arrived, but its request may not be over
+            time.sleep(0.01)
         accepted.start()
         while server.gate.active == 0:
             time.sleep(0.01)
