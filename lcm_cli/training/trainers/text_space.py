@@ -397,8 +397,12 @@ class SpaceTrainer(PairTrainer):
 
 
 def _uncompiled(compiled: bool) -> AbstractContextManager[None]:
-    """Return a context in which compiled layers run as they are, for batches of other shapes."""
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    """Return a context in which compiled layers run as they are, for batches of other shapes.
+
+    Before torch 2.6 there is none: they are compiled again, for some of these shapes.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return set_stance("force_eager") if compiled and set_stance else nullcontext()
 
 
 def unsorted(x_RD: Tensor, order_R: Tensor) -> Tensor:
