@@ -32,7 +32,10 @@ def _can_build() -> bool:
     if os.name == "nt":  # Triton's build for Windows brings its own compiler
         return True
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return bool(compiler) and Path(sysconfig.get_path("include"), "Python.h").is_file()
+    scheme = sysconfig.get_default_scheme()
+    # Debian's own Python installs into /usr/local, where its headers are not. Triton knows as well.
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    return bool(compiler) and Path(sysconfig.get_path("include", scheme), "Python.h").is_file()
 
 
 AVAILABLE = _can_build()
