@@ -108,10 +108,11 @@ def available(device: torch.device) -> bool:
 def aside(work: Callable[[], Result], device: torch.device) -> Result:
     """Do `work` on the stream of captures, which cannot be on the default stream."""
     main, stream = torch.cuda.current_stream(device), _stream(device, threading.get_ident())
-    stream.wait_stream(main)
-    with torch.cuda.stream(stream):
-        output = work()
-    main.wait_stream(stream)
+    with _alone_on(stream):
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            output = work()
+        main.wait_stream(stream)
     return output
 
 
@@ -124,8 +125,8 @@ def record(
     """
     # Not by torch.cuda.graph, which empties the cache of memory each time: that takes longer than
     # the capture of a pass.
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(_stream(device, threading.get_ident())):
+    graph, stream = torch.cuda.CUDAGraph(), _stream(device, threading.get_ident())
+    with _alone_on(stream), torch.cuda.stream(stream):
         # The state of the generator, shared by all graphs, must not become an inference tensor,
         # which a later capture in training could not write.
         with torch.inference_mode(False):
@@ -156,6 +157,14 @@ def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:
     # One for warm-up and capture, since libraries keep a buffer for each stream; of each thread,
     # since what is launched while a stream is captured becomes part of the graph.
     return torch.cuda.Stream(device)
+
+
+_locks: dict[torch.cuda.Stream, threading.RLock] = {}
+
+
+def _alone_on(stream: torch.cuda.Stream) -> threading.RLock:
+    # torch has 32 streams to give; a server may have more threads, which then share them.
+    return _locks.setdefault(stream, threading.RLock())
 
 
 @cache
