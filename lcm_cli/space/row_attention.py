@@ -43,6 +43,12 @@ def missing() -> str | None:
 AVAILABLE = missing() is None
 
 
+def give_up() -> None:
+    """Do without these kernels from now on."""
+    global AVAILABLE
+    AVAILABLE = False
+
+
 # Not as `custom_op`s, which import torch's compiler, for seconds, when they are first called.
 _NAME, _GRADIENT = "lcm::row_attention", "lcm::row_attention_backward"
 _ROWS = "Tensor qkv, Tensor owner, Tensor starts"
