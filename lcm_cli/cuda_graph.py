@@ -66,7 +66,7 @@ class Repeated(Generic[Result]):
 
     The first time prepares libraries for capture. The work has no arguments: it reads tensors that
     stay where they are, and the next call overwrites its result. If it cannot be captured, it is
-    done as it is.
+    done as it is. Calls raise torch.OutOfMemoryError if there is no memory for the graph.
     """
 
     def __init__(self, device: torch.device) -> None:
