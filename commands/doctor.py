@@ -61,7 +61,9 @@ def _device(device: dict[str, Any]) -> str:
     if "memory" not in device:
         return f"{device['device']}, {device['name']}"
     memory = f"{_gib(device['memory'])}, {_gib(device['free'])} free"
-    return f"{device['device']}, {device['name']}, {memory}"
+    need = device["kernels_need"]
+    kernels = f"no Triton kernels: they need {need}" if need else "Triton kernels can be built"
+    return f"{device['device']}, {device['name']}, {memory}; {kernels}"
 
 
 def _gib(size: int | None) -> str:

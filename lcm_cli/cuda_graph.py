@@ -9,7 +9,6 @@ finds outside its arguments must stay where it is, and nothing in it may wait fo
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -67,7 +66,7 @@ class Repeated(Generic[Result]):
 
     The first time prepares libraries for capture. The work has no arguments: it reads tensors that
     stay where they are, and the next call overwrites its result. If it cannot be captured, it is
-    done as it is.
+    done as it is. Calls raise torch.OutOfMemoryError if there is no memory for the graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -107,11 +106,12 @@ def available(device: torch.device) -> bool:
 
 def aside(work: Callable[[], Result], device: torch.device) -> Result:
     """Do `work` on the stream of captures, which cannot be on the default stream."""
-    main, stream = torch.cuda.current_stream(device), _stream(device, threading.get_ident())
-    stream.wait_stream(main)
-    with torch.cuda.stream(stream):
-        output = work()
-    main.wait_stream(stream)
+    main, stream = torch.cuda.current_stream(device), _stream(device)
+    with _alone_on(stream):
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            output = work()
+        main.wait_stream(stream)
     return output
 
 
@@ -124,8 +124,8 @@ def record(
     """
     # Not by torch.cuda.graph, which empties the cache of memory each time: that takes longer than
     # the capture of a pass.
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(_stream(device, threading.get_ident())):
+    graph, stream = torch.cuda.CUDAGraph(), _stream(device)
+    with _alone_on(stream), torch.cuda.stream(stream):
         # The state of the generator, shared by all graphs, must not become an inference tensor,
         # which a later capture in training could not write.
         with torch.inference_mode(False):
@@ -148,18 +148,36 @@ def shared_pool(device: torch.device) -> Pool:
     course of its work, or with its end, goes to the next capture; that of a pool of its own would
     stay out of use until the GPU is full.
     """
-    return _pool(device, threading.get_ident())[0]
+    if device not in _own.pools:
+        pool: Pool = torch.cuda.graph_pool_handle()
+        # A pool is given up with its last graph, so one graph stays.
+        anchor = record(lambda: torch.zeros(1, device=device), device, pool)
+        _own.pools[device] = pool, anchor
+    return _own.pools[device][0]
 
 
-@cache
-def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+class _Own(threading.local):
+    """What belongs to one thread, and ends with it: the memory of a pool is no one else's."""
+
+    def __init__(self) -> None:
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+        self.pools: dict[torch.device, tuple[Pool, object]] = {}
+
+
+_own = _Own()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
     # One for warm-up and capture, since libraries keep a buffer for each stream; of each thread,
     # since what is launched while a stream is captured becomes part of the graph.
-    return torch.cuda.Stream(device)
+    if device not in _own.streams:
+        _own.streams[device] = torch.cuda.Stream(device)
+    return _own.streams[device]
 
 
-@cache
-def _pool(device: torch.device, thread: int) -> tuple[Pool, object]:
-    pool: Pool = torch.cuda.graph_pool_handle()
-    # A pool is given up with its last graph, so one graph stays.
-    return pool, record(lambda: torch.zeros(1, device=device), device, pool)
+_locks: dict[torch.cuda.Stream, threading.RLock] = {}
+
+
+def _alone_on(stream: torch.cuda.Stream) -> threading.RLock:
+    # torch has 32 streams to give; a server may have more threads, which then share them.
+    return _locks.setdefault(stream, threading.RLock())

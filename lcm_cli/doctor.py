@@ -83,10 +83,21 @@ def devices() -> Findings:
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         memory = {"memory": facts.total_memory, "free": torch.cuda.mem_get_info(number)[0]}
-        found.append({"device": f"cuda:{number}", "name": facts.name, **memory})
+        kernels = _missing_for_kernels(facts.major)
+        found.append(
+            {"device": f"cuda:{number}", "name": facts.name, **memory, "kernels_need": kernels}
+        )
     if torch.backends.mps.is_available():
         found.append({"device": "mps", "name": "Apple GPU"})
     return {"devices": found}
+
+
+def _missing_for_kernels(major: int) -> str | None:
+    """Return what the Triton kernels of attention and decoding need that is not here."""
+    from lcm_cli.space.row_attention import missing
+
+    # The GPU comes first: with another one, nothing else may be missing.
+    return "a GPU of the Ampere generation or newer" if major < 8 else missing()
 
 
 def _instructions(cpu: ModuleType) -> list[str]:

@@ -1,5 +1,11 @@
 """Captured functions: static buffers, and the plain path where capture fails."""
 
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
 import pytest
 import torch
 from taping import tape_graphs
@@ -84,3 +90,51 @@ def test_where_capture_fails_the_function_is_called(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match="not permitted"):
         for _ in range(4):
             step(*torch.ones(3, 1))
+
+
+class Stream:
+    def wait_stream(self, other: "Stream") -> None:
+        pass
+
+
+def test_threads_that_share_a_stream_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the work of one would become part of the graph that the other captures."""
+    shared, entered, leave = Stream(), threading.Event(), threading.Event()
+    monkeypatch.setattr(cuda_graph, "_stream", lambda device: shared)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+
+    def slow() -> None:
+        entered.set()
+        leave.wait(60)
+
+    device = torch.device("cuda:0")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cuda_graph.aside, slow, device)
+        assert entered.wait(60)
+        second = pool.submit(cuda_graph.aside, lambda: first.done() or leave.is_set(), device)
+        threading.Timer(0.2, leave.set).start()
+        assert second.result()  # it began only after the first was allowed to end
+
+
+def test_a_pool_ends_with_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph would keep the memory from all others, even if the GPU is full."""
+    graphs: list[weakref.ref[Counter]] = []
+
+    def record(*given: object) -> Counter:
+        graph = Counter()
+        graphs.append(weakref.ref(graph))
+        return graph
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(cuda_graph, "record", record)
+    device = torch.device("cuda:0")
+
+    def use() -> bool:
+        return cuda_graph.shared_pool(device) is cuda_graph.shared_pool(device)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(use).result()
+        assert graphs[0]() is not None
+    gc.collect()
+    assert len(graphs) == 1 and graphs[0]() is None

@@ -2,12 +2,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from lcm_cli import doctor
+from lcm_cli.commands.doctor import _device
+from lcm_cli.space import row_attention
 
 
 @pytest.fixture
@@ -57,6 +60,27 @@ def test_devices() -> None:
     assert set(cpu["instructions"]) <= set(doctor.INSTRUCTIONS)
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         assert {"AVX2", "AVX512"} <= set(cpu["instructions"])
+
+
+@pytest.mark.parametrize(
+    ("major", "missing", "said"),
+    [
+        (9, None, "; Triton kernels can be built"),
+        (9, "a C compiler, such as gcc", "they need a C compiler, such as gcc"),
+        (7, None, "they need a GPU of the Ampere generation or newer"),
+    ],
+)
+def test_a_gpu_and_what_its_kernels_need(
+    major: int, missing: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = SimpleNamespace(total_memory=1 << 30, name="GPU", major=major)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: facts)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (1 << 29, 1 << 30))
+    monkeypatch.setattr(row_attention, "missing", lambda: missing)
+    gpu = doctor.devices()["devices"][1]
+    line = _device(gpu)
+    assert line.startswith("cuda:0, GPU, 1.0 GiB, 0.5 GiB free; ") and line.endswith(said)
 
 
 @pytest.mark.slow

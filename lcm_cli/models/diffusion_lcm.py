@@ -130,7 +130,8 @@ class DiffusionLCM(ConceptModel):
         shapes = state.cache.rows, state.cache.capacity, self.dtype, self.device
         key = shapes, addresses(self)
         last = self._retained.pop(key, type(state))
-        if last is not None:
+        # If rows have left it since it was put there, its shapes are not those of `key`.
+        if last is not None and last.cache.fixed:
             state.take(last)
         state.fix()
         self._retained.put(key, state, state.bare())

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels of decoding steps work here: once per process, torch checks them.
+"""Whether the Triton kernels work here: once per process and device, torch checks them.
 
 Triton compiles them for the GPU at hand, with the compiler and the driver at hand. Where that fails
 or gives other numbers, the slower path of plain torch takes their place.
@@ -10,13 +10,17 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from lcm_cli.space import row_attention
 from lcm_cli.space.beam_attention import attend_beams, give_up, runs
 from lcm_cli.space.decoder import attend_slots
 from lcm_cli.space.logits import launch_largest, launch_total
 from lcm_cli.space.norms import launch_add_norm
+from lcm_cli.space.transformer import pack_rows, row_kernel
 
 ROOM, BEAMS, POSITION = 8, 5, 6
+LENGTHS, SIZE = (5, 70, 1), 64  # of the rows and heads of attention within rows
 
 
 @cache
@@ -26,15 +30,40 @@ def check_kernels(device: torch.device) -> None:
         give_up(device)
 
 
+@cache
+def check_row_kernel(device: torch.device) -> None:
+    """Let attention within rows do without a kernel of ours that does not work on `device`."""
+    used = row_attention.AVAILABLE and row_kernel(device, torch.float16, SIZE) is not None
+    if used and not _works("attention within rows", rows_agree, device):
+        row_attention.give_up()
+
+
 def kernels_work(device: torch.device) -> bool:
-    """Return whether all kernels agree with torch on `device`; warn if they do not."""
+    """Return whether all kernels of decoding agree with torch on `device`; warn if not."""
+    return _works("decoding", kernels_agree, device)
+
+
+def _works(what: str, agree: Callable[[torch.device], bool], device: torch.device) -> bool:
     try:
-        reason = "" if kernels_agree(device) else "they give other numbers than torch"
+        reason = "" if agree(device) else "they give other numbers than torch"
     except Exception as error:  # Triton and the driver raise errors of many kinds
         reason = f"{type(error).__name__}: {error}"
     if reason:
-        warnings.warn(f"decoding on {device} without Triton kernels: {reason}", stacklevel=2)
+        warnings.warn(f"{what} on {device} without Triton kernels: {reason}", stacklevel=3)
     return not reason
+
+
+@torch.inference_mode()
+def rows_agree(device: torch.device) -> bool:
+    """Return whether attention within rows is what torch computes, up to rounding."""
+    rows = pack_rows([[0] * length for length in LENGTHS], device)
+    generator = torch.Generator().manual_seed(0)
+    qkv_T3Hd = torch.randn(sum(LENGTHS), 3, 2, SIZE, generator=generator).to(device, torch.float16)
+    found = row_attention.attend_rows(qkv_T3Hd, rows.owner_T, rows.starts_R1, False)
+    q, k, v = qkv_T3Hd.permute(1, 2, 0, 3).float()
+    seen_TT = rows.owner_T[:, None] == rows.owner_T
+    wanted = F.scaled_dot_product_attention(q, k, v, seen_TT).transpose(0, 1)
+    return torch.allclose(found.float(), wanted, rtol=4e-3, atol=4e-3)
 
 
 @torch.inference_mode()

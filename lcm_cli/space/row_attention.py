@@ -25,17 +25,28 @@ FORWARD = {"B": 64, "N": 64, "num_warps": 4, "num_stages": 2}
 BACKWARD = {"B": 64, "N": 32, "num_warps": 4, "num_stages": 2}
 
 
-def _can_build() -> bool:
-    """Return whether Triton is there, and the compiler and header for its launchers."""
+def missing() -> str | None:
+    """Return what Triton needs to build kernels and is not installed, or None."""
     if find_spec("triton") is None:
-        return False
+        return "Triton (pip install triton)"
     if os.name == "nt":  # Triton's build for Windows brings its own compiler
-        return True
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return bool(compiler) and Path(sysconfig.get_path("include"), "Python.h").is_file()
+        return None
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "a C compiler, such as gcc"
+    scheme = sysconfig.get_default_scheme()
+    # Debian's own Python installs into /usr/local, where its headers are not. Triton knows as well.
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    header = Path(sysconfig.get_path("include", scheme), "Python.h")
+    return None if header.is_file() else "Python's headers (python3-dev or python3-devel)"
 
 
-AVAILABLE = _can_build()
+AVAILABLE = missing() is None
+
+
+def give_up() -> None:
+    """Do without these kernels from now on."""
+    global AVAILABLE
+    AVAILABLE = False
 
 
 # Not as `custom_op`s, which import torch's compiler, for seconds, when they are first called.

@@ -22,6 +22,7 @@ from lcm_cli.space.adapters import adapted, check_base
 from lcm_cli.space.captured import CapturedSteps
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.kernel_check import check_row_kernel
 from lcm_cli.space.kernels import align_vocabulary, pack_linear, quantize, return_memory
 from lcm_cli.space.loading import Config, load_weights, stored_scales
 from lcm_cli.space.search import DecodeOptions, captured_steps, search
@@ -135,6 +136,8 @@ class Space:
         return self._laid_out(TextDecoder, config, self.files.decoder)
 
     def _laid_out(self, build: Callable[[Config], Network], config: Config, path: Path) -> Network:
+        if self._dtype.itemsize == 2:  # the kernel computes in half precision
+            check_row_kernel(self.device)
         adapter = self.files.adapter
         network = load_weights(build, config, path, self.device, self._dtype, adapter)
         if self.precision == "int8":

@@ -206,6 +206,20 @@ def test_runs_side_by_side_share_nothing(kind: str, monkeypatch: pytest.MonkeyPa
         assert_near(torch.cat(made), plain, _terms(model))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_ends_when_rows_leave_is_not_taken_over(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = _model(kind), _prompts(5, 3)
+    wanted = generate_concepts(model, prompts, _options())
+    tape_graphs(monkeypatch)
+    state = model.begin(Batch.of(prompts), 5 + CONCEPTS, SAMPLERS["guided"])
+    model.extend(state, model.next(state, Noise([0, 0])))
+    state.keep(torch.tensor([1]))
+    del state
+    _compare(model, generate_concepts(model, prompts, _options()), wanted, _terms(model))
+
+
 def test_a_copy_of_a_model_has_no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tapes = _model("two_tower"), tape_graphs(monkeypatch)
     wanted = generate_concepts(model, _prompts(4), _options())

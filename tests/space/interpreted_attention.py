@@ -15,7 +15,7 @@ from row_reference import dense, near
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcm_cli.space import attention_kernels, row_attention, transformer
+from lcm_cli.space import attention_kernels, kernel_check, row_attention, transformer
 from lcm_cli.space.transformer import Packed, SelfAttention, pack_rows
 
 LENGTHS = ([5, 1, 0, 7, 40, 3], [1], [32], [70, 2, 0, 0, 40], [0, 17, 17, 17, 17, 17, 0])
@@ -90,6 +90,15 @@ def wrapped(layer: SelfAttention) -> SelfAttention:
     return layer
 
 
+def check_the_check() -> None:
+    """The check at first use tells right numbers from wrong ones."""
+    device, right = torch.device("cpu"), row_attention.attend_rows
+    assert kernel_check.rows_agree(device)
+    row_attention.attend_rows = lambda *given: right(*given) * 1.1
+    assert not kernel_check.rows_agree(device)
+    row_attention.attend_rows = right
+
+
 def counted(*limits: Any) -> range:
     """Do as `range` does, for limits that the interpreter holds as arrays of one number."""
     return range(*(x if isinstance(x, int) else x.handle.data.item() for x in limits))
@@ -100,6 +109,7 @@ def main() -> None:
     attention_kernels.range = counted
     torch.manual_seed(0)
     check_numbers([30, 80, 5], 1, 64, causal=True)
+    check_the_check()
     for how in (row_attention.FORWARD, row_attention.BACKWARD):
         how |= {"B": 32, "N": 16}  # as many cases with fewer tokens
     for lengths, causal in product(LENGTHS, (False, True)):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from row_reference import dense, near
 from torch import Tensor
 
-from lcm_cli.space import transformer
+from lcm_cli.space import kernel_check, row_attention, transformer
 from lcm_cli.space.encoder import EncoderConfig, EncoderLayer
 from lcm_cli.space.row_attention import AVAILABLE, attend_rows
 from lcm_cli.space.transformer import Packed, pack_rows
@@ -32,6 +33,32 @@ def test_the_interpreted_kernels_attend_within_rows() -> None:
         text=True,
     )
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Triton for Windows brings its own compiler")
+def test_headers_of_a_python_of_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Python.h").touch()
+    folders = {"posix_prefix": str(tmp_path), "posix_local": str(tmp_path / "local")}
+    monkeypatch.setattr(sysconfig, "get_default_scheme", lambda: "posix_local")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name, scheme="posix_local": folders[scheme])
+    monkeypatch.setattr(row_attention, "find_spec", lambda name: object())
+    monkeypatch.setenv("CC", "cc")
+    assert row_attention.missing() is None
+
+
+def test_where_the_kernel_does_not_run_torch_attends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, that is, without the interpreter."""
+    monkeypatch.setattr(row_attention, "AVAILABLE", True)
+    monkeypatch.setattr(kernel_check, "row_kernel", lambda device, dtype, size: len)
+    with pytest.warns(UserWarning, match="attention within rows on cpu without Triton kernels: "):
+        kernel_check.check_row_kernel.__wrapped__(torch.device("cpu"))
+    assert not row_attention.AVAILABLE
+
+
+@on_gpu
+@pytest.mark.gpu
+def test_gpu_kernel_agrees_with_torch() -> None:
+    assert kernel_check.rows_agree(torch.device("cuda"))
 
 
 def packed(lengths: list[int]) -> Packed:

@@ -31,6 +31,7 @@ from lcm_cli.hub.locate import AdapterConfig
 from lcm_cli.space import Space, load_space
 from lcm_cli.space.decoder import DecoderConfig, TextDecoder
 from lcm_cli.space.encoder import EncoderConfig, TextEncoder
+from lcm_cli.space.kernel_check import check_row_kernel
 from lcm_cli.space.loading import load_weights
 from lcm_cli.space.tokenizer import Tokenizer
 from lcm_cli.space.transformer import Stack, row_kernel
@@ -102,6 +103,7 @@ class PairTrainer(ABC):
         self.networks = networks
         self.data, self.dev = data, dev
         self.device = data.device
+        check_row_kernel(self.device)
         self.step = self.sentences = 0
         self.steps, self.save_every = self.options.steps, self.options.save_every
         self.eval_every = self.options.eval_every
@@ -397,8 +399,12 @@ class SpaceTrainer(PairTrainer):
 
 
 def _uncompiled(compiled: bool) -> AbstractContextManager[None]:
-    """Return a context in which compiled layers run as they are, for batches of other shapes."""
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    """Return a context in which compiled layers run as they are, for batches of other shapes.
+
+    Before torch 2.6 there is none: they are compiled again, for some of these shapes.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return set_stance("force_eager") if compiled and set_stance else nullcontext()
 
 
 def unsorted(x_RD: Tensor, order_R: Tensor) -> Tensor:

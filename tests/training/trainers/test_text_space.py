@@ -18,7 +18,13 @@ from lcm_cli.training.loop import Run
 from lcm_cli.training.optim import learning_rate, orthogonalize
 from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.states import read_state, states
-from lcm_cli.training.trainers.text_space import SpaceTrainer, center, make_space_trainer, trainable
+from lcm_cli.training.trainers.text_space import (
+    SpaceTrainer,
+    _uncompiled,
+    center,
+    make_space_trainer,
+    trainable,
+)
 from lcm_cli.training.trainers.token_loss import _pure_slopes, _slopes, _TiedCrossEntropy
 from lcm_cli.transfer.convert import convert
 
@@ -366,6 +372,12 @@ def test_slopes_in_place_and_to_be_compiled_are_those_of_autograd(smoothing):
         assert_near(found[:, 0], losses.detach(), terms=vocabulary)
         assert_near(grad[:, :vocabulary], raw.grad[:, :vocabulary], terms=vocabulary)
         assert grad.isfinite().all()  # the weights of spare columns are 0, and 0 x inf is NaN
+
+
+def test_torch_before_2_6_has_no_stance_of_compiled_layers(monkeypatch):
+    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)
+    with _uncompiled(True):
+        pass
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 6, 6)])
