@@ -27,7 +27,7 @@ from lcm_cli.models.diffusion import (
     sample,
 )
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
-from lcm_cli.models.layers import KeyValueCache
+from lcm_cli.models.key_value_cache import KeyValueCache
 from lcm_cli.models.normalizer import Normalizer
 from lcm_cli.models.retained import Retained, addresses
 
