@@ -40,7 +40,7 @@ from lcm_cli.models.checkpoint import load_model, write
 from lcm_cli.models.config import BaseConfig, TransformerConfig, TwoTowerConfig
 from lcm_cli.models.diffusion import DiffusionOptions, guide, step_pairs
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
-from lcm_cli.models.layers import KeyValueCache
+from lcm_cli.models.key_value_cache import KeyValueCache
 from lcm_cli.models.packed import fastest, lay_out
 from lcm_cli.models.two_tower import DenoiserLayer, TwoTowerLCM
 from lcm_cli.weights import Store, Weight

@@ -21,7 +21,8 @@ from lcm_cli.space import load_space, pick_device
 from lcm_cli.training.data.parallel_text import ParallelText
 from lcm_cli.training.recipes.space import SpaceData, SpaceRecipe, SpaceShape, SpaceTraining
 from lcm_cli.training.trainers.cuda_graph import WARM_UP
-from lcm_cli.training.trainers.text_space import SpaceTrainer, new_networks
+from lcm_cli.training.trainers.space_parts import new_networks
+from lcm_cli.training.trainers.text_space import SpaceTrainer
 
 SHAPES = {
     "tiny": SpaceShape(12_000, 384, 6, 1536, 6, 4, 256, tie=False),

@@ -66,7 +66,7 @@ class Repeated(Generic[Result]):
 
     The first time prepares libraries for capture. The work has no arguments: it reads tensors that
     stay where they are, and the next call overwrites its result. If it cannot be captured, it is
-    done as it is. Calls raise torch.OutOfMemoryError if there is no memory for the graph.
+    done as it is. Calls raise torch.cuda.OutOfMemoryError if there is no memory for the graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -93,7 +93,7 @@ class Repeated(Generic[Result]):
     def _capture(self, work: Callable[[], Result]) -> None:
         try:
             self._captured = record(work, self._device, shared_pool(self._device))
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError:
             self._plain = True

@@ -8,14 +8,20 @@ Shapes: N texts, S sentences, T tokens, V vocabulary, M model dim, D concept dim
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lcm_cli.errors import LcmError, NotFoundError, UsageError
+from lcm_cli.errors import LcmError, UsageError
 from lcm_cli.evaluation.next_concept import CONTEXT, mutual_information
+from lcm_cli.evaluation.pretrained import (
+    load_pretrained,
+    revision,
+    tokenized,
+    transformers,
+    weights,
+)
 from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.pipeline import prose
 from lcm_cli.schema import nearest
@@ -63,7 +69,7 @@ class Judge(ABC):
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return load_judge(self.model, "AutoTokenizer")
+        return load_pretrained(self.model, "AutoTokenizer")
 
 
 class Cola(Judge):
@@ -77,7 +83,8 @@ class Cola(Judge):
     @cached_property
     def network(self) -> Any:
         """The classifier."""
-        return load_judge(self.model, "AutoModelForSequenceClassification").to(self.device).eval()
+        kind = "AutoModelForSequenceClassification"
+        return load_pretrained(self.model, kind).to(self.device).eval()
 
     def judge(self, records: Sequence[Record]) -> list[float]:
         import torch
@@ -103,7 +110,7 @@ class Seahorse(Judge):
     @cached_property
     def network(self) -> Any:
         """The model."""
-        return load_judge(self.model, "AutoModelForSeq2SeqLM").to(self.device).eval()
+        return load_pretrained(self.model, "AutoModelForSeq2SeqLM").to(self.device).eval()
 
     def judge(self, records: Sequence[Record]) -> list[float]:
         import torch
@@ -142,16 +149,16 @@ class Momentum(Judge):
     def tokenizer(self) -> Any:
         """The tokenizer of the model, or of XLNet if the model comes without one."""
         try:
-            return load_judge(self.model, "AutoTokenizer")
+            return load_pretrained(self.model, "AutoTokenizer")
         except LcmError:
-            return load_judge(self.TOKENIZER, "AutoTokenizer")
+            return load_pretrained(self.TOKENIZER, "AutoTokenizer")
 
     @cached_property
     def network(self) -> tuple[Any, Any]:
         """The encoder, and the linear layer on its last state."""
         import torch
 
-        config = load_judge(self.model, "AutoConfig", fallback=self.TOKENIZER)
+        config = load_pretrained(self.model, "AutoConfig", fallback=self.TOKENIZER)
         encoder = transformers().XLNetModel(config)
         linear = torch.nn.Linear(encoder.config.d_model, 1)
         state = weights(self.model)
@@ -218,7 +225,7 @@ class BertScore(Judge):
     @cached_property
     def network(self) -> Any:
         """The encoder."""
-        return load_judge(self.model, "AutoModel").to(self.device).eval()
+        return load_pretrained(self.model, "AutoModel").to(self.device).eval()
 
     def suits(self, record: Record) -> bool:
         return bool(record["prediction"]) and bool(record["target"])
@@ -307,12 +314,12 @@ class LanguageModel:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return load_judge(self.name, "AutoTokenizer")
+        return load_pretrained(self.name, "AutoTokenizer")
 
     @cached_property
     def network(self) -> Any:
         """The model, in evaluation mode."""
-        return load_judge(self.name, "AutoModelForCausalLM").to(self.device).eval()
+        return load_pretrained(self.name, "AutoModelForCausalLM").to(self.device).eval()
 
     def load(self) -> None:
         """Load tokenizer and network now.
@@ -415,71 +422,6 @@ def load_judges(wanted: Sequence[str], space: SharedSpace) -> dict[str, Judge]:
     return judges
 
 
-def transformers() -> Any:
-    """Return the package transformers. Raises UsageError if it is not installed."""
-    try:
-        import transformers as package
-    except ImportError as error:
-        message = f"this needs the package transformers: {error}"
-        raise UsageError(message, "pip install 'lcm-cli[judges]'") from error
-    return package
-
-
-def load_judge(name: str, kind: str, fallback: str = "") -> Any:
-    """Load the auto class `kind` of transformers from a folder or the Hub.
-
-    If `name` cannot be loaded, `fallback` is tried. Code shipped with a model is never run. Raises
-    NotFoundError if neither can be found or downloaded.
-    """
-    package = transformers()
-    try:
-        return getattr(package, kind).from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        if fallback:
-            return load_judge(fallback, kind)
-        reason = str(error).strip().splitlines()[0]
-        hint = "a model is downloaded on first use: go online, or name a folder"
-        raise NotFoundError(f"cannot load {name}: {reason}", hint) from error
-
-
-def weights(name: str) -> "dict[str, Tensor]":
-    """Return the weights in a folder or Hub repository, without unpickling code.
-
-    Raises NotFoundError if there are none.
-    """
-    import torch
-    from safetensors.torch import load_file
-    from transformers.utils.hub import cached_file
-
-    # Some repositories have the weights only as a pickle: read as tensors, never as code.
-    with _not_found(name):
-        path = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            return load_file(path)
-        path = str(cached_file(name, "pytorch_model.bin"))
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-
-
-def revision(name: str) -> str:
-    """Return the commit of a Hub model in the local cache, "" for a folder or an absent model."""
-    from lcm_cli.hub.snapshot import hub_cache
-
-    ref = hub_cache() / f"models--{name.replace('/', '--')}" / "refs" / "main"
-    return ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
-
-
-@contextmanager
-def _not_found(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NotFoundError(
-            f"cannot load {name}: {reason}", "go online, or name a folder"
-        ) from error
-
-
 def _load_part(network: Any, state: "Mapping[str, Tensor]", prefix: str, name: str) -> None:
     """Load the weights whose names begin with `prefix`; extra ones are ignored."""
     own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -487,19 +429,3 @@ def _load_part(network: Any, state: "Mapping[str, Tensor]", prefix: str, name: s
     if missing:
         raise LcmError(f"{name} has no {prefix}{min(missing)}", "is it a coherence-momentum model?")
     network.load_state_dict(own, strict=False)
-
-
-def tokenized(tokenizer: Any, texts: Sequence[str], device: str, max_tokens: int = 512) -> Any:
-    """Return texts as padded tensors on a device, each cut after `max_tokens` tokens."""
-    # GPT-2's has no padding. Any token serves: the attention mask hides it.
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    inputs = tokenizer(
-        list(texts),
-        padding=True,
-        truncation=True,
-        max_length=max_tokens,
-        return_tensors="pt",
-        return_token_type_ids=False,  # all equal for single texts, and not every model takes them
-    )
-    return inputs.to(device)

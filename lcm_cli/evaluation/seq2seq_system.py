@@ -6,7 +6,7 @@ from typing import Any
 
 from lcm_cli.errors import UsageError
 from lcm_cli.evaluation.examples import Example
-from lcm_cli.evaluation.judges import load_judge, revision, tokenized
+from lcm_cli.evaluation.pretrained import load_pretrained, revision, tokenized
 from lcm_cli.evaluation.space_cache import SharedSpace
 from lcm_cli.evaluation.systems import Prediction, System
 from lcm_cli.pipeline import prose
@@ -37,12 +37,12 @@ class Seq2Seq(System):
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return load_judge(self.model, "AutoTokenizer")
+        return load_pretrained(self.model, "AutoTokenizer")
 
     @cached_property
     def network(self) -> Any:
         """The model, in evaluation mode."""
-        return load_judge(self.model, "AutoModelForSeq2SeqLM").to(self.device).eval()
+        return load_pretrained(self.model, "AutoModelForSeq2SeqLM").to(self.device).eval()
 
     def write(
         self, examples: Sequence[Example], to: str, task: str, space: SharedSpace

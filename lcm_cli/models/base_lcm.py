@@ -19,9 +19,9 @@ from torch import Tensor
 from lcm_cli.errors import UsageError
 from lcm_cli.models.config import BaseConfig
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
+from lcm_cli.models.key_value_cache import KeyValueCache
 from lcm_cli.models.layers import (
     Frontend,
-    KeyValueCache,
     Projection,
     Transformer,
     packed_mask,

@@ -16,18 +16,10 @@ from torch import Tensor
 
 from lcm_cli import cuda_graph
 from lcm_cli.models.config import OneTowerConfig, TwoTowerConfig
-from lcm_cli.models.diffusion import (
-    Denoised,
-    DiffusionOptions,
-    Draws,
-    Predict,
-    Schedule,
-    TimestepSampling,
-    dropped_rows,
-    sample,
-)
+from lcm_cli.models.diffusion import Denoised, DiffusionOptions, Predict, Schedule, sample
+from lcm_cli.models.diffusion_training import Draws, TimestepSampling, dropped_rows
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
-from lcm_cli.models.layers import KeyValueCache
+from lcm_cli.models.key_value_cache import KeyValueCache
 from lcm_cli.models.normalizer import Normalizer
 from lcm_cli.models.retained import Retained, addresses
 

@@ -30,10 +30,10 @@ from lcm_cli.models.config import OneTowerConfig, QuantConfig
 from lcm_cli.models.diffusion import DiffusionOptions, Predict, halves, timesteps
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
+from lcm_cli.models.key_value_cache import KeyValueCache
 from lcm_cli.models.layers import (
     AddedProjection,
     Frontend,
-    KeyValueCache,
     Projection,
     TimeEmbedding,
     Transformer,

@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from lcm_cli.errors import UsageError
 from lcm_cli.models.config import QuantConfig, QuantizerConfig
 from lcm_cli.models.interface import Batch, ConceptModel, Loss, Noise, State, squared_error
-from lcm_cli.models.layers import KeyValueCache, Projection
+from lcm_cli.models.key_value_cache import KeyValueCache
+from lcm_cli.models.layers import Projection
 from lcm_cli.models.normalizer import Normalizer
 from lcm_cli.models.one_tower import SharedBackbone
 from lcm_cli.progress import Progress

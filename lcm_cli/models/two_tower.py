@@ -33,12 +33,12 @@ from lcm_cli.models.config import TransformerConfig, TwoTowerConfig
 from lcm_cli.models.diffusion import DiffusionOptions, Predict, halves, timesteps
 from lcm_cli.models.diffusion_lcm import DiffusionLCM, DiffusionState
 from lcm_cli.models.interface import Batch
+from lcm_cli.models.key_value_cache import KeyValueCache
 from lcm_cli.models.layers import (
     AddedProjection,
     Attention,
     FeedForward,
     Frontend,
-    KeyValueCache,
     Projection,
     TimeEmbedding,
     Transformer,

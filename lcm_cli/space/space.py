@@ -336,7 +336,7 @@ class Space:
     def _memory_errors(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             hint = "use a smaller --batch-tokens, or --precision float16"
             raise LcmError(f"{self.device} is out of memory", hint) from error
 

@@ -115,7 +115,7 @@ class Speech:
             try:
                 features_NLF = features_NLF.to(self.device, self._dtype)
                 return self.encoder(features_NLF, lengths_N).float().cpu()
-            except torch.OutOfMemoryError as error:
+            except torch.cuda.OutOfMemoryError as error:
                 raise LcmError(
                     f"{self.device} is out of memory", "use shorter utterances"
                 ) from error

@@ -9,15 +9,8 @@ from rounding import assert_near
 
 from lcm_cli.errors import UsageError
 from lcm_cli.models.config import DiffusionObjective, ScheduleConfig
-from lcm_cli.models.diffusion import (
-    DiffusionOptions,
-    Schedule,
-    TimestepSampling,
-    guide,
-    limit,
-    step_pairs,
-    timesteps,
-)
+from lcm_cli.models.diffusion import DiffusionOptions, Schedule, guide, limit, step_pairs, timesteps
+from lcm_cli.models.diffusion_training import TimestepSampling
 
 NAMES = ["cosine", "linear", "scaled_linear", "quadratic", "sigmoid"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lcm_cli.models.base_lcm import BaseLCM
 from lcm_cli.models.config import SquaredError
 from lcm_cli.models.interface import Batch
-from lcm_cli.models.layers import KeyValueCache
+from lcm_cli.models.key_value_cache import KeyValueCache
 from lcm_cli.training.parallel import MicroBatches, Share
 from lcm_cli.training.recipes.model import Training
 from lcm_cli.training.trainers.concept_model import ModelTrainer

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lcm_cli.models.config import DiffusionObjective, ScheduleConfig
-from lcm_cli.models.diffusion import DiffusionOptions, Schedule, TimestepSampling, timesteps
+from lcm_cli.models.diffusion import DiffusionOptions, Schedule, timesteps
+from lcm_cli.models.diffusion_training import TimestepSampling
 from lcm_cli.transfer.converters.official import official_schedule
 
 FILES = ["ddim_schedules", "ddim_steps"]

@@ -11,7 +11,7 @@ from rounding import additions, assert_near, rounding
 from torch import Tensor
 
 from lcm_cli.models.config import DiffusionObjective
-from lcm_cli.models.diffusion import Draws, official_drop
+from lcm_cli.models.diffusion_training import Draws, official_drop
 from lcm_cli.models.interface import Batch, Loss
 from lcm_cli.models.two_tower import Memory, TwoTowerLCM, after_zero, sees
 from lcm_cli.transfer.converters.official import official_config, official_state

@@ -6,15 +6,8 @@ from rounding import additions, assert_near
 from torch import nn
 
 from lcm_cli.models.config import RopeScaling, TransformerConfig
-from lcm_cli.models.layers import (
-    Attention,
-    KeyValueCache,
-    Transformer,
-    norm_layer,
-    rope,
-    rope_rates,
-    rotate,
-)
+from lcm_cli.models.key_value_cache import KeyValueCache
+from lcm_cli.models.layers import Attention, Transformer, norm_layer, rope, rope_rates, rotate
 
 DIM = 16
 

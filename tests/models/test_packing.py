@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import preset
-from lcm_cli.models.diffusion import Draws
+from lcm_cli.models.diffusion_training import Draws
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.layers import packed_mask, positions_in_documents
 from lcm_cli.training.parallel import deal

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lcm_cli.errors import IntegrityError
 from lcm_cli.models.checkpoint import build, with_added
 from lcm_cli.models.config import ScheduleConfig, preset
-from lcm_cli.models.diffusion import DiffusionOptions, Draws, Schedule, guide, step_pairs
+from lcm_cli.models.diffusion import DiffusionOptions, Schedule, guide, step_pairs
+from lcm_cli.models.diffusion_training import Draws
 from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, Noise
 from lcm_cli.models.packed import lay_out

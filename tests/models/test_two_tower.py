@@ -8,7 +8,7 @@ from rounding import additions, assert_near
 from torch import Tensor, nn
 
 from lcm_cli.models.config import DiffusionObjective, TwoTowerConfig, preset
-from lcm_cli.models.diffusion import Draws
+from lcm_cli.models.diffusion_training import Draws
 from lcm_cli.models.interface import Batch
 from lcm_cli.models.two_tower import TwoTowerLCM
 

@@ -16,7 +16,7 @@ from lcm_cli.documents import Document, SpaceInfo, open_writer
 from lcm_cli.errors import IntegrityError
 from lcm_cli.models.checkpoint import build
 from lcm_cli.models.config import preset
-from lcm_cli.models.diffusion import fragility_weights
+from lcm_cli.models.diffusion_training import fragility_weights
 from lcm_cli.models.interface import FRAGILITY, Batch
 from lcm_cli.space import load_space
 from lcm_cli.space.fragility import DRAWS, ChannelStatistics, channel_statistics, score

@@ -21,7 +21,8 @@ from lcm_cli.training.loop import Run
 from lcm_cli.training.recipes.adapter import AdapterOptions
 from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.states import read_state, states
-from lcm_cli.training.trainers.text_space import make_space_trainer, trainable
+from lcm_cli.training.trainers.space_parts import trainable
+from lcm_cli.training.trainers.text_space import make_space_trainer
 from lcm_cli.transfer.convert import convert
 from lcm_cli.transfer.export import export
 

@@ -31,26 +31,19 @@ import torch
 from lcm_cli.documents.document import SpaceInfo
 from lcm_cli.errors import IntegrityError
 from lcm_cli.models.config import BREAK_TEXT
-from lcm_cli.models.interface import PADDING, Batch
+from lcm_cli.models.interface import Batch
 from lcm_cli.schema import counted
 from lcm_cli.training.data.affixes import AffixEncoder, Encode
 from lcm_cli.training.data.columns import Column, Tokenize, wanted_columns
 from lcm_cli.training.data.index import check_same_space, scan
-from lcm_cli.training.data.packing import (
-    DocumentSet,
-    Piece,
-    cut_evenly,
-    pack,
-    wrap_length,
-)
-from lcm_cli.training.data.row_groups import ConceptLists, Ints, Sentences, join, join_values
+from lcm_cli.training.data.packing import DocumentSet, Piece, cut_evenly, pack, wrap_length
+from lcm_cli.training.data.row_groups import Ints
+from lcm_cli.training.data.rows import Row, RowGroups, batch_of, batches_by_length, no_rows, row_of
 from lcm_cli.training.data_options import DataOptions, DataSet, as_data_set
 from lcm_cli.training.parallel import MicroBatches, Share, deal
 
 # The documents to use of a row group: the numbers of the data set, the row group, the documents.
 Unit = tuple[int, int, Ints]
-# The concepts of row groups in memory, by the numbers of the data set and of the row group in it.
-RowGroups = dict[tuple[int, int], list[ConceptLists]]
 
 BUFFER_BYTES = 256 << 20  # of concepts that are shuffled together; three buffers are held
 BUFFER_BATCHES = 8  # the least number of batches in a buffer
@@ -59,29 +52,6 @@ AHEAD = 4  # batches made before they are requested
 # lengths in the parts of a batch differ, and padding grows; packed rows are all about as long.
 LEAST_ROWS, LEAST_PACKED_ROWS = 32, 4
 UNEVEN = 0.05  # how far above the mean a reader may be before a row group is divided
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a batch: the parts of each piece in it, and the length of each piece."""
-
-    pieces: list[list[Sentences]]
-    lengths: list[int]
-    source: int  # number of leading concepts that are given, not learned
-
-    @property
-    def length(self) -> int:
-        """Number of concepts."""
-        return sum(self.lengths)
-
-    @property
-    def parts(self) -> list[Sentences]:
-        """The parts of all pieces."""
-        return [part for piece in self.pieces for part in piece]
-
-    def copy(self) -> "Row":
-        """Return a copy, which does not keep the row groups in memory."""
-        return Row([[join(parts)] for parts in self.pieces], self.lengths, self.source)
 
 
 @dataclass(frozen=True)
@@ -247,8 +217,8 @@ class ConceptData:
             for group, docs in documents.by_group(own):
                 groups = {(number, group): documents.index.read(group, self._dim)}
                 pieces = documents.pieces(number, docs)
-                rows += [_row([piece], self._validation, groups).copy() for piece in pieces]
-        return list(self._by_length(rows, self._held_out_columns))
+                rows += [row_of([piece], self._validation, groups).copy() for piece in pieces]
+        return list(batches_by_length(rows, self._held_out_columns, self.options.batch_concepts))
 
     def units(self) -> list[Unit]:
         """Return all training documents, by row group and in order."""
@@ -284,21 +254,12 @@ class ConceptData:
         for number, group, docs in units:
             groups = {(number, group): self._train[number].index.read(group, self._dim)}
             pieces = self._train[number].pieces(number, docs)
-            rows += [_row([piece], self._train, groups) for piece in pieces]
-        return self._by_length(rows, [])
+            rows += [row_of([piece], self._train, groups) for piece in pieces]
+        return batches_by_length(rows, [], self.options.batch_concepts)
 
     def size(self, unit: Unit) -> int:
         """Return the number of concepts in the documents of a row group, with their affixes."""
         return int(self._train[unit[0]].lengths(unit[2]).sum())
-
-    def _by_length(self, rows: list[Row], columns: Sequence[Column]) -> Iterator[Batch]:
-        """Yield rows in batches of similar length."""
-        rows.sort(key=lambda row: row.length)
-        lengths = np.array([row.length for row in rows], dtype=np.int64)
-        count = -(-int(lengths.sum()) // max(self.options.batch_concepts, lengths.max(initial=1)))
-        for part in cut_evenly(lengths, count):
-            batch = [rows[i] for i in part]
-            yield _batch(batch, columns, sourced=any(row.source for row in batch))
 
     def close(self) -> None:
         """Stop the threads that work ahead."""
@@ -325,18 +286,13 @@ class ConceptData:
         layout = loaded.batches[place]
         own = []
         for pieces_of_rows in layout.micro_batches:
-            rows = [_row(pieces, self._train, loaded.groups) for pieces in pieces_of_rows]
+            rows = [row_of(pieces, self._train, loaded.groups) for pieces in pieces_of_rows]
             own.append(
-                _batch(rows, self._columns, layout.sourced, layout.packed)
+                batch_of(rows, self._columns, layout.sourced, layout.packed)
                 if rows
-                else self._nothing()
+                else no_rows(self._columns, self._dim)
             )
         return MicroBatches(own, torch.tensor(layout.lengths))
-
-    def _nothing(self) -> Batch:
-        """Return a row of length 0, as `Batch.rows` does for no rows."""
-        columns = {column.name: column.pad([[]], 0) for column in self._columns}
-        return Batch(torch.zeros(1, 1, self._dim), torch.tensor([0]), columns=columns).rows([])
 
     # --- epochs and shuffle buffers
 
@@ -492,43 +448,6 @@ def _layout(parts: list[list[list[Piece]]], share: Share) -> _BatchLayout:
         lengths,
         sourced=any(piece.source for row in rows for piece in row),
         packed=any(len(row) > 1 for row in rows),
-    )
-
-
-def _row(pieces: Sequence[Piece], document_sets: Sequence[DocumentSet], groups: RowGroups) -> Row:
-    parts = [
-        document_sets[piece.place[0]].sentences(piece, groups[piece.place]) for piece in pieces
-    ]
-    return Row(parts, [piece.length for piece in pieces], pieces[0].source)
-
-
-def _batch(
-    rows: Sequence[Row], columns: Sequence[Column], sourced: bool, packed: bool = False
-) -> Batch:
-    """Pad rows into a batch; with `sourced` it has sources, with `packed` segments.
-
-    Each concept is copied once, by numpy: torch would start its own threads in each of the threads
-    that work ahead.
-    """
-    longest = max(row.length for row in rows)
-    dim = rows[0].pieces[0][0].concepts_SD.shape[1]
-    x_BSD = np.zeros((len(rows), longest, dim), np.float32)
-    segments_BS = np.full((len(rows), longest), PADDING)
-    for number, row in enumerate(rows):
-        start = 0
-        for part in row.parts:
-            x_BSD[number, start : start + len(part)] = part.concepts_SD
-            start += len(part)
-        segments_BS[number, :start] = np.repeat(np.arange(len(row.lengths)), row.lengths)
-    return Batch(
-        torch.from_numpy(x_BSD),
-        torch.tensor([row.length for row in rows]),
-        torch.tensor([row.source for row in rows]) if sourced else None,
-        torch.from_numpy(segments_BS) if packed else None,
-        {
-            column.name: column.pad([join_values(row.parts, column.name) for row in rows], longest)
-            for column in columns
-        },
     )
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lcm_cli.models.config import AnyConfig, OneTowerConfig, TwoTowerConfig
-from lcm_cli.models.diffusion import Draws, Schedule, TimestepSampling, dropped_rows
+from lcm_cli.models.diffusion import Schedule
+from lcm_cli.models.diffusion_training import Draws, TimestepSampling, dropped_rows
 from lcm_cli.models.interface import Batch
 
 KEY = 16  # bytes

@@ -38,15 +38,10 @@ from lcm_cli.training.data.parallel_text import (
 from lcm_cli.training.optim import freeze, sizes
 from lcm_cli.training.recipes.space import SpaceDistillation, SpaceRecipe
 from lcm_cli.training.trainers.concept_loss import concept_losses
+from lcm_cli.training.trainers.pair_trainer import PairTrainer
 from lcm_cli.training.trainers.space_folder import copy, save_config, save_weights
-from lcm_cli.training.trainers.text_space import (
-    PairTrainer,
-    dev_lines,
-    initialize,
-    set_dropout,
-    text_set,
-    unsorted,
-)
+from lcm_cli.training.trainers.space_parts import initialize, set_dropout
+from lcm_cli.training.trainers.text_space import dev_lines, text_set, unsorted
 from lcm_cli.weights import without_content
 
 REPORT = "report.json"

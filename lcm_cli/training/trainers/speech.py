@@ -45,7 +45,7 @@ from lcm_cli.training.parallel import World
 from lcm_cli.training.recipes.speech import SpeechRecipe
 from lcm_cli.training.trainers.averaging import AveragedWeights
 from lcm_cli.training.trainers.concept_loss import concept_losses
-from lcm_cli.training.trainers.text_space import set_dropout
+from lcm_cli.training.trainers.space_parts import set_dropout
 
 SAMPLED = 3  # utterances of which a sample shows what is heard
 _LIMIT = 64  # tokens of a sample: early in training many do not end

@@ -10,7 +10,7 @@ import torch
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation.next_concept import next_concept_metrics
 from lcm_cli.models.checkpoint import load_model
-from lcm_cli.models.diffusion import Draws
+from lcm_cli.models.diffusion_training import Draws
 from lcm_cli.training.loop import Run
 from lcm_cli.training.states import states
 

@@ -18,12 +18,12 @@ from lcm_cli.training.loop import Run
 from lcm_cli.training.optim import learning_rate, orthogonalize
 from lcm_cli.training.recipes.load import load_recipe
 from lcm_cli.training.states import read_state, states
+from lcm_cli.training.trainers.space_parts import trainable
 from lcm_cli.training.trainers.text_space import (
     SpaceTrainer,
     _uncompiled,
     center,
     make_space_trainer,
-    trainable,
 )
 from lcm_cli.training.trainers.token_loss import _pure_slopes, _slopes, _TiedCrossEntropy
 from lcm_cli.transfer.convert import convert
