@@ -28,6 +28,7 @@ from lcm_cli.models.interface import Batch, ConceptModel, Loss
 from lcm_cli.models.layers import stacks
 from lcm_cli.models.sonar_llm import SonarLLM
 from lcm_cli.training.adapting import base_of, check_base, restore_trained, trained_state
+from lcm_cli.training.compiling import compile_layers
 from lcm_cli.training.estimate import flops_per_concept, matrix_weights, peak_flops
 from lcm_cli.training.optim import (
     average_decay,
@@ -458,11 +459,12 @@ def seed_everything(*numbers: int) -> None:
 
 def speed_up(model: nn.Module, options: Training) -> None:
     """Turn on activation checkpointing and compilation for each layer, as the recipe says."""
-    for layer in chain.from_iterable(stacks(model)):
-        if options.checkpointing:
+    layers = list(chain.from_iterable(stacks(model)))
+    if options.checkpointing:
+        for layer in layers:
             layer.forward = _Recomputed(layer.forward)
-        if options.compile:
-            layer.compile()
+    if options.compile:
+        compile_layers(layers, next(model.parameters()).device)
 
 
 class _Recomputed:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lcm_cli.space import load_space
 from lcm_cli.space.kernel_check import check_row_kernel
 from lcm_cli.space.transformer import Stack, row_kernel
 from lcm_cli.training.adapting import base_of, check_base, restore_trained, trained_state
+from lcm_cli.training.compiling import compile_layers
 from lcm_cli.training.data.parallel_text import Pairs, ParallelText, Room
 from lcm_cli.training.optim import (
     freeze,
@@ -190,11 +192,10 @@ class PairTrainer(ABC):
 
     def _compile(self) -> None:
         """Compile each layer, for captured steps: these always have the same shapes."""
-        for network in self.networks.values():
-            for stack in network.modules():
-                if isinstance(stack, Stack):
-                    for layer in stack.layers:
-                        layer.compile(dynamic=False)
+        modules = chain.from_iterable(network.modules() for network in self.networks.values())
+        stacks = (module for module in modules if isinstance(module, Stack))
+        layers = chain.from_iterable(stack.layers for stack in stacks)
+        compile_layers(layers, self.device, dynamic=False)
 
     def _captures(self) -> bool:
         """Return whether steps are captured: where attention within packed rows is one kernel."""
