@@ -10,6 +10,7 @@ N rows of one length.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -26,10 +27,8 @@ from lcm_cli.space import row_attention
 
 # Looked up once, here: within a compiled layer, torch.compile could not follow the import.
 _varlen_attn: Callable[..., Tensor] | None = None
-try:
+with suppress(ImportError):
     _varlen_attn = import_module("torch.nn.attention.varlen").varlen_attn  # from torch 2.10 on
-except ImportError:
-    _varlen_attn = None
 _NAMES_CAUSAL = _varlen_attn is not None and "is_causal" in signature(_varlen_attn).parameters
 
 # The first sinusoidal position. The official weights were trained with fairseq, which counts from

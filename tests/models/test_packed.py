@@ -59,23 +59,24 @@ def _changed(config: object, parts: tuple[str, ...], stack: dict[str, object]) -
     return changed
 
 
+# Random weights amplify rounding errors from step to step.
+FEW_STEPS = DiffusionOptions(steps=3)
+
+
+def _assert_generate_the_same(plain: ConceptModel, other: ConceptModel) -> None:
+    sampler, passes = (None, 1) if plain.config.architecture == "base" else (FEW_STEPS, 3)
+    options = GenerateOptions(max_concepts=4, repeat_similarity=None, sampler=sampler)
+    prompts = [torch.randn(4, DIM), torch.randn(2, DIM), torch.randn(7, DIM)]
+    wanted, found = (generate_concepts(each, prompts, options) for each in (plain, other))
+    for a, b in zip(wanted, found, strict=True):
+        assert_near(a.concepts_SD, b.concepts_SD, 4 * passes * additions(plain))
+
+
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("architecture", ["base", "two_tower", "one_tower"])
 def test_same_numbers(architecture: str, stack: dict[str, object]) -> None:
     model = _model(architecture, **stack)
-    packed = lay_out(copy.deepcopy(model), "float32")
-    # Few steps: random weights amplify rounding errors from step to step.
-    sampler, passes = (None, 1) if architecture == "base" else (DiffusionOptions(steps=3), 3)
-    options = GenerateOptions(max_concepts=4, repeat_similarity=None, sampler=sampler)
-    terms = 4 * passes * additions(model)
-    prompts = [torch.randn(4, DIM), torch.randn(2, DIM), torch.randn(7, DIM)]
-    pairs = zip(
-        generate_concepts(model, prompts, options),
-        generate_concepts(packed, prompts, options),
-        strict=True,
-    )
-    for plain, fast in pairs:
-        assert_near(plain.concepts_SD, fast.concepts_SD, terms)
+    _assert_generate_the_same(model, lay_out(copy.deepcopy(model), "float32"))
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -86,21 +87,11 @@ def test_same_numbers_in_the_layout_for_gpus(architecture: str, stack: dict[str,
     merge(merged)
     layers = [part for part in merged.modules() if isinstance(part, FoldedLayer)]
     assert len(layers) == 2 * (architecture == "two_tower")
-    sampler, passes = (None, 1) if architecture == "base" else (DiffusionOptions(steps=3), 3)
-    options = GenerateOptions(max_concepts=4, repeat_similarity=None, sampler=sampler)
-    terms = 4 * passes * additions(model)
-    prompts = [torch.randn(4, DIM), torch.randn(2, DIM), torch.randn(7, DIM)]
-    pairs = zip(
-        generate_concepts(model, prompts, options),
-        generate_concepts(merged, prompts, options),
-        strict=True,
-    )
-    for plain, fast in pairs:
-        assert_near(plain.concepts_SD, fast.concepts_SD, terms)
+    _assert_generate_the_same(model, merged)
     if architecture != "base":
         batch = Batch(torch.randn(3, 6, DIM), torch.tensor([6, 4, 5]))
-        made = [each.predict(batch, sampler, Noise([0, 1, 2])) for each in (model, merged)]
-        assert_near(made[0], made[1], passes * additions(model))
+        made = [each.predict(batch, FEW_STEPS, Noise([0, 1, 2])) for each in (model, merged)]
+        assert_near(made[0], made[1], FEW_STEPS.steps * additions(model))
 
 
 @pytest.mark.parametrize("norm", ["standard", "unit", "fp32"])

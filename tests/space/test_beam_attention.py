@@ -1,39 +1,22 @@
 """The kernels of decoding steps, interpreted on the CPU, and on a GPU."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 from beam_reference import Problem
 from row_reference import near
 from torch import nn
+from triton_kernels import needs_triton, on_gpu, run_interpreted
 
 from lcm_cli.space.kernel_check import kernels_work
 from lcm_cli.space.kernels import AlignedProjection
 from lcm_cli.space.logits import largest, log_total
 from lcm_cli.space.norms import add_norm
-from lcm_cli.space.row_attention import AVAILABLE
-
-SCRIPT = Path(__file__).with_name("interpreted_decoding.py")
-ROOT = SCRIPT.parents[2]
-
-on_gpu = pytest.mark.skipif(not AVAILABLE, reason="needs Triton and a C compiler")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@needs_triton
 def test_the_interpreted_kernels_have_the_numbers_of_the_definitions() -> None:
-    found = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
+    run_interpreted("interpreted_decoding.py")
 
 
 def test_where_the_kernels_do_not_run_a_warning_says_so() -> None:

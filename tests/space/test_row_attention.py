@@ -1,38 +1,25 @@
 """The kernels of attention within packed rows, interpreted on the CPU, and on a GPU."""
 
 import os
-import subprocess
-import sys
 import sysconfig
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from row_reference import dense, near
 from torch import Tensor
+from triton_kernels import needs_triton, on_gpu, run_interpreted
 
 from lcm_cli.space import kernel_check, row_attention, transformer
 from lcm_cli.space.encoder import EncoderConfig, EncoderLayer
-from lcm_cli.space.row_attention import AVAILABLE, attend_rows
+from lcm_cli.space.row_attention import attend_rows
 from lcm_cli.space.transformer import Packed, pack_rows
-
-SCRIPT = Path(__file__).with_name("interpreted_attention.py")
-ROOT = SCRIPT.parents[2]
-
-on_gpu = pytest.mark.skipif(not AVAILABLE, reason="needs Triton and a C compiler")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@needs_triton
 def test_the_interpreted_kernels_attend_within_rows() -> None:
-    found = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
+    run_interpreted("interpreted_attention.py")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Triton for Windows brings its own compiler")
