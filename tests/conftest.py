@@ -226,10 +226,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for start in range(0, end, size):
             time.sleep(fault.pause)
             block = body[start : min(start + size, end)]
+            # Counted before the client can have it, which may end the test.
+            self.server.sent[self.path] = self.server.sent.get(self.path, 0) + len(block)
             self.wfile.write(
                 b"%x\r\n%s\r\n" % (len(block), block) if self.server.chunked else block
             )
-            self.server.sent[self.path] = self.server.sent.get(self.path, 0) + len(block)
         if self.server.chunked and fault.cut is None:
             self.wfile.write(b"0\r\n\r\n")
         if fault.cut is not None or fault.length is not None:
@@ -272,6 +273,7 @@ def hub_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServ
         with warnings.catch_warnings():  # after an error the client leaves its connections open
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
+        gc.freeze()  # the next collection has only that test's objects to look at
 
 
 @contextmanager

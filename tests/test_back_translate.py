@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lcm_cli.training.data.parallel_text import human, read_translations
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "back_translate.py"
@@ -15,6 +17,7 @@ def run(text: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_sentences_without_a_translation_get_one(tmp_path: Path) -> None:
     lines = [
         {"eng_Latn": "The cat sleeps."},
@@ -37,6 +40,7 @@ def test_sentences_without_a_translation_get_one(tmp_path: Path) -> None:
     assert run(text, "--least", "1.1").stdout == ""
 
 
+@pytest.mark.slow
 def test_a_language_that_the_space_does_not_know_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"swh_Latn": "Habari."}\n', encoding="utf-8")
     done = run(tmp_path / "text.jsonl")

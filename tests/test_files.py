@@ -116,6 +116,7 @@ def test_a_file_that_appeared_stays_and_the_result_too(
     assert (folder / "b").read_text() == "alone"
 
 
+@pytest.mark.slow
 def test_with_force_writers_of_the_same_file_do_not_stop_each_other(folder: Path) -> None:
     errors: list[Exception] = []
 

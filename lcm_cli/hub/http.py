@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,13 +170,20 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
         raise UsageError(
             f"cannot download {url}", "an address starts with https://, http:// or file://"
         )
+    https = urllib.request.HTTPSHandler(context=_trusted())
+    return urllib.request.build_opener(_Redirects, https)
+
+
+@cache  # reading the certificates takes some 30 ms
+def _trusted() -> ssl.SSLContext:
+    """Return a context with the system's certificates, or certifi's if there are none."""
     context = ssl.create_default_context()
     if not context.get_ca_certs():  # python.org's macOS builds lack the system's certificates
         with suppress(ImportError):
             import certifi
 
             context.load_verify_locations(certifi.where())
-    return urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=context))
+    return context
 
 
 def _length(headers: Any) -> int | None:

@@ -248,6 +248,7 @@ def test_cost_of_rounding_a_space(lcm: Run, random_space: Path, tmp_path: Path) 
     assert lcm("checkpoints", "verify", tmp_path / "int8").stdout.count("ok ") == 3
 
 
+@pytest.mark.slow
 def test_a_decoder_that_rounding_spoils_is_reported(lcm: Run, tmp_path: Path) -> None:
     convert("tiny", tmp_path / "s", "float32")
     path = tmp_path / "s" / "decoder.safetensors"

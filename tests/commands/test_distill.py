@@ -59,7 +59,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["base", pytest.param("two_tower", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["base", "two_tower"])
 def test_student_and_twin_are_trained_and_compared(
     lcm: Run, made: Path, tmp_path: Path, kind: str
 ) -> None:

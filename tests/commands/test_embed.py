@@ -238,6 +238,7 @@ OFTEN_SAVED = SMALL_SHARDS.replace(
 )
 
 
+@pytest.mark.slow
 def test_killed_within_a_shard_it_goes_on(
     road: Run,
     random_space: Path,

@@ -212,6 +212,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_share_resumes_exactly(
     road: Run,
     random_space: Path,

@@ -68,6 +68,7 @@ def test_every_kind_of_model_continues_a_story(
     assert found["version"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_from_int8(
     lcm: Run, models: Path, story: Path, tmp_path: Path, kind: str

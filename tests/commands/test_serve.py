@@ -46,9 +46,8 @@ def post(url, body, **headers):
         return json.load(answer)
 
 
-@pytest.mark.parametrize(
-    "sign", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_a_signal(start, sign):
     process, url = start(LCM_API_KEY="secret")
     body = {"q": "It is cold.", "target": "de", "api_key": "secret"}

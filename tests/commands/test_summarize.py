@@ -228,8 +228,8 @@ def test_cite_is_honest_about_what_is_far(lcm: Run, taught: Any) -> None:
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        ("empty", "the model stopped at once"),
-        ("repetition", "the model repeats itself"),
+        pytest.param("empty", "the model stopped at once", marks=pytest.mark.slow),
+        pytest.param("repetition", "the model repeats itself", marks=pytest.mark.slow),
         ("unrelated", "the model's answer is not about the text"),
     ],
 )

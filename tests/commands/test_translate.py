@@ -28,9 +28,8 @@ def test_prints_just_the_text(lcm: Run) -> None:
     assert (done.code, done.stdout, done.stderr) == (0, f"{text}\n", "")
 
 
-@pytest.mark.parametrize(
-    "command", ["translate", pytest.param("summarize", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["translate", "summarize"])
 def test_the_bundled_space_in_int8(lcm: Run, tmp_path: Path, story: Path, command: str) -> None:
     """End to end, the text is that of a space with the same numbers in float32."""
     found = []

@@ -37,6 +37,7 @@ def folder(request, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_model_is_evaluated_beside_baselines(lcm, folder, random_space):
     call = ("evaluate", folder, "copy-last", "lead-2", "--task", "next-concept", "--task")
     call = (*call, "summarize", "--data", DATA, "--limit", "1", "--length", "2", "--json")

@@ -20,6 +20,7 @@ def test_chrf_of_equal_and_of_foreign_text():
     assert chrf(["xyz"], ["The cat sleeps."]) == 0
 
 
+@pytest.mark.slow
 def test_noise_lowers_the_score_and_the_same_seed_repeats_it():
     space = load_space("tiny", device="cpu")
     lines = [

@@ -67,7 +67,9 @@ def _compare(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("lengths", [(5,), (3, 3), (5, 2, 7)])
+@pytest.mark.parametrize(
+    "lengths", [*(pytest.param(each, marks=pytest.mark.slow) for each in ((5,), (3, 3))), (5, 2, 7)]
+)
 def test_graphs_give_the_numbers_of_the_plain_path(
     kind: str, sampler: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

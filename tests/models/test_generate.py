@@ -137,6 +137,7 @@ def test_the_end_concept_stops(base: BaseLCM, prompts: list[Tensor]) -> None:
         assert (len(made.concepts_SD), made.reason) == (place, "end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rerank", [None, "document", "step"])
 @pytest.mark.parametrize("rule", ["end", "repetition"])
 @pytest.mark.parametrize("least", [1, 3])
@@ -258,6 +259,7 @@ def test_concepts_are_reported_as_they_are_generated(
             assert torch.equal(torch.stack(told[number]), continuation.concepts_SD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rerank", ["step", "document"])
 def test_candidates_by_likelihood(model: ConceptModel, prompts: list[Tensor], rerank: str) -> None:
     options = _with(_sampled(model), candidates=3, rerank=rerank)
@@ -340,6 +342,7 @@ def test_watching_the_denoising_steps(prompts: list[Tensor], base: BaseLCM) -> N
         generate_concepts(base, prompts, ON, watch=print)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["x0", "epsilon", "v"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 5, 20, 100])

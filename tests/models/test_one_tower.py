@@ -130,6 +130,7 @@ class _Fixed(Noise):
         return start.expand(2, *shape)
 
 
+@pytest.mark.slow
 def test_it_learns(model: OneTowerLCM) -> None:
     objective = DiffusionObjective(condition_dropping=0.1)
     model.config = dataclasses.replace(model.config, objective=objective)

@@ -191,6 +191,7 @@ def test_generation_needs_a_model(client):
     }
 
 
+@pytest.mark.slow
 def test_a_model_summarizes_and_generates(serve, taught):
     text = " ".join(taught.stories["cat"])
     with serve(model=str(taught.folder)) as server, httpx.Client(base_url=server.url) as client:

@@ -74,6 +74,7 @@ def test_decodings_share_batches_by_language_and_equal_those_alone(space, shared
     assert jobs == len(wanted) and 2 <= batches < jobs
 
 
+@pytest.mark.slow
 def test_long_calls_are_cut_into_jobs_and_joined(space, shared):
     many = [f"{n}: {SENTENCES[n % 6]}" for n in range(300)]
     many[290] = "the cat and the dog " * 60  # over the token limit

@@ -108,6 +108,7 @@ def test_too_many_requests(serve):
         assert client.post("/translate", json=CAT).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_time_limit(serve):
     with serve(seconds=0.3) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         text = " ".join(f"The cat number {n} sleeps in the garden." for n in range(300))
@@ -209,6 +210,7 @@ def test_a_client_that_leaves(server, client):
     assert client.post("/translate", json=CAT).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_server_that_loads_and_stops(space, running):
     may_load = threading.Event()
 

@@ -124,6 +124,7 @@ def assert_same(
 LIMITS = [2, 12, 5, 20, 7, 40, 3, 9, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_graphs")
 @pytest.mark.parametrize(
     "options",

@@ -162,6 +162,7 @@ def test_decoder_logits(models, tokenizers):
     assert_near(found, expected, additions(decoder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beam", [1, 5])
 @pytest.mark.parametrize("max_tokens", [4, 40])
 @pytest.mark.parametrize("packed", [False, True])

@@ -281,6 +281,7 @@ def assert_uses(layer, stored, name):
     assert (used - numbers).abs().max() < 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_weights_from_int8_have_the_requested_dtype(tiny, tmp_path, dtype):
     convert("tiny", tmp_path / "int8", "int8")
@@ -298,6 +299,7 @@ def test_weights_from_int8_have_the_requested_dtype(tiny, tmp_path, dtype):
 MATRIX = "encoder.layers.0.ffn.inner_proj.weight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "scales", "message"),
     [

@@ -166,6 +166,7 @@ def test_batch_statistics_exclude_padding():
     assert norm.running_var.max() < 10
 
 
+@pytest.mark.slow
 def test_training_reaches_every_parameter_and_fits(network):
     torch.manual_seed(0)
     network = SpeechEncoder(network.config).train()

@@ -101,6 +101,7 @@ def test_libraries_are_imported_only_when_needed():
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.slow
 def test_the_unpacked_tables_give_the_same_numbers(cache):
     """They are kept in the cache folder; a damaged or unwritable copy is not used."""
     load = load_identifier.__wrapped__

@@ -170,7 +170,7 @@ def test_only_the_adapters_of_a_model_train(of_model, tmp_path):
     assert all(".lora_" in name for name in read_state(tmp_path / "run")[0]["trainer"]["model"])
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("ema", [0.0, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_adapters(space_recipe, tmp_path, ema):
     changes = (f"train.ema={ema}", "adapter.dropout=0.1")
     _, whole = space_adapter(space_recipe, tmp_path / "whole", *changes)
@@ -186,6 +186,7 @@ def test_a_resumed_run_ends_with_the_same_adapters(space_recipe, tmp_path, ema):
     assert (folder / "space" / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_a_model_ends_with_the_same_adapters(of_model, tmp_path):
     changes = ('train.optimizer="muon"',)
     assert Run(of_model(tmp_path / "whole", *changes), tmp_path / "whole").train()
@@ -245,6 +246,7 @@ def test_a_loaded_adapter_computes_what_the_trained_network_does(space_recipe, t
         assert not torch.allclose(base[0].eval()(rows), ours[0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_computes_what_the_trained_one_does(of_model, tmp_path):
     trainer = of_model(tmp_path / "run")
     assert Run(trainer, tmp_path / "run").train()
@@ -294,6 +296,7 @@ def test_convert_merges(adapter, tmp_path, store):
         assert (weights[1][name] - tensor).abs().max() <= step * tensor.abs().max(), name
 
 
+@pytest.mark.slow
 def test_convert_merges_models(of_model, tmp_path):
     assert Run(of_model(tmp_path / "run"), tmp_path / "run").train()
     convert(str(tmp_path / "run" / "model"), tmp_path / "merged")

@@ -33,6 +33,7 @@ def test_curves_are_read_from_the_log(run):
     assert curves["loss"] == ([20, 40], [3.0, 2.0]) and curves["eval.l2"] == ([20], [0.3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_runs_are_drawn_side_by_side(run, tmp_path, suffix):
     target = tmp_path / f"curves.{suffix}"

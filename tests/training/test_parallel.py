@@ -31,12 +31,11 @@ def scores(folder):
     ("architecture", "parallel"),
     [
         ("base", "ddp"),
-        ("one_tower", "fsdp"),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
             for each in (
                 *(("two_tower", "ddp"), ("sonar_llm", "ddp")),
-                *(("two_tower", "fsdp"), ("sonar_llm", "fsdp")),
+                *(("one_tower", "fsdp"), ("two_tower", "fsdp"), ("sonar_llm", "fsdp")),
             )
         ),
     ],
@@ -70,6 +69,7 @@ def compare_processes(run, recipe, tmp_path, *changes):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_adapters_that_one_does(run, write_recipe, tmp_path):
     recipe, errors, base = write_recipe("base"), tmp_path / "errors", tmp_path / "base"
     assert run("train", recipe, *COMMON, "-o", base, errors=errors) == 0, errors.read_text()
@@ -206,14 +206,15 @@ def logged(folder):
     return [record for record in map(json.loads, lines) if "loss" in record]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "parallel", "weights_of_parts"),
     [
         # A part without weight in the first step, and frozen parameters, must not stop DDP.
         ("base", "ddp", {"own": "{start=0.0,end=1.0}"}),
-        pytest.param("two_tower", "fsdp", {}, marks=pytest.mark.slow),
+        ("two_tower", "fsdp", {}),
         # Without these losses the head has no gradient.
-        pytest.param("base", "ddp", {"own": 0.0, "prediction": 0.0}, marks=pytest.mark.slow),
+        ("base", "ddp", {"own": 0.0, "prediction": 0.0}),
     ],
 )
 def test_two_processes_distill_what_one_does(
@@ -272,6 +273,7 @@ def test_a_distillation_goes_on(run, taught, tmp_path, architecture, parallel, o
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_processes_capture_and_learn_together(run, taught, tmp_path):
     common, errors = taught("two_tower", "--set", "distill.hidden=0.0"), tmp_path / "errors"
     captured = ("--set", f"distill.capture={tmp_path}/teacher", "--set", "distill.compare=false")

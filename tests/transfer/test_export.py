@@ -135,6 +135,7 @@ def card(folder, space, path):
     return path
 
 
+@pytest.mark.slow
 def test_pulled_back_it_is_the_same_space(cache, tiny, exported, tmp_path):
     folder = pull(resolve(str(card(exported, tiny, tmp_path / "back.toml"))).plan()).path
     back = load_space(str(folder), device="cpu", precision="float32")

@@ -186,6 +186,7 @@ def test_wrong_checksum_in_the_card(card, official, tmp_path):
     assert cards.list_pulled() == []
 
 
+@pytest.mark.slow
 def test_source_that_changed_since_the_first_pull(cache, card, official, server):
     run(card)
     shutil.rmtree(cache / "spaces" / "small")

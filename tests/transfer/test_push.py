@@ -213,7 +213,13 @@ def test_without_a_token(account, model, monkeypatch):
     assert "hf auth login" in caught.value.hint
 
 
-@pytest.mark.parametrize("part", ["/upload/", "/commit/", "/preupload/"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "/upload/",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("/commit/", "/preupload/")),
+    ],
+)
 def test_failed_upload_leaves_nothing_partial(account, model, part):
     push.push(str(model), "org/model", licence="MIT")
     before = published(account, "org/model")

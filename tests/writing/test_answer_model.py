@@ -122,6 +122,7 @@ def test_a_very_long_document_comes_to_an_end(space: Space, summarizer: AnswerMo
         assert answer.shape[1] == space.dim and len(answer) <= most
 
 
+@pytest.mark.slow
 def test_documents_do_not_change_each_other(
     taught: Any, space: Space, summarizer: AnswerModel
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_space_without_a_model_cannot_expand(random_space: Any) -> None:
         expand(Document("a", lang="en", sentences=["Yes."]), other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["two_tower", "one_tower", "quant", "sonar_llm"])
 def test_models_that_know_nothing_are_refused(kind: str, space: Space, taught: Any) -> None:
     torch.manual_seed(1)

@@ -25,6 +25,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", list(READERS))
 @pytest.mark.parametrize("unit", UNITS)
 def test_repeated_syntax_takes_linear_time(reader, unit):

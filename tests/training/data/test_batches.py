@@ -313,7 +313,8 @@ def counted_reads(path: str, share: Share, **options: Any) -> tuple[list[Batch],
     return batches, total, groups
 
 
-@pytest.mark.parametrize("packing", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
 def test_a_process_reads_its_own_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:

@@ -125,6 +125,7 @@ def test_outputs_are_those_of_the_live_teacher(lesson, architecture, store):
         assert ((found_ND - expected_ND).abs() <= (step + near) * largest_N1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", SMALLER)
 def test_a_captured_teacher_is_worth_a_live_one(lesson, architecture):
     draws = () if architecture in ("base", "sonar_llm") else ("distill.draws=2",)
@@ -350,6 +351,7 @@ def command(run, lesson, files, tmp_path) -> Callable[..., int]:
     return call
 
 
+@pytest.mark.slow
 def test_a_killed_capture_continues(command):
     folder, expected = command.folder, command.expected
     first = folder / min(expected)
@@ -361,6 +363,7 @@ def test_a_killed_capture_continues(command):
     assert content(folder) == expected and first.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [(), ("--shard", "0/1")])
 def test_processes_share_a_capture_or_repeat_it(command, tmp_path, shard):
     assert command(*shard, processes=2) == 0, (tmp_path / "errors").read_text()

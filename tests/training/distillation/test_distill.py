@@ -77,11 +77,8 @@ def train(trainer, steps: int):
     return record
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    ["base", "two_tower"]
-    + [pytest.param(each, marks=pytest.mark.slow) for each in ("one_tower", "quant", "sonar_llm")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["base", "one_tower", "two_tower", "quant", "sonar_llm"])
 def test_a_student_comes_closer_with_a_teacher_than_without(lesson, architecture):
     quick = ("train.learning_rate=3e-3", "train.warmup=0", "distill.own=0.0", "train.steps=60")
     made = lesson(*quick, architecture=architecture)
@@ -161,6 +158,7 @@ def test_the_cosine_is_that_of_raw_concepts(lesson):
     assert_near(far, ((mine - theirs) ** 2).sum(-1), terms=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["base", "one_tower", "two_tower", "quant"])
 def test_a_model_agrees_with_itself(lesson, teacher, architecture):
     """With the same noise, timesteps and codebooks, a model and its copy have distance 0."""
@@ -179,6 +177,7 @@ def test_a_model_agrees_with_itself(lesson, teacher, architecture):
         assert parts["prediction"] < 1e-5 and parts["hidden"] < 1e-5
 
 
+@pytest.mark.slow
 def test_only_the_own_loss_is_ordinary_training(lesson):
     """The parts add up with their weights, and draws are those of ordinary training."""
     made = lesson("distill.prediction=0.0", "distill.hidden=1e-30", architecture="two_tower")
@@ -252,6 +251,7 @@ SCHEDULED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "changes"), [("base", SCHEDULED), ("two_tower", ("distill.hidden=1.0",))]
 )

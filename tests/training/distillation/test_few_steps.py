@@ -47,9 +47,8 @@ def lesson(start, taught, tmp_path, model_recipe):
     return make
 
 
-@pytest.mark.parametrize(
-    "architecture", ["two_tower", pytest.param("one_tower", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["one_tower", "two_tower"])
 def test_a_distilled_sampler_beats_the_undistilled_one_at_equal_steps(
     lesson, tmp_path, architecture
 ):

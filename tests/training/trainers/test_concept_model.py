@@ -35,12 +35,20 @@ def log_of(folder):
 
 @pytest.mark.parametrize(
     ("architecture", "changes"),
-    [(name, ()) for name in ARCHITECTURES if name != "quant"]
-    + [("quant", ('model.flavour="continuous"',)), ("base", ('train.optimizer="muon"',))]
+    [("base", ())]
     + [
-        pytest.param("quant", ('space="tiny"',), marks=pytest.mark.slow)
-    ]  # its codes say little in a few dimensions
-    + [pytest.param(name, FLOW, marks=pytest.mark.slow) for name in ("one_tower", "two_tower")],
+        pytest.param(*each, marks=pytest.mark.slow)
+        for each in (
+            ("base", ('train.optimizer="muon"',)),
+            ("two_tower", ()),
+            ("one_tower", ()),
+            ("one_tower", FLOW),
+            ("two_tower", FLOW),
+            ("quant", ('model.flavour="continuous"',)),
+            ("quant", ('space="tiny"',)),  # its codes say little in a few dimensions
+            ("sonar_llm", ()),
+        )
+    ],
 )
 def test_every_model_learns(start, tmp_path, architecture, changes):
     steps = ("train.steps=80", "train.warmup=0", "train.learning_rate=3e-3", "train.eval_every=80")
@@ -59,10 +67,8 @@ def test_every_model_learns(start, tmp_path, architecture, changes):
     assert log_of(tmp_path) == records
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    ["base", *(pytest.param(a, marks=pytest.mark.slow) for a in ("two_tower", "quant"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["base", "two_tower", "quant"])
 def test_a_resumed_run_is_the_uninterrupted_one(start, tmp_path, architecture):
     extra = ("train.ema=0.9", "train.accumulate=2", "train.eval_every=7")
     whole = start(tmp_path / "whole", *extra, architecture=architecture)
@@ -144,6 +150,7 @@ def test_weights_of_noise_levels_do_not_depend_on_accumulate(start, tmp_path, we
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_lower_precision_trains(start, tmp_path, architecture, precision):
@@ -245,6 +252,7 @@ def test_an_exploding_loss_is_noticed(start, tmp_path):
         trainer.train_step()
 
 
+@pytest.mark.slow
 def test_finetuning_goes_on_from_a_run(start, tmp_path):
     first = start(tmp_path / "first", architecture="two_tower")
     train(first, tmp_path / "first")

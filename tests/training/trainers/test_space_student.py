@@ -83,6 +83,7 @@ def test_frozen_embeddings_stay_the_teachers(recipe):
         begin(recipe, 'train.freeze=["encoder.*"]')
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_concepts_of_its_teacher(recipe, random_space, tmp_path):
     teacher = load_space(str(random_space), device="cpu")
     wanted = teacher.encode(ENGLISH, "eng_Latn").concepts
@@ -123,6 +124,7 @@ def test_a_language_is_added_from_pairs(recipe, random_space, tmp_path):
     assert after.decode(wanted[:1], ["eng_Latn", "fin_Latn"])["fin_Latn"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path):
     changes = ("train.dropout=0.1", "train.ema=0.9")
     whole = begin(recipe, *changes)

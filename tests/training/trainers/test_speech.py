@@ -95,6 +95,7 @@ def test_it_learns_a_few_clips_by_heart(recipe, tmp_path):
     assert [best[0].text for best in heard] == ["The dog sleeps."] * 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(recipe, tmp_path):
     whole = begin(recipe, tmp_path / "whole")
     assert Run(whole, tmp_path / "whole").train()

@@ -225,7 +225,8 @@ def test_centring_changes_no_text(recipe, tmp_path):
     assert_near(after, before, terms)
 
 
-@pytest.mark.parametrize("stopped_at", [7, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped_at", [7, 10])
 def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
     changes = ("train.dropout=0.1", "train.ema=0.9")
     whole = begin(recipe, tmp_path / "whole", *changes)
@@ -253,7 +254,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(recipe, tmp_path, stopped_at):
         assert torch.equal(average, same)
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGKILL", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
 def test_a_stopped_process_goes_on(recipe, run, tmp_path, how):
     folder, errors = tmp_path / "run", tmp_path / "errors"
     steps = ("--set", "train.steps=60", "--set", "train.save_every=10")

@@ -91,6 +91,7 @@ def plainly(space: Space, concept_D: torch.Tensor, sentence: Sequence[int]) -> t
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [4096, 20, 1])
 def test_it_is_the_cross_entropy_through_the_decoder(
     space: Space, monkeypatch: pytest.MonkeyPatch, together: int
@@ -214,7 +215,8 @@ def test_a_decoder_from_int8(random_space: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision(start, precision: str) -> None:
     full, half = start(), start(f'train.precision="{precision}"')
     assert half.train_step()["loss"] == pytest.approx(full.train_step()["loss"], rel=0.02)
