@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import lcm_cli
 
@@ -28,6 +29,21 @@ def test_everything_public_exists() -> None:
     assert set(lcm_cli.__all__) <= set(dir(lcm_cli))
     with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
         _ = lcm_cli.nosuch
+
+
+def test_the_pinned_versions_suit_the_package_and_its_build() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {pin.name: pin.specifier for pin in map(Requirement, filter(_is_pin, lines))}
+    project = PYPROJECT["project"]
+    wanted = [*PYPROJECT["build-system"]["requires"], *project["dependencies"]]
+    wanted += [each for extra in project["optional-dependencies"].values() for each in extra]
+    for requirement in map(Requirement, wanted):
+        for pin in pins.get(requirement.name, ()):
+            assert requirement.specifier.contains(pin.version), requirement
+
+
+def _is_pin(line: str) -> bool:
+    return not line.startswith("#")
 
 
 @pytest.mark.network  # pip fetches the build backend
