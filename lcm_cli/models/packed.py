@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcm_cli.errors import UsageError
-from lcm_cli.int8 import Int8Linear
+from lcm_cli.int8 import Int8Linear, unchecked
 from lcm_cli.models.folded import FoldedLayer, can_fold
 from lcm_cli.models.layers import (
     Attention,
@@ -72,10 +72,11 @@ class HalfLinear(nn.Module):
         super().__init__()
         # The operator holds weights in a layout of its own, and adds the bias.
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        self.product = unchecked(torch.ops.quantized.linear_dynamic_fp16)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., I) to (..., O)."""
-        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        y: Tensor = self.product(x, self.packed)
         return y
 
 
