@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from lcm_cli.documents.formats.audio import RATE, Samples
+from lcm_cli.documents.recording import RATE, Samples
 from lcm_cli.speech.utterances import LONGEST, PAUSE, WINDOW, Cutter, load_detector
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lcm_cli.documents.formats.audio import Recording
     from lcm_cli.documents.formats.skeleton import Passage, Skeleton
     from lcm_cli.documents.formats.written import TextForm
+    from lcm_cli.documents.recording import Recording
 
 Concepts: TypeAlias = "NDArray[np.floating[Any]]"  # a string, since numpy is imported lazily
 Scores: TypeAlias = "NDArray[np.float32]"

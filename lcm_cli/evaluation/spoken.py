@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lcm_cli.documents import read
-from lcm_cli.documents.formats.audio import RATE
+from lcm_cli.documents.recording import RATE
 from lcm_cli.errors import IntegrityError, LcmError, NotFoundError, UsageError
 from lcm_cli.evaluation import metrics
 from lcm_cli.evaluation.examples import Example

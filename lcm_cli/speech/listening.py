@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lcm_cli.documents.formats.audio import RATE, Recording
+from lcm_cli.documents.recording import RATE, Recording
 from lcm_cli.errors import IntegrityError
 from lcm_cli.progress import Progress
 from lcm_cli.speech.speech import Speech

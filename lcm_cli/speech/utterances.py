@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lcm_cli.documents.formats.audio import RATE, Samples
+from lcm_cli.documents.recording import RATE, Samples
 from lcm_cli.errors import UsageError
 
 LONGEST = 30.0  # seconds of an utterance, at most

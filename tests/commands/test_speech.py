@@ -17,7 +17,7 @@ import torch
 
 from lcm_cli.commands import _road
 from lcm_cli.documents import Document, read_concepts, writing
-from lcm_cli.documents.formats.audio import RATE
+from lcm_cli.documents.recording import RATE
 from lcm_cli.evaluation.spoken import nearest_text
 from lcm_cli.speech.config import SpeechConfig, SpeechShapes
 from lcm_cli.speech.encoder import SpeechEncoder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lcm_cli.documents import read
-from lcm_cli.documents.formats.audio import RATE
+from lcm_cli.documents.recording import RATE
 from lcm_cli.errors import IntegrityError, UsageError
 
 soundfile = pytest.importorskip("soundfile")

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lcm_cli.documents.formats.audio import RATE
+from lcm_cli.documents.recording import RATE
 from lcm_cli.errors import UsageError
 from lcm_cli.speech import utterances as module
 from lcm_cli.speech.utterances import LONGEST, WINDOW, Cutter, utterances

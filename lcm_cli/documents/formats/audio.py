@@ -1,7 +1,4 @@
-"""Recordings: audio files in any format that libsndfile reads, as mono samples at 16 kHz.
-
-Samples are read and resampled block by block: ten hours of audio need no more memory than a minute.
-"""
+"""Audio files: a document whose text is still to be heard."""
 
 from __future__ import annotations
 
@@ -9,64 +6,19 @@ import os
 import re
 import tempfile
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from shutil import copyfileobj
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+from typing import BinaryIO, cast
 
 from lcm_cli.documents.document import Document
 from lcm_cli.documents.kinds import Source
-from lcm_cli.errors import IntegrityError, UsageError
+from lcm_cli.documents.recording import Recording, cut_off, opened
+from lcm_cli.errors import IntegrityError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-Samples: TypeAlias = "NDArray[np.float32]"  # a string, since numpy is imported lazily
-RATE = 16_000  # samples per second
 _HUGE = 0x7F000000  # bytes
 _XING = re.compile(rb"(?:Xing|Info)(.{4})(.{4})(.{4})", re.DOTALL)
 _XING_EXACT = 0.99  # encoders count the header's own frame and trailing tags differently
-_BLOCK = 10  # seconds that are read at a time
-_CONVERT = "convert it: ffmpeg -i FILE NEW.wav"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """An audio file that was opened and checked; `seconds` is its duration by its header."""
-
-    name: str  # for messages
-    file: Path | BinaryIO
-    seconds: float
-
-    def blocks(self) -> Iterator[Samples]:
-        """Yield the samples, float32 (S,) at 16 kHz, channels averaged, in consecutive blocks.
-
-        Raises IntegrityError for a damaged file, one that ends early, and samples that are not
-        finite.
-        """
-        import numpy as np
-
-        with _opened(self.file, self.name) as sound:
-            resample = _resampler(sound.samplerate)
-            frames = 0
-            for block in _frames(sound):
-                mono = block.mean(axis=1)
-                if not np.isfinite(mono).all():
-                    first = frames + int(np.argmin(np.isfinite(mono)))
-                    raise IntegrityError(
-                        f"{self.name} has samples that are not finite, from"
-                        f" {first / sound.samplerate:.2f} s on",
-                        "decode or record it again",
-                    )
-                frames += len(mono)
-                yield resample(mono, last=False)
-            # The length of an MP3 file without a Xing header is an estimate.
-            if frames < sound.frames and sound.format != "MP3":
-                raise _cut_off(self.name, frames / sound.samplerate, self.seconds)
-            yield resample(np.zeros(0, np.float32), last=True)
 
 
 def read_recording(file: BinaryIO, source: Source) -> Document:
@@ -76,27 +28,18 @@ def read_recording(file: BinaryIO, source: Source) -> Document:
     for audio are missing.
     """
     place = _seekable(file, source)
-    with _opened(place, source.name) as sound:
+    with opened(place, source.name) as sound:
         seconds = sound.frames / sound.samplerate
         kept = _kept(place, sound.format)
     if not seconds:
         raise IntegrityError(f"{source.name} has no samples in it", "record it again")
     if kept < 1:
         whole = seconds if sound.format == "MP3" else seconds / kept
-        raise _cut_off(source.name, whole * kept, whole)
+        raise cut_off(source.name, whole * kept, whole)
     recording = Recording(source.name, place, seconds)
     if not isinstance(place, Path):
         weakref.finalize(recording, place.close)
     return Document(source.id, origin=source.name, recording=recording)
-
-
-def _frames(sound: Any) -> Iterator[NDArray[np.float32]]:
-    """Yield the frames of an open file in blocks (S, channels).
-
-    `SoundFile.blocks` trusts the announced length: past the actual end it repeats old samples.
-    """
-    while len(block := sound.read(_BLOCK * sound.samplerate, dtype="float32", always_2d=True)):
-        yield block
 
 
 def _seekable(file: BinaryIO, source: Source) -> Path | BinaryIO:
@@ -147,47 +90,3 @@ def _mpeg_size(file: BinaryIO) -> int:
         return 0
     flags, frames, count = (int.from_bytes(group) for group in found.groups())
     return start + (count if flags & 1 else frames) if flags & 2 else 0
-
-
-@contextmanager
-def _opened(file: Path | BinaryIO, name: str) -> Iterator[Any]:
-    """Open a file with libsndfile. Raises as `read_recording` does."""
-    try:
-        import soundfile
-    except ModuleNotFoundError as error:
-        if error.name != "soundfile":
-            raise
-        raise _missing("soundfile") from error
-    if not isinstance(file, Path):
-        file.seek(0)
-    try:
-        with soundfile.SoundFile(file) as sound:
-            yield sound
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.rstrip(".") or "it is damaged or cut off"
-        raise IntegrityError(f"{name} cannot be decoded: {reason}", _CONVERT) from error
-
-
-def _resampler(rate: int) -> Any:
-    """Return a function that takes blocks of samples, and returns those at 16 kHz so far."""
-    if rate == RATE:
-        return lambda samples, last: samples
-    try:
-        import soxr
-    except ModuleNotFoundError as error:
-        if error.name != "soxr":
-            raise
-        raise _missing("soxr") from error
-    return soxr.ResampleStream(rate, RATE, 1, dtype="float32").resample_chunk
-
-
-def _missing(package: str) -> UsageError:
-    return UsageError(
-        f"reading audio needs the package {package}", "install it: pip install 'lcm-cli[speech]'"
-    )
-
-
-def _cut_off(name: str, seconds: float, announced: float) -> IntegrityError:
-    return IntegrityError(
-        f"{name} is cut off: it has {seconds:.1f} of {announced:.1f} s", "copy or record it again"
-    )

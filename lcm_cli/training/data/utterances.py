@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcm_cli.documents.formats.audio import Recording, Samples
+from lcm_cli.documents.recording import Recording, Samples
 from lcm_cli.errors import IntegrityError
 from lcm_cli.files import atomic_path, make_folder, not_there
 from lcm_cli.progress import StartJob, no_progress
