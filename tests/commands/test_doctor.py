@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     """Install packages for child processes: packages(torch="source of the package", ...)."""
     folder = tmp_path / "packages"
     folder.mkdir()
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{tmp_path}")
+    monkeypatch.syspath_prepend(str(tmp_path))
 
     def install(**sources: str) -> None:
         for name, source in sources.items():
             (folder / f"{name}.py").write_text(source)
 
-    about = folder / "sonar_space-0.5.0.dist-info"
+    # Where this process finds it, too: it reports the version.
+    about = tmp_path / "sonar_space-0.5.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: sonar-space\nVersion: 0.5.0\n")
     install(torch=TORCH, sonar="")
