@@ -96,6 +96,7 @@ def test_a_stopped_run_goes_on(lcm: Run, made: Path, tmp_path: Path) -> None:
     assert [row.split()[0] for row in rows] == ["teacher", "student", "alone"]
 
 
+@pytest.mark.slow
 def test_learning_from_captured_predictions(lcm: Run, made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "teacher"
     named = (

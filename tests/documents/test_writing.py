@@ -167,6 +167,7 @@ def test_files_record_their_space(tmp_path):
     assert schema.field("concepts").type == pa.list_(pa.list_(pa.float32(), 4))
 
 
+@pytest.mark.slow
 def test_row_groups_are_of_bounded_size(tmp_path):
     path, dim = tmp_path / "a.parquet", 4096
     rows = GROUP_BYTES // (2 * dim) * 2 // 3  # so that two documents, as float16, fill a group

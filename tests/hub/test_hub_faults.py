@@ -268,8 +268,9 @@ def child():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as Unix does")
-@pytest.mark.parametrize("after", [1, pytest.param(23 << 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("after", [1, 23 << 20])
 def test_killed(hub, monkeypatch, after):
     """Blocks of 10 MB written before the kill are not fetched again."""
     large = os.urandom(1 << 20) * 25
@@ -294,6 +295,7 @@ def test_killed(hub, monkeypatch, after):
     assert kept >= after // (10 << 20) * (10 << 20) - (10 << 20)
 
 
+@pytest.mark.slow
 def test_three_at_once(hub):
     hub.fail(LFS, Fault(pause=0.02))
     processes = [child() for _ in range(3)]

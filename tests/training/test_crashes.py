@@ -68,6 +68,7 @@ def test_killed_again_and_again_a_run_ends_the_same(run, write_recipe, tmp_path,
     assert not list((tmp_path / "run").rglob("*.part*"))  # unfinished files are removed
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_the_last_state(run, write_recipe, tmp_path):
     recipe, errors = write_recipe("base"), tmp_path / "errors"
     common = ("train", recipe, "--device", "cpu", "-o", tmp_path / "run")

@@ -58,6 +58,7 @@ def test_what_cannot_be_drawn(run, tmp_path):
         plot([run], tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_the_command_draws(lcm, run, tmp_path):
     result = lcm("plot", run, "-o", tmp_path / "a.png", "--json")
     assert result.code == 0 and json.loads(result.stdout)["panels"][0] == "loss"

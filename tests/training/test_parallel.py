@@ -124,9 +124,8 @@ def test_fsdp_with_muon_and_scaled_losses(
     )
 
 
-@pytest.mark.parametrize(
-    ("parallel", "others"), [("ddp", 1), pytest.param("fsdp", 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("parallel", "others"), [("ddp", 1), ("fsdp", 3)])
 def test_a_run_goes_on_in_another_number_of_processes(
     run, write_recipe, tmp_path, parallel, others
 ):

@@ -96,6 +96,7 @@ def test_pairs_stand_in_one_line_in_two_languages_if_there_are_two(found, seed, 
     assert not (pairs.swap_N2 & ~pairs.aligned_N[:, None]).any()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(lines, st.integers(0, 9))
 def test_rows_are_the_sentences_with_and_without_room(found, seed):

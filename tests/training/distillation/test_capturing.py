@@ -370,6 +370,7 @@ def test_processes_share_a_capture_or_repeat_it(command, tmp_path, shard):
     assert content(command.folder) == command.expected and len(command.expected) == 1 + SHARDS
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_whole_shards(command, tmp_path):
     smallest, *_, largest = sorted(map(len, command.expected.values()))
     assert command(limit=(smallest + largest) // 2) == 1
