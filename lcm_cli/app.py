@@ -51,6 +51,7 @@ _STYLE: dict[str, Any] = {
 INTERRUPTED = 130  # a shell's exit code for a program stopped by Ctrl-C
 # Each of them decides how long OpenMP's idle threads spin before they sleep.
 SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPINS = "5000"  # well under a millisecond; docs/benchmarks.md compares it with other numbers
 REPEATED = 0.5  # seconds; a closing terminal sends SIGHUP twice within less
 
 
@@ -112,13 +113,14 @@ def on_signals(handle: Callable[[int], None], *names: str) -> Iterator[None]:
 
 
 def _let_idle_threads_sleep() -> None:
-    """Choose OpenMP's passive waiting, unless the user has chosen; torch must not be loaded yet.
+    """Let OpenMP's idle threads sleep soon, unless the user has chosen; torch must not be loaded.
 
     Threads that spin occupy a processor, and if other programs need it, the thread that they wait
-    for gets its turn only after milliseconds, in every operation (docs/install.md).
+    for gets its turn only after milliseconds, in every operation (docs/install.md). Threads that
+    sleep at once wake too late for the next operation, which GNU's runtime can avoid.
     """
     if not any(name in os.environ for name in SPINNING):
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPINS}
 
 
 def _stop(number: int) -> None:
