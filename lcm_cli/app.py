@@ -113,11 +113,11 @@ def on_signals(handle: Callable[[int], None], *names: str) -> Iterator[None]:
 
 
 def _let_idle_threads_sleep() -> None:
-    """Let OpenMP's idle threads sleep soon, unless the user has chosen; torch must not be loaded.
+    """Let OpenMP's idle threads sleep soon, unless the user has chosen; torch is not loaded yet.
 
     Threads that spin occupy a processor, and if other programs need it, the thread that they wait
     for gets its turn only after milliseconds, in every operation (docs/install.md). Threads that
-    sleep at once wake too late for the next operation, which GNU's runtime can avoid.
+    sleep at once wake too late for the next operation; GNU's runtime can let them spin briefly.
     """
     if not any(name in os.environ for name in SPINNING):
         os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPINS}
