@@ -76,11 +76,16 @@ class BaseLCM(ConceptModel):
         self.postnet = Projection(config.model_dim, config.concept_dim, config.output_activation)
 
     def forward(
-        self, x_BSD: Tensor, cache: KeyValueCache | None = None, segments_BS: Tensor | None = None
+        self,
+        x_BSD: Tensor,
+        cache: KeyValueCache | None = None,
+        segments_BS: Tensor | None = None,
+        last_B: Tensor | None = None,
     ) -> Tensor:
         """Map normalized concepts (B, S, D) to the normalized prediction after each, (B, S, D).
 
-        With a `cache`, the concepts follow those it holds; call `cache.advance` to keep them.
+        With a `cache`, the concepts follow those it holds; call `cache.advance` to keep them. If it
+        is empty, `last_B` is the only concept of each row after which one is predicted, (B, 1, D).
         `segments_BS` numbers the documents of packed rows.
         """
         count, mask = x_BSD.shape[1], None
@@ -89,7 +94,7 @@ class BaseLCM(ConceptModel):
             positions = cache.positions(count)
         elif segments_BS is not None:
             positions, mask = positions_in_documents(segments_BS), packed_mask(segments_BS)
-        h_BSM = self.lcm(self.frontend(x_BSD, positions), positions, mask, cache)
+        h_BSM = self.lcm(self.frontend(x_BSD, positions), positions, mask, cache, last_B)
         return self.postnet(h_BSM)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Loss:
@@ -127,11 +132,10 @@ class BaseLCM(ConceptModel):
         """Read the prompts in one pass; see ConceptModel.begin."""
         rows = len(prompts.lengths_B)
         cache = KeyValueCache(self.config.transformer.layers, rows, capacity, self.device)
-        means_BSD = self(self.normalized(prompts.concepts_BSD), cache)
+        last_B = prompts.lengths_B - 1  # padding is on the right
+        means_BSD = self(self.normalized(prompts.concepts_BSD), cache, last_B=last_B)
         cache.advance(prompts.lengths_B)
-        rows_B = torch.arange(rows, device=self.device)
-        # Padding is on the right: the prediction after each row's own last concept.
-        return BaseState(options, cache, means_BSD[rows_B, prompts.lengths_B - 1].float())
+        return BaseState(options, cache, means_BSD[:, 0].float())
 
     @torch.inference_mode()
     def next(self, state: BaseState, noise: Noise) -> Tensor:

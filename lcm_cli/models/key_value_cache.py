@@ -65,11 +65,13 @@ class KeyValueCache:
         return steps + self._used if self._even else self.lengths_B[:, None] + steps
 
     def mask(self, count: int) -> Tensor | None:
-        """Return the keys that the next `count` concepts see, (B or 1, 1, S, K); None: all.
+        """Return the keys that the next `count` concepts see, (B or 1, 1, S, K).
 
-        This mask is True or, after `fix`, 0 where a key is seen.
+        None: those up to itself, as in causal attention. This mask is True or, after `fix`, 0 where
+        a key is seen.
         """
-        if self._even and count == 1:
+        empty = self._used == 0 and not self._fixed
+        if empty or (self._even and count == 1):
             return None
         keys = torch.arange(self._end(count), device=self.lengths_B.device)
         visible = keys <= self.positions(count)[..., None]

@@ -8,6 +8,7 @@ up to rounding:
     gate, inner           of SwiGLU, which share their input
     output_proj v_proj    of denoiser positions, which see only themselves: one map of half the size
     norm, modulator       the norm's weight is a factor of AdaLN's scale
+    norm, map             or of the columns of the map that reads it
 
 On GPUs, where every operation is a kernel that has its own cost, the layers of a denoiser become
 those of `folded`. On CPUs every linear map is then stored for the fastest product of its precision:
@@ -62,6 +63,7 @@ COARSE = 2.0**-10  # relative error of a matrix from which float16 is not used; 
 TRIAL = (1536, 512)  # outputs and inputs of the matrices that kernels are compared with
 TRIAL_LAYERS = 3  # enough that none stays in the innermost caches
 TRIAL_ROWS = (2, 8)  # one document with guidance, eight without
+TRIAL_ROUNDS = 6
 WORTH = 0.9  # share of float32's time from which float16 is used
 
 
@@ -106,44 +108,42 @@ def half(weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 @cache
-def _seconds(make: MakeLinear) -> list[float]:
-    """Return the time of a few products for each of TRIAL_ROWS: the least, since load only adds."""
-    layers = [make(torch.ones(TRIAL), torch.zeros(TRIAL[0])) for _ in range(TRIAL_LAYERS)]
-    found = []
-    for rows in TRIAL_ROWS:
-        x, taken = torch.ones(rows, TRIAL[1]), []
-        for _ in range(6):
-            start = time.perf_counter()
-            for layer in layers:
-                layer(x)
-            taken.append(time.perf_counter() - start)
-        found.append(min(taken))
-    return found
-
-
 @torch.inference_mode()
-def relative_time(make: MakeLinear) -> float:
-    """Return the time of a kernel's products relative to torch's own, averaged over row counts."""
-    pairs = list(zip(_seconds(make), _seconds(PlainLinear), strict=True))
-    return sum(own / plain for own, plain in pairs) / len(pairs)
+def relative_times() -> dict[MakeLinear, float]:
+    """Return the time of each kernel's products relative to torch's own layout.
+
+    The mean over TRIAL_ROWS of the shortest times, since load only adds to them. Kernels take
+    turns, so that a busy moment does not slow one of them alone.
+    """
+    makes: list[MakeLinear] = [PlainLinear]
+    if can_pack(nn.Linear(1, 1)):
+        makes.append(packed)
+    if torch.backends.quantized.engine in ("x86", "fbgemm"):  # others only simulate float16
+        makes.append(half)
+    weight, bias = torch.ones(TRIAL), torch.zeros(TRIAL[0])
+    layers = {make: [make(weight, bias) for _ in range(TRIAL_LAYERS)] for make in makes}
+    ratios: dict[MakeLinear, float] = dict.fromkeys(makes, 0.0)
+    for rows in TRIAL_ROWS:
+        x, least = torch.ones(rows, TRIAL[1]), dict.fromkeys(makes, float("inf"))
+        for make in makes * TRIAL_ROUNDS:
+            start = time.perf_counter()
+            for layer in layers[make]:
+                layer(x)
+            least[make] = min(least[make], time.perf_counter() - start)
+        for make in makes:
+            ratios[make] += least[make] / least[PlainLinear] / len(TRIAL_ROWS)
+    return ratios
 
 
-@cache
 def fastest_float32() -> MakeLinear:
     """Return the faster of the float32 layouts on this processor, by a short measurement."""
-    if not can_pack(nn.Linear(1, 1)):
-        return PlainLinear
-    return packed if relative_time(packed) < 1 else PlainLinear
+    return packed if relative_times().get(packed, 1.0) < 1.0 else PlainLinear
 
 
-@cache
 def fastest() -> MakeLinear:
     """Return the fastest layout with float32 inputs and sums, by a short measurement."""
-    float32 = fastest_float32()
-    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
-        return float32  # elsewhere, the operator only simulates float16
-    best = relative_time(float32) if float32 is packed else 1.0
-    return half if relative_time(half) < WORTH * best else float32
+    float32, ratios = fastest_float32(), relative_times()
+    return half if ratios.get(half, 1.0) < WORTH * ratios[float32] else float32
 
 
 class RootMeanSquareNorm(nn.Module):
@@ -154,6 +154,11 @@ class RootMeanSquareNorm(nn.Module):
     def __init__(self, part: nn.RMSNorm) -> None:
         super().__init__()
         self.register_buffer("least", torch.tensor((part.weight.numel() * (part.eps or 0)) ** 0.5))
+
+    @staticmethod
+    def missing(part: nn.RMSNorm) -> Tensor:
+        """Return what RMSNorm multiplies this norm by, (M,)."""
+        return part.weight * part.weight.numel() ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (..., M)."""
@@ -171,7 +176,7 @@ class PackedModulator(nn.Module):
         # original adds to each of them becomes part of its bias.
         scales = zip(weight.chunk(9)[1::3], bias.chunk(9)[1::3], norms, strict=True)
         for weight_MM, bias_M, norm in scales:  # views, changed in place
-            factor_M = norm.weight * len(bias_M) ** 0.5
+            factor_M = RootMeanSquareNorm.missing(norm)
             weight_MM *= factor_M[:, None]
             bias_M.add_(1).mul_(factor_M)
         page_out(part.fc.weight)
@@ -184,12 +189,15 @@ class PackedModulator(nn.Module):
 
 
 class PackedAttention(Attention):
-    """Self-attention with a single product for queries, keys and values."""
+    """Self-attention with a single product for queries, keys and values.
 
-    def __init__(self, part: Attention, make: MakeLinear) -> None:
+    Its input is multiplied by `factor_M`.
+    """
+
+    def __init__(self, part: Attention, make: MakeLinear, factor_M: Tensor | None = None) -> None:
         nn.Module.__init__(self)
         self.heads, self.kv_heads, self.dropout = part.heads, part.kv_heads, part.dropout
-        self.qkv_proj = joined(make, part.q_proj, part.k_proj, part.v_proj)
+        self.qkv_proj = joined(make, part.q_proj, part.k_proj, part.v_proj, factor_M=factor_M)
         self.output_proj = part.output_proj
 
     def project(self, x_BSM: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,12 +230,12 @@ class SelfOnlyAttention(nn.Module):
 
 
 class PackedFeedForward(nn.Module):
-    """SwiGLU with a single product for gate and inner."""
+    """SwiGLU with a single product for gate and inner; its input is multiplied by `factor_M`."""
 
-    def __init__(self, part: FeedForward, make: MakeLinear) -> None:
+    def __init__(self, part: FeedForward, make: MakeLinear, factor_M: Tensor | None = None) -> None:
         super().__init__()
         assert part.gate_proj is not None
-        self.gate_inner_proj = joined(make, part.gate_proj, part.inner_proj)
+        self.gate_inner_proj = joined(make, part.gate_proj, part.inner_proj, factor_M=factor_M)
         self.output_proj = part.output_proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -237,9 +245,14 @@ class PackedFeedForward(nn.Module):
         return y
 
 
-def joined(make: MakeLinear, *layers: nn.Linear) -> nn.Module:
-    """Return one linear map that computes the outputs of all `layers`, side by side."""
+def joined(make: MakeLinear, *layers: nn.Linear, factor_M: Tensor | None = None) -> nn.Module:
+    """Return one linear map that computes the outputs of all `layers`, side by side.
+
+    It multiplies its input by `factor_M`.
+    """
     weight = torch.cat([layer.weight for layer in layers])
+    if factor_M is not None:
+        weight *= factor_M
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     for layer in layers:
         page_out(layer.weight)
@@ -253,6 +266,7 @@ class Kernels:
     inner: MakeLinear
     sensitive: MakeLinear  # first and last maps, feed-forward outputs, modulators
     dtype: torch.dtype | None = torch.float32  # of everything else; None: as it is
+    norms: bool = True  # whether norms are merged; GPUs have a fused kernel for them
 
     @classmethod
     def of(cls, precision: str) -> "Kernels":
@@ -308,7 +322,7 @@ def merge(module: nn.Module) -> None:
         if isinstance(part, DenoiserLayer) and can_fold(part):
             setattr(module, name, FoldedLayer(part))
         elif isinstance(part, Block):
-            _merge(part, Kernels(PlainLinear, PlainLinear, None))
+            _merge(part, Kernels(PlainLinear, PlainLinear, None, norms=False))
         else:
             merge(part)
 
@@ -338,12 +352,29 @@ def _merge(layer: DenoiserLayer | Block, kernels: Kernels) -> None:
         layer.self_attn = SelfOnlyAttention(layer.self_attn, make)  # type: ignore[assignment]
         _merge_norms(layer, kernels.sensitive)
     elif isinstance(layer.self_attn.q_layer_norm, nn.Identity):
-        layer.self_attn = PackedAttention(layer.self_attn, make)
+        factor_M = _take_norm(layer, "self_attn_layer_norm") if kernels.norms else None
+        layer.self_attn = PackedAttention(layer.self_attn, make, factor_M)
     if layer.ffn.gate_proj is not None:
-        layer.ffn = PackedFeedForward(layer.ffn, make)  # type: ignore[assignment]
+        factor_M = _take_norm(layer, "ffn_layer_norm") if kernels.norms else None
+        layer.ffn = PackedFeedForward(layer.ffn, make, factor_M)  # type: ignore[assignment]
+
+
+def _take_norm(layer: DenoiserLayer | Block, name: str) -> Tensor | None:
+    """Replace an RMSNorm before a map by one without weight; return the factor for the map.
+
+    None if the map reads something else, such as a modulated or another norm.
+    """
+    norm = getattr(layer, name)
+    if isinstance(layer, DenoiserLayer) or layer.order == "post":
+        return None
+    if not isinstance(norm, nn.RMSNorm):
+        return None
+    setattr(layer, name, RootMeanSquareNorm(norm))
+    return RootMeanSquareNorm.missing(norm)
 
 
 def _merge_norms(layer: DenoiserLayer, make: MakeLinear) -> None:
+    """Merge the norms of a layer with its modulator."""
     names = ("self_attn_layer_norm", "cross_attention_layer_norm", "ffn_layer_norm")
     norms = [getattr(layer, name) for name in names]
     if not all(isinstance(norm, nn.RMSNorm) for norm in norms):

@@ -7,7 +7,15 @@ from torch import nn
 
 from lcm_cli.models.config import RopeScaling, TransformerConfig
 from lcm_cli.models.key_value_cache import KeyValueCache
-from lcm_cli.models.layers import Attention, Transformer, norm_layer, rope, rope_rates, rotate
+from lcm_cli.models.layers import (
+    Attention,
+    Transformer,
+    norm_layer,
+    real_factors,
+    rope,
+    rope_rates,
+    rotate,
+)
 
 DIM = 16
 
@@ -40,6 +48,21 @@ def test_cached_rows_equal_whole_ones(stack: Transformer, lengths: list[int]) ->
         if step == 1:
             rows = [2, 0]
             cache.keep(torch.tensor(rows))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [5, 1, 3]])
+def test_only_the_last_output_of_each_row(stack: Transformer, lengths: list[int]) -> None:
+    """The cache is then that of a whole pass, and so is what follows."""
+    x, last_B = torch.randn(3, 6, DIM), torch.tensor(lengths) - 1
+    whole, rows = stack(x), torch.arange(3)
+    cache = KeyValueCache(2, rows=3, capacity=6)
+    out = stack(x[:, : max(lengths)], cache=cache, last_B=last_B)
+    assert out.shape == (3, 1, DIM)
+    assert_near(out[:, 0], whole[rows, last_B], additions(stack))
+    cache.advance(last_B + 1)
+    following = stack(x[rows, last_B + 1][:, None], cache=cache)
+    assert_near(following[:, 0], whole[rows, last_B + 1], additions(stack))
 
 
 @torch.inference_mode()
@@ -80,6 +103,16 @@ def test_rotation_keeps_angles_between_positions() -> None:
     # The rounding error of an angle grows with its position.
     size = farthest * float(q.norm() * k.norm())
     assert_near(torch.stack(scores), scores[0].expand(3), terms=8, size=size)
+
+
+def test_rotation_by_real_factors_is_that_of_complex_numbers() -> None:
+    positions, rates = torch.arange(5), rope_rates(8, 10_000.0)
+    x = torch.randn(2, 5, 3 * 8).view(2, 5, 3, 8).transpose(1, 2)
+    turned = rotate(x, rope(positions, rates))
+    assert_near(rotate(x, real_factors(positions[:, None] * rates)), turned, terms=2)
+    half = rotate(x.bfloat16(), rope(positions, rates))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), turned, atol=0.02, rtol=0.02)
 
 
 def test_llama_scaling_slows_only_low_frequencies() -> None:

@@ -21,10 +21,14 @@ from lcm_cli.models.packed import (
     PackedAttention,
     PackedFeedForward,
     PackedModulator,
+    PlainLinear,
+    RootMeanSquareNorm,
     SelfOnlyAttention,
+    fastest,
     half,
     lay_out,
     merge,
+    packed,
 )
 
 DIM = 16
@@ -33,6 +37,8 @@ STACKS = [
     {"kv_heads": 1, "head_dim": 6},
     {"qk_norm": True},
     {"gated": False},
+    {"norm_order": "post"},
+    {"norm_order": "normformer"},
     {"bias": False, "output_bias": False, "qkv_weight_norm": True, "positions": "sine"},
 ]
 
@@ -45,6 +51,8 @@ def _model(architecture: str, **stack: object) -> ConceptModel:
     for name, parameter in model.named_parameters():
         if "modulator" in name or name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
+        elif "norm" in name and "weight" in name:
+            nn.init.uniform_(parameter, 0.5, 1.5)
     assert isinstance(model, ConceptModel)
     return model.eval()
 
@@ -54,7 +62,7 @@ def _changed(config: object, parts: tuple[str, ...], stack: dict[str, object]) -
     for part in parts:
         given = dict(vars(getattr(config, part))) | stack
         if part == "denoiser":
-            given["positions"] = "none"
+            given |= {"positions": "none", "norm_order": "pre"}
         changed[part] = TransformerConfig(**given)
     return changed
 
@@ -159,6 +167,39 @@ def test_products_are_merged_where_possible() -> None:
     normed = _kinds(lay_out(_model("base", qk_norm=True)))
     assert PackedFeedForward in normed and PackedAttention not in normed
     assert nn.Dropout not in merged | normed
+
+
+def test_norms_give_their_weights_to_the_maps_that_read_them() -> None:
+    block = lay_out(_model("base")).lcm.layers[0]
+    assert isinstance(block.self_attn_layer_norm, RootMeanSquareNorm)
+    assert isinstance(block.ffn_layer_norm, RootMeanSquareNorm)
+    # After the map, or read by several maps.
+    block = lay_out(_model("base", norm_order="post", qk_norm=True)).lcm.layers[0]
+    assert RootMeanSquareNorm not in _kinds(block)
+    # GPUs have a kernel for whole norms.
+    model = _model("base")
+    merge(model)
+    assert RootMeanSquareNorm not in _kinds(model)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "chosen"),
+    [
+        ({}, PlainLinear),
+        ({packed: 1.1}, PlainLinear),
+        ({packed: 0.8}, packed),
+        ({packed: 0.8, half: 0.79}, packed),
+        ({packed: 0.8, half: 0.6}, half),
+        ({packed: 1.2, half: 0.95}, PlainLinear),
+        ({half: 0.5}, half),
+    ],
+)
+def test_the_fastest_kernel(
+    ratios: dict[object, float], chosen: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16 must be clearly faster than the better float32 layout."""
+    monkeypatch.setattr("lcm_cli.models.packed.relative_times", lambda: {PlainLinear: 1.0} | ratios)
+    assert fastest() is chosen
 
 
 def test_unknown_precisions() -> None:
