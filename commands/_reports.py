@@ -123,10 +123,14 @@ def _model(report: dict[str, Any]) -> Lines:
     weights = f", weights {report['fingerprint']}" if report["fingerprint"] else ""
     yield "space", (report["space"] or "unknown") + weights
     yield "width of a concept", f"{report['dim']}"
+    if report["layers"]:
+        yield "layers", f"{_pairs(report['layers'])}; of width {report['model_dim']}"
     if report["max_length"]:
         yield "longest document", f"{report['max_length']:,} concepts"
         settings = (f"{key} {value}" for key, value in report["normalizer"].items() if value)
         yield "normalizer", ", ".join(settings)
+    if report["sampling"]:
+        yield "sampling", "steps {steps}, guidance {guidance:g}".format_map(report["sampling"])
     for task, prompt in report["prompts"].items():
         yield f"prompt to {task}", prompt
     if report["end_text"]:

@@ -7,6 +7,7 @@ finds outside its arguments must stay where it is, and nothing in it may wait fo
 """
 
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
@@ -24,7 +25,7 @@ class Captured:
 
     Every call has the effect of a real one. Arguments must have the same shapes in each; the output
     is a copy. The function runs in warm-up so that libraries allocate their buffers before capture.
-    If it cannot be captured, it is called as it is.
+    If it cannot be captured, it is called as it is, after a warning.
     """
 
     def __init__(self, function: Callable[..., Tensor], warm_up: int = 1) -> None:
@@ -59,6 +60,7 @@ class Captured:
 
     def _give_up(self, error: RuntimeError) -> None:
         self._plain, self._inputs = True, ()
+        _warn(error)
 
 
 class Repeated(Generic[Result]):
@@ -66,7 +68,8 @@ class Repeated(Generic[Result]):
 
     The first time prepares libraries for capture. The work has no arguments: it reads tensors that
     stay where they are, and the next call overwrites its result. If it cannot be captured, it is
-    done as it is. Calls raise torch.cuda.OutOfMemoryError if there is no memory for the graph.
+    done as it is, after a warning. Calls raise torch.cuda.OutOfMemoryError if there is no memory
+    for the graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -95,8 +98,13 @@ class Repeated(Generic[Result]):
             self._captured = record(work, self._device, shared_pool(self._device))
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except RuntimeError as error:
             self._plain = True
+            _warn(error)
+
+
+def _warn(error: RuntimeError) -> None:
+    warnings.warn(f"slower, without a CUDA graph: {error}", stacklevel=2)
 
 
 def available(device: torch.device) -> bool:

@@ -227,9 +227,8 @@ def map_file(file: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(file))
     except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(
-            f"{file} is damaged: {error}", "it may be truncated: pull or copy it again"
-        ) from error
+        hint = "it may be truncated: pull or copy it again, or reinstall lcm if it came with lcm"
+        raise IntegrityError(f"{file} is damaged: {error}", hint) from error
 
 
 def _join_int8(name: str, numbers: Tensor, scales: Tensor | None, file: Path) -> Int8Matrix:

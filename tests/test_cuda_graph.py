@@ -61,7 +61,8 @@ def test_what_cannot_be_captured_is_called_plainly_on_a_gpu() -> None:
             raise RuntimeError("not in a graph")
         return counter(x, y)
 
-    _check(Captured(refuses), counter, "cuda")
+    with pytest.warns(UserWarning, match="without a CUDA graph: not in a graph"):
+        _check(Captured(refuses), counter, "cuda")
     assert counter.runs == 6
 
 
@@ -83,7 +84,8 @@ def test_where_capture_fails_the_function_is_called(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(cuda_graph, "record", fail)
     counter = Counter()
-    _check(Captured(counter), counter)
+    with pytest.warns(UserWarning, match="without a CUDA graph: operation not permitted"):
+        _check(Captured(counter), counter)
     assert counter.runs == 6
     step = CapturedStep(lambda x, y, z: x)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)

@@ -41,7 +41,7 @@ def fetch_page(url: str) -> tuple[bytes, Kind]:
     import urllib.error
     import urllib.request
 
-    from lcm_cli.hub.http import offline
+    from lcm_cli.hub.http import offline, trusted
 
     if offline():
         hint = "run it without --offline and HF_HUB_OFFLINE"
@@ -49,7 +49,7 @@ def fetch_page(url: str) -> tuple[bytes, Kind]:
     headers = {"User-Agent": f"lcm/{__version__}", "Accept": "text/html,*/*;q=0.5"}
     try:
         request = urllib.request.Request(url, headers=headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        with urllib.request.urlopen(request, timeout=TIMEOUT, context=trusted()) as response:
             data: bytes = response.read(LARGEST + 1)
             if len(data) <= LARGEST and response.length:  # read(n) does not report a short body
                 raise http.client.IncompleteRead(data, response.length)

@@ -170,12 +170,12 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
         raise UsageError(
             f"cannot download {url}", "an address starts with https://, http:// or file://"
         )
-    https = urllib.request.HTTPSHandler(context=_trusted())
+    https = urllib.request.HTTPSHandler(context=trusted())
     return urllib.request.build_opener(_Redirects, https)
 
 
 @cache  # reading the certificates takes some 30 ms
-def _trusted() -> ssl.SSLContext:
+def trusted() -> ssl.SSLContext:
     """Return a context with the system's certificates, or certifi's if there are none."""
     context = ssl.create_default_context()
     if not context.get_ca_certs():  # python.org's macOS builds lack the system's certificates

@@ -171,11 +171,27 @@ def test_model(lcm, tmp_path):
     assert rows["kind"] == "model, base"
     assert rows["space"] == "tiny, weights 0123456789abcdef"
     assert rows["normalizer"] == "method gaussian_robust, spread quartiles"
+    assert rows["layers"] == f"transformer {model.config.transformer.layers}; of width 64"
+    assert "sampling" not in rows
     report = json.loads(lcm("inspect", tmp_path / "m", "--json").stdout)
     assert report["parameters"] == sum(t.numel() for t in model.state_dict().values())
     assert (report["kind"], report["dim"], report["prompts"]) == ("model", 16, {"expand": "More:"})
     (tmp_path / "m" / "model.safetensors").unlink()
     assert lcm("inspect", tmp_path / "m").code == 3
+
+
+def test_a_model_that_denoises(lcm, report, tmp_path):
+    """Both towers, and the sampling that the model was distilled for."""
+    from lcm_cli.models.checkpoint import build, save
+    from lcm_cli.models.config import SamplingConfig, preset
+
+    sampling = SamplingConfig(steps=4, guidance=1.0)
+    save(build(preset("two_tower", "nano", concept_dim=16, sampling=sampling)), tmp_path / "m")
+    lines = lcm("inspect", tmp_path / "m").stdout.splitlines()
+    shown = dict(line.split(maxsplit=1) for line in lines)
+    assert shown["layers"] == "contextualizer 2, denoiser 2; of width 64"
+    assert shown["sampling"] == "steps 4, guidance 1"
+    assert report(tmp_path / "m")["sampling"] == {"steps": 4, "guidance": 1.0}
 
 
 def test_a_model_in_several_files(lcm, report, tmp_path):
