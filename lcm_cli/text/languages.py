@@ -107,17 +107,19 @@ def search_languages(query: str) -> list[Language]:
     hits = [
         one
         for one in _ALL.values()
-        if any(part in fold(key) for key in (*_keys(one), one.script_name))
+        if any(part in _fold_name(key) for key in (*_keys(one), one.script_name))
     ]
     return sorted(hits, key=lambda one: one.code not in exact) or [_ALL[code] for code in exact]
 
 
-@cache
 def fold(text: str) -> str:
     """Return `text` without case, accents, punctuation and special letters: "Māori " -> "maori"."""
     plain = unicodedata.normalize("NFKD", text.casefold()).translate(_PLAIN)
     bare = "".join(c if _counts(c) else " " for c in plain if not unicodedata.combining(c))
     return " ".join(bare.split())
+
+
+_fold_name = cache(fold)  # only for names in the table: what users write has no end
 
 
 def _counts(character: str) -> bool:
@@ -161,7 +163,7 @@ def _keys(one: Language) -> Iterator[str]:
 def _index() -> Mapping[str, list[str]]:
     index: dict[str, list[str]] = {}
     for one in _ALL.values():
-        for key in dict.fromkeys(fold(name) for name in _keys(one)):
+        for key in dict.fromkeys(map(_fold_name, _keys(one))):
             index.setdefault(key, []).append(one.code)
     return index
 

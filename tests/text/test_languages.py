@@ -1,6 +1,9 @@
 """The language table and its lookup."""
 
+import gc
 import importlib.util
+import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -154,6 +157,22 @@ def test_fold():
     assert fold("Māori ") == "maori" and fold("Fɔngbè") == "fongbe"
     assert fold("İngilizce") == "ingilizce" and fold("zh_TW") == "zh tw"
     assert fold("मराठी") != fold("मराठ")  # vowel signs count as letters
+
+
+class Query(str):
+    """A text whose end can be seen."""
+
+
+@pytest.mark.parametrize("look_up", [find_language, search_languages])
+def test_queries_are_not_kept(look_up):
+    """A server would otherwise fill its memory with them."""
+    query = Query("no such language " * 10)
+    alive = weakref.ref(query)
+    with suppress(NotFoundError):
+        look_up(query)
+    del query
+    gc.collect()
+    assert alive() is None
 
 
 def test_search():
