@@ -30,9 +30,9 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "selu": F.selu,
     "softsign": F.softsign,
 }
-# Of channel pairs: complex numbers (..., S, W / 2), or the real factors of each channel and of its
-# pair partner, (..., S, W) each.
-Rotation = Tensor | tuple[Tensor, Tensor]
+# Of channel pairs: the factors of each channel and of its pair partner, (..., S, W) each, or
+# complex numbers (..., S, W / 2).
+Rotation = tuple[Tensor, Tensor] | Tensor
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True, weight_norm: bool = False) -> nn.Linear:
@@ -100,20 +100,22 @@ def rope_rates(
 
 
 def rope(positions: Tensor, rates: Tensor) -> Rotation:
-    """Return the factors that `rotate` needs at `positions` (...)."""
-    # In float32: half precision cannot tell neighbouring positions apart far into a document.
-    angles = positions[..., None].float() * rates
-    # A complex product takes a tenth of the time on CPUs; torch.compile has none for GPUs.
-    if angles.device.type == "cpu":
-        return torch.polar(torch.ones_like(angles), angles)
-    return real_factors(angles)
-
-
-def real_factors(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rotation by `angles` (..., W / 2) as real factors."""
+    """Return what `rotate` needs at `positions` (...): two tensors (..., W)."""
+    angles = _angles(positions, rates)
     cos, sin = angles.cos(), angles.sin()
     # A pair (a, b) becomes (a cos - b sin, b cos + a sin).
     return torch.stack((cos, cos), dim=-1).flatten(-2), torch.stack((-sin, sin), dim=-1).flatten(-2)
+
+
+def complex_rope(positions: Tensor, rates: Tensor) -> Rotation:
+    """Return the same as `rope`, as complex numbers (..., W / 2)."""
+    angles = _angles(positions, rates)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _angles(positions: Tensor, rates: Tensor) -> Tensor:
+    # In float32: half precision cannot tell neighbouring positions apart far into a document.
+    return positions[..., None].float() * rates
 
 
 def rotate(x_BHSW: Tensor, rotation: Rotation) -> Tensor:
@@ -325,6 +327,8 @@ class Transformer(nn.Module):
         self.config = config
         self.width = config.width(dim)
         self.layers = nn.ModuleList(Block(dim, config) for _ in range(config.layers))
+        # Complex products take a tenth of the time on CPUs, but torch.compile has none.
+        self.rope: Callable[[Tensor, Tensor], Rotation] = rope
         self.layer_norm = norm_layer(config.norm, dim) if config.final_norm else nn.Identity()
         self.dropout = nn.Dropout(config.final_dropout)
 
@@ -337,7 +341,7 @@ class Transformer(nn.Module):
             return None
         theta, scaling = self.config.rope_theta, self.config.rope_scaling
         rates = rope_rates(self.width, theta, scaling, str(positions.device))
-        return rope(positions if positions.dim() == 1 else positions[:, None], rates)
+        return self.rope(positions if positions.dim() == 1 else positions[:, None], rates)
 
     def forward(
         self,

@@ -46,6 +46,8 @@ from lcm_cli.models.layers import (
     Projection,
     Rotation,
     TimeEmbedding,
+    Transformer,
+    complex_rope,
     rotate,
     split_heads,
 )
@@ -333,6 +335,8 @@ def _store(module: nn.Module, kernels: Kernels) -> None:
         if kernels.dtype is not None:
             module.to(kernels.dtype)
         _merge(module, kernels)
+    if isinstance(module, Transformer):
+        module.rope = complex_rope
     ends = isinstance(module, Projection | Frontend | FeedForward | PackedFeedForward)
     for name, part in list(module.named_children()):
         if isinstance(part, nn.Dropout):

@@ -10,8 +10,8 @@ from lcm_cli.models.key_value_cache import KeyValueCache
 from lcm_cli.models.layers import (
     Attention,
     Transformer,
+    complex_rope,
     norm_layer,
-    real_factors,
     rope,
     rope_rates,
     rotate,
@@ -105,14 +105,15 @@ def test_rotation_keeps_angles_between_positions() -> None:
     assert_near(torch.stack(scores), scores[0].expand(3), terms=8, size=size)
 
 
-def test_rotation_by_real_factors_is_that_of_complex_numbers() -> None:
+def test_rotation_by_complex_numbers_is_that_of_real_factors() -> None:
     positions, rates = torch.arange(5), rope_rates(8, 10_000.0)
     x = torch.randn(2, 5, 3 * 8).view(2, 5, 3, 8).transpose(1, 2)
     turned = rotate(x, rope(positions, rates))
-    assert_near(rotate(x, real_factors(positions[:, None] * rates)), turned, terms=2)
-    half = rotate(x.bfloat16(), rope(positions, rates))
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), turned, atol=0.02, rtol=0.02)
+    assert_near(rotate(x, complex_rope(positions, rates)), turned, terms=2)
+    for turns in (rope(positions, rates), complex_rope(positions, rates)):
+        half = rotate(x.bfloat16(), turns)
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), turned, atol=0.02, rtol=0.02)
 
 
 def test_llama_scaling_slows_only_low_frequencies() -> None:

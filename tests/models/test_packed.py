@@ -15,6 +15,7 @@ from lcm_cli.models.diffusion import DiffusionOptions
 from lcm_cli.models.folded import FoldedLayer
 from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
+from lcm_cli.models.layers import complex_rope, rope
 from lcm_cli.models.packed import (
     HalfLinear,
     Kernels,
@@ -180,6 +181,14 @@ def test_norms_give_their_weights_to_the_maps_that_read_them() -> None:
     model = _model("base")
     merge(model)
     assert RootMeanSquareNorm not in _kinds(model)
+
+
+def test_only_models_for_cpus_rotate_by_complex_numbers() -> None:
+    """torch.compile has no kernels for them."""
+    model = _model("base")
+    merge(model)
+    assert model.lcm.rope is rope
+    assert lay_out(_model("base")).lcm.rope is complex_rope
 
 
 @pytest.mark.parametrize(
