@@ -122,8 +122,11 @@ def relative_times() -> dict[MakeLinear, float]:
         makes.append(packed)
     if torch.backends.quantized.engine in ("x86", "fbgemm"):  # others only simulate float16
         makes.append(half)
-    weight, bias = torch.ones(TRIAL), torch.zeros(TRIAL[0])
-    layers = {make: [make(weight, bias) for _ in range(TRIAL_LAYERS)] for make in makes}
+    # Each with weights of its own: shared ones would stay in the innermost caches.
+    layers = {
+        make: [make(torch.ones(TRIAL), torch.zeros(TRIAL[0])) for _ in range(TRIAL_LAYERS)]
+        for make in makes
+    }
     ratios: dict[MakeLinear, float] = dict.fromkeys(makes, 0.0)
     for rows in TRIAL_ROWS:
         x, least = torch.ones(rows, TRIAL[1]), dict.fromkeys(makes, float("inf"))

@@ -17,6 +17,7 @@ from lcm_cli.models.generate import GenerateOptions, generate_concepts
 from lcm_cli.models.interface import Batch, ConceptModel, Noise
 from lcm_cli.models.layers import complex_rope, rope
 from lcm_cli.models.packed import (
+    TRIAL_LAYERS,
     HalfLinear,
     Kernels,
     PackedAttention,
@@ -30,6 +31,7 @@ from lcm_cli.models.packed import (
     lay_out,
     merge,
     packed,
+    relative_times,
 )
 
 DIM = 16
@@ -209,6 +211,21 @@ def test_the_fastest_kernel(
     """float16 must be clearly faster than the better float32 layout."""
     monkeypatch.setattr("lcm_cli.models.packed.relative_times", lambda: {PlainLinear: 1.0} | ratios)
     assert fastest() is chosen
+
+
+def test_kernels_are_compared_with_weights_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that a kernel's layers shared would stay in the processor's cache."""
+    places = []
+
+    class Recording(PlainLinear):
+        def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+            super().__init__(weight, bias)
+            places.append(self.weight.data_ptr())
+
+    monkeypatch.setattr("lcm_cli.models.packed.PlainLinear", Recording)
+    ratios = relative_times.__wrapped__()
+    assert len(set(places)) == TRIAL_LAYERS
+    assert ratios[Recording] == pytest.approx(1.0)
 
 
 def test_unknown_precisions() -> None:
