@@ -4,6 +4,7 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
@@ -67,7 +68,7 @@ def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
 
     Types are checked strictly, as in JSON: "12" is not a number, but an integer is a float. Raises
     IntegrityError with `source` (a file name), key and value for every key that is unknown, missing
-    or of a wrong type, and the errors of the class itself, prefixed with `source`.
+    or of a wrong type, and the errors of the classes themselves, prefixed with `source` and table.
     """
     from pydantic import ValidationError
 
@@ -81,7 +82,10 @@ def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
         message = "; ".join(dict.fromkeys(map(_describe, problems)))
         raise IntegrityError(f"{source}: {message}", "; ".join(hints)) from error
     except LcmError as error:
-        raise type(error)(f"{source}: {error.message}", error.hint) from error
+        table = _refused_table(cls, data)
+        # Some messages name their table.
+        place = f"{source}: {table}" if table and table not in error.message else source
+        raise type(error)(f"{place}: {error.message}", error.hint) from error
     except (ValueError, RecursionError) as error:  # from json: a number of thousands of digits
         raise IntegrityError(f"{source}: {error}") from error
 
@@ -92,6 +96,23 @@ def _adapter(cls: Any) -> "TypeAdapter[Any]":
 
     # pydantic cannot set the config of a given dataclass, but nested ones inherit the tuple's.
     return TypeAdapter(tuple[cls], config=ConfigDict(extra="forbid"))
+
+
+def _refused_table(cls: type, data: Mapping[str, Any]) -> str:
+    """Return the path of the table in `data` whose own class refuses it, "" for `data` itself."""
+    from pydantic import ValidationError
+
+    hints = get_type_hints(cls)
+    for key, value in data.items():
+        if not isinstance(value, Mapping):
+            continue
+        for kind in _dataclasses_in(hints.get(key)):
+            with suppress(ValidationError):  # of another class in a union
+                try:
+                    _adapter(cast(Hashable, kind)).validate_json(json.dumps([value]), strict=True)
+                except LcmError:
+                    return ".".join(filter(None, (key, _refused_table(kind, value))))
+    return ""
 
 
 def _describe(problem: "ErrorDetails") -> str:

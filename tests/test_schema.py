@@ -35,6 +35,11 @@ class Recipe:
     languages: int | tuple[str, ...] = 0
 
 
+@dataclass(frozen=True)
+class Book:
+    recipe: Recipe
+
+
 @checked(frozen=True, config=ConfigDict(extra="forbid"))
 class Checked:
     name: str
@@ -90,6 +95,20 @@ def test_parse_prefixes_errors_of_the_class_with_the_file() -> None:
     with pytest.raises(NotFoundError, match=r"^r\.toml: no layers: 0$") as caught:
         parse(Stack, {"layers": 0}, "r.toml")
     assert caught.value.hint == "add one"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "place"),
+    [
+        ({"stack": {"layers": 0}}, "recipe.stack: "),
+        ({"either": {"layers": 0}}, "recipe.either: "),
+        ({"stacks": [{"layers": 0}]}, "recipe: "),
+    ],
+)
+def test_parse_names_the_table_that_its_class_refuses(recipe: dict[str, Any], place: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        parse(Book, {"recipe": {"name": "a"} | recipe}, "r.toml")
+    assert caught.value.message == f"r.toml: {place}no layers: 0"
 
 
 def test_parse_accepts_pydantic_dataclasses() -> None:

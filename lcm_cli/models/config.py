@@ -149,7 +149,7 @@ class SamplingConfig:
         _positive(self, "steps")
         _require(
             0 <= self.guidance < math.inf,
-            f"sampling: guidance {self.guidance} must not be negative",
+            f"guidance {self.guidance} must not be negative",
         )
 
 
@@ -478,14 +478,14 @@ def _check_self_conditioning(config: OneTowerConfig | TwoTowerConfig) -> None:
 def _positive(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(value > 0, f"{type(config).__name__}: {name} must be positive, not {value}")
-        _require(value <= _LARGEST, f"{type(config).__name__}: {name} is too large: {value}")
+        _require(value > 0, f"{name} must be positive, not {value}")
+        _require(value <= _LARGEST, f"{name} is too large: {value}")
 
 
 def _fraction(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _require(0 <= value < 1, f"{type(config).__name__}: {name} must be in [0, 1), not {value}")
+        _require(0 <= value < 1, f"{name} must be in [0, 1), not {value}")
 
 
 def _require(condition: bool, message: str) -> None:
