@@ -201,33 +201,15 @@ def _teacher(source: Mapping[str, Any]) -> dict[str, Any] | None:
 def _model(source: str) -> dict[str, Any]:
     """Describe a concept model, or a quantizer, by its config and its weights."""
     from lcm_cli.hub.locate import locate_model
-    from lcm_cli.models.config import QuantizerConfig, TransformerConfig, read_model_config
+    from lcm_cli.models.config import TransformerConfig, read_model_config
 
     files = locate_model(source)
     config = read_model_config(files.config)
     weights = _weights(*weight_parts(files.weights))
     adapter = _adapter(files.adapter)
-    about: dict[str, Any] = {
-        "layers": {},
-        "model_dim": None,
-        "max_length": None,
-        "normalizer": None,
-        "sampling": None,
-        "prompts": {},
-        "end_text": "",
-    }
-    if not isinstance(config, QuantizerConfig):
-        stacks = {k: v for k, v in vars(config).items() if isinstance(v, TransformerConfig)}
-        sampling = getattr(config, "sampling", None)  # of models that denoise
-        about = {
-            "layers": {name: stack.layers for name, stack in stacks.items()},
-            "model_dim": config.model_dim,
-            "max_length": config.max_length,
-            "normalizer": asdict(config.normalizer),
-            "sampling": None if sampling is None else asdict(sampling),
-            "prompts": config.prompts,
-            "end_text": config.end_text,
-        }
+    stacks = {k: v for k, v in vars(config).items() if isinstance(v, TransformerConfig)}
+    # A quantizer has none of these, and only models that denoise are sampled.
+    normalizer, sampling = (getattr(config, name, None) for name in ("normalizer", "sampling"))
     return {
         "path": source,
         "kind": "model",
@@ -237,7 +219,13 @@ def _model(source: str) -> dict[str, Any]:
         "space": config.space.name or None,
         "fingerprint": config.space.fingerprint or None,
         "dim": config.concept_dim,
-        **about,
+        "layers": {name: stack.layers for name, stack in stacks.items()},
+        "model_dim": getattr(config, "model_dim", None),
+        "max_length": getattr(config, "max_length", None),
+        "normalizer": None if normalizer is None else asdict(normalizer),
+        "sampling": None if sampling is None else asdict(sampling),
+        "prompts": getattr(config, "prompts", {}),
+        "end_text": getattr(config, "end_text", ""),
         **{key: weights[key] for key in ("parameters", "dtypes", "bytes")},
         "non_finite": weights["non_finite"] | (adapter["non_finite"] if adapter else {}),
         "adapter": adapter,

@@ -84,9 +84,9 @@ class BaseLCM(ConceptModel):
     ) -> Tensor:
         """Map normalized concepts (B, S, D) to the normalized prediction after each, (B, S, D).
 
-        With a `cache`, the concepts follow those it holds; call `cache.advance` to keep them. If it
-        is empty, `last_B` is the only concept of each row after which one is predicted, (B, 1, D).
-        `segments_BS` numbers the documents of packed rows.
+        With a `cache`, the concepts follow those it holds; call `cache.advance` to keep them.
+        `segments_BS` numbers the documents of packed rows. With `last_B` (see Transformer.forward),
+        only the prediction after this concept of each row is returned, (B, 1, D).
         """
         count, mask = x_BSD.shape[1], None
         positions = torch.arange(count, device=x_BSD.device)

@@ -241,6 +241,9 @@ class Attention(nn.Module):
         """
         q, k, v = self.project(x_BSM, rotation)
         count = q.shape[2]
+        if last_B is not None:
+            q = pick(q.transpose(1, 2), last_B).transpose(1, 2)
+            mask = (torch.arange(count, device=q.device) <= last_B[:, None])[:, None, None]
         # A single position sees only itself and the cache, with or without the causal mask.
         causal = mask is None and count > 1
         if cache is None:
@@ -248,9 +251,6 @@ class Attention(nn.Module):
         else:
             n = cache.rows
             cache.put(layer, k[:n], v[:n])
-            if last_B is not None:
-                q, causal = pick(q.transpose(1, 2), last_B).transpose(1, 2), False
-                mask = (torch.arange(count, device=q.device) <= last_B[:, None])[:, None, None]
             y = self.attend(q[:n], *cache.read(layer, beyond=count), mask, causal)
             if n < len(x_BSM):
                 y = torch.cat([y, self.share(_join(v[n:]))])
@@ -355,8 +355,9 @@ class Transformer(nn.Module):
 
         `mask` is True where a query sees a key and broadcasts to (B, H, S, K); without it,
         attention is causal. With a `cache`, the concepts follow those it holds and are written to
-        it; call `cache.advance` to keep them. If it is empty, `last_B` spares most work of the last
-        layer: only the output at this position of each row is returned, (B, 1, M).
+        it; call `cache.advance` to keep them. `last_B` spares most work of the last layer: only the
+        output at this position of each row is returned, (B, 1, M). It needs causal attention, and
+        an empty cache or none.
         """
         if cache is not None:
             mask = cache.mask(x_BSM.shape[1]) if mask is None else mask

@@ -58,8 +58,9 @@ def test_only_the_last_output_of_each_row(stack: Transformer, lengths: list[int]
     whole, rows = stack(x), torch.arange(3)
     cache = KeyValueCache(2, rows=3, capacity=6)
     out = stack(x[:, : max(lengths)], cache=cache, last_B=last_B)
-    assert out.shape == (3, 1, DIM)
-    assert_near(out[:, 0], whole[rows, last_B], additions(stack))
+    for each in (out, stack(x, last_B=last_B)):  # without a cache as well
+        assert each.shape == (3, 1, DIM)
+        assert_near(each[:, 0], whole[rows, last_B], additions(stack))
     cache.advance(last_B + 1)
     following = stack(x[rows, last_B + 1][:, None], cache=cache)
     assert_near(following[:, 0], whole[rows, last_B + 1], additions(stack))
